@@ -1,0 +1,228 @@
+"""When periods begin and end.
+
+    anchor ──▶ boundary 0 ──▶ boundary 1 ──▶ boundary 2 …      period n = [boundary n, boundary n+1)
+
+Boundary n is the anchor plus n intervals on the *local wall clock* of the subscription's zone:
+
+- Counted from the anchor, never from the boundary before, and cut to the month's end:
+  Jan 31 → Feb 28 → Mar 31. Counting from a cut date drifts to the 28th for good
+  (https://github.com/polarsource/polar/issues/10664).
+- Days and weeks are calendar days, not 24 h; the hour on the customer's clock stays
+  (https://github.com/PostHog/posthog/issues/42016).
+- A local time that the clocks jumped over moves forward by the jump: 02:30 becomes 03:30.
+- A local time that occurs twice means the first. Only the anchor is an instant from the start, so
+  boundary 0 is the anchor itself even in the second of two such hours.
+- A day that the zone dropped altogether still counts, as it does within a week or a month. Samoa
+  went from 2011-12-29 to 2011-12-31, and moving the 30th forward by 24 h would put it on the very
+  instant of the 31st: two charges at once and an empty period. So with an interval of one day (no
+  other one can collide) that boundary lies 12 h earlier: half-way between its neighbours, the one
+  place that is strictly between them at every hour of the day.
+
+With that, boundaries strictly increase in every zone of the tz database, so every instant belongs
+to exactly one period. Values are in, values are out: no clock is read here.
+"""
+
+from __future__ import annotations
+
+from calendar import monthrange
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from enum import StrEnum
+from functools import cache, partial
+from zoneinfo import ZoneInfo
+
+from billing_worker.domain.errors import InvalidInput
+
+MAX_COUNT = 1000
+"""A larger `interval_count` is a typing error, not a subscription."""
+
+_DAY = timedelta(days=1)
+_OUTSIDE = "is outside the years 1 to 9999"  # All that datetime can tell.
+
+
+class Unit(StrEnum):
+    DAY = "day"
+    WEEK = "week"
+    MONTH = "month"
+    QUARTER = "quarter"
+    YEAR = "year"
+
+
+_DAYS = {Unit.DAY: 1, Unit.WEEK: 7}
+_MONTHS = {Unit.MONTH: 1, Unit.QUARTER: 3, Unit.YEAR: 12}
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """`count` units of calendar time: (MONTH, 3) is a quarter.
+
+    Knows the calendar and nothing of zones: its datetimes are naive wall-clock times.
+    Raises InvalidInput on `interval` (no such unit) or `interval_count` (not 1 to MAX_COUNT).
+    """
+
+    unit: Unit
+    count: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "unit", _unit(self.unit))
+        if type(self.count) is not int or not 1 <= self.count <= MAX_COUNT:
+            raise InvalidInput("interval_count", f"must be a whole number from 1 to {MAX_COUNT}")
+
+    @property
+    def is_one_day(self) -> bool:
+        return self.unit is Unit.DAY and self.count == 1
+
+    def after(self, wall: datetime, n: int) -> datetime:
+        """`wall` plus n intervals (n may be negative), cut to the end of the month.
+
+        Raises OverflowError or ValueError outside the years 1 to 9999.
+        """
+        if self.unit in _DAYS:
+            return wall + n * self._days
+        month_number = wall.year * 12 + wall.month - 1 + n * self._months
+        year, month = divmod(month_number, 12)
+        last_day = monthrange(year, month + 1)[1]
+        return wall + (date(year, month + 1, min(wall.day, last_day)) - wall.date())
+
+    def whole_between(self, start: datetime, wall: datetime) -> int:
+        """The largest n for which `after(start, n) <= wall`; negative before `start`."""
+        if self.unit in _DAYS:
+            return (wall - start) // self._days
+        months = (wall.year - start.year) * 12 + wall.month - start.month
+        n = months // self._months
+        return n if self.after(start, n) <= wall else n - 1
+
+    @property
+    def _days(self) -> timedelta:
+        return _DAYS[self.unit] * self.count * _DAY
+
+    @property
+    def _months(self) -> int:
+        return _MONTHS[self.unit] * self.count
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """All periods of one subscription, past and future, numbered from the anchor.
+
+    `anchor` is aware and kept in UTC, `tz` an IANA name. Every datetime that comes out is in UTC.
+    Raises InvalidInput on `anchor_at`, `interval`, `interval_count` or `timezone` when made, and
+    on `period` when asked for a boundary outside the years 1 to 9999.
+    """
+
+    anchor: datetime
+    unit: Unit
+    count: int
+    tz: str
+
+    interval: Interval = field(init=False, repr=False, compare=False)
+    _zone: ZoneInfo = field(init=False, repr=False, compare=False)
+    _local_anchor: datetime = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        keep = partial(object.__setattr__, self)  # The way around `frozen`, for this method only.
+        keep("anchor", _utc("anchor_at", self.anchor))
+        keep("interval", Interval(self.unit, self.count))
+        keep("unit", self.interval.unit)
+        keep("_zone", _zone_named(self.tz))
+        keep("_local_anchor", _wall("anchor_at", self.anchor, self._zone))
+
+    def boundary(self, n: int) -> datetime:
+        """The instant at which period n begins and period n-1 ends."""
+        if n == 0:
+            return self.anchor
+        try:
+            return self._boundary(n)
+        except (OverflowError, ValueError) as error:
+            raise InvalidInput("period", f"{n} {_OUTSIDE}") from error
+
+    def period(self, n: int) -> tuple[datetime, datetime]:
+        """Start, which belongs to period n, and end, which belongs to period n+1."""
+        return self.boundary(n), self.boundary(n + 1)
+
+    def period_at(self, instant: datetime) -> int:
+        """The one n for which `boundary(n) <= instant < boundary(n + 1)`, without a search.
+
+        The local clock gives n at once, off by one at most: no zone ever moved its clocks by more
+        than a day, and no interval is shorter than one.
+        """
+        moment = _utc("instant", instant)
+        n = self._guess_period_at(moment)
+        if moment < self.boundary(n):
+            return n - 1
+        if moment >= self.boundary(n + 1):
+            return n + 1
+        return n
+
+    def first_period_from(self, instant: datetime) -> int:
+        """The first n >= 0 whose period begins at or after `instant`.
+
+        Whoever has paid through `instant` is next charged for that period.
+        """
+        moment = _utc("instant", instant)
+        if moment <= self.anchor:
+            return 0
+        n = self.period_at(moment)
+        return n if self.boundary(n) == moment else n + 1
+
+    def _boundary(self, n: int) -> datetime:
+        wall = self.interval.after(self._local_anchor, n)
+        # The sum has fold=0, for which PEP 495 takes the offset before a change: that is the first
+        # of two equal times, and moves a time inside a gap forward by the gap.
+        instant = datetime.combine(wall, wall.time(), self._zone).astimezone(UTC)
+        if self.interval.is_one_day and _wall("period", instant, self._zone) - wall >= _DAY:
+            return instant - _DAY / 2
+        return instant
+
+    def _guess_period_at(self, moment: datetime) -> int:
+        wall = _wall("instant", moment, self._zone)
+        try:
+            return self.interval.whole_between(self._local_anchor, wall)
+        except (OverflowError, ValueError) as error:
+            raise InvalidInput("instant", _OUTSIDE) from error
+
+
+def boundary(anchor: datetime, unit: Unit, count: int, n: int, tz: str) -> datetime:
+    """`Schedule.boundary` for one look-up: aware, in UTC; n may be negative."""
+    return Schedule(anchor, unit, count, tz).boundary(n)
+
+
+def period_at(anchor: datetime, unit: Unit, count: int, tz: str, instant: datetime) -> int:
+    """`Schedule.period_at` for one look-up."""
+    return Schedule(anchor, unit, count, tz).period_at(instant)
+
+
+def _unit(name: str) -> Unit:
+    try:
+        return Unit(name)
+    except ValueError as error:
+        raise InvalidInput("interval", f"must be one of {', '.join(Unit)}") from error
+
+
+# ZoneInfo keeps only its last 8 zones alive; a sweep over many customers meets more.
+_load_zone = cache(ZoneInfo)
+
+
+def _zone_named(name: str) -> ZoneInfo:
+    try:
+        return _load_zone(name)
+    except (KeyError, OSError, TypeError, ValueError) as error:
+        # Names are looked up as files: a folder, a bad path and a text file fail each its own way.
+        raise InvalidInput("timezone", "must be an IANA name such as Europe/Berlin") from error
+
+
+def _utc(field: str, moment: object) -> datetime:
+    if not isinstance(moment, datetime) or moment.utcoffset() is None:
+        raise InvalidInput(field, "must be a time with its offset from UTC")
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError as error:
+        raise InvalidInput(field, _OUTSIDE) from error
+
+
+def _wall(field: str, instant: datetime, zone: ZoneInfo) -> datetime:
+    try:
+        local = instant.astimezone(zone)
+    except OverflowError as error:
+        raise InvalidInput(field, _OUTSIDE) from error
+    return datetime.combine(local, local.time())  # Four times as fast as replace(tzinfo=None).

@@ -1,0 +1,92 @@
+"""Everything that can go wrong, by what the caller may conclude from it.
+
+BillingError
+├── InvalidInput          somebody's data is wrong: which field, and why
+├── InvariantBroken       our bug: stop, page
+│   ├── IllegalTransition
+│   ├── CurrencyMismatch
+│   └── AmountMismatch
+├── ConcurrentChange      someone else moved the row: leave quietly, the sweep returns
+└── GatewayError
+    ├── NotSent           certain: nothing reached the gateway
+    ├── Refused           certain: a clear 4xx, in the gateway's own shape, on a first send
+    └── OutcomeUnknown    the default: anything else
+
+A decline is an answer, not an exception.
+"""
+
+from __future__ import annotations
+
+
+class BillingError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class InvalidInput(BillingError):
+    """A value from outside breaks a rule.
+
+    `field` is a dotted path into the record ("card.token"), `reason` a sentence for a person.
+    """
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"{field}: {reason}")
+        self.field = field
+        self.reason = reason
+
+
+class InvariantBroken(BillingError):
+    """Our own bug. Nobody may continue as if nothing had happened."""
+
+
+class IllegalTransition(InvariantBroken):
+    """A state was asked to move along an edge that its table does not have."""
+
+
+class CurrencyMismatch(InvariantBroken):
+    """Two amounts of different currencies met in one calculation."""
+
+
+class AmountMismatch(InvariantBroken):
+    """An amount is not the one that was agreed."""
+
+
+class ConcurrentChange(BillingError):
+    """Someone else moved the row first. Leave quietly: the sweep returns."""
+
+
+class GatewayError(BillingError):
+    """A gateway call that did not end in an answer we can use.
+
+    `reason` names the cause in a few words and never contains a secret.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class NotSent(GatewayError):
+    """Certain: not one byte of the request reached the gateway."""
+
+
+class Refused(GatewayError):
+    """Certain: the gateway answered a clear 4xx in its own error shape.
+
+    Only a *first* send proves that nothing was created: a repeated one may be refused
+    because its twin succeeded.
+    """
+
+    def __init__(self, reason: str, *, http_status: int) -> None:
+        super().__init__(reason)
+        self.http_status = http_status
+
+
+class OutcomeUnknown(GatewayError):
+    """The request may or may not have taken effect. Ask the gateway; never assume.
+
+    `http_status` is the status of an answer that proved nothing, or None when there was none.
+    """
+
+    def __init__(self, reason: str, *, http_status: int | None = None) -> None:
+        super().__init__(reason)
+        self.http_status = http_status

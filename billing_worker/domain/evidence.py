@@ -1,0 +1,172 @@
+"""What the gateway said about one of its payment invoices, and what that proves.
+
+Every rule here cites `gateway.md` of the project's design papers by section.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from decimal import Decimal
+from enum import StrEnum
+
+from billing_worker.domain.money import Money
+from billing_worker.domain.secret import Secret
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """One payment invoice as the gateway states it, already parsed and typed.
+
+    Amounts are exact decimals in major units. None means the gateway did not say.
+    """
+
+    gateway_id: str
+    status: str
+    resolution: str | None = None
+    reference_id: str | None = None
+    amount: Decimal | None = None
+    payment_amount: Decimal | None = None
+    processed_amount: Decimal | None = None
+    currency: str | None = None
+    test_mode: bool | None = None
+    moderation_required: bool = False
+    bearer: Secret | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class SaleAnswer:
+    """What the answer to POST /payment/sale claimed: a hint, never a verdict about money."""
+
+    http_status: int
+    status: str | None = None
+    resolution: str | None = None
+    needs_customer: bool = False
+    """A 3-D Secure step is asked for: nobody is there to take it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What we ordered: every statement is held against it."""
+
+    reference_id: str
+    money: Money
+    test_mode: bool
+
+
+class Verdict(StrEnum):
+    PAID = "paid"  # The full amount moved, by the gateway's own word.
+    DECLINED = "declined"  # Final failure with a resolution: nothing moved.
+    UNPAID_FINAL = "unpaid_final"  # Ended unpaid (expired, terminated, rejected): true after grace.
+    PENDING = "pending"  # Not decided; ask again.
+    CONTRADICTORY = "contradictory"  # Does not fit what we ordered: hold, keep the evidence, alert.
+
+
+PAID_STATUSES = frozenset(
+    {
+        "processed",
+        # Money was taken and something happened to it afterwards (§3.1).
+        "refunding",
+        "refund_pending",
+        "refund_error",
+        "refund_failed",
+        "partially_refunded",
+        "refunded",
+        "charged_back",
+        "partially_charged_back",
+    }
+)
+GIVEN_BACK_STATUSES = frozenset(
+    {
+        "refunding",
+        "refund_pending",
+        "partially_refunded",
+        "refunded",
+        "charged_back",
+        "partially_charged_back",
+    }
+)
+DECLINED_STATUSES = frozenset({"process_failed"})
+UNPAID_FINAL_STATUSES = frozenset({"expired", "terminated", "rejected"})
+PENDING_STATUSES = frozenset({"created", "processing", "process_pending", "process_error"})
+# `partially_processed`, `verified`, `verify_failed` and anything new contradict an instant charge.
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A verdict with the words that explain it to a person."""
+
+    verdict: Verdict
+    reason: str
+
+
+def mismatch(statement: Statement, expected: Expected) -> str | None:
+    """Name the first field that is not what we ordered, or None.
+
+    `payment_amount` counts too: with some fee strategies the card is charged `amount + fee`
+    (§11.5), which nobody agreed to. A field the gateway left out is a mismatch: nothing about
+    money is assumed.
+    """
+    ours = {
+        "reference_id": expected.reference_id,
+        "amount": expected.money.amount,
+        "payment_amount": expected.money.amount,
+        "currency": expected.money.currency,
+        "test_mode": expected.test_mode,
+    }
+    for name, value in ours.items():
+        theirs = getattr(statement, name)
+        if theirs != value:
+            return f"{name} is {theirs!s}, expected {value!s}"
+    return None
+
+
+def judge(statement: Statement, expected: Expected) -> Finding:
+    """Decide what a statement proves about the money.
+
+    Only the status of the gateway's own invoice decides (§0 A, J); the resolution merely
+    classifies a failure. Wrong in any deciding field: contradictory, whatever the status.
+    """
+    wrong = mismatch(statement, expected)
+    if wrong:
+        return Finding(Verdict.CONTRADICTORY, wrong)
+    status = statement.status
+    if status in PAID_STATUSES:
+        return _judge_paid(statement, expected)
+    if status in DECLINED_STATUSES:
+        return Finding(Verdict.DECLINED, statement.resolution or "no resolution given")
+    if status in UNPAID_FINAL_STATUSES:
+        return Finding(Verdict.UNPAID_FINAL, status)
+    if status in PENDING_STATUSES:
+        held = "; held for moderation" if statement.moderation_required else ""
+        return Finding(Verdict.PENDING, status + held)
+    return Finding(Verdict.CONTRADICTORY, f"status {status!s} does not belong to an instant charge")
+
+
+def _judge_paid(statement: Statement, expected: Expected) -> Finding:
+    # Some labels leave processed_amount out; a different one is a partial payment (§0 I).
+    processed = statement.processed_amount
+    if processed is not None and processed != expected.money.amount:
+        return Finding(
+            Verdict.CONTRADICTORY,
+            f"processed_amount is {processed!s}, expected {expected.money.amount!s}",
+        )
+    return Finding(Verdict.PAID, statement.status)
+
+
+def may_be_sold(statement: Statement, expected: Expected) -> str | None:
+    """Say why this invoice must not be sold, or None when it may.
+
+    Called right before `submitted` is committed. An invoice held for moderation is blocked
+    (§2.2) and would sit there; anything but a fresh pending status means that somebody else
+    has touched it.
+    """
+    wrong = mismatch(statement, expected)
+    if wrong:
+        return wrong
+    if statement.status not in {"created", "process_pending"}:
+        return f"status is {statement.status}, expected a fresh invoice"
+    if statement.moderation_required:
+        return "held for moderation"
+    if statement.bearer is None:
+        return "no bearer for the sale"
+    return None

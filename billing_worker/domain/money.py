@@ -1,0 +1,120 @@
+"""Amounts as whole minor units: no float and no rounding anywhere near money."""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import dataclass
+from decimal import Decimal
+
+from billing_worker.domain.errors import CurrencyMismatch, InvalidInput
+
+MAX_MAJOR_UNITS = 1_000_000_000
+"""Card Gate takes no larger amount (gateway.md §2.1)."""
+
+# ASCII digits only: `\d` and int() would also take Arabic-Indic and full-width ones.
+_MAJOR_UNITS = re.compile(r"([0-9]+)(?:\.([0-9]+))?")
+# int() is quadratic in the digits, so a long text is refused before it is converted.
+_LONGEST_TEXT = 32
+
+
+@functools.total_ordering
+@dataclass(frozen=True, slots=True)
+class Money:
+    """`minor` whole minor units (cents, yen, fils) of one ISO 4217 currency, never negative.
+
+    Equal when both fields are equal. Order and sum exist only within one currency; across two
+    they raise CurrencyMismatch.
+    """
+
+    minor: int
+    currency: str
+
+    def __post_init__(self) -> None:
+        # bool is an int to isinstance, and True is nobody's price.
+        if type(self.minor) is not int or self.minor < 0:
+            raise InvalidInput("amount", "must be a whole number of minor units, zero or more")
+        exponent(self.currency)
+
+    @classmethod
+    def parse(cls, text: object, currency: object) -> Money:
+        """Read a price in major units: `parse("9.99", "USD")` is 999 cents.
+
+        Takes plain decimal text only, above zero, at most MAX_MAJOR_UNITS and with no more
+        decimals than the currency has, not even zeros: "5.00" JPY is a price somebody wrote for
+        another currency. Raises InvalidInput on `amount` or `currency`.
+        """
+        digits = exponent(currency)
+        whole, decimals = _split(text)
+        if len(decimals) > digits:
+            raise InvalidInput("amount", f"{currency} has {digits} decimals, not {len(decimals)}")
+        minor = int(whole + decimals.ljust(digits, "0"))
+        if minor == 0:
+            raise InvalidInput("amount", "must be above zero")
+        if minor > MAX_MAJOR_UNITS * 10**digits:
+            raise InvalidInput("amount", f"must be at most {MAX_MAJOR_UNITS}")
+        return cls(minor, str(currency))
+
+    @classmethod
+    def from_minor(cls, minor: int, currency: str) -> Money:
+        return cls(minor, currency)
+
+    @classmethod
+    def zero(cls, currency: str) -> Money:
+        """The start of a sum: `sum(prices, Money.zero("USD"))`. No price is zero."""
+        return cls(0, currency)
+
+    @property
+    def amount(self) -> Decimal:
+        """Major units, exact, written with all of the currency's decimals: Decimal("9.90")."""
+        # From text, because arithmetic on decimals would round to the context's precision.
+        return Decimal(f"{self.minor}e-{exponent(self.currency)}")
+
+    def __str__(self) -> str:
+        return f"{self.amount:f} {self.currency}"
+
+    def __add__(self, other: Money) -> Money:
+        if not isinstance(other, Money):
+            return NotImplemented
+        self._require_same_currency(other)
+        return Money(self.minor + other.minor, self.currency)
+
+    def __lt__(self, other: Money) -> bool:
+        if not isinstance(other, Money):
+            return NotImplemented
+        self._require_same_currency(other)
+        return self.minor < other.minor
+
+    def _require_same_currency(self, other: Money) -> None:
+        if self.currency != other.currency:
+            raise CurrencyMismatch(f"{self} met {other}")
+
+
+def exponent(currency: object) -> int:
+    """How many decimals the currency has: 2 for USD, 0 for JPY, 3 for KWD.
+
+    Raises InvalidInput on `currency` for anything that is not an upper-case ISO 4217 code, and
+    for codes without a minor unit (gold XAU, tests XTS, none XXX), in which nobody pays.
+    """
+    digits = _exponents().get(currency) if isinstance(currency, str) else None
+    if digits is None:
+        raise InvalidInput("currency", "must be an ISO 4217 code of a currency to pay in")
+    return digits
+
+
+@functools.cache
+def _exponents() -> dict[str, int]:
+    # Imported here because iso4217 parses its XML table on import, which takes about 50 ms.
+    from iso4217 import Currency  # noqa: PLC0415
+
+    return {c.code: c.exponent for c in Currency if c.exponent is not None}
+
+
+def _split(text: object) -> tuple[str, str]:
+    """Digits before and after the point: "9.99" gives ("9", "99"), "9" gives ("9", "")."""
+    if not isinstance(text, str):
+        raise InvalidInput("amount", 'must be decimal text such as "9.99", not a number')
+    match = _MAJOR_UNITS.fullmatch(text) if len(text) <= _LONGEST_TEXT else None
+    if match is None:
+        raise InvalidInput("amount", 'must be plain decimal text above zero such as "9.99"')
+    return match[1], match[2] or ""

@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+
+class Secret:
+    """A card token or bearer that cannot be printed by accident.
+
+    `repr`, `str`, f-strings and tracebacks show `***`; pickling is refused so that it cannot
+    travel in a message. Only `reveal()` gives the text, and only the gateway adapter and the
+    vault call it.
+    """
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        return self._text
+
+    def __repr__(self) -> str:
+        return "Secret(***)"
+
+    __str__ = __repr__
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._text == self._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+    def __reduce__(self) -> str:
+        raise TypeError("a Secret is never serialised")

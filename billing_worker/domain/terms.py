@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How long the worker waits for what. Built once from the settings of the same names."""
+
+    reconcile_after: timedelta = timedelta(seconds=15)
+    """Age at which a submitted attempt is first asked for."""
+
+    stuck_after: timedelta = timedelta(seconds=300)
+    """Age at which a prepared attempt is rung again."""
+
+    expiry_grace: timedelta = timedelta(seconds=3600)
+    """How long a final, unpaid statement has to stand before it counts as not charged."""
+
+    not_charged_retry: timedelta = timedelta(seconds=3600)
+    """Wait before the next attempt when certainly nothing was charged."""
+
+    longest_charge: timedelta = timedelta(seconds=120)
+    """The longest a charge can take with every call at its deadline: bounds lease growth."""
+
+    sale_gate_seconds: float = 5.0
+    """The sale is sent only this soon after its commit returned; later it is not sent at all.
+
+    A frame that slept longer may wake up after the invoice was given up.
+    """
+
+    @classmethod
+    def in_seconds(
+        cls,
+        *,
+        reconcile_after: int,
+        stuck_after: int,
+        expiry_grace: int,
+        not_charged_retry: int,
+        longest_charge: int,
+    ) -> Terms:
+        return cls(
+            reconcile_after=timedelta(seconds=reconcile_after),
+            stuck_after=timedelta(seconds=stuck_after),
+            expiry_grace=timedelta(seconds=expiry_grace),
+            not_charged_retry=timedelta(seconds=not_charged_retry),
+            longest_charge=timedelta(seconds=longest_charge),
+        )

@@ -1,0 +1,273 @@
+"""News about an attempt, without database, gateway or clock."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from billing_worker.domain.attempt import TRANSITIONS, Attempt, AttemptStatus, Origin, move
+from billing_worker.domain.calendar import Schedule, Unit
+from billing_worker.domain.errors import IllegalTransition
+from billing_worker.domain.evidence import PAID_STATUSES, Statement
+from billing_worker.domain.invoice import Invoice, InvoiceStatus
+from billing_worker.domain.money import Money
+from billing_worker.domain.settlement import (
+    RECHECKS,
+    Case,
+    Context,
+    NoAnswer,
+    NothingSent,
+    Postponed,
+    Stated,
+    conclude,
+)
+from billing_worker.domain.subscription import Subscription, SubscriptionStatus
+from billing_worker.domain.terms import Terms
+
+NOW = datetime(2026, 3, 1, 9, 0, tzinfo=UTC)
+PRICE = Money.parse("9.99", "USD")
+TERMS = Terms()
+
+
+def attempt(status=AttemptStatus.SUBMITTED, **changes):
+    made = Attempt(
+        id=1, invoice_id=1, number=1, reference_id="sub-1-p0-a1", status=status,
+        origin=Origin.SCHEDULED, card_id=1, money=PRICE, test_mode=True, fence=1, claims=1,
+        created_at=NOW, lease_until=None, gateway_id="cpi_1", submitted_at=NOW, settled_at=None,
+        look_at=NOW, rechecks=0, unpaid_since=None, sale_status=None, sale_resolution=None,
+        outcome=None,
+    )  # fmt: skip
+    return replace(made, **changes)
+
+
+def invoice(status=InvoiceStatus.OPEN, **changes):
+    made = Invoice(
+        id=1, reference_id="sub-1-p0", subscription_id=1, period_number=0, period_start=NOW,
+        period_end=NOW + timedelta(days=31), money=PRICE, status=status, reason=None,
+        next_attempt_at=None, ring_at=None, not_charged_count=0, created_at=NOW, paid_at=None,
+    )  # fmt: skip
+    return replace(made, **changes)
+
+
+def subscription(status=SubscriptionStatus.ACTIVE):
+    return Subscription(
+        id=1, reference_id="sub-1", customer_id=1, card_id=1, status=status, money=PRICE,
+        schedule=Schedule(NOW, Unit.MONTH, 1, "UTC"), ends_after_periods=None, next_period=1,
+        next_billing_at=NOW + timedelta(days=31),
+    )  # fmt: skip
+
+
+def case(status=AttemptStatus.SUBMITTED, **changes):
+    return Case(attempt(status, **changes), invoice(), subscription())
+
+
+def stated(status, resolution="ok", **changes):
+    statement = Statement(
+        gateway_id="cpi_1", status=status, resolution=resolution, reference_id="sub-1-p0-a1",
+        amount=Decimal("9.99"), payment_amount=Decimal("9.99"), processed_amount=None,
+        currency="USD", test_mode=True,
+    )  # fmt: skip
+    return Stated(replace(statement, **changes))
+
+
+def told(news, before=None, now=NOW):
+    return conclude(before or case(), news, Context(now, "test", TERMS))
+
+
+@pytest.mark.parametrize("status", sorted(PAID_STATUSES))
+def test_every_status_in_which_money_was_taken_pays_the_invoice(status):
+    after = told(stated(status)).case
+    assert after.attempt.status is AttemptStatus.SUCCEEDED
+    assert after.invoice.status is InvoiceStatus.PAID
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"amount": Decimal("10.00")},
+        {"amount": None},
+        {"payment_amount": Decimal("10.49")},
+        {"payment_amount": None},
+        {"currency": "EUR"},
+        {"reference_id": "another"},
+        {"test_mode": False},
+        {"test_mode": None},
+        {"processed_amount": Decimal(5)},
+    ],
+    ids=str,
+)
+def test_processed_with_one_wrong_field_pays_nothing_and_alerts(wrong):
+    concluded = told(stated("processed", **wrong))
+    assert concluded.case.attempt.status is AttemptStatus.SUBMITTED
+    assert concluded.case.invoice.status is InvoiceStatus.OPEN
+    assert any(event.alert for event in concluded.events)
+
+
+@pytest.mark.parametrize("status", ["partially_processed", "verified", "something_new"])
+def test_a_status_that_does_not_belong_to_a_charge_stays_unknown_and_alerts(status):
+    concluded = told(stated(status))
+    assert concluded.case.attempt.status is AttemptStatus.SUBMITTED
+    assert any(event.alert for event in concluded.events)
+
+
+@pytest.mark.parametrize("status", ["created", "processing", "process_pending", "process_error"])
+@pytest.mark.parametrize("days", [0, 1, 400])
+def test_no_age_turns_a_pending_charge_into_a_failed_one(status, days):
+    after = told(stated(status), now=NOW + timedelta(days=days)).case
+    assert after.attempt.status is AttemptStatus.SUBMITTED
+    assert after.attempt.look_at > NOW + timedelta(days=days)
+
+
+def test_no_answer_proves_nothing_at_any_age():
+    after = told(NoAnswer("read timeout"), now=NOW + timedelta(days=4000)).case
+    assert after.attempt.status is AttemptStatus.SUBMITTED
+
+
+def test_expired_counts_only_when_it_still_stands_after_the_grace():
+    first = told(stated("expired"))
+    early = told(stated("expired"), first.case, NOW + TERMS.expiry_grace - timedelta(seconds=1))
+    late = told(stated("expired"), early.case, NOW + TERMS.expiry_grace)
+    states = [c.case.attempt.status for c in (first, early, late)]
+    assert states == [
+        AttemptStatus.SUBMITTED,
+        AttemptStatus.SUBMITTED,
+        AttemptStatus.NOT_CHARGED,
+    ]
+
+
+def test_a_final_status_that_was_taken_back_starts_its_grace_anew():
+    expired = told(stated("expired")).case
+    pending = told(stated("process_pending"), expired, NOW + timedelta(minutes=30)).case
+    again = told(stated("expired"), pending, NOW + TERMS.expiry_grace).case
+    assert again.attempt.status is AttemptStatus.SUBMITTED
+
+
+def test_expired_after_the_card_refused_is_a_decline():
+    refused = case(sale_status="process_failed", sale_resolution="insufficient_funds")
+    waiting = told(stated("expired"), refused).case
+    after = told(stated("expired"), waiting, NOW + TERMS.expiry_grace).case
+    assert after.attempt.status is AttemptStatus.DECLINED
+    assert after.invoice.reason == "declined_soft: insufficient_funds"
+
+
+@pytest.mark.parametrize("status", ["terminated", "rejected"])
+def test_an_invoice_ended_by_a_moderator_is_not_tried_again_by_itself(status):
+    waiting = told(stated(status)).case
+    after = told(stated(status), waiting, NOW + TERMS.expiry_grace).case
+    assert after.attempt.status is AttemptStatus.NOT_CHARGED
+    assert after.invoice.next_attempt_at is None
+
+
+def test_an_unpaid_end_is_asked_about_again_after_an_hour_a_day_and_three_days():
+    current = told(stated("process_failed", "declined")).case
+    asked = []
+    while current.attempt.look_at is not None:
+        asked.append(current.attempt.look_at - NOW)
+        current = told(stated("process_failed", "declined"), current, current.attempt.look_at).case
+    assert tuple(asked) == RECHECKS
+
+
+@pytest.mark.parametrize("status", [AttemptStatus.DECLINED, AttemptStatus.NOT_CHARGED])
+def test_late_money_pays_an_invoice_that_is_still_owed(status):
+    concluded = told(stated("processed"), case(status, settled_at=NOW))
+    assert concluded.case.invoice.status is InvoiceStatus.PAID
+    assert any(event.alert for event in concluded.events)
+
+
+@pytest.mark.parametrize("settled", [InvoiceStatus.PAID, InvoiceStatus.VOID])
+def test_money_for_an_invoice_that_is_no_longer_owed_is_surplus_and_alerts(settled):
+    before = replace(case(), invoice=invoice(settled, paid_at=NOW))
+    concluded = told(stated("processed"), before)
+    assert concluded.case.attempt.status is AttemptStatus.SURPLUS
+    assert concluded.case.invoice == before.invoice
+    assert any(event.alert for event in concluded.events)
+
+
+def test_nothing_sent_by_a_frame_that_overslept_changes_nothing():
+    ended = case(AttemptStatus.SUCCEEDED)
+    assert told(NothingSent("too late"), ended).case == ended
+
+
+@pytest.mark.parametrize("status", ["expired", "process_failed", "process_pending"])
+def test_a_paid_attempt_is_never_moved_back(status):
+    before = Case(
+        attempt(AttemptStatus.SUCCEEDED), invoice(InvoiceStatus.PAID, paid_at=NOW), subscription()
+    )
+    concluded = told(stated(status), before)
+    assert concluded.case.attempt.status is AttemptStatus.SUCCEEDED
+    assert concluded.case.invoice.status is InvoiceStatus.PAID
+    assert any(event.alert for event in concluded.events)
+
+
+def test_a_decline_makes_the_subscription_past_due_and_late_money_makes_it_active():
+    declined = told(stated("process_failed", "declined")).case
+    assert declined.subscription.status is SubscriptionStatus.PAST_DUE
+    assert told(stated("processed"), declined).case.subscription.status is SubscriptionStatus.ACTIVE
+
+
+def test_a_reopened_attempt_stops_the_next_one():
+    ended = replace(
+        case(AttemptStatus.NOT_CHARGED, settled_at=NOW),
+        invoice=invoice(next_attempt_at=NOW + timedelta(hours=1), ring_at=NOW + timedelta(hours=1)),
+    )
+    concluded = told(stated("process_pending"), ended)
+    assert concluded.case.invoice.next_attempt_at is None
+    assert any(event.alert for event in concluded.events)
+
+
+def test_every_edge_of_the_attempt_machine_is_in_the_table_and_no_other():
+    for before in AttemptStatus:
+        for after in AttemptStatus:
+            if after in TRANSITIONS[before]:
+                assert move(before, after) is after
+            else:
+                with pytest.raises(IllegalTransition):
+                    move(before, after)
+
+
+NEWS = st.one_of(
+    st.builds(
+        stated,
+        st.sampled_from([
+            "processed", "process_failed", "expired", "process_pending", "rejected", "refunded",
+            "partially_processed", "nonsense",
+        ]),
+        st.sampled_from(["ok", "declined", "card_expired", "new_code"]),
+    ),
+    st.builds(NoAnswer, st.just("timeout")),
+    st.builds(NothingSent, st.just("not sent"), st.booleans()),
+    st.builds(Postponed, st.just("later")),
+)  # fmt: skip
+
+
+@given(
+    st.sampled_from(list(AttemptStatus)),
+    st.lists(st.tuples(NEWS, st.integers(0, 7200)), max_size=12),
+)
+def test_no_sequence_of_news_leaves_the_table_or_unpays_an_invoice(start, sequence):
+    paid = start in {AttemptStatus.SUCCEEDED, AttemptStatus.SURPLUS}
+    status = InvoiceStatus.PAID if paid else InvoiceStatus.OPEN
+    current = Case(
+        attempt(start, settled_at=None if start in {"prepared", "submitted"} else NOW),
+        invoice(status, paid_at=NOW if paid else None),
+        subscription(),
+    )
+    now = NOW
+    for news, wait in sequence:
+        now += timedelta(seconds=wait)
+        after = told(news, current, now).case
+        before_status, after_status = current.attempt.status, after.attempt.status
+        via = TRANSITIONS[before_status] | {
+            end for step in TRANSITIONS[before_status] for end in TRANSITIONS[step]
+        }
+        assert after_status is before_status or after_status in via
+        if current.invoice.status is InvoiceStatus.PAID:
+            assert after.invoice.status is InvoiceStatus.PAID
+        assert (after.invoice.status is InvoiceStatus.PAID) == (after.invoice.paid_at is not None)
+        assert after.invoice.ring_at is None or after.invoice.status is InvoiceStatus.OPEN
+        current = after
