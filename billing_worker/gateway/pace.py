@@ -1,0 +1,127 @@
+"""The shared cap on requests per second: all workers together, whatever machine they run on."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import redis
+
+from billing_worker.clock import Clock, SystemClock
+
+
+class Pace(Protocol):
+    def wait(self, n: int = 1) -> None:
+        """Block until `n` more requests may be sent. Never raises.
+
+        Bounded by the work in flight: at most the permits that others took before this call,
+        divided by the cap. Take the permits of a sale before its commit, because the sale must
+        follow its commit within seconds.
+        """
+        ...
+
+
+class Unlimited:
+    def wait(self, n: int = 1) -> None:
+        """Return at once: no cap is configured."""
+
+
+Sleep = Callable[[float], None]
+
+LONGEST_LEAD_SECONDS: Final = 60
+"""How far ahead permits are given out. Whoever finds the minute full comes back for the next.
+
+So a permit more than two minutes ahead was never given: then Redis' clock was set back, and
+billing does not stand still until it has caught up.
+"""
+
+# GCRA: the key holds the microsecond at which the next request is due. Redis' own clock counts,
+# because those of the workers differ. Answers the microseconds to wait, or -1 for a full minute.
+_RESERVE: Final = """
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local cost, longest_lead = tonumber(ARGV[1]), tonumber(ARGV[2])
+local lead = math.max((tonumber(redis.call('GET', KEYS[1]) or '') or now) - now, 0)
+if lead > 2 * longest_lead then lead = 0 end
+if lead > longest_lead then return -1 end
+local due = string.format('%.0f', now + lead + cost)
+redis.call('SET', KEYS[1], due, 'PX', math.ceil((lead + cost) / 1000))
+return lead
+"""
+
+
+_FULL: Final = -1
+
+
+class RedisPace:
+    """One cap for all processes that share a Redis and a `key`.
+
+    Requests are spaced evenly; `wait(n)` lets its n go together and makes the next caller wait
+    for all of them. When Redis does not answer, each process keeps the cap by itself: charging
+    goes on, and never without a cap.
+    """
+
+    ASK_REDIS_AGAIN_AFTER_SECONDS: Final = 5.0
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        per_second: float,
+        *,
+        key: str = "billing:gateway:due",
+        clock: Clock | None = None,
+        sleep: Sleep = time.sleep,
+    ) -> None:
+        self._reserve = client.register_script(_RESERVE)
+        self._key = key
+        self._microseconds_each = 1_000_000 / per_second
+        self._sleep = sleep
+        self._monotonic = (clock or SystemClock()).monotonic
+        self._alone = LocalPace(per_second, clock=clock, sleep=sleep)
+        self._ask_again_at = self._monotonic()
+
+    def wait(self, n: int = 1) -> None:
+        """Block for as long as the permits that others took before last under the cap."""
+        cost = round(n * self._microseconds_each)
+        while (microseconds := self._reserve_at_redis(cost)) == _FULL:
+            self._sleep(LONGEST_LEAD_SECONDS / 2)
+        if microseconds is None:
+            self._alone.wait(n)
+        elif microseconds > 0:
+            self._sleep(microseconds / 1_000_000)
+
+    def _reserve_at_redis(self, cost: int) -> int | None:
+        """Microseconds to wait or _FULL; None while Redis does not answer."""
+        if self._monotonic() < self._ask_again_at:
+            return None
+        try:
+            answer = self._reserve(keys=[self._key], args=[cost, LONGEST_LEAD_SECONDS * 1_000_000])
+        except redis.RedisError:
+            # Each vain attempt costs a socket timeout, which a charge should not pay every time.
+            self._ask_again_at = self._monotonic() + self.ASK_REDIS_AGAIN_AFTER_SECONDS
+            return None
+        return int(answer)
+
+
+class LocalPace:
+    """The cap of one process, shared by its threads."""
+
+    def __init__(
+        self, per_second: float, *, clock: Clock | None = None, sleep: Sleep = time.sleep
+    ) -> None:
+        self._seconds_each = 1 / per_second
+        self._sleep = sleep
+        self._monotonic = (clock or SystemClock()).monotonic
+        self._due = self._monotonic()
+        self._lock = threading.Lock()
+
+    def wait(self, n: int = 1) -> None:
+        """Block for the permits that this process took before, divided by the cap."""
+        with self._lock:
+            now = self._monotonic()
+            seconds = max(self._due - now, 0.0)
+            self._due = now + seconds + n * self._seconds_each
+        if seconds > 0:
+            self._sleep(seconds)

@@ -1,0 +1,282 @@
+"""The gateway of the page "Card Payments with Tokenisation": PayCore.io, Corefy, white labels.
+
+Section numbers are those of `gateway.md` among the project's design papers.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from typing import Any, Final, TypeVar
+from urllib.parse import quote, urlsplit
+
+from billing_worker.clock import Clock
+from billing_worker.domain.errors import (
+    GatewayError,
+    InvalidInput,
+    NotSent,
+    OutcomeUnknown,
+    Refused,
+)
+from billing_worker.domain.evidence import SaleAnswer, Statement
+from billing_worker.domain.secret import Secret
+from billing_worker.gateway import schemas
+from billing_worker.gateway.http import Request, Response, Transport
+from billing_worker.gateway.port import CallLog, InstantOrder, WireCall
+from billing_worker.gateway.redaction import excerpt, legible, redact, redact_body
+
+T = TypeVar("T")
+
+AMBIGUOUS_STATUSES: Final = frozenset({408, 409, 425, 429})
+"""4xx that do not say "nothing happened": 409 and 429 may mean a duplicate (§1.2)."""
+
+_HEADERS: Final = {"Accept": "application/json", "User-Agent": "billing-worker"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewaySettings:
+    """Where the gateway is and who we are there. Raises InvalidInput for what cannot work.
+
+    `api_url` is used as it stands, with or without `/api`: labels differ, and `links.self` does
+    not tell which (§0 M). When `test_mode` is given, an order of the other mode is never sent: a
+    copy of the live database on a test machine must not charge anybody.
+    """
+
+    api_url: str
+    cardgate_url: str
+    username: str
+    password: Secret
+    service_template: str = "payment_card_{currency}_hpp"
+    test_mode: bool | None = None
+    callback_url: str | None = None
+
+    def __post_init__(self) -> None:
+        _require_base_url("api_url", self.api_url)
+        _require_base_url("cardgate_url", self.cardgate_url)
+        if ":" in self.username:
+            raise InvalidInput("username", "Basic authentication cannot carry a colon")
+
+    def service(self, currency: str) -> str:
+        """The gateway's code for card payments in this currency: payment_card_usd_hpp."""
+        return self.service_template.replace("{currency}", currency.lower())
+
+
+# No credentials, query or fragment; a path may end in the prefix that the label uses.
+_BASE_URL: Final = re.compile(r"https?://[A-Za-z0-9._\[\]:-]+(?:/[A-Za-z0-9._~/-]*)?")
+
+
+def _require_base_url(field: str, url: str) -> None:
+    if not _BASE_URL.fullmatch(url):
+        raise InvalidInput(field, "must be a plain http(s) URL without credentials or query")
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One request to make, what of it may be shown, and what must be hidden in the answer."""
+
+    operation: str
+    request: Request
+    secrets: tuple[Secret, ...]
+    shown: dict[str, Any] | None = None
+    moves_money: bool = False
+
+
+class PaycoreGateway:
+    """The `Gateway` port over HTTP. Safe to share between threads if the transport is.
+
+    Some error collectors keep the local variables of a traceback. So no frame that an exception
+    passes through has a secret in a variable, except inside a value whose `repr` hides it.
+    """
+
+    def __init__(self, transport: Transport, clock: Clock, settings: GatewaySettings) -> None:
+        self._transport = transport
+        self._clock = clock
+        self._settings = settings
+        self._api_url = settings.api_url.rstrip("/")
+        self._sale_url = settings.cardgate_url.rstrip("/") + "/payment/sale"
+        self._credential = _basic_credential(settings)
+
+    def create(self, order: InstantOrder, calls: CallLog) -> Statement:
+        if self._settings.test_mode not in {None, order.test_mode}:
+            raise NotSent("the order is for the other test mode")
+        call = self._create_call(order)
+        return self._ask(call, calls, partial(_created, call))
+
+    def find(self, reference_id: str, calls: CallLog) -> list[Statement]:
+        query = f"?filter%5Breference_id%5D={quote(reference_id, safe='')}"
+        read = partial(_found, reference_id)
+        try:
+            return self._ask(self._question("find", "/payment-invoices/" + query), calls, read)
+        except OutcomeUnknown as unknown:
+            if not _says_no_such_route(unknown):
+                raise
+        # The slash is documented by a single third party (§4).
+        return self._ask(self._question("find", "/payment-invoices" + query), calls, read)
+
+    def look(self, gateway_id: str, calls: CallLog) -> Statement:
+        if not schemas.GATEWAY_ID.fullmatch(gateway_id):
+            raise NotSent("the gateway id cannot be part of a path")
+        call = self._question("look", f"/payment-invoices/{gateway_id}")
+        return self._ask(call, calls, partial(_seen, gateway_id))
+
+    def sale(self, bearer: Secret, calls: CallLog) -> SaleAnswer:
+        if not schemas.BEARER.fullmatch(bearer.reveal()):
+            raise NotSent("the bearer cannot stand in a header")
+        call = self._sale_call(bearer)
+        return self._ask(call, calls, partial(_sold, call))
+
+    # --- requests: every URL is made of configuration, and of ids that were checked ---
+
+    def _create_call(self, order: InstantOrder) -> _Call:
+        body = schemas.instant_request(
+            order,
+            service=self._settings.service(order.money.currency),
+            callback_url=self._settings.callback_url,
+        )
+        secrets = (order.card_token, *self._own_secrets())
+        return _Call(
+            "create",
+            _post(f"{self._api_url}/payment-invoices", self._basic(), body),
+            secrets,
+            shown=redact_body(body, secrets),
+        )
+
+    def _sale_call(self, bearer: Secret) -> _Call:
+        body = schemas.sale_request()
+        return _Call(
+            "sale",
+            _post(self._sale_url, f"Bearer {bearer.reveal()}", body),
+            (bearer, *self._own_secrets()),
+            shown=body,
+            moves_money=True,
+        )
+
+    def _question(self, operation: str, path: str) -> _Call:
+        headers = {**_HEADERS, "Authorization": self._basic()}
+        return _Call(operation, Request("GET", self._api_url + path, headers), self._own_secrets())
+
+    def _basic(self) -> str:
+        return f"Basic {self._credential.reveal()}"
+
+    def _own_secrets(self) -> tuple[Secret, ...]:
+        return self._settings.password, self._credential
+
+    # --- the one place that calls ---
+
+    def _ask(self, call: _Call, calls: CallLog, read: Callable[[Response], T]) -> T:
+        """Send the request, log it whatever happens, and return what `read` makes of the answer."""
+        at, started = self._clock.now(), self._clock.monotonic()
+        response = None
+        outcome = "unknown: interrupted"
+        try:
+            response = self._transport.send(call.request, moves_money=call.moves_money)
+            result = read(response)
+            outcome = str(response.status)
+        except GatewayError as error:
+            outcome = _outcome(error)
+            raise
+        finally:
+            seconds = self._clock.monotonic() - started
+            calls.append(_wire_call(call, at, seconds, outcome, response))
+        return result
+
+
+def _basic_credential(settings: GatewaySettings) -> Secret:
+    pair = f"{settings.username}:{settings.password.reveal()}"
+    return Secret(base64.b64encode(pair.encode()).decode())
+
+
+def _post(url: str, authorization: str, body: dict[str, Any]) -> Request:
+    headers = {**_HEADERS, "Authorization": authorization, "Content-Type": "application/json"}
+    return Request("POST", url, headers, schemas.encode(body))
+
+
+# --- answers ---------------------------------------------------------------------------------
+
+
+def _created(call: _Call, response: Response) -> Statement:
+    if _is_success(response):
+        return _understood(schemas.created_invoice, response)
+    raise _refusal(call, response)
+
+
+def _found(reference_id: str, response: Response) -> list[Statement]:
+    if not _is_success(response):
+        raise _proves_nothing(response)
+    return _understood(partial(schemas.invoices_of, reference_id=reference_id), response)
+
+
+def _seen(gateway_id: str, response: Response) -> Statement:
+    # Not even a 404 says "not charged": the prefix or the account may be wrong (§1.2).
+    if not _is_success(response):
+        raise _proves_nothing(response)
+    statement = _understood(schemas.invoice, response)
+    if statement.gateway_id != gateway_id:
+        raise OutcomeUnknown("answered about another invoice", http_status=response.status)
+    return statement
+
+
+def _sold(call: _Call, response: Response) -> SaleAnswer:
+    if _is_success(response):
+        parse = partial(schemas.sale_answer, http_status=response.status)
+        return _understood(parse, response)
+    raise _refusal(call, response)
+
+
+def _is_success(response: Response) -> bool:
+    return 200 <= response.status < 300  # noqa: PLR2004
+
+
+def _understood(parse: Callable[[bytes], T], response: Response) -> T:
+    try:
+        return parse(response.body)
+    except schemas.UnreadableError as error:
+        reason = str(error)
+    # Raised out here it has no context, whose frames hold the parsed body.
+    raise OutcomeUnknown(f"{response.status}, {reason}", http_status=response.status)
+
+
+def _refusal(call: _Call, response: Response) -> Refused | OutcomeUnknown:
+    """Refused for a clear 4xx in the gateway's own shape; a proxy's 4xx proves nothing."""
+    status = response.status
+    title = schemas.error_title(response.body)
+    if not 400 <= status < 500 or status in AMBIGUOUS_STATUSES or title is None:  # noqa: PLR2004
+        return _proves_nothing(response)
+    return Refused(f"{status} {legible(redact(title, call.secrets))}", http_status=status)
+
+
+def _proves_nothing(response: Response) -> OutcomeUnknown:
+    return OutcomeUnknown(f"status {response.status}", http_status=response.status)
+
+
+def _says_no_such_route(unknown: OutcomeUnknown) -> bool:
+    status = unknown.http_status or 0
+    return status in {404, 405} or 300 <= status < 400  # noqa: PLR2004
+
+
+# --- the log -----------------------------------------------------------------------------------
+
+
+def _outcome(error: GatewayError) -> str:
+    kind = {NotSent: "not sent", Refused: "refused"}.get(type(error), "unknown")
+    return f"{kind}: {error.reason}"
+
+
+def _wire_call(
+    call: _Call, at: datetime, seconds: float, outcome: str, response: Response | None
+) -> WireCall:
+    url = urlsplit(call.request.url)
+    return WireCall(
+        operation=call.operation,
+        method=call.request.method,
+        path=f"{url.path}?{url.query}" if url.query else url.path,
+        at=at,
+        duration_ms=round(seconds * 1000),
+        outcome=outcome,
+        request=call.shown,
+        answer=excerpt(response.body, call.secrets) if response else None,
+    )

@@ -1,0 +1,69 @@
+"""What the services may ask of a gateway. Four verbs; only `sale` moves money."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Protocol
+
+from billing_worker.domain.evidence import SaleAnswer, Statement
+from billing_worker.domain.money import Money
+from billing_worker.domain.secret import Secret
+
+
+@dataclass(frozen=True, slots=True)
+class InstantOrder:
+    """An instant token invoice to create. The token appears nowhere but in the request body."""
+
+    reference_id: str
+    money: Money
+    test_mode: bool
+    card_token: Secret = field(repr=False)
+    customer_reference_id: str
+    customer_name: str | None = None
+    customer_email: str | None = None
+    description: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WireCall:
+    """One call as it may be shown to a person: no token, no bearer, no credentials."""
+
+    operation: str  # create, find, look or sale
+    method: str
+    path: str
+    at: datetime
+    duration_ms: int
+    outcome: str  # "201", "not sent: connection refused", "unknown: read timeout"
+    request: dict[str, Any] | None = None
+    answer: str | None = None  # at most 4,000 characters of the redacted body
+
+
+CallLog = list[WireCall]
+"""Filled by the gateway as it calls, written down by the caller with its next commit."""
+
+
+class Gateway(Protocol):
+    """Raises `NotSent`, `Refused` or `OutcomeUnknown`, and nothing else, for a failed call.
+
+    Every call, failed or not, appends exactly one `WireCall` per request sent to `calls`.
+    """
+
+    def create(self, order: InstantOrder, calls: CallLog) -> Statement:
+        """POST /payment-invoices. Moves no money."""
+        ...
+
+    def find(self, reference_id: str, calls: CallLog) -> list[Statement]:
+        """GET /payment-invoices by our own reference; only exact matches, newest last.
+
+        Statements from this list may lack fields and the bearer: `look` before deciding.
+        """
+        ...
+
+    def look(self, gateway_id: str, calls: CallLog) -> Statement:
+        """GET one invoice."""
+        ...
+
+    def sale(self, bearer: Secret, calls: CallLog) -> SaleAnswer:
+        """POST /payment/sale. MOVES MONEY: one fresh connection, never repeated."""
+        ...

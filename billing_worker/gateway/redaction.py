@@ -1,0 +1,145 @@
+"""Takes out of a text what must never be written down.
+
+Works on text and not on parsed JSON: an answer that was cut short, or an error page that echoes
+our request, leaks just as well.
+
+It runs once per call on what a stranger sent, so it is linear in the text, and every pattern
+starts with a literal or one class of characters: that is what `re` can search for quickly.
+"""
+
+from __future__ import annotations
+
+import functools
+import html
+import json
+import re
+from collections.abc import Iterable
+from typing import Any, Final
+from urllib.parse import quote
+
+from billing_worker.domain.secret import Secret
+
+HIDDEN: Final = "***"
+
+LONGEST_EXCERPT: Final = 4000
+"""Characters, as `WireCall.answer` promises."""
+
+_SECRET_NAME: Final = re.compile(
+    r".*(?:token|passw(?:or)?d|secret|authorization|api[_-]?key)"
+    r"|cvv2?|cvc2?|pan|card_?number",
+    re.IGNORECASE,
+)
+# `"name":`, and `\"name\":` as it looks in JSON inside a JSON string (`callback_logs`).
+_NAME: Final = re.compile(r'"([\w-]{1,64}+)\\{0,3}+"\s{0,9}+:\s{0,9}+')
+# A string up to its own kind of quote, a number, or a list or object up to its first end.
+# Not null, true and false: whether there is a token at all may be known.
+_VALUE: Final = re.compile(
+    r'(?P<quote>\\{0,3}")(?:(?!(?P=quote))(?:\\.|.))*(?P=quote)?'
+    r"|-?[0-9][^\s,}\]]*|\[[^\]]*\]?|\{[^}]*\}?",
+    re.DOTALL,
+)
+_FORM_VALUE: Final = re.compile(r"=[^&\s\"'<>\\]+")
+_LAST_WORD: Final = re.compile(r"[\w-]+\Z")
+_AUTHORIZATION: Final = re.compile(r"[Bb](?:earer|asic|EARER|ASIC)\s{1,9}[^\s\"'<>,;\\]+")
+# `eyJ` is the base64 of `{"`: how every JSON web token starts.
+_JWT: Final = re.compile(r"eyJ[\w-]{6,}[\w.=*+/-]*")
+_DIGITS: Final = re.compile(r"[0-9][0-9 -]{11,}[0-9]")
+# A run of 13 to 19 digits, or the groups that are printed on cards.
+_CARD_NUMBER: Final = re.compile(
+    r"(?<![0-9])(?:[0-9]{13,19}"
+    r"|[0-9]{4}(?P<gap>[ -])[0-9]{4}(?P=gap)[0-9]{4}(?P=gap)[0-9]{4}"
+    r"|[0-9]{4}[ -][0-9]{6}[ -][0-9]{5})(?![0-9])"
+)
+# PostgreSQL takes no NUL, and a terminal obeys the others.
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def redact(text: str, secrets: Iterable[Secret] = ()) -> str:
+    """`text` without the given secrets and without anything that looks like one."""
+    if "&quot;" in text or "&#34;" in text:
+        text = html.unescape(text)
+    for secret in secrets:
+        for spelling in _spellings(secret.reveal()):
+            text = text.replace(spelling, HIDDEN)
+    text = _hide_named_values(text)
+    text = _FORM_VALUE.sub(_hide_form_value, text)
+    text = _AUTHORIZATION.sub(HIDDEN, text)
+    text = _JWT.sub(HIDDEN, text)
+    return _DIGITS.sub(_hide_card_numbers, text)
+
+
+def redact_body(value: Any, secrets: Iterable[Secret] = ()) -> Any:
+    """A JSON value with secrets hidden and exact decimals as text, so that any JSON column fits."""
+    if isinstance(value, dict):
+        return {
+            name: HIDDEN if _names_a_secret(name) else redact_body(item, secrets)
+            for name, item in value.items()
+        }
+    if isinstance(value, list):
+        return [redact_body(item, secrets) for item in value]
+    if value is None or isinstance(value, (bool, int)):
+        return value
+    return redact(str(value), secrets)
+
+
+def excerpt(body: bytes, secrets: Iterable[Secret] = ()) -> str:
+    """The beginning of an answer, fit to be stored and shown.
+
+    Redacted before it is cut: half a secret at the cut would not be recognised any more.
+    """
+    return legible(redact(body.decode("utf-8", "replace"), secrets))[:LONGEST_EXCERPT]
+
+
+def legible(text: str) -> str:
+    """`text` with each character that a database or a terminal would choke on replaced."""
+    if text.isprintable():
+        return text
+    encodable = text.encode("utf-8", "replace").decode("utf-8")
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", encodable)
+
+
+def _spellings(secret: str) -> set[str]:
+    """The secret as it looks raw, in JSON by Python and by PHP, and in a URL."""
+    if secret.isascii() and secret.isalnum():
+        return {secret}
+    in_json = json.dumps(secret)[1:-1]
+    spellings = {secret, in_json, in_json.replace("/", r"\/"), quote(secret, safe="")}
+    return spellings - {""}
+
+
+def _hide_named_values(text: str) -> str:
+    shown = []
+    done = 0
+    for name in _NAME.finditer(text):
+        if name.start() < done or not _names_a_secret(name[1]):
+            continue
+        if value := _VALUE.match(text, name.end()):
+            quote_mark = value["quote"] or '"'
+            shown += [text[done : name.end()], quote_mark, HIDDEN, quote_mark]
+            done = value.end()
+    return "".join([*shown, text[done:]])
+
+
+def _hide_form_value(value: re.Match[str]) -> str:
+    before = value.string[max(0, value.start() - 64) : value.start()]
+    name = _LAST_WORD.search(before)
+    return f"={HIDDEN}" if name and _names_a_secret(name[0]) else value[0]
+
+
+@functools.lru_cache(maxsize=1024)
+def _names_a_secret(name: str) -> bool:
+    return _SECRET_NAME.fullmatch(name) is not None
+
+
+def _hide_card_numbers(digits: re.Match[str]) -> str:
+    return _CARD_NUMBER.sub(_hide_card_number, digits[0])
+
+
+def _hide_card_number(match: re.Match[str]) -> str:
+    digits = [int(digit) for digit in match[0] if digit.isdigit()]
+    return HIDDEN if _passes_luhn(digits) else match[0]
+
+
+def _passes_luhn(digits: list[int]) -> bool:
+    doubled = [sum(divmod(2 * digit, 10)) for digit in digits[-2::-2]]
+    return sum(digits[-1::-2] + doubled) % 10 == 0

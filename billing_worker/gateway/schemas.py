@@ -1,0 +1,542 @@
+"""Every body that goes to the gateway or comes from it, as marshmallow schemas.
+
+Tolerant of what gateway.md shows: unknown keys, missing optional keys, and PHP's empties, where
+an empty object is `[]` or null. Strict on what decides about money: no float, no NaN, no number
+that is really a boolean, no key said twice. Whatever does not fit raises `UnreadableError`.
+
+Schemas are made once, at the end of their section: making one costs more than using it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any, Final, NoReturn
+
+import simplejson
+from marshmallow import EXCLUDE, Schema, ValidationError, fields, post_dump, pre_load
+
+from billing_worker.domain.evidence import SaleAnswer, Statement
+from billing_worker.domain.money import Money
+from billing_worker.domain.secret import Secret
+from billing_worker.gateway.port import InstantOrder
+
+GATEWAY_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
+"""What we accept as an id: it becomes part of a path, so it must not be able to change it."""
+
+BEARER: Final = re.compile(r"[\x21-\x7e]{1,8192}")
+"""What can stand in an Authorization header."""
+
+
+class UnreadableError(Exception):
+    """A body is not what gateway.md shows. The message names the field, never a value."""
+
+
+# ---------------------------------------------------------------- requests
+
+
+class _ExactNumber(fields.Field[Decimal]):
+    """A Decimal as the JSON number the seed shows: `1`, not `1.00`; `9.99`, never a float."""
+
+    def _serialize(self, value: Decimal | None, *_: Any, **__: Any) -> int | Decimal | None:
+        if value is None:
+            return None
+        return int(value) if value == value.to_integral_value() else value.normalize()
+
+
+class _Revealed(fields.Field[Secret]):
+    def _serialize(self, value: Secret | None, *_: Any, **__: Any) -> str | None:
+        return value.reveal() if value else None
+
+
+class _Outgoing(Schema):
+    @post_dump
+    def leave_out_what_was_not_given(self, body: dict[str, Any], **_: Any) -> dict[str, Any]:
+        return {name: value for name, value in body.items() if value is not None}
+
+
+class _CustomerRequest(_Outgoing):
+    reference_id = fields.String(attribute="customer_reference_id")
+    name = fields.String(attribute="customer_name")
+    email = fields.String(attribute="customer_email")
+    phone = fields.String(attribute="customer_phone")
+
+
+class _CreateRequest(_Outgoing):
+    """What the three kinds of payment invoice have in common; dumps a `_Posting`."""
+
+    test_mode = fields.Boolean(attribute="order.test_mode")
+    reference_id = fields.String(attribute="order.reference_id")
+    description = fields.String(attribute="order.description")
+    currency = fields.String(attribute="order.money.currency")
+    amount = _ExactNumber(attribute="order.money.amount")
+    service = fields.String()
+    customer = fields.Nested(_CustomerRequest, attribute="order")
+    # Inside the attributes: the one page that prints it outside slipped (gateway.md §2.1).
+    callback_url = fields.String()
+
+
+class _InstantRequest(_CreateRequest):
+    token = _Revealed(attribute="order.card_token")
+    gateway_options = fields.Constant({"cardgate": {"instant": True}})
+
+
+class _TokenisationRequest(_CreateRequest):
+    return_url = fields.String(attribute="order.return_url")
+    gateway_options = fields.Constant({"cardgate": {"tokenize": True}})
+
+
+class _CheckoutRequest(_CreateRequest):
+    token = _Revealed(attribute="order.card_token")
+    return_url = fields.String(attribute="order.return_url")
+    flow = fields.Constant("charge")
+
+
+class _SaleRequest(_Outgoing):
+    """The instant sale has no attributes, but they must be an object and not a list."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenisationOrder:
+    """A first payment on the gateway's page, after which the card has a token."""
+
+    reference_id: str
+    money: Money
+    test_mode: bool
+    customer_reference_id: str
+    customer_name: str | None = None
+    customer_email: str | None = None
+    customer_phone: str | None = None
+    description: str | None = None
+    return_url: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CheckoutOrder:
+    """A payment on the gateway's page with the card filled in already."""
+
+    reference_id: str
+    money: Money
+    test_mode: bool
+    card_token: Secret = field(repr=False)
+    customer_reference_id: str
+    customer_name: str | None = None
+    customer_email: str | None = None
+    description: str | None = None
+    return_url: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Posting:
+    order: InstantOrder | TokenisationOrder | CheckoutOrder
+    service: str
+    callback_url: str | None
+
+
+_INSTANT: Final = _InstantRequest()
+_TOKENISATION: Final = _TokenisationRequest()
+_CHECKOUT: Final = _CheckoutRequest()
+_SALE: Final = _SaleRequest()
+
+
+def instant_request(
+    order: InstantOrder, *, service: str, callback_url: str | None = None
+) -> dict[str, Any]:
+    """An invoice that will be charged by `sale_request`, with no customer present."""
+    return _create_request(_INSTANT, _Posting(order, service, callback_url))
+
+
+def tokenisation_request(
+    order: TokenisationOrder, *, service: str, callback_url: str | None = None
+) -> dict[str, Any]:
+    return _create_request(_TOKENISATION, _Posting(order, service, callback_url))
+
+
+def checkout_request(
+    order: CheckoutOrder, *, service: str, callback_url: str | None = None
+) -> dict[str, Any]:
+    return _create_request(_CHECKOUT, _Posting(order, service, callback_url))
+
+
+def sale_request() -> dict[str, Any]:
+    return {"data": {"type": "sale-operation", "attributes": _SALE.dump({})}}
+
+
+def encode(body: dict[str, Any]) -> bytes:
+    """JSON on the wire; decimals keep every digit."""
+    return simplejson.dumps(body, use_decimal=True).encode()
+
+
+def _create_request(schema: _CreateRequest, posting: _Posting) -> dict[str, Any]:
+    return {"data": {"type": "payment-invoices", "attributes": schema.dump(posting)}}
+
+
+# ---------------------------------------------------------------- the fields of answers
+
+
+class _Amount(fields.Field[Decimal]):
+    """Major units as an exact Decimal, from a JSON number or from plain decimal text."""
+
+    _TEXT: Final = re.compile(r"-?[0-9]{1,16}(?:\.[0-9]{1,18})?")
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> Decimal:
+        # `type` and not isinstance, to which True is an int.
+        if type(value) is int and abs(value) < 10**16:
+            return Decimal(value)
+        if type(value) is Decimal and _is_plain(value):
+            return value
+        if type(value) is str and self._TEXT.fullmatch(value):
+            return Decimal(value)
+        raise ValidationError("not an exact amount")
+
+
+def _is_plain(value: Decimal) -> bool:
+    """Whether it has few enough digits to be money: 1E+999999 is exact too."""
+    exponent = value.as_tuple().exponent
+    return isinstance(exponent, int) and exponent >= -18 and value.adjusted() < 16  # noqa: PLR2004
+
+
+class _Text(fields.Field[str]):
+    """Text that fits a database column: printable, hence without NUL or half a surrogate."""
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> str:
+        if type(value) is str and 0 < len(value) <= 255 and value.isprintable():  # noqa: PLR2004
+            return value
+        raise ValidationError("not a short text")
+
+
+class _TrueOrFalse(fields.Field[bool]):
+    """marshmallow's own Boolean also takes 1, "on" and "yes"."""
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> bool:
+        if type(value) is bool:
+            return value
+        raise ValidationError("not true or false")
+
+
+class _Id(fields.Field[str]):
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> str:
+        if type(value) is str and GATEWAY_ID.fullmatch(value):
+            return value
+        raise ValidationError("not a gateway id")
+
+
+class _Lenient(fields.Field[Any]):
+    """A value that decides nothing: what does not fit counts as not given."""
+
+    def __init__(self, convert: Callable[[Any], Any]) -> None:
+        super().__init__(load_default=None)
+        self._convert = convert
+
+    def deserialize(self, value: Any, *_: Any, **__: Any) -> Any:
+        return self._convert(value)
+
+
+def _short_text_or_none(value: Any) -> str | None:
+    fits = isinstance(value, str) and 0 < len(value) <= 255 and value.isprintable()  # noqa: PLR2004
+    return value if fits else None
+
+
+def _bearer_or_none(value: Any) -> Secret | None:
+    return Secret(value) if isinstance(value, str) and BEARER.fullmatch(value) else None
+
+
+def _token_or_none(value: Any) -> Secret | None:
+    return Secret(value) if isinstance(value, str) and value else None
+
+
+def _whole_number_or_none(value: Any) -> int | None:
+    """From 12 and from "12"; the gateway writes both."""
+    if isinstance(value, str) and re.fullmatch("[0-9]{1,12}", value):
+        return int(value)
+    return value if type(value) is int and 0 <= value < 10**12 else None
+
+
+def _object(value: Any) -> dict[str, Any]:
+    """An object; PHP's empties, and anything else in its place, count as an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+# ---------------------------------------------------------------- payment invoices
+
+
+class _Incoming(Schema):
+    class Meta:
+        unknown = EXCLUDE
+
+
+class _InvoiceAnswer(_Incoming):
+    """The deciding fields of one payment invoice.
+
+    Flattened first, `data.attributes` and three keys around them: nested schemas take twice as
+    long, and this one is loaded for each answer.
+    """
+
+    id = _Id(required=True)
+    self_link = fields.Raw(load_default=None)
+    status = _Text(required=True)
+    resolution = _Text(allow_none=True, load_default=None)
+    reference_id = _Text(allow_none=True, load_default=None)
+    amount = _Amount(allow_none=True, load_default=None)
+    payment_amount = _Amount(allow_none=True, load_default=None)
+    processed_amount = _Amount(allow_none=True, load_default=None)
+    currency = _Text(allow_none=True, load_default=None)
+    test_mode = _TrueOrFalse(allow_none=True, load_default=None)
+    moderation_required = _TrueOrFalse(allow_none=True, load_default=None)
+    bearer = _Lenient(_bearer_or_none)
+    created = _Lenient(_whole_number_or_none)
+
+    @pre_load
+    def flatten(self, resource: Any, **_: Any) -> dict[str, Any]:
+        if not isinstance(resource, dict):
+            raise ValidationError("not a resource", "data")
+        if resource.get("type", "payment-invoices") != "payment-invoices":
+            raise ValidationError("not a payment invoice", "type")
+        attributes = _object(resource.get("attributes"))
+        flow = _object(attributes.get("flow_data"))
+        return {
+            **attributes,
+            "id": resource.get("id"),
+            "self_link": _object(resource.get("links")).get("self"),
+            "bearer": _object(flow.get("metadata")).get("token"),
+        }
+
+
+_INVOICE: Final = _InvoiceAnswer()
+
+
+def created_invoice(body: bytes) -> Statement:
+    """The answer to a create. Its `links.self`, when given, must agree with its id."""
+    invoice = _load(_INVOICE, _data(body))
+    link = invoice["self_link"]
+    if link is not None and not _leads_to(link, invoice["id"]):
+        raise UnreadableError("links.self: not the path of this invoice")
+    return _statement(invoice)
+
+
+def invoice(body: bytes) -> Statement:
+    """The answer to a look-up by id, and the body of a callback: the same resource."""
+    return _statement(_load(_INVOICE, _data(body)))
+
+
+def invoices_of(body: bytes, reference_id: str) -> list[Statement]:
+    """The invoices of a list that carry exactly this reference, newest last.
+
+    An invoice without a reference might be ours: then the list proves nothing and is unreadable.
+    """
+    resources = _data(body)
+    if not isinstance(resources, list):
+        raise UnreadableError("data: not a list")
+    found = [_load(_INVOICE, resource) for resource in resources]
+    if any(invoice["reference_id"] is None for invoice in found):
+        raise UnreadableError("data: an invoice without reference_id")
+    ours = [invoice for invoice in found if invoice["reference_id"] == reference_id]
+    return [_statement(invoice) for invoice in sorted(ours, key=_creation_time)]
+
+
+def _creation_time(invoice: dict[str, Any]) -> int:
+    """UNIX seconds; the gateway's own order decides between equals, which sorting keeps."""
+    return invoice["created"] or 0
+
+
+def _leads_to(link: Any, gateway_id: str) -> bool:
+    # One leading slash: two would name another host.
+    path = rf"(?:/[A-Za-z0-9_-]+)*/payment-invoices/{re.escape(gateway_id)}"
+    return isinstance(link, str) and re.fullmatch(path, link) is not None
+
+
+def _statement(invoice: dict[str, Any]) -> Statement:
+    return Statement(
+        gateway_id=invoice["id"],
+        status=invoice["status"],
+        resolution=invoice["resolution"],
+        reference_id=invoice["reference_id"],
+        amount=invoice["amount"],
+        payment_amount=invoice["payment_amount"],
+        processed_amount=invoice["processed_amount"],
+        currency=invoice["currency"],
+        test_mode=invoice["test_mode"],
+        moderation_required=bool(invoice["moderation_required"]),
+        bearer=invoice["bearer"],
+    )
+
+
+# ---------------------------------------------------------------- the card of a paid invoice
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCard:
+    """The card behind a payment: to be shown, and to be charged again if there is a token."""
+
+    token: Secret | None = field(default=None, repr=False)
+    mask: str | None = None
+    first: str | None = None
+    last: str | None = None
+    holder: str | None = None
+    expiry_month: int | None = None
+    expiry_year: int | None = None
+    brand: str | None = None
+    issuer_name: str | None = None
+    issuer_country: str | None = None
+
+
+def _month_or_none(value: Any) -> int | None:
+    month = _whole_number_or_none(value)
+    return month if month and month <= 12 else None  # noqa: PLR2004
+
+
+def _year_or_none(value: Any) -> int | None:
+    """The gateway prints "32" for 2032."""
+    year = _whole_number_or_none(value)
+    if year is None:
+        return None
+    return 2000 + year if year < 100 else year  # noqa: PLR2004
+
+
+class _CardAnswer(_Incoming):
+    token = _Lenient(_token_or_none)
+    mask = _Lenient(_short_text_or_none)
+    first = _Lenient(_short_text_or_none)
+    last = _Lenient(_short_text_or_none)
+    holder = _Lenient(_short_text_or_none)
+    expiry_month = _Lenient(_month_or_none)
+    expiry_year = _Lenient(_year_or_none)
+    brand = _Lenient(_short_text_or_none)
+    network = _Lenient(_short_text_or_none)
+    issuer_name = _Lenient(_short_text_or_none)
+    issuer_country = _Lenient(_short_text_or_none)
+
+
+_CARD: Final = _CardAnswer()
+
+
+def stored_card(body: bytes) -> StoredCard | None:
+    """The card of a payment invoice, or None when it names neither a card nor a token.
+
+    Old bodies say `brand: "mastercard"`, new ones `brand: null, network: "MASTERCARD"`.
+    """
+    attributes = _object(_object(_data(body)).get("attributes"))
+    payload = _object(attributes.get("payload"))
+    card = _load(_CARD, {**_object(payload.get("payment_card")), "token": payload.get("token")})
+    brand = card.pop("network") or card["brand"]
+    card["brand"] = brand.lower() if brand else None
+    return StoredCard(**card) if any(card.values()) else None
+
+
+# ---------------------------------------------------------------- the answer to a sale
+
+
+class _SaleOutcome(_Incoming):
+    """Nested as in the only official example, or flat as six clients read it (gateway.md §6)."""
+
+    status = _Lenient(_short_text_or_none)
+    resolution = _Lenient(_short_text_or_none)
+    auth_payload = _Lenient(_object)
+
+    @pre_load
+    def flatten(self, body: dict[str, Any], **_: Any) -> dict[str, Any]:
+        return {**body, **_object(_object(body.get("data")).get("attributes"))}
+
+
+_SALE_OUTCOME: Final = _SaleOutcome()
+
+
+def sale_answer(body: bytes, *, http_status: int) -> SaleAnswer:
+    """Any JSON object will do: the answer is a hint, and the invoice is asked for anyway."""
+    outcome = _load(_SALE_OUTCOME, _parse(body))
+    return SaleAnswer(
+        http_status=http_status,
+        status=outcome["status"],
+        resolution=outcome["resolution"],
+        needs_customer=bool(outcome["auth_payload"]),
+    )
+
+
+# ---------------------------------------------------------------- errors
+
+
+class _ErrorItem(_Incoming):
+    title = _Lenient(_short_text_or_none)
+    detail = _Lenient(_short_text_or_none)
+
+
+class _ErrorAnswer(_Incoming):
+    """The three shapes of gateway.md §1.3; an answer must have one of them."""
+
+    errors = fields.List(fields.Nested(_ErrorItem))
+    error = fields.Nested(_Incoming.from_dict({"message": _Text(required=True)}))
+    error_type = _Text()
+    error_codes = fields.List(fields.Raw())
+
+
+_ERROR: Final = _ErrorAnswer()
+
+
+def error_title(body: bytes) -> str | None:
+    """What the gateway says is wrong, or None when this is not one of its own error bodies.
+
+    A body that also has `data` contradicts itself and is none of them.
+    """
+    try:
+        parsed = _parse(body)
+        said = _load(_ERROR, parsed)
+    except UnreadableError:
+        return None
+    if "data" in parsed:
+        return None
+    if said.get("errors"):
+        return said["errors"][0]["title"] or said["errors"][0]["detail"] or "no title"
+    if "error" in said:
+        return str(said["error"]["message"])
+    return said.get("error_type")
+
+
+# ---------------------------------------------------------------- JSON, exactly
+
+
+def _parse(body: bytes) -> Any:
+    """JSON in UTF-8 with exact decimals. Raises UnreadableError."""
+    try:
+        return _DECODER.decode(body.decode("utf-8-sig"))
+    except (ValueError, ArithmeticError, RecursionError) as error:
+        raise UnreadableError(f"not JSON ({type(error).__name__})") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # Of a key that is said twice each reader takes another one: refuse instead of choosing.
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("duplicate key")
+    return found
+
+
+def _no_constant(_: str) -> NoReturn:
+    raise ValueError("NaN and Infinity are not JSON")
+
+
+_DECODER: Final = json.JSONDecoder(
+    parse_float=Decimal, parse_constant=_no_constant, object_pairs_hook=_unique
+)
+
+
+def _data(body: bytes) -> Any:
+    parsed = _parse(body)
+    if not isinstance(parsed, dict):
+        raise UnreadableError("not a JSON object")
+    return parsed.get("data")
+
+
+def _load(schema: Schema, value: Any) -> dict[str, Any]:
+    try:
+        loaded: dict[str, Any] = schema.load(value)
+    except ValidationError as error:
+        raise UnreadableError(_first_fault(error)) from None
+    return loaded
+
+
+def _first_fault(error: ValidationError) -> str:
+    name, faults = next(iter(error.messages_dict.items()))
+    return f"{name}: {faults[0]}" if isinstance(faults, list) else name
