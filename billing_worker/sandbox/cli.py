@@ -1,0 +1,119 @@
+"""`billing-worker sandbox`: the practice gateway as a program of its own."""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, get_args
+
+import click
+
+from billing_worker.sandbox.behaviour import Behaviour, DuplicateCreate, SecondSale
+from billing_worker.sandbox.script import token_table
+
+if TYPE_CHECKING:
+    from billing_worker.sandbox.gateway import SandboxGateway
+
+_DEFAULT = Behaviour()
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8088, show_default=True, help="0 lets the system choose.")
+@click.option(
+    "--latency",
+    type=click.FloatRange(min=0),
+    default=_DEFAULT.latency_seconds,
+    show_default=True,
+    help="Seconds added to every answer.",
+)
+@click.option(
+    "--lifetime",
+    type=click.FloatRange(min=0),
+    default=_DEFAULT.lifetime_seconds,
+    show_default=True,
+    help="Seconds until an undecided invoice expires.",
+)
+@click.option(
+    "--later",
+    type=click.FloatRange(min=0),
+    default=_DEFAULT.later_seconds,
+    show_default=True,
+    help='Seconds that "later" means in the token table.',
+)
+@click.option(
+    "--duplicates",
+    type=click.Choice(get_args(DuplicateCreate)),
+    default=_DEFAULT.duplicate_create,
+    show_default=True,
+    help="Answer to a create whose reference_id is known.",
+)
+@click.option(
+    "--second-sale",
+    type=click.Choice(get_args(SecondSale)),
+    default=_DEFAULT.second_sale,
+    show_default=True,
+    help="Answer to a second sale of one invoice; `charge` takes the money twice.",
+)
+@click.option("--callbacks/--no-callbacks", default=False, show_default=True)
+@click.option("--callback-secret", default="sandbox-secret", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON instead of tables.")
+def sandbox(
+    *,
+    host: str,
+    port: int,
+    latency: float,
+    lifetime: float,
+    later: float,
+    duplicates: DuplicateCreate,
+    second_sale: SecondSale,
+    callbacks: bool,
+    callback_secret: str,
+    as_json: bool,
+) -> None:
+    """Serve a practice gateway until SIGINT or SIGTERM."""
+    # Every other command of the program loads this module: the server's parts wait until here.
+    from billing_worker.clock import SystemClock  # noqa: PLC0415
+    from billing_worker.sandbox.callbacks import CallbackSender  # noqa: PLC0415
+    from billing_worker.sandbox.gateway import SandboxGateway  # noqa: PLC0415
+    from billing_worker.sandbox.server import serve  # noqa: PLC0415
+
+    behaviour = Behaviour(
+        latency_seconds=latency,
+        lifetime_seconds=lifetime,
+        later_seconds=later,
+        duplicate_create=duplicates,
+        second_sale=second_sale,
+    )
+    gateway = SandboxGateway(behaviour, SystemClock().now, callback_secret=callback_secret)
+    introduce = _print_json if as_json else _print_tables
+    with CallbackSender(gateway) if callbacks else nullcontext():
+        serve(gateway, host, port, lambda url: introduce(url, gateway))
+
+
+def _facts(url: str, gateway: SandboxGateway) -> dict[str, str]:
+    return {
+        "url": url,
+        "username": gateway.username,
+        "password": gateway.password,
+        "callback_secret": gateway.callback_secret,
+    }
+
+
+def _print_json(url: str, gateway: SandboxGateway) -> None:
+    tokens = [{"token": token, "meaning": meaning} for token, meaning in token_table()]
+    click.echo(json.dumps({**_facts(url, gateway), "tokens": tokens}))
+
+
+def _print_tables(url: str, gateway: SandboxGateway) -> None:
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
+    facts = Table(show_header=False, box=None)
+    for name, value in _facts(url, gateway).items():
+        facts.add_row(name, value)
+    tokens = Table("card token", "meaning")
+    for row in token_table():
+        tokens.add_row(*row)
+    console = Console()
+    console.print(tokens, facts, sep="\n")

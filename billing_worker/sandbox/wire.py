@@ -1,0 +1,89 @@
+"""JSON as a PHP gateway writes it, and what the sandbox hands to whoever carries it to the client."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from enum import Enum
+from http import HTTPStatus
+from typing import Any, Final
+
+import simplejson
+
+
+class Delivery(Enum):
+    """What becomes of a reply on its way. Its effect has happened in every case."""
+
+    ANSWER = "answer"
+    HANG_UP = "hang_up"  # The socket is closed without a byte.
+    NEVER = "never"  # The socket stays open without a byte.
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer. `status` is 0 and `body` empty where the client gets none: there is no peeking.
+
+    `delay_seconds` passes between the effect and the delivery.
+    """
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+    delivery: Delivery = Delivery.ANSWER
+    delay_seconds: float = 0.0
+
+
+_JSON: Final = {"Content-Type": "application/json"}
+
+# Made once: a benchmark against the sandbox should measure the client.
+_ENCODER: Final = simplejson.JSONEncoder(use_decimal=True, separators=(",", ":"))
+_DECODER: Final = json.JSONDecoder(parse_float=Decimal)
+
+
+def answer(status: int, document: Mapping[str, Any]) -> Reply:
+    return Reply(status, dump(document), _JSON)
+
+
+def refusal(status: int, *details: str, headers: Mapping[str, str] | None = None) -> Reply:
+    """Build the JSON:API error shape that most clients read (gateway.md §1.3)."""
+    # 3.11 still says "Unprocessable Entity", but a client was seen to match this title (§0 E).
+    title = "Unprocessable Content" if status == 422 else HTTPStatus(status).phrase  # noqa: PLR2004
+    errors = [{"title": title, "status": str(status), "detail": detail} for detail in details]
+    return Reply(status, dump({"errors": errors}), {**_JSON, **(headers or {})})
+
+
+def web_page(status: int, html: str) -> Reply:
+    return Reply(status, html.encode(), {"Content-Type": "text/html; charset=utf-8"})
+
+
+def lost(delivery: Delivery) -> Reply:
+    return Reply(0, b"", delivery=delivery)
+
+
+def dump(document: Mapping[str, Any]) -> bytes:
+    r"""Serialise exact decimals as JSON numbers, with PHP's `\/` and `\uXXXX` escapes.
+
+    The escapes are why a signature is checked on raw bytes (gateway.md §5).
+    """
+    text: str = _ENCODER.encode(document)
+    return text.replace("/", "\\/").encode("ascii")
+
+
+def load(body: bytes) -> Any:
+    """Parse JSON with exact decimals. Raises ValueError for anything that is not JSON."""
+    try:
+        return _DECODER.decode(body.decode())
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def as_object(value: Any) -> dict[str, Any]:
+    """Read a JSON object the way PHP means it: null and [] are empty ones (gateway.md §1.1)."""
+    return value if isinstance(value, dict) else {}
+
+
+def number(amount: Decimal) -> int | Decimal:
+    """Write 10.00 as 10 and 9.90 as 9.9, as a PHP float comes out: clients compare values."""
+    return int(amount) if amount == amount.to_integral_value() else amount.normalize()

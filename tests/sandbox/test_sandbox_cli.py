@@ -1,0 +1,82 @@
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import requests
+from click.testing import CliRunner
+
+from billing_worker.sandbox.cli import sandbox
+from billing_worker.sandbox.script import OUTCOMES
+
+ROOT = Path(__file__).parents[2]
+COMMAND = [sys.executable, "-c", "from billing_worker.sandbox.cli import sandbox; sandbox()"]
+
+
+@pytest.fixture
+def started():
+    """Start the program on a port of the system's choice; it is killed if the test forgets it."""
+    processes = []
+
+    def start(*arguments):
+        process = subprocess.Popen(
+            [*COMMAND, "--port", "0", *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_the_program_serves_what_it_announces_until_it_is_asked_to_stop(started, ending):
+    process = started("--json", "--later", "7", "--second-sale", "charge", "--callbacks")
+
+    facts = json.loads(process.stdout.readline())
+    ledger = requests.get(f"{facts['url']}/_sandbox/ledger", timeout=10)
+    behaviour = requests.post(f"{facts['url']}/_sandbox/behaviour", json={}, timeout=10).json()
+
+    assert ledger.json() == {"debits": [], "totals": {}}
+    assert (facts["username"], facts["password"]) == ("sandbox", "sandbox")
+    assert facts["callback_secret"] == "sandbox-secret"
+    assert [row["token"] for row in facts["tokens"]] == list(OUTCOMES)
+    assert behaviour["later_seconds"] == 7
+    assert behaviour["second_sale"] == "charge"
+    process.send_signal(ending)
+    assert process.wait(10) == 0
+
+
+def test_people_get_the_token_table_and_the_credentials(started):
+    process = started("--callback-secret", "very-own-secret")
+
+    lines = []
+    while "very-own-secret" not in "".join(lines):
+        lines.append(process.stdout.readline())
+    text = "".join(lines)
+
+    assert "http://127.0.0.1:" in text
+    assert "decline_insufficient_funds" in text
+    assert "charged at once" in text
+
+
+def test_a_value_that_no_switch_has_is_a_usage_error():
+    result = CliRunner().invoke(sandbox, ["--duplicates", "sometimes"])
+
+    assert result.exit_code == 2
+    assert "accept_new" in result.output
+
+
+def test_loading_the_command_loads_neither_server_nor_tables():
+    heavy = "{'requests', 'rich', 'socketserver', 'simplejson'}"
+    code = f"import sys, billing_worker.sandbox.cli; print({heavy} & sys.modules.keys())"
+
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+
+    assert loaded == "set()\n"

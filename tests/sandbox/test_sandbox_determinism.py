@@ -1,0 +1,139 @@
+import json
+import threading
+from collections import Counter
+from datetime import UTC, datetime
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from billing_worker.sandbox.gateway import Behaviour, SandboxGateway
+from billing_worker.sandbox.script import OUTCOMES
+
+
+def play_every_token(merchant):
+    """Return the bytes of a long conversation."""
+    transcript = []
+    for number, token in enumerate(OUTCOMES):
+        reply = merchant.post(merchant.order(token, reference_id=f"order-{number}"))
+        transcript.append(reply)
+        if reply.status == 201:
+            transcript.append(merchant.sell(merchant.invoice(reply)))
+        merchant.clock.move(7)
+        transcript.append(merchant.request("GET", "/payment-invoices"))
+    transcript.append(merchant.request("GET", "/_sandbox/ledger"))
+    return transcript
+
+
+def test_the_same_calls_at_the_same_times_give_the_same_bytes(merchant_of, clock):
+    start = clock.time
+    first = play_every_token(merchant_of())
+    clock.time = start
+    second = play_every_token(merchant_of())
+
+    assert first == second
+
+
+def test_a_replay_after_a_reset_gives_the_same_bytes(merchant, clock):
+    start = clock.time
+    first = play_every_token(merchant)
+    merchant.gateway.reset()
+    clock.time = start
+
+    assert play_every_token(merchant) == first
+
+
+def test_a_hundred_threads_that_sell_one_invoice_charge_it_once(merchant):
+    invoice = merchant.create()
+    statuses = Counter()
+    gate = threading.Barrier(100)
+
+    def sell():
+        gate.wait()
+        statuses[merchant.sell(invoice).status] += 1
+
+    threads = [threading.Thread(target=sell) for _ in range(100)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert statuses == {200: 1, 422: 99}
+    assert len(merchant.debits()) == 1
+
+
+FIELDS = st.sampled_from(
+    [
+        "data",
+        "type",
+        "attributes",
+        "reference_id",
+        "amount",
+        "currency",
+        "customer",
+        "gateway_options",
+        "cardgate",
+        "token",
+        "metadata",
+    ]
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(FIELDS, inner, max_size=6),
+    max_leaves=12,
+)
+START = datetime(2026, 1, 31, tzinfo=UTC)
+CREDENTIALS = {"Authorization": "Basic c2FuZGJveDpzYW5kYm94"}
+GOOD = {
+    "test_mode": True,
+    "reference_id": "order-1",
+    "currency": "USD",
+    "amount": 9.99,
+    "service": "payment_card_usd_hpp",
+    "token": "approved",
+    "customer": {"reference_id": "customer-1"},
+    "gateway_options": {"cardgate": {"instant": True}},
+}
+
+
+@settings(deadline=None)
+@given(document=JSON, target=st.sampled_from(["/payment-invoices", "/_sandbox/behaviour"]))
+def test_no_json_makes_the_gateway_fall_over(document, target):
+    gateway = SandboxGateway(Behaviour(), lambda: START)
+    body = json.dumps(document).encode()
+
+    reply = gateway.handle("POST", target, CREDENTIALS, body)
+
+    assert reply.status in {200, 400, 422}
+
+
+@settings(deadline=None)
+@given(
+    changes=st.dictionaries(
+        st.sampled_from(
+            [
+                "test_mode",
+                "reference_id",
+                "currency",
+                "amount",
+                "service",
+                "token",
+                "customer",
+                "gateway_options",
+                "metadata",
+                "return_urls",
+                "callback_url",
+                "description",
+            ]
+        ),
+        JSON,
+        max_size=3,
+    )
+)
+def test_no_field_makes_the_gateway_fall_over(changes):
+    gateway = SandboxGateway(Behaviour(), lambda: START)
+    attributes = {**GOOD, **changes}
+    body = json.dumps({"data": {"type": "payment-invoices", "attributes": attributes}}).encode()
+
+    reply = gateway.handle("POST", "/payment-invoices", CREDENTIALS, body)
+
+    assert reply.status in {201, 422}
