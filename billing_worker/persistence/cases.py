@@ -1,0 +1,263 @@
+"""Attempts with their invoices and subscriptions: locked, read, changed and written together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Table, bindparam, select, update
+
+from billing_worker.domain.attempt import Attempt, AttemptStatus
+from billing_worker.domain.errors import ConcurrentChange
+from billing_worker.domain.invoice import Invoice
+from billing_worker.domain.settlement import Case
+from billing_worker.domain.subscription import Subscription
+from billing_worker.persistence.rows import attempt_from, invoice_from, subscription_from
+from billing_worker.persistence.tables import attempts, invoices, subscriptions
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class CaseKey:
+    subscription_id: int
+    invoice_id: int
+    attempt_id: int
+
+
+class LockedCases:
+    """Cases under lock for the length of one transaction, changed in memory, saved once.
+
+    Two attempts may share an invoice, and two invoices a subscription: each row is held once, so
+    the second case sees what the first one changed.
+
+    Every transaction locks subscriptions before invoices before attempts, each in the order of
+    their ids, so that two batches never wait for each other in a circle.
+    """
+
+    def __init__(self, connection: Connection, keys: Iterable[CaseKey]) -> None:
+        keys = list(keys)
+        self._connection = connection
+        self._subscriptions = {
+            row.id: subscription_from(row)
+            for row in _locked(connection, subscriptions, {key.subscription_id for key in keys})
+        }
+        self._invoices = {
+            row.id: invoice_from(row)
+            for row in _locked(connection, invoices, {key.invoice_id for key in keys})
+        }
+        self._attempts = {
+            row.id: attempt_from(row)
+            for row in _locked(connection, attempts, {key.attempt_id for key in keys})
+        }
+        self._before = (dict(self._attempts), dict(self._invoices), dict(self._subscriptions))
+
+    def case(self, key: CaseKey) -> Case:
+        return Case(
+            self._attempts[key.attempt_id],
+            self._invoices[key.invoice_id],
+            self._subscriptions[key.subscription_id],
+        )
+
+    def put(self, case: Case) -> None:
+        self._attempts[case.attempt.id] = case.attempt
+        self._invoices[case.invoice.id] = case.invoice
+        self._subscriptions[case.subscription.id] = case.subscription
+
+    def save(self) -> None:
+        """Write what changed. Raises ConcurrentChange if a row was not as it was locked."""
+        attempts_before, invoices_before, subscriptions_before = self._before
+        _save_attempts(self._connection, _changed(attempts_before, self._attempts))
+        _save_invoices(self._connection, _changed(invoices_before, self._invoices))
+        _save_subscriptions(self._connection, _changed(subscriptions_before, self._subscriptions))
+
+
+def _changed(before: dict[int, _T], after: dict[int, _T]) -> list[tuple[_T, _T]]:
+    return [(before[key], after[key]) for key in before if before[key] != after[key]]
+
+
+def _locked(connection: Connection, table: Table, ids: set[int]) -> Any:
+    return connection.execute(
+        select(table).where(table.c.id.in_(sorted(ids))).order_by(table.c.id).with_for_update()
+    )
+
+
+def keys_of(connection: Connection, attempt_ids: Sequence[int]) -> list[tuple[CaseKey, str]]:
+    """(key, gateway id) of the attempts that the gateway can be asked about."""
+    query = (
+        select(attempts.c.id, attempts.c.invoice_id, attempts.c.gateway_id)
+        .add_columns(invoices.c.subscription_id)
+        .join(invoices, invoices.c.id == attempts.c.invoice_id)
+        .where(
+            attempts.c.id.in_(attempt_ids),
+            attempts.c.gateway_id.is_not(None),
+            attempts.c.look_at.is_not(None),
+        )
+        .order_by(attempts.c.id)
+    )
+    return [
+        (CaseKey(row.subscription_id, row.invoice_id, row.id), row.gateway_id)
+        for row in connection.execute(query)
+    ]
+
+
+_SUBMIT = (
+    update(attempts)
+    .where(
+        attempts.c.id == bindparam("row_id"),
+        attempts.c.fence == bindparam("our_fence"),
+        attempts.c.status == "prepared",
+    )
+    .values(
+        status="submitted",
+        gateway_id=bindparam("new_gateway_id"),
+        bearer=bindparam("new_bearer"),
+        submitted_at=bindparam("new_submitted_at"),
+        look_at=bindparam("new_look_at"),
+    )
+)
+_IN_FLIGHT = (
+    update(invoices)
+    .where(invoices.c.id == bindparam("row_id"), invoices.c.status == "open")
+    .values(next_attempt_at=None, ring_at=None, reason=None)
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    attempt: Attempt
+    gateway_id: str
+    bearer: bytes  # encrypted
+    look_at: datetime
+
+
+def submit(connection: Connection, submissions: Sequence[Submission], now: datetime) -> None:
+    """Prepared -> submitted under the fence. Raises ConcurrentChange if any row did not match."""
+    if not submissions:
+        return
+    moved = connection.execute(
+        _SUBMIT,
+        [
+            {
+                "row_id": s.attempt.id,
+                "our_fence": s.attempt.fence,
+                "new_gateway_id": s.gateway_id,
+                "new_bearer": s.bearer,
+                "new_submitted_at": now,
+                "new_look_at": s.look_at,
+            }
+            for s in submissions
+        ],
+    )
+    open_ = connection.execute(_IN_FLIGHT, [{"row_id": s.attempt.invoice_id} for s in submissions])
+    if moved.rowcount != len(submissions) or open_.rowcount != len(submissions):
+        raise ConcurrentChange("an attempt or its invoice moved before it was submitted")
+
+
+_SAVE_ATTEMPT = (
+    update(attempts)
+    .where(
+        attempts.c.id == bindparam("row_id"),
+        attempts.c.status == bindparam("old_status"),
+        attempts.c.fence == bindparam("old_fence"),
+    )
+    .values(
+        status=bindparam("new_status"),
+        gateway_id=bindparam("new_gateway_id"),
+        claims=bindparam("new_claims"),
+        lease_until=bindparam("new_lease_until"),
+        settled_at=bindparam("new_settled_at"),
+        look_at=bindparam("new_look_at"),
+        rechecks=bindparam("new_rechecks"),
+        unpaid_since=bindparam("new_unpaid_since"),
+        sale_status=bindparam("new_sale_status"),
+        sale_resolution=bindparam("new_sale_resolution"),
+        outcome=bindparam("new_outcome"),
+    )
+)
+_FORGET_BEARER = update(attempts).where(attempts.c.id == bindparam("row_id")).values(bearer=None)
+_SAVE_INVOICE = (
+    update(invoices)
+    .where(invoices.c.id == bindparam("row_id"), invoices.c.status == bindparam("old_status"))
+    .values(
+        status=bindparam("new_status"),
+        reason=bindparam("new_reason"),
+        next_attempt_at=bindparam("new_next_attempt_at"),
+        ring_at=bindparam("new_ring_at"),
+        not_charged_count=bindparam("new_not_charged_count"),
+        paid_at=bindparam("new_paid_at"),
+    )
+)
+_SAVE_SUBSCRIPTION = (
+    update(subscriptions)
+    .where(
+        subscriptions.c.id == bindparam("row_id"),
+        subscriptions.c.status == bindparam("old_status"),
+    )
+    .values(status=bindparam("new_status"))
+)
+
+
+def _save_attempts(connection: Connection, changes: list[tuple[Attempt, Attempt]]) -> None:
+    rows = [
+        {
+            "row_id": before.id,
+            "old_status": before.status,
+            "old_fence": before.fence,
+            "new_status": after.status,
+            "new_gateway_id": after.gateway_id,
+            "new_claims": after.claims,
+            "new_lease_until": after.lease_until,
+            "new_settled_at": after.settled_at,
+            "new_look_at": after.look_at,
+            "new_rechecks": after.rechecks,
+            "new_unpaid_since": after.unpaid_since,
+            "new_sale_status": after.sale_status,
+            "new_sale_resolution": after.sale_resolution,
+            "new_outcome": after.outcome,
+        }
+        for before, after in changes
+    ]
+    _save(connection, _SAVE_ATTEMPT, rows)
+    submitted = AttemptStatus.SUBMITTED
+    _save(connection, _FORGET_BEARER, [
+        {"row_id": after.id}
+        for before, after in changes
+        if before.status is submitted and after.status is not submitted
+    ])  # fmt: skip
+
+
+def _save_invoices(connection: Connection, changes: list[tuple[Invoice, Invoice]]) -> None:
+    rows = [
+        {
+            "row_id": before.id,
+            "old_status": before.status,
+            "new_status": after.status,
+            "new_reason": after.reason,
+            "new_next_attempt_at": after.next_attempt_at,
+            "new_ring_at": after.ring_at,
+            "new_not_charged_count": after.not_charged_count,
+            "new_paid_at": after.paid_at,
+        }
+        for before, after in changes
+    ]
+    _save(connection, _SAVE_INVOICE, rows)
+
+
+def _save_subscriptions(
+    connection: Connection, changes: list[tuple[Subscription, Subscription]]
+) -> None:
+    rows = [
+        {"row_id": before.id, "old_status": before.status, "new_status": after.status}
+        for before, after in changes
+    ]
+    _save(connection, _SAVE_SUBSCRIPTION, rows)
+
+
+def _save(connection: Connection, statement: Any, rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        return
+    if connection.execute(statement, rows).rowcount != len(rows):
+        raise ConcurrentChange("a row changed although it was locked")

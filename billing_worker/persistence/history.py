@@ -1,0 +1,73 @@
+"""The append-only history: written in the transaction of the change it tells about."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Row, insert, or_, select
+
+from billing_worker.domain.events import Event
+from billing_worker.persistence.tables import attempts, events, invoices
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An event and the rows that it is about."""
+
+    event: Event
+    subscription_id: int | None = None
+    invoice_id: int | None = None
+    attempt_id: int | None = None
+
+
+def write(connection: Connection, entries: Iterable[Entry]) -> None:
+    rows = [
+        {
+            "at": entry.event.at,
+            "kind": entry.event.kind,
+            "by": entry.event.by,
+            "alert": entry.event.alert,
+            "subscription_id": entry.subscription_id,
+            "invoice_id": entry.invoice_id,
+            "attempt_id": entry.attempt_id,
+            "data": dict(entry.event.data),
+        }
+        for entry in entries
+    ]
+    if rows:
+        connection.execute(insert(events), rows)
+
+
+def of_invoice(connection: Connection, invoice_id: int) -> Sequence[Row[Any]]:
+    """Everything about one invoice, oldest first, with the attempt's number where there is one."""
+    query = (
+        select(events, attempts.c.number.label("attempt_number"))
+        .join(attempts, attempts.c.id == events.c.attempt_id, isouter=True)
+        .where(events.c.invoice_id == invoice_id)
+        .order_by(events.c.id)
+    )
+    return connection.execute(query).all()
+
+
+def of_subscription(connection: Connection, subscription_id: int) -> Sequence[Row[Any]]:
+    """What happened to the subscription itself, oldest first; not its invoices."""
+    query = (
+        select(events)
+        .where(events.c.subscription_id == subscription_id, events.c.invoice_id.is_(None))
+        .order_by(events.c.id)
+    )
+    return connection.execute(query).all()
+
+
+def alerts(connection: Connection, limit: int) -> Sequence[Row[Any]]:
+    """The newest events that a person has to look at."""
+    query = (
+        select(events, invoices.c.reference_id.label("invoice_reference"))
+        .join(invoices, invoices.c.id == events.c.invoice_id, isouter=True)
+        .where(or_(events.c.alert))
+        .order_by(events.c.id.desc())
+        .limit(limit)
+    )
+    return connection.execute(query).all()

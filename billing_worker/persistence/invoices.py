@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, Select, func, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from billing_worker.domain import invoice as invoice_rules
+from billing_worker.domain.subscription import DuePeriod, Subscription
+from billing_worker.persistence.tables import attempts, invoices, subscriptions
+
+
+def open_periods(
+    connection: Connection,
+    due: Sequence[tuple[Subscription, DuePeriod]],
+    now: datetime,
+    ring_at: datetime,
+) -> list[tuple[int, int]]:
+    """Write one open invoice per due period; return (invoice id, subscription id) pairs.
+
+    A period that already has its invoice is passed over: the unique key stops a twin.
+    """
+    if not due:
+        return []
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    rows = [_open_row(subscription, period, now, ring_at) for subscription, period in due]
+    statement = (
+        dialect.insert(invoices)
+        .on_conflict_do_nothing(index_elements=["subscription_id", "period_number"])
+        .returning(invoices.c.id, invoices.c.subscription_id)
+    )
+    return [(row.id, row.subscription_id) for row in connection.execute(statement, rows)]
+
+
+def _open_row(
+    subscription: Subscription, period: DuePeriod, now: datetime, ring_at: datetime
+) -> dict[str, Any]:
+    return {
+        "reference_id": invoice_rules.reference_for(subscription.reference_id, period.number),
+        "subscription_id": subscription.id,
+        "period_number": period.number,
+        "period_start": period.start,
+        "period_end": period.end,
+        "amount_minor": subscription.money.minor,
+        "currency": subscription.money.currency,
+        "status": "open",
+        "next_attempt_at": now,
+        "ring_at": ring_at,
+        "not_charged_count": 0,
+        "created_at": now,
+    }
+
+
+def due_to_ring(
+    connection: Connection, now: datetime, ring_again_at: datetime, limit: int
+) -> list[int]:
+    """Take up to `limit` invoices whose bell is due, and push their next ring on.
+
+    Whatever becomes of the message, the row is found again at `ring_again_at`.
+    """
+    chosen = (
+        select(invoices.c.id)
+        .where(invoices.c.ring_at <= now)
+        .order_by(invoices.c.ring_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    return _push(connection, chosen, invoices, {"ring_at": ring_again_at})
+
+
+def _push(
+    connection: Connection, chosen: Select[tuple[int]], table: Any, values: dict[str, Any]
+) -> list[int]:
+    ids: list[int] = [row.id for row in connection.execute(chosen)]
+    if ids:
+        connection.execute(update(table).where(table.c.id.in_(ids)).values(values))
+    return ids
+
+
+def due_to_look(
+    connection: Connection, now: datetime, look_again_at: datetime, limit: int
+) -> list[int]:
+    """Take up to `limit` attempts that the gateway is to be asked about, and push them on."""
+    chosen = (
+        select(attempts.c.id)
+        .where(attempts.c.look_at <= now)
+        .order_by(attempts.c.look_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    return _push(connection, chosen, attempts, {"look_at": look_again_at})
+
+
+def find(connection: Connection, reference_id: str) -> Row[Any] | None:
+    """An invoice by its own reference, or by that of any of its attempts, or by gateway id."""
+    by_attempt = select(attempts.c.invoice_id).where(
+        or_(attempts.c.reference_id == reference_id, attempts.c.gateway_id == reference_id)
+    )
+    query = (
+        select(
+            invoices,
+            subscriptions.c.reference_id.label("subscription_reference"),
+            subscriptions.c.timezone,
+        )
+        .join(subscriptions, subscriptions.c.id == invoices.c.subscription_id)
+        .where(or_(invoices.c.reference_id == reference_id, invoices.c.id.in_(by_attempt)))
+    )
+    return connection.execute(query).one_or_none()
+
+
+def of_subscription(connection: Connection, subscription_id: int) -> Sequence[Row[Any]]:
+    query = (
+        select(invoices)
+        .where(invoices.c.subscription_id == subscription_id)
+        .order_by(invoices.c.period_number)
+    )
+    return connection.execute(query).all()
+
+
+def attempts_of(connection: Connection, invoice_id: int) -> Sequence[Row[Any]]:
+    query = select(attempts).where(attempts.c.invoice_id == invoice_id).order_by(attempts.c.number)
+    return connection.execute(query).all()
+
+
+def summary(connection: Connection) -> Sequence[Row[Any]]:
+    """Count and sum by fate: status, currency, and the state of the newest attempt."""
+    newest = (
+        select(attempts.c.status)
+        .where(attempts.c.invoice_id == invoices.c.id)
+        .order_by(attempts.c.number.desc())
+        .limit(1)
+        .scalar_subquery()
+    )
+    fate = select(
+        invoices.c.status,
+        newest.label("attempt_status"),
+        invoices.c.currency,
+        invoices.c.amount_minor,
+        invoices.c.next_attempt_at.is_(None).label("waits"),
+    ).subquery()
+    keys = (fate.c.status, fate.c.attempt_status, fate.c.waits, fate.c.currency)
+    query = select(
+        *keys, func.count().label("invoices"), func.sum(fate.c.amount_minor).label("minor")
+    )
+    return connection.execute(query.group_by(*keys).order_by(*keys)).all()
+
+
+def oldest_unknown(connection: Connection) -> datetime | None:
+    """When the oldest attempt whose outcome is unknown was submitted."""
+    query = select(func.min(attempts.c.submitted_at)).where(attempts.c.status == "submitted")
+    return connection.execute(query).scalar()

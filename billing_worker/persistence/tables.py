@@ -1,0 +1,274 @@
+"""The tables, with the rules of the domain repeated as constraints.
+
+A constraint here is the second lock on a door that the code has already closed: each says which
+promise it keeps. The migrations build the same; a test compares the two.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+class Instant(TypeDecorator[datetime]):
+    """An aware datetime, kept in UTC. A naive one is an error, not a guess.
+
+    SQLite has no time zones: there the UTC wall clock is stored and read back as UTC.
+    """
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"naive datetime {value!r} must not reach the database")
+        return value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+# SQLite numbers rows by itself only when the key is spelled INTEGER.
+Key = BigInteger().with_variant(Integer(), "sqlite")
+Json = JSON().with_variant(JSONB(), "postgresql")
+
+
+def _one_of(column: str, *values: str) -> CheckConstraint:
+    listed = ", ".join(f"'{value}'" for value in values)
+    return CheckConstraint(f"{column} IN ({listed})", name=f"{column}_known")
+
+
+def _reference(**options: Any) -> Column[str]:
+    return Column("reference_id", String(160), nullable=False, **options)
+
+
+customers = Table(
+    "customers",
+    metadata,
+    Column("id", Key, primary_key=True),
+    _reference(unique=True),
+    Column("name", Text),
+    Column("email", Text),
+    Column("created_at", Instant, nullable=False),
+)
+
+cards = Table(
+    "cards",
+    metadata,
+    Column("id", Key, primary_key=True),
+    Column("customer_id", ForeignKey("customers.id"), nullable=False, index=True),
+    Column("token", LargeBinary, nullable=False),  # encrypted by the vault
+    Column("mask", String(32)),
+    Column("brand", String(32)),
+    Column("expiry_month", Integer),
+    Column("expiry_year", Integer),
+    Column("created_at", Instant, nullable=False),
+)
+
+subscriptions = Table(
+    "subscriptions",
+    metadata,
+    Column("id", Key, primary_key=True),
+    _reference(unique=True),
+    Column("customer_id", ForeignKey("customers.id"), nullable=False, index=True),
+    Column("card_id", ForeignKey("cards.id")),
+    Column("status", String(16), nullable=False),
+    Column("amount_minor", BigInteger, nullable=False),
+    Column("currency", String(3), nullable=False),
+    Column("interval", String(8), nullable=False),
+    Column("interval_count", Integer, nullable=False),
+    Column("anchor_at", Instant, nullable=False),
+    Column("timezone", String(64), nullable=False),
+    Column("ends_after_periods", Integer),
+    Column("next_period", Integer, nullable=False),
+    Column("next_billing_at", Instant),
+    Column("description", Text),
+    Column("metadata", Json, nullable=False),
+    Column("record_digest", String(64), nullable=False),  # of the import record: same or conflict
+    Column("created_at", Instant, nullable=False),
+    _one_of(
+        "status",
+        "trialing",
+        "active",
+        "past_due",
+        "suspended",
+        "paused",
+        "cancelled",
+        "ended",
+    ),
+    CheckConstraint("amount_minor > 0", name="amount_positive"),
+    CheckConstraint("interval_count > 0", name="interval_positive"),
+    # What may not be billed must not be found by the sweep.
+    CheckConstraint(
+        "next_billing_at IS NULL OR status IN ('trialing', 'active', 'past_due')",
+        name="billed_only_while_billable",
+    ),
+    Index(
+        "ix_subscriptions_due",
+        "next_billing_at",
+        postgresql_where=text("next_billing_at IS NOT NULL"),
+        sqlite_where=text("next_billing_at IS NOT NULL"),
+    ),
+)
+
+invoices = Table(
+    "invoices",
+    metadata,
+    Column("id", Key, primary_key=True),
+    _reference(unique=True),
+    Column("subscription_id", ForeignKey("subscriptions.id"), nullable=False),
+    Column("period_number", Integer, nullable=False),
+    Column("period_start", Instant, nullable=False),
+    Column("period_end", Instant, nullable=False),
+    Column("amount_minor", BigInteger, nullable=False),
+    Column("currency", String(3), nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("reason", Text),
+    Column("next_attempt_at", Instant),
+    Column("ring_at", Instant),
+    Column("not_charged_count", Integer, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("paid_at", Instant),
+    # A period is (subscription, number): however many sweeps run, it is opened once.
+    UniqueConstraint("subscription_id", "period_number"),
+    _one_of("status", "open", "paid", "uncollectible", "void"),
+    CheckConstraint("amount_minor > 0", name="amount_positive"),
+    CheckConstraint("(status = 'paid') = (paid_at IS NOT NULL)", name="paid_has_a_time"),
+    # Only what is still owed is ever rung for.
+    CheckConstraint("ring_at IS NULL OR status = 'open'", name="rung_only_while_open"),
+    Index(
+        "ix_invoices_ring",
+        "ring_at",
+        postgresql_where=text("ring_at IS NOT NULL"),
+        sqlite_where=text("ring_at IS NOT NULL"),
+    ),
+)
+
+_LIVE = text("status IN ('prepared', 'submitted')")
+_SUCCEEDED = text("status = 'succeeded'")
+_TO_LOOK = text("look_at IS NOT NULL")
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("id", Key, primary_key=True),
+    _reference(unique=True),
+    Column("invoice_id", ForeignKey("invoices.id"), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("origin", String(16), nullable=False),
+    Column("card_id", ForeignKey("cards.id"), nullable=False),
+    Column("amount_minor", BigInteger, nullable=False),
+    Column("currency", String(3), nullable=False),
+    Column("test_mode", Boolean, nullable=False),
+    Column("fence", Integer, nullable=False),
+    Column("claims", Integer, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("lease_until", Instant),
+    Column("gateway_id", String(128), unique=True),
+    Column("bearer", LargeBinary),  # encrypted; only while the sale may still be explained by it
+    Column("submitted_at", Instant),
+    Column("settled_at", Instant),
+    Column("look_at", Instant),
+    Column("rechecks", Integer, nullable=False),
+    Column("unpaid_since", Instant),
+    Column("sale_status", Text),
+    Column("sale_resolution", Text),
+    Column("outcome", Text),
+    UniqueConstraint("invoice_id", "number"),
+    _one_of(
+        "status",
+        "prepared",
+        "submitted",
+        "succeeded",
+        "declined",
+        "not_charged",
+        "surplus",
+    ),
+    CheckConstraint("amount_minor > 0", name="amount_positive"),
+    # A sale that cannot be asked about would be lost: the id is committed before it is sent.
+    CheckConstraint(
+        "status IN ('prepared', 'not_charged') OR gateway_id IS NOT NULL",
+        name="sold_only_with_gateway_id",
+    ),
+    # While one try may still move money, no other may start.
+    Index(
+        "uq_attempts_one_live",
+        "invoice_id",
+        unique=True,
+        postgresql_where=_LIVE,
+        sqlite_where=_LIVE,
+    ),
+    # An invoice is paid at most once; more is `surplus`, and goes back.
+    Index(
+        "uq_attempts_one_succeeded",
+        "invoice_id",
+        unique=True,
+        postgresql_where=_SUCCEEDED,
+        sqlite_where=_SUCCEEDED,
+    ),
+    Index("ix_attempts_look", "look_at", postgresql_where=_TO_LOOK, sqlite_where=_TO_LOOK),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("id", Key, primary_key=True),
+    Column("at", Instant, nullable=False),
+    Column("kind", String(48), nullable=False),
+    Column("by", Text, nullable=False),
+    Column("alert", Boolean, nullable=False),
+    Column("subscription_id", Key),
+    Column("invoice_id", Key),
+    Column("attempt_id", Key),
+    Column("data", Json, nullable=False),
+    # No foreign keys: history is append-only (a trigger refuses update and delete) and outlives.
+    Index("ix_events_subscription_id", "subscription_id"),
+    Index("ix_events_invoice_id", "invoice_id"),
+)
+
+switches = Table(
+    "switches",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("is_on", Boolean, nullable=False),
+    Column("reason", Text),
+    Column("by", Text),
+    Column("changed_at", Instant),
+)

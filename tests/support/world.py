@@ -1,0 +1,238 @@
+"""A whole billing world in one process: real services, real SQL, a virtual clock and the twin.
+
+The twin is the shipped sandbox, called without a socket through the real gateway adapter, so that
+what is exercised here is the code that runs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import urlsplit
+
+from cryptography.fernet import Fernet
+from sqlalchemy import select
+
+from billing_worker.domain.errors import NotSent, OutcomeUnknown
+from billing_worker.domain.secret import Secret
+from billing_worker.domain.terms import Terms
+from billing_worker.gateway.http import Request, Response
+from billing_worker.gateway.pace import Unlimited
+from billing_worker.gateway.paycore import GatewaySettings, PaycoreGateway
+from billing_worker.persistence import tables
+from billing_worker.persistence.store import Store
+from billing_worker.persistence.vault import FernetVault
+from billing_worker.sandbox.gateway import Behaviour, Delivery, SandboxGateway
+from billing_worker.services import overview
+from billing_worker.services.charge import charge_page
+from billing_worker.services.crew import OneByOne
+from billing_worker.services.ports import Ports
+from billing_worker.services.reconcile import look_page
+from billing_worker.services.records import parse_record
+from billing_worker.services.renew import renew_due
+from billing_worker.services.ring import look_due, ring_due
+from billing_worker.services.subscribe import subscribe
+from billing_worker.services.together import EachAlone
+
+START = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
+KEY = Fernet.generate_key().decode()
+
+
+class VirtualClock:
+    def __init__(self, now: datetime = START) -> None:
+        self._now = now
+
+    def now(self) -> datetime:
+        return self._now
+
+    def monotonic(self) -> float:
+        return self._now.timestamp()
+
+    def advance(self, by: timedelta | float) -> None:
+        self._now += by if isinstance(by, timedelta) else timedelta(seconds=by)
+
+
+class TwinTransport:
+    """Carries a request to the sandbox in this process, and reports how the wire ended it."""
+
+    def __init__(self, sandbox: SandboxGateway, clock: VirtualClock) -> None:
+        self._sandbox = sandbox
+        self._clock = clock
+        self.unreachable = False
+        self.before_send: Callable[[Request], None] = lambda _: None
+        self.sent: list[Request] = []
+
+    def send(self, request: Request, *, moves_money: bool) -> Response:
+        self.before_send(request)
+        if self.unreachable:
+            raise NotSent("connection refused")
+        self.sent.append(request)
+        parts = urlsplit(request.url)
+        target = f"{parts.path}?{parts.query}" if parts.query else parts.path
+        reply = self._sandbox.handle(request.method, target, request.headers, request.body or b"")
+        self._clock.advance(reply.delay_seconds)
+        if reply.delivery is Delivery.NEVER:
+            self._clock.advance(30)
+            raise OutcomeUnknown("read timeout")
+        if reply.delivery is Delivery.HANG_UP:
+            raise OutcomeUnknown("connection closed without an answer")
+        kind = reply.headers.get("Content-Type", "")
+        return Response(reply.status, reply.body, kind)
+
+
+class PatientBell:
+    """Keeps the messages until somebody delivers them: in order, doubled, or never."""
+
+    def __init__(self) -> None:
+        self.messages: list[tuple[str, tuple[int, ...]]] = []
+
+    def charge(self, invoice_ids: Sequence[int]) -> None:
+        self.messages.append(("charge", tuple(invoice_ids)))
+
+    def look(self, attempt_ids: Sequence[int]) -> None:
+        self.messages.append(("look", tuple(attempt_ids)))
+
+
+class World:
+    def __init__(
+        self, store: Store, behaviour: Behaviour | None = None, terms: Terms | None = None
+    ) -> None:
+        self.store = store
+        self.clock = VirtualClock()
+        self.sandbox = SandboxGateway(behaviour or Behaviour(), self.clock.now)
+        self.transport = TwinTransport(self.sandbox, self.clock)
+        self.bell = PatientBell()
+        self.vault = FernetVault(Secret(KEY))
+        self.ports = self.ports_of_a_worker(terms)
+
+    def ports_of_a_worker(self, terms: Terms | None = None, **overrides: Any) -> Ports:
+        collaborators: dict[str, Any] = {
+            "store": self.store,
+            "gateway": self.gateway(),
+            "clock": self.clock,
+            "bell": self.bell,
+            "crew": OneByOne(),
+            "vault": self.vault,
+            "pace": Unlimited(),
+            "terms": terms or Terms(),
+            "test_mode": True,
+            "together": EachAlone(),
+        }
+        return Ports(**(collaborators | overrides))
+
+    def gateway(self, transport: Any = None) -> PaycoreGateway:
+        return PaycoreGateway(
+            transport or self.transport,
+            self.clock,
+            GatewaySettings(
+                api_url="https://gateway.test/api",
+                username=self.sandbox.username,
+                password=Secret(self.sandbox.password),
+                cardgate_url="https://cardgate.test",
+            ),
+        )
+
+    # --- what happens ------------------------------------------------------------------------
+
+    def subscribe(self, token: str | None = "approved", reference: str = "sub-1", **fields: Any):
+        record = {
+            "reference_id": reference,
+            "customer": {"reference_id": f"customer-of-{reference}"},
+            "card": {"token": token} if token else None,
+            "amount": "9.99",
+            "currency": "USD",
+            "interval": "month",
+            "anchor_at": self.clock.now().isoformat(),
+        }
+        parsed = parse_record(record | fields)
+        return subscribe(self.store, self.vault, self.clock, [parsed], by="test")
+
+    def tick(self) -> None:
+        """One beat of every sweep, and every message delivered once."""
+        self.sweep()
+        self.deliver()
+
+    def sweep(self) -> None:
+        renew_due(self.ports)
+        ring_due(self.ports)
+        look_due(self.ports)
+
+    def deliver(self, ports: Ports | None = None) -> None:
+        while self.bell.messages:
+            self.run(*self.bell.messages.pop(0), ports=ports)
+
+    def run(self, kind: str, ids: tuple[int, ...], ports: Ports | None = None) -> dict[str, int]:
+        work = charge_page if kind == "charge" else look_page
+        return work(ports or self.ports, ids)
+
+    def run_for(self, span: timedelta, step: timedelta = timedelta(minutes=1)) -> None:
+        end = self.clock.now() + span
+        while self.clock.now() < end:
+            self.tick()
+            self.clock.advance(step)
+        self.tick()
+
+    # --- what can be seen --------------------------------------------------------------------
+
+    def explain(self, reference: str = "sub-1-p0") -> dict[str, Any]:
+        with self.store.reading() as connection:
+            data = overview.explain(connection, reference)
+        assert data is not None, f"no invoice {reference}"
+        return data
+
+    def fate(self, reference: str = "sub-1-p0") -> str:
+        return str(self.explain(reference)["fate"])
+
+    def attempts(self, reference: str = "sub-1-p0") -> list[str]:
+        return [attempt["status"] for attempt in self.explain(reference)["attempts"]]
+
+    def events(self, reference: str = "sub-1-p0") -> list[str]:
+        return [event["kind"] for event in self.explain(reference)["history"]]
+
+    def sales(self, reference: str) -> int:
+        """How many sales for an attempt's reference reached the gateway."""
+        return self.sandbox.requests.for_reference("sale", reference)
+
+    def debits(self) -> Counter[str]:
+        """Movements of money at the gateway, by our invoice."""
+        return Counter(d.reference_id.rpartition("-a")[0] for d in self.sandbox.ledger)
+
+    def discrepancies(self) -> list[str]:
+        """Every way in which our books and the gateway's ledger disagree."""
+        with self.store.reading() as connection:
+            invoices = connection.execute(select(tables.invoices)).all()
+            attempts = connection.execute(select(tables.attempts)).all()
+        return _discrepancies(self.debits(), invoices, attempts, self._debited_attempts())
+
+    def _debited_attempts(self) -> set[str]:
+        return {debit.reference_id for debit in self.sandbox.ledger}
+
+
+def _discrepancies(
+    debits: Counter[str], invoices: Sequence[Any], attempts: Sequence[Any], debited: set[str]
+) -> list[str]:
+    found = [f"{invoice} charged {n} times" for invoice, n in debits.items() if n > 1]
+    by_reference = {attempt.reference_id: attempt for attempt in attempts}
+    for reference in sorted(debited):
+        attempt = by_reference.get(reference)
+        if attempt is None:
+            found.append(f"{reference} moved money and is not in our books")
+        elif attempt.status not in {"submitted", "succeeded", "surplus"} and not attempt.look_at:
+            found.append(f"{reference} moved money, is {attempt.status}, and is never asked about")
+    found += [
+        f"{attempt.reference_id} is {attempt.status} and no money moved"
+        for attempt in attempts
+        if attempt.status in {"succeeded", "surplus"} and attempt.reference_id not in debited
+    ]
+    for invoice in invoices:
+        if invoice.status == "paid" and debits[invoice.reference_id] == 0:
+            found.append(f"{invoice.reference_id} is paid and no money moved")
+        live = [a for a in attempts if a.invoice_id == invoice.id and a.submitted_at is not None]
+        in_flight = any(a.status == "submitted" for a in live)
+        if invoice.status == "open" and not (
+            invoice.next_attempt_at or invoice.reason or in_flight
+        ):
+            found.append(f"{invoice.reference_id} is open without a next step, reason or attempt")
+    return found
