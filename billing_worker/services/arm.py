@@ -1,0 +1,126 @@
+"""The last safe commit: prepared -> submitted, under the fence, right before the sale."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection
+
+from billing_worker.domain.attempt import Attempt, AttemptStatus
+from billing_worker.domain.errors import ConcurrentChange, InvariantBroken
+from billing_worker.domain.events import Event, EventKind
+from billing_worker.domain.evidence import Statement
+from billing_worker.domain.invoice import InvoiceStatus
+from billing_worker.domain.secret import Secret
+from billing_worker.domain.settlement import Case
+from billing_worker.domain.subscription import COLLECTABLE
+from billing_worker.gateway.port import WireCall
+from billing_worker.persistence import cases as case_rows
+from billing_worker.persistence import history, switches
+from billing_worker.persistence.cases import LockedCases, Submission
+from billing_worker.persistence.history import Entry
+from billing_worker.persistence.store import keep_commits
+from billing_worker.services.claim import BY, Claimed
+from billing_worker.services.ports import Ports
+from billing_worker.services.settle import wire_data
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    claimed: Claimed
+    statement: Statement
+    calls: tuple[WireCall, ...]
+
+    @property
+    def bearer(self) -> Secret:
+        if self.statement.bearer is None:
+            raise InvariantBroken("an invoice without a bearer must not be armed")
+        return self.statement.bearer
+
+
+@dataclass(frozen=True, slots=True)
+class Armed:
+    """`submitted` is committed: the frame that asked for it may now send the sale, once."""
+
+    committed_at: float  # monotonic seconds, taken when COMMIT had returned
+
+
+@dataclass(frozen=True, slots=True)
+class NotArmed:
+    """Something changed since the claim. Nothing was committed, nothing may be sent."""
+
+    obstacle: str
+    later: bool = False  # the same attempt may go ahead another time
+
+
+def arm(ports: Ports, request: Arm) -> Armed | NotArmed:
+    """Commit `submitted`, or say what stands in the way.
+
+    Requests that arrive together share a transaction. Raises ConcurrentChange when the claim is
+    no longer ours, and CommitUnknown when COMMIT itself failed: then the sale must not be sent.
+    """
+    answer: Armed | NotArmed | None = ports.together(_arm_batch, ports, request)
+    if answer is None:
+        raise ConcurrentChange(f"{request.claimed.attempt.reference_id} was claimed by another")
+    return answer
+
+
+def _arm_batch(ports: Ports, requests: Sequence[Arm]) -> list[Armed | NotArmed | None]:
+    now = ports.clock.now()
+    answers: list[Armed | NotArmed | None] = []
+    allowed: list[Arm] = []
+    with ports.store.transaction() as connection:
+        keep_commits(connection)
+        cases = LockedCases(connection, (request.claimed.key for request in requests))
+        sales_on = switches.sales_are_on(connection)
+        for request in requests:
+            case = cases.case(request.claimed.key)
+            if not _is_ours(case.attempt, request.claimed.attempt):
+                answers.append(None)
+            elif obstacle := _obstacle(case, sales_on=sales_on):
+                answers.append(obstacle)
+            else:
+                answers.append(Armed(0.0))
+                allowed.append(request)
+        _submit(ports, connection, allowed, now)
+    committed_at = ports.clock.monotonic()
+    return [Armed(committed_at) if isinstance(answer, Armed) else answer for answer in answers]
+
+
+def _is_ours(stored: Attempt, claimed: Attempt) -> bool:
+    return stored.status is AttemptStatus.PREPARED and stored.fence == claimed.fence
+
+
+def _obstacle(case: Case, *, sales_on: bool) -> NotArmed | None:
+    """What may have changed since the claim, read under the locks of this commit."""
+    if case.invoice.status is not InvoiceStatus.OPEN:
+        return NotArmed(f"invoice is {case.invoice.status}")
+    if case.subscription.status not in COLLECTABLE:
+        return NotArmed(f"subscription is {case.subscription.status}")
+    if not sales_on:
+        return NotArmed("sales are switched off", later=True)
+    return None
+
+
+def _submit(ports: Ports, connection: Connection, allowed: Sequence[Arm], now: datetime) -> None:
+    look_at = now + ports.terms.reconcile_after
+    submissions = [
+        Submission(
+            request.claimed.attempt,
+            request.statement.gateway_id,
+            ports.vault.lock(request.bearer),
+            look_at,
+        )
+        for request in allowed
+    ]
+    case_rows.submit(connection, submissions, now)
+    history.write(connection, [_entry(request, now) for request in allowed])
+
+
+def _entry(request: Arm, now: datetime) -> Entry:
+    key = request.claimed.key
+    data = {"gateway_id": request.statement.gateway_id, "calls": wire_data(request.calls)}
+    event = Event(EventKind.ATTEMPT_SUBMITTED, now, BY, data)
+    return Entry(event, key.subscription_id, key.invoice_id, key.attempt_id)

@@ -1,0 +1,239 @@
+"""One charge, from a claimed invoice to an answer. Only this module may cause a sale.
+
+    claim -> create or find -> compare -> commit `submitted` -> SALE, once -> look -> settle
+
+Wherever the process dies, the row says what may have happened: before `submitted` nothing was
+sold, after it only the gateway knows. See README, "What if it dies here?".
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from billing_worker.domain.attempt import AttemptStatus
+from billing_worker.domain.errors import (
+    ConcurrentChange,
+    GatewayError,
+    NotSent,
+    OutcomeUnknown,
+    Refused,
+)
+from billing_worker.domain.evidence import (
+    DECLINED_STATUSES,
+    PAID_STATUSES,
+    Expected,
+    SaleAnswer,
+    Statement,
+    Verdict,
+    judge,
+    may_be_sold,
+)
+from billing_worker.domain.settlement import News, NoAnswer, NothingSent, Postponed, Stated
+from billing_worker.gateway.port import CallLog, InstantOrder
+from billing_worker.persistence.store import CommitUnknown
+from billing_worker.services.arm import Arm, Armed, NotArmed, arm
+from billing_worker.services.claim import BY, Claimed, claim
+from billing_worker.services.ports import Ports
+from billing_worker.services.settle import Settle, settle
+
+CONFIGURATION_ANSWERS = frozenset({401, 403})
+"""Our credentials or permissions, not this charge: the same attempt goes ahead once mended."""
+
+log = structlog.get_logger()
+
+
+def charge_page(ports: Ports, invoice_ids: Sequence[int]) -> dict[str, int]:
+    """Charge those of the invoices that are due and free. Returns counts by final state."""
+    claimed = claim(ports, invoice_ids)
+    outcomes = ports.crew.map(partial(_charge_safely, ports), claimed)
+    return dict(Counter(outcomes))
+
+
+def _charge_safely(ports: Ports, claimed: Claimed) -> str:
+    """One charge's trouble must not stop its page: what is left undone, the sweeps find."""
+    try:
+        return charge(ports, claimed)
+    except ConcurrentChange as moved:
+        log.info("charge.left_to_another", reason=str(moved))
+        return "left_to_another"
+    except (CommitUnknown, SQLAlchemyError) as error:
+        log.warning(
+            "charge.interrupted",
+            attempt=claimed.attempt.reference_id,
+            reason=f"database: {type(error).__name__}",
+        )
+        return "interrupted"
+    except Exception:
+        # Our bug. The row keeps its state, and its claims are counted until a person is asked.
+        log.exception("billing.alert", kind="charge.crashed", attempt=claimed.attempt.reference_id)
+        return "crashed"
+
+
+def charge(ports: Ports, claimed: Claimed) -> str:
+    """Drive one claimed attempt as far as it goes now. Returns the attempt's state."""
+    calls: CallLog = []
+    obstacle = _earlier_attempts_may_pay(ports, claimed)
+    if obstacle:
+        return _settle(ports, claimed, obstacle, calls)
+    found = _invoice_at_gateway(ports, claimed, calls)
+    if not isinstance(found, Statement):
+        return _settle(ports, claimed, found, calls)
+    unfit = _why_not_sold(claimed, found)
+    if unfit:
+        return _settle(ports, claimed, unfit, calls)
+    # Waiting for the shared request cap happens before the commit: the sale must follow it at once.
+    ports.pace.wait(2)
+    request = Arm(claimed, found, tuple(calls))
+    armed = arm(ports, request)
+    if isinstance(armed, NotArmed):
+        news = Postponed(armed.obstacle) if armed.later else NothingSent(armed.obstacle, hold=True)
+        return _settle(ports, claimed, news, calls)
+    return _sell(ports, request, armed)
+
+
+# --- before the commit: nothing here moves money ---------------------------------------------
+
+
+def _earlier_attempts_may_pay(ports: Ports, claimed: Claimed) -> News | None:
+    """Ask once more about every ended attempt of this invoice: late money pays it (§11.6)."""
+    for key, gateway_id in claimed.earlier:
+        calls: CallLog = []
+        try:
+            ports.pace.wait()
+            news: News = Stated(ports.gateway.look(gateway_id, calls))
+        except GatewayError as error:
+            return Postponed(f"an earlier attempt could not be asked about: {error.reason}")
+        case = settle(ports, Settle(key, news, BY, tuple(calls)))
+        if case.attempt.status in {AttemptStatus.SUCCEEDED, AttemptStatus.SURPLUS}:
+            return NothingSent("an earlier attempt turned out paid")
+        if case.invoice.next_attempt_at is None:
+            return NothingSent("an earlier attempt is undecided again", hold=True)
+    return None
+
+
+def _invoice_at_gateway(ports: Ports, claimed: Claimed, calls: CallLog) -> Statement | News:
+    """The gateway's invoice for this attempt: found by our reference if a create may have
+    reached the gateway before, created otherwise.
+    """
+    try:
+        if claimed.create_may_have_been_sent:
+            return _found(ports, claimed, calls) or _created(ports, claimed, calls)
+        return _created(ports, claimed, calls)
+    except NotSent as error:
+        return Postponed(f"gateway not reached: {error.reason}")
+    except Refused as error:
+        return _after_refusal(ports, claimed, error, calls)
+    except OutcomeUnknown as error:
+        return _found_after_doubt(ports, claimed, error, calls)
+
+
+def _created(ports: Ports, claimed: Claimed, calls: CallLog) -> Statement:
+    ports.pace.wait()
+    return ports.gateway.create(_order(ports, claimed), calls)
+
+
+def _order(ports: Ports, claimed: Claimed) -> InstantOrder:
+    attempt, payer = claimed.attempt, claimed.payer
+    return InstantOrder(
+        reference_id=attempt.reference_id,
+        money=attempt.money,
+        test_mode=attempt.test_mode,
+        card_token=ports.vault.unlock(payer.card_token),
+        customer_reference_id=payer.customer_reference,
+        customer_name=payer.customer_name,
+        customer_email=payer.customer_email,
+        description=payer.description,
+    )
+
+
+def _found(ports: Ports, claimed: Claimed, calls: CallLog) -> Statement | None:
+    """Our invoice by reference, whole; None when the gateway has none.
+
+    Several may exist, because a create may be repeated; at most one of them was ever sold, so
+    one that is not merely pending decides, and otherwise the newest is as good as any.
+    """
+    ports.pace.wait(2)
+    matches = ports.gateway.find(claimed.attempt.reference_id, calls)
+    if not matches:
+        return None
+    touched = [s for s in matches if s.status not in {"created", "process_pending"}]
+    paid = [s for s in touched if s.status in PAID_STATUSES]
+    chosen = (paid or touched or matches)[-1]
+    return ports.gateway.look(chosen.gateway_id, calls)
+
+
+def _after_refusal(
+    ports: Ports, claimed: Claimed, error: Refused, calls: CallLog
+) -> Statement | News:
+    if error.http_status in CONFIGURATION_ANSWERS:
+        log.error("billing.alert", kind="gateway.refuses_us", reason=error.reason)
+        return Postponed(f"gateway refuses our credentials: {error.reason}")
+    if claimed.create_may_have_been_sent:
+        # Only a first send is refused for sure: this one may collide with its own twin (§1.2).
+        return _found_after_doubt(ports, claimed, error, calls)
+    return NothingSent(f"gateway refused the invoice: {error.reason}", hold=True)
+
+
+def _found_after_doubt(
+    ports: Ports, claimed: Claimed, error: GatewayError, calls: CallLog
+) -> Statement | News:
+    """The create may have worked. Look for it once now; if it cannot be seen yet, later."""
+    try:
+        found = _found(ports, claimed, calls)
+    except GatewayError:
+        found = None
+    return found or Postponed(f"outcome of create unknown: {error.reason}")
+
+
+def _why_not_sold(claimed: Claimed, statement: Statement) -> News | None:
+    attempt = claimed.attempt
+    expected = Expected(attempt.reference_id, attempt.money, test_mode=attempt.test_mode)
+    if judge(statement, expected).verdict is not Verdict.PENDING:
+        return Stated(statement)
+    reason = may_be_sold(statement, expected)
+    if reason is None:
+        return None
+    # Without a bearer a new attempt helps; a touched or moderated invoice needs a person.
+    return NothingSent(reason, hold=statement.bearer is not None, statement=statement)
+
+
+# --- after the commit -------------------------------------------------------------------------
+
+
+def _sell(ports: Ports, request: Arm, armed: Armed) -> str:
+    """Send the sale this frame has just committed, once, and only if it is still that moment."""
+    claimed = request.claimed
+    calls: CallLog = []
+    if ports.clock.monotonic() - armed.committed_at > ports.terms.sale_gate_seconds:
+        return _settle(ports, claimed, NothingSent("too late after the commit"), calls)
+    try:
+        answer = ports.gateway.sale(request.bearer, calls)
+    except NotSent as error:
+        return _settle(ports, claimed, NothingSent(f"sale not sent: {error.reason}"), calls)
+    except (Refused, OutcomeUnknown) as error:
+        # Even a clear "no" to a sale was seen to be wrong (§0 E): only the invoice decides.
+        return _settle(ports, claimed, NoAnswer(f"sale: {error.reason}"), calls)
+    news = _verdict_of(ports, request.statement.gateway_id, answer, calls)
+    return _settle(ports, claimed, news, calls, answer)
+
+
+def _verdict_of(ports: Ports, gateway_id: str, answer: SaleAnswer, calls: CallLog) -> News:
+    """A final answer is worth asking the invoice about at once; any other can wait."""
+    if answer.status not in PAID_STATUSES | DECLINED_STATUSES:
+        return NoAnswer(f"sale answered {answer.status}")
+    try:
+        return Stated(ports.gateway.look(gateway_id, calls))
+    except GatewayError as error:
+        return NoAnswer(f"look: {error.reason}")
+
+
+def _settle(
+    ports: Ports, claimed: Claimed, news: News, calls: CallLog, hint: SaleAnswer | None = None
+) -> str:
+    request = Settle(claimed.key, news, BY, tuple(calls), hint, claimed.attempt.fence)
+    return str(settle(ports, request).attempt.status)

@@ -1,0 +1,59 @@
+"""What a use case needs from the world, gathered once in `bootstrap.py` and passed along."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from billing_worker.clock import Clock
+from billing_worker.domain.secret import Secret
+from billing_worker.domain.terms import Terms
+from billing_worker.gateway.pace import Pace
+from billing_worker.gateway.port import Gateway
+from billing_worker.persistence.store import Store
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Bell(Protocol):
+    """Wakes workers. A lost, doubled or late ring is harmless: sweeps ring again."""
+
+    def charge(self, invoice_ids: Sequence[int]) -> None: ...
+
+    def look(self, attempt_ids: Sequence[int]) -> None: ...
+
+
+class Crew(Protocol):
+    """Runs one function over many items, at once or one after the other."""
+
+    def map(self, work: Callable[[T], R], items: Sequence[T]) -> list[R]: ...
+
+
+class Together(Protocol):
+    """Lets callers that ask at the same time share one transaction."""
+
+    def __call__(
+        self, work: Callable[[Any, Sequence[Any]], Sequence[Any]], ports: Ports, request: Any
+    ) -> Any: ...
+
+
+class Vault(Protocol):
+    def lock(self, secret: Secret) -> bytes: ...
+
+    def unlock(self, locked: bytes) -> Secret: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    store: Store
+    gateway: Gateway
+    clock: Clock
+    bell: Bell
+    crew: Crew
+    vault: Vault
+    pace: Pace
+    terms: Terms
+    test_mode: bool
+    together: Together

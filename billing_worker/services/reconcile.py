@@ -1,0 +1,52 @@
+"""Asking the gateway about attempts whose outcome is open, or was settled a while ago."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from billing_worker.domain.errors import BillingError, GatewayError
+from billing_worker.domain.settlement import News, NoAnswer, Stated
+from billing_worker.gateway.port import CallLog
+from billing_worker.persistence import cases
+from billing_worker.persistence.cases import CaseKey
+from billing_worker.services.ports import Ports
+from billing_worker.services.settle import Settle, settle
+
+BY = "reconcile"
+
+log = structlog.get_logger()
+
+
+def look_page(ports: Ports, attempt_ids: Sequence[int]) -> dict[str, int]:
+    """GET each attempt's invoice and settle what it says. Returns counts by resulting state."""
+    with ports.store.reading() as connection:
+        keys = cases.keys_of(connection, attempt_ids)
+    return dict(Counter(ports.crew.map(partial(_look_safely, ports), keys)))
+
+
+def _look_safely(ports: Ports, asked: tuple[CaseKey, str]) -> str:
+    try:
+        return look(ports, *asked)
+    except (BillingError, SQLAlchemyError) as error:
+        log.warning(
+            "reconcile.interrupted",
+            attempt_id=asked[0].attempt_id,
+            reason=type(error).__name__,
+        )
+        return "interrupted"
+
+
+def look(ports: Ports, key: CaseKey, gateway_id: str) -> str:
+    """Ask about one attempt. No answer proves nothing: it is asked again later."""
+    calls: CallLog = []
+    ports.pace.wait()
+    try:
+        news: News = Stated(ports.gateway.look(gateway_id, calls))
+    except GatewayError as error:
+        news = NoAnswer(error.reason)
+    return str(settle(ports, Settle(key, news, BY, tuple(calls))).attempt.status)

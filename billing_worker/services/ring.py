@@ -1,0 +1,60 @@
+"""Sweeps that find rows whose time has come and ring for them. Rows are the queue of record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+
+from billing_worker.persistence import invoices
+from billing_worker.services.ports import Ports
+
+PAGE = 50
+"""Ids in one message: a page shares its claim, and its commits with others."""
+
+BATCH = 1_000
+MAX_BATCHES = 20
+LOOK_LOST_AFTER = timedelta(seconds=10)
+"""A look that nobody did is due again after this; doing one twice is harmless."""
+
+
+def ring_due(ports: Ports) -> int:
+    """Ring for open invoices that nobody is working on. Returns how many were found."""
+    return _sweep(lambda: _due_invoices(ports), lambda ids: ring_for(ports, ids))
+
+
+def look_due(ports: Ports) -> int:
+    """Ring for attempts that the gateway is to be asked about. Returns how many were found."""
+    return _sweep(lambda: _due_attempts(ports), lambda ids: _in_pages(ids, ports.bell.look))
+
+
+def ring_for(ports: Ports, invoice_ids: Sequence[int]) -> None:
+    _in_pages(invoice_ids, ports.bell.charge)
+
+
+def _sweep(found: Callable[[], list[int]], ring: Callable[[list[int]], None]) -> int:
+    total = 0
+    for _ in range(MAX_BATCHES):
+        ids = found()
+        ring(ids)
+        total += len(ids)
+        if len(ids) < BATCH:
+            break
+    return total
+
+
+def _due_invoices(ports: Ports) -> list[int]:
+    now = ports.clock.now()
+    with ports.store.transaction() as connection:
+        return invoices.due_to_ring(connection, now, now + ports.terms.stuck_after, BATCH)
+
+
+def _due_attempts(ports: Ports) -> list[int]:
+    now = ports.clock.now()
+    again = now + max(ports.terms.reconcile_after, LOOK_LOST_AFTER)
+    with ports.store.transaction() as connection:
+        return invoices.due_to_look(connection, now, again, BATCH)
+
+
+def _in_pages(ids: Sequence[int], ring: Callable[[Sequence[int]], None]) -> None:
+    for start in range(0, len(ids), PAGE):
+        ring(ids[start : start + PAGE])

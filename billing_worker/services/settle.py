@@ -1,0 +1,129 @@
+"""The one writer of outcomes: loads the rows, asks the domain what follows, writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+
+import structlog
+
+from billing_worker.domain.attempt import AttemptStatus
+from billing_worker.domain.errors import ConcurrentChange
+from billing_worker.domain.events import Event, EventKind
+from billing_worker.domain.evidence import SaleAnswer
+from billing_worker.domain.settlement import Case, Conclusion, Context, News, conclude
+from billing_worker.gateway.port import WireCall
+from billing_worker.persistence import history
+from billing_worker.persistence.cases import CaseKey, LockedCases
+from billing_worker.persistence.history import Entry
+from billing_worker.persistence.store import keep_commits
+from billing_worker.services.ports import Ports
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """One piece of news about one attempt, with the calls that brought it."""
+
+    key: CaseKey
+    news: News
+    by: str
+    calls: tuple[WireCall, ...] = ()
+    hint: SaleAnswer | None = None  # what the answer to the sale claimed
+    fence: int | None = None  # of the claim that speaks; only the gateway's word needs none
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    case: Case | None  # None: another claim owns the attempt, and this news was dropped
+    events: tuple[Event, ...] = field(default=())
+
+
+def settle(ports: Ports, request: Settle) -> Case:
+    """Apply one piece of news and return the case as it stands now.
+
+    Requests that arrive together share a transaction. Raises ConcurrentChange when another claim
+    owns the attempt, CommitUnknown when the commit failed: the sweeps come back to both.
+    """
+    settled: Settled = ports.together(_settle_batch, ports, request)
+    if settled.case is None:
+        raise ConcurrentChange(f"attempt {request.key.attempt_id} was claimed by another")
+    for event in settled.events:
+        if event.alert:
+            _alert(settled.case, event)
+    return settled.case
+
+
+def _alert(case: Case, event: Event) -> None:
+    log.error(
+        "billing.alert",
+        kind=str(event.kind),
+        attempt=case.attempt.reference_id,
+        invoice=case.invoice.reference_id,
+        details=dict(event.data),
+    )
+
+
+def _settle_batch(ports: Ports, requests: Sequence[Settle]) -> list[Settled]:
+    now = ports.clock.now()
+    results: list[Settled] = []
+    entries: list[Entry] = []
+    with ports.store.transaction() as connection:
+        keep_commits(connection)
+        cases = LockedCases(connection, (request.key for request in requests))
+        for request in requests:
+            before = cases.case(request.key)
+            if _is_outdated(before, request):
+                results.append(Settled(None))
+                continue
+            context = Context(now, request.by, ports.terms)
+            concluded = conclude(_with_hint(before, request.hint), request.news, context)
+            cases.put(concluded.case)
+            entries += [
+                _entry(request.key, event) for event in _with_calls(concluded, request, context)
+            ]
+            results.append(Settled(concluded.case, concluded.events))
+        cases.save()
+        history.write(connection, entries)
+    return results
+
+
+def _is_outdated(case: Case, request: Settle) -> bool:
+    """A prepared attempt listens only to the claim that holds it."""
+    return (
+        case.attempt.status is AttemptStatus.PREPARED
+        and request.fence is not None
+        and case.attempt.fence != request.fence
+    )
+
+
+def _with_hint(case: Case, hint: SaleAnswer | None) -> Case:
+    if hint is None:
+        return case
+    status = "needs_customer" if hint.needs_customer else hint.status
+    return replace(
+        case,
+        attempt=replace(case.attempt, sale_status=status, sale_resolution=hint.resolution),
+    )
+
+
+def _with_calls(concluded: Conclusion, request: Settle, context: Context) -> list[Event]:
+    """The first event of the news carries the wire calls; calls without an event get their own."""
+    events = list(concluded.events)
+    if not request.calls:
+        return events
+    shown = wire_data(request.calls)
+    if not events:
+        return [context.event(EventKind.ATTEMPT_LOOKED, found="nothing new", calls=shown)]
+    first = events[0]
+    return [replace(first, data={**first.data, "calls": shown}), *events[1:]]
+
+
+def wire_data(calls: Sequence[WireCall]) -> list[dict[str, object]]:
+    """Wire calls as JSON for the history."""
+    return [{**asdict(call), "at": call.at.isoformat()} for call in calls]
+
+
+def _entry(key: CaseKey, event: Event) -> Entry:
+    return Entry(event, key.subscription_id, key.invoice_id, key.attempt_id)

@@ -1,0 +1,94 @@
+"""Group commit: callers that wait at the same time share one transaction.
+
+A commit waits for the disk whether it holds one charge or fifty. While one batch commits, the
+next callers queue up; the first of them to get the turn then commits for all.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from billing_worker.persistence.store import CommitUnknown
+
+Work = Callable[[Any, Sequence[Any]], Sequence[Any]]
+
+MAX_BATCH = 64
+"""Bounds how many attempts one crash between commit and sale leaves to be reconciled."""
+
+
+class EachAlone:
+    """Every request in a transaction of its own: for simulations and single-threaded use."""
+
+    def __call__(self, work: Work, ports: Any, request: Any) -> Any:
+        return work(ports, [request])[0]
+
+
+@dataclass(slots=True)
+class _Ticket:
+    request: Any
+    done: bool = False
+    result: Any = None
+    error: BaseException | None = None
+
+
+@dataclass(slots=True)
+class _Queue:
+    turn: threading.Lock = field(default_factory=threading.Lock)
+    waiting: list[_Ticket] = field(default_factory=list)
+
+
+class GroupCommit:
+    """`group(work, ports, request)` returns what `work` returned for this request.
+
+    `work` takes the ports and a list of requests, runs them in one transaction and returns one
+    result each. One GroupCommit serves one set of ports. An
+    error before the commit is nobody's but one request's: the batch is run again one by one. An
+    error *of* the commit belongs to all: nobody knows, so nobody may go on.
+    """
+
+    def __init__(self) -> None:
+        self._queues: dict[Work, _Queue] = defaultdict(_Queue)
+        self._guard = threading.Lock()
+
+    def __call__(self, work: Work, ports: Any, request: Any) -> Any:
+        ticket = _Ticket(request)
+        with self._guard:
+            queue = self._queues[work]
+            queue.waiting.append(ticket)
+        while not ticket.done:
+            with queue.turn:
+                if not ticket.done:
+                    self._run_next(work, ports, queue)
+        if ticket.error is not None:
+            raise ticket.error
+        return ticket.result
+
+    def _run_next(self, work: Work, ports: Any, queue: _Queue) -> None:
+        with self._guard:
+            batch, queue.waiting = queue.waiting[:MAX_BATCH], queue.waiting[MAX_BATCH:]
+        try:
+            _run(work, ports, batch)
+        finally:
+            for ticket in batch:
+                ticket.done = True
+
+
+def _run(work: Work, ports: Any, batch: list[_Ticket]) -> None:
+    try:
+        results = work(ports, [ticket.request for ticket in batch])
+    except CommitUnknown as error:
+        for ticket in batch:
+            ticket.error = error
+    except Exception as error:  # noqa: BLE001 - handed to the caller it belongs to
+        if len(batch) == 1:
+            batch[0].error = error
+            return
+        for ticket in batch:
+            _run(work, ports, [ticket])
+    else:
+        for ticket, result in zip(batch, results, strict=True):
+            ticket.result = result
