@@ -1,0 +1,147 @@
+"""The Celery application: its settings with their reasons, its beat table, its process life.
+
+Celery is a doorbell here. The Redis transport loses and repeats messages whatever it is told, so
+every task may run twice, late or never, and the sweeps on the beat find what was missed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from typing import Any
+
+from celery import Celery, signals
+from kombu import Queue
+
+from billing_worker import bootstrap, logs
+from billing_worker.config import BadSettings, Settings, load
+from billing_worker.entrypoints.bell import CHARGES, LOOKS, SWEEPS, CeleryBell
+from billing_worker.services.crew import Threads
+from billing_worker.services.ports import Ports
+from billing_worker.services.ring import PAGE
+
+TICKS_LIVE_FOR = 3
+"""A tick older than three of its intervals is worthless: newer ones are behind it."""
+
+
+def _settings_or_exit() -> Settings:
+    try:
+        return load(os.environ)
+    except BadSettings as error:
+        sys.stderr.write(f"billing-worker cannot start. {error}\n")
+        sys.exit(2)
+
+
+def make_app(settings: Settings) -> Celery:
+    app = Celery("billing_worker", include=["billing_worker.entrypoints.tasks"])
+    app.conf.update(
+        broker_url=settings.redis_url,
+        # Nothing true lives in Redis, results included.
+        result_backend=None,
+        task_ignore_result=True,
+        # Ids only; a forged message cannot change what is charged.
+        task_serializer="json",
+        accept_content=["json"],
+        timezone="UTC",
+        enable_utc=True,
+        # Late acknowledgement repeats tasks and makes 5.7 workers exit on a broker blip.
+        task_acks_late=False,
+        task_reject_on_worker_lost=False,
+        worker_prefetch_multiplier=1,
+        worker_disable_prefetch=True,
+        worker_eta_task_limit=100,
+        # A charge in flight must run to its end.
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        # The sweep publishes again; a caller must not hang on a dead broker.
+        task_publish_retry=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_transport_options={
+            # Without a timeout a half-open connection hangs a worker for ever, silently.
+            "socket_timeout": 5,
+            "socket_connect_timeout": 3,
+            "socket_keepalive": True,
+            "health_check_interval": 5,
+            "visibility_timeout": 3600,
+            "max_connections": 100,
+            "global_keyprefix": "billing:",
+            "retry_on_timeout": False,  # or a push may be sent twice
+        },
+        task_default_queue=SWEEPS,
+        task_queues=[Queue(SWEEPS), Queue(CHARGES), Queue(LOOKS)],
+        task_create_missing_queues=False,
+        # Threads ignore time limits; every call has its own deadline instead.
+        task_time_limit=None,
+        task_soft_time_limit=None,
+        worker_pool="threads",
+        worker_concurrency=_pages_at_once(settings),
+        worker_send_task_events=False,
+        worker_soft_shutdown_timeout=0,
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        # Only intervals: a missed or doubled tick means nothing, due is a question to the rows.
+        beat_schedule=_beat_table(settings),
+        beat_max_loop_interval=5,
+    )
+    return app
+
+
+def _pages_at_once(settings: Settings) -> int:
+    """Enough pages to keep the crew busy, and two threads more for the sweeps."""
+    return max(2, -(-settings.charge_concurrency // PAGE) + 1) + 2
+
+
+def _beat_table(settings: Settings) -> dict[str, dict[str, Any]]:
+    renew, reconcile = settings.renew_every_seconds, settings.reconcile_every_seconds
+    return {
+        "renew due subscriptions": _every(renew, "billing.renew"),
+        "ring for open invoices": _every(renew, "billing.ring"),
+        "ask the gateway": _every(reconcile, "billing.reconcile"),
+    }
+
+
+def _every(seconds: int, task: str) -> dict[str, Any]:
+    return {
+        "task": task,
+        "schedule": float(seconds),
+        "options": {"queue": SWEEPS, "expires": seconds * TICKS_LIVE_FOR},
+    }
+
+
+class _Process:
+    """The ports of this process, built at first use: after a fork, never before."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._built: tuple[Ports, Threads] | None = None
+
+    def ports(self) -> Ports:
+        with self._lock:
+            if self._built is None:
+                self._built = bootstrap.build_ports(settings, CeleryBell(app))
+            return self._built[0]
+
+    def leave(self) -> None:
+        with self._lock:
+            if self._built is not None:
+                self._built[1].leave()
+
+
+settings = _settings_or_exit()
+app = make_app(settings)
+process = _Process()
+
+
+@signals.setup_logging.connect
+def _configure_logs(**_: Any) -> None:
+    logs.configure()
+    # "Task x received" twice a charge page says nothing that our own events do not say better.
+    logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)
+    logging.getLogger("celery.app.trace").setLevel(logging.WARNING)
+
+
+@signals.worker_shutting_down.connect
+def _begin_no_more(**_: Any) -> None:
+    process.leave()

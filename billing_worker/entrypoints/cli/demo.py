@@ -1,0 +1,186 @@
+"""60 subscriptions of every outcome, billed by a real worker and beat, and the books compared."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import click
+
+from billing_worker.clock import SystemClock
+from billing_worker.config import load
+from billing_worker.entrypoints.cli.shared import json_option, print_json, print_table
+from billing_worker.entrypoints.local import LocalStack
+from billing_worker.persistence.migrate import migrate
+from billing_worker.persistence.store import Store
+from billing_worker.persistence.vault import FernetVault
+from billing_worker.sandbox.gateway import Behaviour, SandboxGateway
+from billing_worker.services import overview
+from billing_worker.services.records import parse_record
+from billing_worker.services.subscribe import subscribe
+
+CAST: Mapping[str, int] = {
+    "approved": 34,
+    "approved_later": 4,
+    "decline_insufficient_funds": 4,
+    "decline_card_expired": 2,
+    "answer_lost_after": 4,
+    "never_answers_after": 2,
+    "html_502_after": 2,
+    "answer_lost_before": 2,
+    "pending_forever": 2,
+    "wrong_amount": 2,
+    "": 2,  # no card
+}
+"""How many subscriptions with which sandbox outcome: 60."""
+
+QUICK = {
+    "BILLING_RENEW_EVERY_SECONDS": "1",
+    "BILLING_RECONCILE_EVERY_SECONDS": "1",
+    "BILLING_RECONCILE_AFTER_SECONDS": "1",
+    "BILLING_GATEWAY_TIMEOUT_SECONDS": "2",
+}
+"""The demo's patience: the defaults are made for a real gateway."""
+
+LONGEST_SECONDS = 18
+LATER_SECONDS = 3.0
+
+
+@click.command()
+@click.option(
+    "--folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where to keep the database and the logs. Default: a new temporary folder.",
+)
+@json_option
+def demo(folder: Path | None, *, as_json: bool) -> None:
+    """Bill 60 sample subscriptions on this machine, then compare the books with the gateway's."""
+    folder = folder or Path(tempfile.mkdtemp(prefix="billing-demo-"))
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("BILLING_")} | QUICK
+    behaviour = Behaviour(later_seconds=LATER_SECONDS, second_sale="charge")
+    started = time.monotonic()
+    with LocalStack(folder, environ, behaviour=behaviour) as stack:
+        store = Store(stack.environ["BILLING_DATABASE_URL"])
+        migrate(store)
+        _subscribe_all(store, stack)
+        stack.start_worker_and_beat()
+        assert stack.sandbox is not None  # noqa: S101 - no gateway URL was passed; tells mypy
+        settled = _watch(store, stack, quiet=as_json)
+        result = _compare(store, stack.sandbox)
+        result |= {"settled": settled, "seconds": round(time.monotonic() - started, 1)}
+        result["folder"] = str(folder)
+    store.close()
+    if as_json:
+        print_json(result)
+    else:
+        _print(result)
+    if result["charged_twice"] or result["lost"] or not settled:
+        raise SystemExit(1)
+
+
+def _subscribe_all(store: Store, stack: LocalStack) -> None:
+    now = SystemClock().now()
+    anchor = (now - timedelta(minutes=1)).isoformat()
+    cast = [outcome for outcome, count in CAST.items() for _ in range(count)]
+    records = [
+        parse_record(
+            {
+                "reference_id": f"demo-{number:02}",
+                "customer": {"reference_id": f"customer-{number:02}", "name": "Demo Customer"},
+                "card": {"token": f"{outcome}.{number}", "mask": "512381******0000"}
+                if outcome
+                else None,
+                "amount": f"{5 + number % 7}.99",
+                "currency": ("USD", "EUR")[number % 2],
+                "interval": "month",
+                "anchor_at": anchor,
+                "description": outcome or "no card",
+            }
+        )
+        for number, outcome in enumerate(cast, start=1)
+    ]
+    vault = FernetVault(load(stack.environ).vault_keys)
+    subscribe(store, vault, SystemClock(), records, by="demo")
+
+
+def _watch(store: Store, stack: LocalStack, *, quiet: bool) -> bool:
+    """Show progress until all that can be decided is; False when it took too long."""
+    from rich.console import Console  # noqa: PLC0415 - not needed with --json
+    from rich.progress import Progress  # noqa: PLC0415
+
+    decided_in_the_end = sum(CAST.values()) - CAST["answer_lost_before"] - CAST["pending_forever"]
+    console = Console(quiet=quiet)
+    with Progress(console=console, transient=not console.is_terminal) as progress:
+        bar = progress.add_task("billing 60 subscriptions", total=decided_in_the_end)
+        for _ in range(LONGEST_SECONDS * 5):
+            fates = _fates(store)
+            decided = sum(fates.values()) - fates["unknown"] - fates["open, next attempt dated"]
+            progress.update(bar, completed=decided)
+            if decided >= decided_in_the_end:
+                return True
+            if ended := stack.ended_children():
+                raise click.ClickException(f"{ended} ended early; see {stack.folder}/*.log")
+            time.sleep(0.2)
+    return False
+
+
+def _fates(store: Store) -> Counter[str]:
+    with store.reading() as connection:
+        invoices = overview.status(connection, SystemClock().now())["invoices"]
+    counts: Counter[str] = Counter()
+    for line in invoices:
+        counts[line["fate"]] += line["count"]
+    return counts
+
+
+def _compare(store: Store, sandbox: SandboxGateway) -> dict[str, Any]:
+    """Our books against the gateway's own ledger of money moved."""
+    with store.reading() as connection:
+        status = overview.status(connection, SystemClock().now())
+        explained = [
+            overview.explain(connection, f"demo-{n:02}-p0")
+            for n in range(1, sum(CAST.values()) + 1)
+        ]
+    debits = Counter(debit.reference_id.rpartition("-a")[0] for debit in sandbox.ledger)
+    books = {item["invoice"]: item["fate"] for item in explained if item}
+    return {
+        "invoices": status["invoices"],
+        "charged_twice": sum(1 for count in debits.values() if count > 1),
+        "lost": sum(1 for item in explained if item is None)
+        + sum(1 for invoice, fate in books.items() if fate == "paid" and not debits[invoice])
+        + sum(1 for invoice in debits if books.get(invoice) not in {"paid", "unknown"}),
+        "debits": debits.total(),
+        "paid": sum(1 for fate in books.values() if fate == "paid"),
+        "unknown": sorted(invoice for invoice, fate in books.items() if fate == "unknown"),
+        "unknown_seconds": status["oldest_unknown_seconds"],
+    }
+
+
+def _print(result: dict[str, Any]) -> None:
+    print_table(
+        "What became of 60 subscriptions",
+        ("fate", "count", "amount", "currency"),
+        [(i["fate"], i["count"], i["amount"], i["currency"]) for i in result["invoices"]],
+    )
+    unknown = result["unknown"]
+    click.echo(
+        f"Sandbox ledger: {result['debits']} debits; our books: {result['paid']} paid. "
+        f"Charged twice: {result['charged_twice']}, lost: {result['lost']}."
+    )
+    if unknown:
+        click.echo(
+            f"Unknown, {result['unknown_seconds']:.0f} s old, and held until the gateway speaks: "
+            + ", ".join(unknown)
+        )
+    click.echo(f"Finished in {result['seconds']} s. Look around next:")
+    click.echo(f"  export BILLING_DATABASE_URL=sqlite:///{result['folder']}/billing.db")
+    click.echo("  billing-worker status")
+    click.echo("  billing-worker explain demo-45-p0     # an answer that was lost, and found")
+    click.echo("  billing-worker subscriptions show demo-39")
+    click.echo("  billing-worker up                     # the same, kept running")

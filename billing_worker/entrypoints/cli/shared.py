@@ -1,0 +1,81 @@
+"""What several commands need: settings, an open database, and two ways of printing."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import click
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
+
+from billing_worker.config import DATABASE, Settings, load
+from billing_worker.persistence.migrate import current_revision, newest_revision
+from billing_worker.persistence.store import Store
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, nothing else.")
+
+_WAITS_SECONDS = (0.2, 0.5, 1.0, 2.0)
+
+
+def settings_for(*needs: str) -> Settings:
+    return load(os.environ, needs or DATABASE)
+
+
+def open_store(settings: Settings, *, migrated: bool = True) -> Store:
+    """Reach the database, trying again for a few seconds. Raises ClickException naming it."""
+    store = Store(settings.database_url)
+    revision = _revision(store, settings.database_url)
+    if migrated and revision != newest_revision():
+        state = f"at {revision}" if revision else "empty"
+        raise click.ClickException(
+            f"the database is {state}, this version needs {newest_revision()}: "
+            "run `billing-worker migrate`"
+        )
+    return store
+
+
+def _revision(store: Store, url: str) -> str | None:
+    trouble = ""
+    for wait in (*_WAITS_SECONDS, None):
+        try:
+            with store.reading() as connection:
+                return current_revision(connection)
+        except OperationalError as error:
+            trouble = _first_line(error)
+            if wait is None:
+                break
+            time.sleep(wait)
+        except SQLAlchemyError as error:
+            trouble = _first_line(error)
+            break
+    raise click.ClickException(f"database unreachable: {shown_url(url)}: {trouble}")
+
+
+def _first_line(error: SQLAlchemyError) -> str:
+    cause = getattr(error, "orig", None) or error
+    return str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+
+
+def shown_url(url: str) -> str:
+    """A database or broker URL without its password."""
+    return make_url(url).render_as_string(hide_password=True)
+
+
+def print_json(data: Any) -> None:
+    click.echo(json.dumps(data, indent=2, ensure_ascii=False))
+
+
+def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
+    from rich.console import Console  # noqa: PLC0415 - not needed with --json
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table(title=title or None, title_justify="left", header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*("" if cell is None else str(cell) for cell in row))
+    Console().print(table)

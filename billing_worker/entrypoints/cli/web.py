@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import click
+
+from billing_worker import config
+from billing_worker.entrypoints.cli.shared import settings_for
+
+
+@click.command()
+@click.option("--host", default="0.0.0.0", show_default=True)  # noqa: S104 - in a container
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535))
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64))
+def web(host: str, port: int, workers: int) -> None:
+    """Serve /health/live and /health/ready under gunicorn."""
+    # Imported here because only this command serves.
+    from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped] # noqa: PLC0415
+
+    from billing_worker import logs  # noqa: PLC0415
+    from billing_worker.entrypoints.web import create_app  # noqa: PLC0415
+
+    settings = settings_for(*config.DATABASE, *config.REDIS)
+    logs.configure()
+
+    class Server(BaseApplication):  # type: ignore[misc] # gunicorn ships no types
+        def load_config(self) -> None:
+            self.cfg.set("bind", f"{host}:{port}")
+            self.cfg.set("workers", workers)
+            self.cfg.set("threads", 8)
+            self.cfg.set("timeout", 30)
+            # A heartbeat file on a disk under load makes gunicorn kill healthy workers.
+            self.cfg.set("worker_tmp_dir", None)
+
+        def load(self) -> object:
+            return create_app(settings)
+
+    Server().run()

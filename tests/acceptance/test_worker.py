@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from tests.support.processes import CELERY, Process, beat, eventually, worker
+
+
+def test_worker_and_beat_charge_what_is_due_once(installation):
+    installation.subscribe(count=30)
+    with worker(installation.settings, installation.folder), \
+            beat(installation.settings, installation.folder):  # fmt: skip
+        eventually(lambda: installation.paid() == 30, why="30 paid")
+    assert set(installation.debits_per_invoice().values()) == {1}
+
+
+def test_two_workers_and_two_beats_charge_once(installation):
+    installation.subscribe(count=100)
+    with worker(installation.settings, installation.folder, "one"), \
+            worker(installation.settings, installation.folder, "two"), \
+            beat(installation.settings, installation.folder, "beat-one"), \
+            beat(installation.settings, installation.folder, "beat-two"):  # fmt: skip
+        eventually(lambda: installation.paid() == 100, why="100 paid")
+    assert set(installation.debits_per_invoice().values()) == {1}
+
+
+def test_a_worker_killed_in_the_middle_of_a_sale_captures_once(installation):
+    installation.subscribe("slow")  # the money moves at once, the answer takes 5 s
+    with beat(installation.settings, installation.folder):
+        with worker(installation.settings, installation.folder, "killed") as first:
+            eventually(lambda: len(installation.sandbox.ledger) == 1, why="the sale arrived")
+            first.signal(signal.SIGKILL)
+            first.wait()
+        assert installation.explain()["attempts"][0]["status"] == "submitted"
+        with worker(installation.settings, installation.folder, "successor"):
+            eventually(lambda: installation.paid() == 1, why="found paid")
+    assert installation.sandbox.requests.for_reference("sale", "sub-1-p0-a1") == 1
+    assert installation.debits_per_invoice() == {"sub-1-p0": 1}
+
+
+def test_a_worker_asked_to_stop_finishes_the_charge_in_flight(installation):
+    installation.subscribe("slow")
+    with worker(installation.settings, installation.folder) as process, \
+            beat(installation.settings, installation.folder):  # fmt: skip
+        eventually(lambda: len(installation.sandbox.ledger) == 1, why="the sale arrived")
+        assert process.terminate() == 0
+    assert installation.explain()["fate"] == "paid"
+
+
+def test_a_wiped_broker_loses_no_charge(installation):
+    installation.subscribe(count=60)
+    with worker(installation.settings, installation.folder), \
+            beat(installation.settings, installation.folder):  # fmt: skip
+        for _ in range(5):
+            installation.redis.wipe()
+        eventually(lambda: installation.paid() == 60, 40, why="60 paid")
+    assert set(installation.debits_per_invoice().values()) == {1}
+
+
+def test_a_redis_restart_does_not_end_the_worker(installation):
+    installation.subscribe(count=10)
+    with worker(installation.settings, installation.folder) as process, \
+            beat(installation.settings, installation.folder):  # fmt: skip
+        installation.redis.kill()
+        installation.redis.start()
+        eventually(lambda: installation.paid() == 10, 40, why="10 paid")
+        assert process.terminate() == 0
+
+
+def test_no_secret_is_in_the_logs_of_a_worker(installation):
+    installation.subscribe("html_502_after", count=5)
+    with worker(installation.settings, installation.folder) as process, \
+            beat(installation.settings, installation.folder):  # fmt: skip
+        eventually(lambda: installation.paid() == 5, why="5 paid")
+    for secret in ("html_502_after", "eyJ", installation.settings["BILLING_VAULT_KEYS"]):
+        assert secret not in process.output
+
+
+@pytest.mark.parametrize("process", ["worker", "beat"])
+def test_missing_settings_are_all_named_and_nothing_starts(installation, process):
+    started = Process([*CELERY, process], {}, installation.folder / "bad.log")
+    assert started.wait() == 2
+    for name in ("DATABASE_URL", "REDIS_URL", "GATEWAY_URL", "VAULT_KEYS", "TEST_MODE"):
+        assert f"BILLING_{name}: is missing." in started.output
+    assert "Traceback" not in started.output
