@@ -15,8 +15,8 @@ Boundary n is the anchor plus n intervals on the *local wall clock* of the subsc
 - A day that the zone dropped altogether still counts, as it does within a week or a month. Samoa
   went from 2011-12-29 to 2011-12-31, and moving the 30th forward by 24 h would put it on the very
   instant of the 31st: two charges at once and an empty period. So with an interval of one day (no
-  other one can collide) that boundary lies 12 h earlier: half-way between its neighbours, the one
-  place that is strictly between them at every hour of the day.
+  other one can collide) that boundary lies 12 h earlier: half-way between its neighbours, and so
+  strictly between them whatever the hour. The next day's boundary keeps its time and its number.
 
 With that, boundaries strictly increase in every zone of the tz database, so every instant belongs
 to exactly one period. Values are in, values are out: no clock is read here.

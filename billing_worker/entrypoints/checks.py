@@ -46,12 +46,8 @@ def _checked(part: str, check: Callable[[Settings], str], settings: Settings) ->
 
 def check_database(settings: Settings) -> str:
     """Raises SQLAlchemyError when unreachable, BillingError when not at this version's schema."""
-    store = build_store(settings)
-    try:
-        with store.reading() as connection:
-            revision = current_revision(connection)
-    finally:
-        store.close()
+    with build_store(settings) as store, store.reading() as connection:
+        revision = current_revision(connection)
     if revision != newest_revision():
         raise BillingError(f"schema is {revision or 'missing'}: run `billing-worker migrate`")
     return f"{store.engine.dialect.name}, schema {revision}"

@@ -73,8 +73,13 @@ class _BoundedReader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int | None:
-        self._sock.settimeout(_current.get().next_wait())
-        return self._raw.readinto(buffer)
+        deadline = _current.get()
+        self._sock.settimeout(deadline.next_wait())
+        try:
+            return self._raw.readinto(buffer)
+        except TimeoutError:
+            deadline.next_wait()  # Raises the error that says so when it was the deadline.
+            raise
 
     def close(self) -> None:
         self._raw.close()

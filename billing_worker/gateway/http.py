@@ -244,4 +244,4 @@ _WRAPPERS: Final = (requests.RequestException, urllib3.exceptions.HTTPError)
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)

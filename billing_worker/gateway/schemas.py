@@ -446,7 +446,7 @@ _SALE_OUTCOME: Final = _SaleOutcome()
 
 def sale_answer(body: bytes, *, http_status: int) -> SaleAnswer:
     """Any JSON object will do: the answer is a hint, and the invoice is asked for anyway."""
-    outcome = _load(_SALE_OUTCOME, _parse(body))
+    outcome = _load(_SALE_OUTCOME, _parse_object(body))
     return SaleAnswer(
         http_status=http_status,
         status=outcome["status"],
@@ -481,7 +481,7 @@ def error_title(body: bytes) -> str | None:
     A body that also has `data` contradicts itself and is none of them.
     """
     try:
-        parsed = _parse(body)
+        parsed = _parse_object(body)
         said = _load(_ERROR, parsed)
     except UnreadableError:
         return None
@@ -497,12 +497,15 @@ def error_title(body: bytes) -> str | None:
 # ---------------------------------------------------------------- JSON, exactly
 
 
-def _parse(body: bytes) -> Any:
-    """JSON in UTF-8 with exact decimals. Raises UnreadableError."""
+def _parse_object(body: bytes) -> dict[str, Any]:
+    """A JSON object in UTF-8 with exact decimals. Raises UnreadableError."""
     try:
-        return _DECODER.decode(body.decode("utf-8-sig"))
+        parsed = _DECODER.decode(body.decode("utf-8-sig"))
     except (ValueError, ArithmeticError, RecursionError) as error:
         raise UnreadableError(f"not JSON ({type(error).__name__})") from None
+    if not isinstance(parsed, dict):
+        raise UnreadableError("not a JSON object")
+    return parsed
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -523,10 +526,7 @@ _DECODER: Final = json.JSONDecoder(
 
 
 def _data(body: bytes) -> Any:
-    parsed = _parse(body)
-    if not isinstance(parsed, dict):
-        raise UnreadableError("not a JSON object")
-    return parsed.get("data")
+    return _parse_object(body).get("data")
 
 
 def _load(schema: Schema, value: Any) -> dict[str, Any]:

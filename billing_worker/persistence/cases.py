@@ -8,8 +8,9 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Table, bindparam, select, update
+from sqlalchemy import case as case_when
 
-from billing_worker.domain.attempt import Attempt, AttemptStatus
+from billing_worker.domain.attempt import Attempt
 from billing_worker.domain.errors import ConcurrentChange
 from billing_worker.domain.invoice import Invoice
 from billing_worker.domain.settlement import Case
@@ -175,9 +176,15 @@ _SAVE_ATTEMPT = (
         sale_status=bindparam("new_sale_status"),
         sale_resolution=bindparam("new_sale_resolution"),
         outcome=bindparam("new_outcome"),
+        # The bearer is of no use once the sale is explained: it is not kept.
+        bearer=case_when(
+            (
+                bindparam("new_status", type_=attempts.c.status.type) == "submitted",
+                attempts.c.bearer,
+            )
+        ),
     )
 )
-_FORGET_BEARER = update(attempts).where(attempts.c.id == bindparam("row_id")).values(bearer=None)
 _SAVE_INVOICE = (
     update(invoices)
     .where(invoices.c.id == bindparam("row_id"), invoices.c.status == bindparam("old_status"))
@@ -221,12 +228,6 @@ def _save_attempts(connection: Connection, changes: list[tuple[Attempt, Attempt]
         for before, after in changes
     ]
     _save(connection, _SAVE_ATTEMPT, rows)
-    submitted = AttemptStatus.SUBMITTED
-    _save(connection, _FORGET_BEARER, [
-        {"row_id": after.id}
-        for before, after in changes
-        if before.status is submitted and after.status is not submitted
-    ])  # fmt: skip
 
 
 def _save_invoices(connection: Connection, changes: list[tuple[Invoice, Invoice]]) -> None:

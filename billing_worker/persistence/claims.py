@@ -128,14 +128,11 @@ def take_over(connection: Connection, lapsed: Sequence[tuple[Attempt, datetime]]
     ]
 
 
-def ring_later(connection: Connection, rings: Sequence[tuple[int, datetime]]) -> None:
-    """Push the bell of invoices on: (invoice id, when)."""
-    if rings:
+def ring_later(connection: Connection, invoice_ids: Sequence[int], when: datetime) -> None:
+    """Push the bell of invoices on."""
+    if invoice_ids:
         connection.execute(
-            update(invoices)
-            .where(invoices.c.id == bindparam("row_id"))
-            .values(ring_at=bindparam("new_ring_at")),
-            [{"row_id": row_id, "new_ring_at": when} for row_id, when in rings],
+            update(invoices).where(invoices.c.id.in_(invoice_ids)).values(ring_at=when)
         )
 
 

@@ -114,6 +114,6 @@ class CallbackSender:
                 timeout=_TIMEOUT_SECONDS,
                 allow_redirects=False,
             )
-        except (requests.RequestException, ValueError):
-            return False  # ValueError: urllib3 on a URL that is none.
+        except requests.RequestException:
+            return False
         return answer.status_code == HTTPStatus.OK

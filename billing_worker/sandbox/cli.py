@@ -22,21 +22,21 @@ _DEFAULT = Behaviour()
 @click.option("--port", default=8088, show_default=True, help="0 lets the system choose.")
 @click.option(
     "--latency",
-    type=click.FloatRange(min=0),
+    type=float,
     default=_DEFAULT.latency_seconds,
     show_default=True,
     help="Seconds added to every answer.",
 )
 @click.option(
     "--lifetime",
-    type=click.FloatRange(min=0),
+    type=float,
     default=_DEFAULT.lifetime_seconds,
     show_default=True,
     help="Seconds until an undecided invoice expires.",
 )
 @click.option(
     "--later",
-    type=click.FloatRange(min=0),
+    type=float,
     default=_DEFAULT.later_seconds,
     show_default=True,
     help='Seconds that "later" means in the token table.',
@@ -72,23 +72,29 @@ def sandbox(
     as_json: bool,
 ) -> None:
     """Serve a practice gateway until SIGINT or SIGTERM."""
-    # Every other command of the program loads this module: the server's parts wait until here.
+    # The program's help loads this module; only a server needs a server's parts.
     from billing_worker.clock import SystemClock  # noqa: PLC0415
     from billing_worker.sandbox.callbacks import CallbackSender  # noqa: PLC0415
     from billing_worker.sandbox.gateway import SandboxGateway  # noqa: PLC0415
     from billing_worker.sandbox.server import serve  # noqa: PLC0415
 
-    behaviour = Behaviour(
-        latency_seconds=latency,
-        lifetime_seconds=lifetime,
-        later_seconds=later,
-        duplicate_create=duplicates,
-        second_sale=second_sale,
-    )
+    try:
+        behaviour = Behaviour(
+            latency_seconds=latency,
+            lifetime_seconds=lifetime,
+            later_seconds=later,
+            duplicate_create=duplicates,
+            second_sale=second_sale,
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
     gateway = SandboxGateway(behaviour, SystemClock().now, callback_secret=callback_secret)
     introduce = _print_json if as_json else _print_tables
     with CallbackSender(gateway) if callbacks else nullcontext():
-        serve(gateway, host, port, lambda url: introduce(url, gateway))
+        try:
+            serve(gateway, host, port, lambda url: introduce(url, gateway))
+        except OSError as error:
+            raise click.ClickException(f"{host}:{port}: {error.strerror}") from None
 
 
 def _facts(url: str, gateway: SandboxGateway) -> dict[str, str]:

@@ -63,7 +63,8 @@ class Ledger:
         return tuple(self._by_reference.get(reference_id, ()))
 
     def by_reference(self) -> dict[str, tuple[Debit, ...]]:
-        return {reference: tuple(debits) for reference, debits in self._by_reference.items()}
+        # From a snapshot: another thread may record while this one reads.
+        return {debit.reference_id: self.debits_for(debit.reference_id) for debit in self}
 
     def totals(self) -> dict[str, Decimal]:
         """Return the exact sum per currency."""

@@ -76,11 +76,17 @@ def serve(
 ) -> None:
     """Serve until SIGINT or SIGTERM; `announce` is told the URL. For a program's main thread."""
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda _number, _frame: stop.set())
-    with SandboxServer(gateway, host, port) as server:
-        announce(server.url)
-        stop.wait()
+    former = {
+        number: signal.signal(number, lambda _number, _frame: stop.set())
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        with SandboxServer(gateway, host, port) as server:
+            announce(server.url)
+            stop.wait()
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 class _Listener(socketserver.ThreadingTCPServer):
@@ -159,10 +165,10 @@ class _Conversation(socketserver.StreamRequestHandler):
                 self._send(reply, keep_alive=keep_alive)
                 return keep_alive
             case Delivery.HANG_UP:
-                _shut(self.connection)
+                return False  # The connection ends with the conversation.
             case Delivery.NEVER:
                 self._stay_silent()
-        return False
+                return False
 
     def _send(self, reply: Reply, *, keep_alive: bool) -> None:
         """Write everything in one packet: two would make the client wait for both."""

@@ -21,7 +21,6 @@ from billing_worker.persistence import cases as case_rows
 from billing_worker.persistence import history, switches
 from billing_worker.persistence.cases import LockedCases, Submission
 from billing_worker.persistence.history import Entry
-from billing_worker.persistence.store import keep_commits
 from billing_worker.services.claim import BY, Claimed
 from billing_worker.services.ports import Ports
 from billing_worker.services.settle import wire_data
@@ -72,7 +71,6 @@ def _arm_batch(ports: Ports, requests: Sequence[Arm]) -> list[Armed | NotArmed |
     answers: list[Armed | NotArmed | None] = []
     allowed: list[Arm] = []
     with ports.store.transaction() as connection:
-        keep_commits(connection)
         cases = LockedCases(connection, (request.claimed.key for request in requests))
         sales_on = switches.sales_are_on(connection)
         for request in requests:

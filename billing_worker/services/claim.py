@@ -87,7 +87,7 @@ def _prepare(
         now=now,
         lease_until=until,
     )
-    claims.ring_later(connection, [(attempt.invoice_id, until) for attempt in prepared])
+    claims.ring_later(connection, [attempt.invoice_id for attempt in prepared], until)
     history.write(
         connection,
         (_entry(item, attempt, EventKind.ATTEMPT_PREPARED, now)
@@ -101,7 +101,8 @@ def _take_over(
 ) -> list[Attempt]:
     lapsed = [(live, now + lease(terms, live.claims)) for item in items if (live := item.live)]
     taken = claims.take_over(connection, lapsed)
-    claims.ring_later(connection, [(attempt.invoice_id, until) for attempt, until in lapsed])
+    for attempt, until in lapsed:
+        claims.ring_later(connection, [attempt.invoice_id], until)
     history.write(
         connection,
         (_entry(item, attempt, EventKind.ATTEMPT_CLAIMED, now)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 
 import structlog
 
@@ -16,7 +16,6 @@ from billing_worker.gateway.port import WireCall
 from billing_worker.persistence import history
 from billing_worker.persistence.cases import CaseKey, LockedCases
 from billing_worker.persistence.history import Entry
-from billing_worker.persistence.store import keep_commits
 from billing_worker.services.ports import Ports
 
 log = structlog.get_logger()
@@ -70,7 +69,6 @@ def _settle_batch(ports: Ports, requests: Sequence[Settle]) -> list[Settled]:
     results: list[Settled] = []
     entries: list[Entry] = []
     with ports.store.transaction() as connection:
-        keep_commits(connection)
         cases = LockedCases(connection, (request.key for request in requests))
         for request in requests:
             before = cases.case(request.key)
@@ -122,7 +120,19 @@ def _with_calls(concluded: Conclusion, request: Settle, context: Context) -> lis
 
 def wire_data(calls: Sequence[WireCall]) -> list[dict[str, object]]:
     """Wire calls as JSON for the history."""
-    return [{**asdict(call), "at": call.at.isoformat()} for call in calls]
+    return [
+        {
+            "operation": call.operation,
+            "method": call.method,
+            "path": call.path,
+            "at": call.at.isoformat(),
+            "duration_ms": call.duration_ms,
+            "outcome": call.outcome,
+            "request": call.request,
+            "answer": call.answer,
+        }
+        for call in calls
+    ]
 
 
 def _entry(key: CaseKey, event: Event) -> Entry:

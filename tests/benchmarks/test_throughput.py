@@ -126,7 +126,7 @@ class Watch:
 
 
 @pytest.mark.parametrize(
-    ("latency", "in_flight"), [(0, 32), (1, 400)], ids=["gateway at 0 ms", "gateway at 1 s"]
+    ("latency", "in_flight"), [(0, 32), (1, 200)], ids=["gateway at 0 ms", "gateway at 1 s"]
 )
 def test_1000_due_subscriptions(postgres, tmp_path, latency, in_flight):
     with ExitStack() as stack:

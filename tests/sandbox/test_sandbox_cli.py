@@ -1,5 +1,6 @@
 import json
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -64,11 +65,28 @@ def test_people_get_the_token_table_and_the_credentials(started):
     assert "charged at once" in text
 
 
-def test_a_value_that_no_switch_has_is_a_usage_error():
-    result = CliRunner().invoke(sandbox, ["--duplicates", "sometimes"])
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--duplicates", "sometimes"], "accept_new"),
+        (["--lifetime", "-1"], "lifetime_seconds"),
+        (["--latency", "nan"], "latency_seconds"),
+    ],
+)
+def test_a_value_that_no_switch_has_is_a_usage_error(arguments, complaint):
+    result = CliRunner().invoke(sandbox, arguments)
 
     assert result.exit_code == 2
-    assert "accept_new" in result.output
+    assert complaint in result.output
+
+
+def test_a_port_that_is_taken_is_named_in_one_line():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = CliRunner().invoke(sandbox, ["--port", str(port)])
+
+    assert result.exit_code == 1
+    assert result.output == f"Error: 127.0.0.1:{port}: Address already in use\n"
 
 
 def test_loading_the_command_loads_neither_server_nor_tables():

@@ -1,6 +1,8 @@
 import json
 import threading
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 from hypothesis import given, settings
@@ -59,6 +61,27 @@ def test_a_hundred_threads_that_sell_one_invoice_charge_it_once(merchant):
 
     assert statuses == {200: 1, 422: 99}
     assert len(merchant.debits()) == 1
+
+
+def test_one_request_happens_at_a_time():
+    inside, most = [], []
+
+    def slow_clock():
+        inside.append(None)
+        most.append(len(inside))
+        time.sleep(0.001)  # Long enough for every other thread to come in, if it could.
+        inside.pop()
+        return START
+
+    gateway = SandboxGateway(Behaviour(), slow_clock)
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(16):
+            pool.submit(gateway.handle, "GET", "/_sandbox/ledger", {}, b"")
+            pool.submit(lambda: gateway.ledger)
+            pool.submit(gateway.advance)
+            pool.submit(gateway.pay_hosted, "cpi_nobody")
+
+    assert (len(most), max(most)) == (64, 1)
 
 
 FIELDS = st.sampled_from(

@@ -171,6 +171,14 @@ def test_a_body_of_one_mebibyte_is_read_and_one_byte_more_is_not(client):
     assert sizes == {1_048_576: 400, 1_048_577: 413}
 
 
+def test_a_client_that_is_still_sending_lives_to_see_the_refusal(talk):
+    size = 12 * 1024 * 1024
+
+    answer = talk(b"POST / HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size)
+
+    assert answer.startswith(b"HTTP/1.1 413 ")
+
+
 def test_a_request_that_is_cut_off_has_no_effect_and_no_answer(client_and_gateway):
     client, gateway = client_and_gateway
     host, port = client.url.removeprefix("http://").split(":")

@@ -408,7 +408,9 @@ class TestPostgres:
             port, folder = parent.stdout.readline().split()
             assert listens(int(port))
             parent.kill()
-            wait_until(lambda: not listens(int(port)))
+            # The last thing that a server takes away, after its shared memory.
+            wait_until(lambda: not Path(folder, "data", "postmaster.pid").exists(), seconds=10)
+            assert not listens(int(port))
         # Whoever is killed cannot tidy up.
         shutil.rmtree(folder)
 

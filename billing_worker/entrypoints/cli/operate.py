@@ -30,7 +30,8 @@ def migrate(*, as_json: bool) -> None:
     from billing_worker.persistence.migrate import migrate as run  # noqa: PLC0415 - alembic is slow
 
     settings = settings_for(*config.DATABASE)
-    before, after = run(open_store(settings, migrated=False))
+    with open_store(settings, migrated=False) as store:
+        before, after = run(store)
     if as_json:
         print_json({"before": before, "after": after})
     elif before == after:
@@ -60,8 +61,7 @@ def check(*, as_json: bool) -> None:
 @json_option
 def status(*, as_json: bool) -> None:
     """What was charged, what is open, what is unknown and for how long."""
-    store = open_store(settings_for(*config.DATABASE))
-    with store.reading() as connection:
+    with open_store(settings_for(*config.DATABASE)) as store, store.reading() as connection:
         data = overview.status(connection, SystemClock().now())
     if as_json:
         print_json(data)
@@ -90,8 +90,7 @@ def print_status(data: dict[str, Any]) -> None:
 @json_option
 def explain(reference: str, *, as_json: bool) -> None:
     """Explain one invoice, by its reference, an attempt's reference, or the gateway's id."""
-    store = open_store(settings_for(*config.DATABASE))
-    with store.reading() as connection:
+    with open_store(settings_for(*config.DATABASE)) as store, store.reading() as connection:
         data = overview.explain(connection, reference)
     if data is None:
         raise click.ClickException(f"no invoice, attempt or gateway id {reference!r}")
@@ -131,10 +130,9 @@ def _print_explanation(data: dict[str, Any]) -> None:
 @click.option("--by", default=getpass.getuser, help="Who decides; default: the system user.")
 def sales(action: str, reason: str, by: str) -> None:
     """Stop or start sending sales, everywhere, from the next commit on."""
-    store = open_store(settings_for(*config.DATABASE))
     now = SystemClock().now()
     on = action == "start"
-    with store.transaction() as connection:
+    with open_store(settings_for(*config.DATABASE)) as store, store.transaction() as connection:
         switches.turn_sales(connection, on=on, by=by, reason=reason, now=now)
         said = Event(EventKind.SALES_SWITCHED, now, f"operator:{by}", {"on": on, "reason": reason})
         history.write(connection, [Entry(said)])

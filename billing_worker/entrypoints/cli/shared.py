@@ -28,14 +28,22 @@ def settings_for(*needs: str) -> Settings:
 def open_store(settings: Settings, *, migrated: bool = True) -> Store:
     """Reach the database, trying again for a few seconds. Raises ClickException naming it."""
     store = Store(settings.database_url)
-    revision = _revision(store, settings.database_url)
+    try:
+        _require_ready(store, settings.database_url, migrated=migrated)
+    except BaseException:
+        store.close()
+        raise
+    return store
+
+
+def _require_ready(store: Store, url: str, *, migrated: bool) -> None:
+    revision = _revision(store, url)
     if migrated and revision != newest_revision():
         state = f"at {revision}" if revision else "empty"
         raise click.ClickException(
             f"the database is {state}, this version needs {newest_revision()}: "
             "run `billing-worker migrate`"
         )
-    return store
 
 
 def _revision(store: Store, url: str) -> str | None:

@@ -8,7 +8,6 @@ import click
 
 from billing_worker import config
 from billing_worker.clock import SystemClock
-from billing_worker.domain.secret import Secret
 from billing_worker.entrypoints.cli.shared import (
     json_option,
     open_store,
@@ -41,14 +40,15 @@ def import_(file: Path, *, dry_run: bool, as_json: bool) -> None:
     are imported, and the exit status is then 1.
     """
     settings = settings_for(*config.DATABASE, *config.VAULT)
-    report = import_file(
-        file,
-        open_store(settings),
-        FernetVault(Secret(settings.vault_keys.reveal())),
-        SystemClock(),
-        by=f"import:{getpass.getuser()}",
-        dry_run=dry_run,
-    )
+    with open_store(settings) as store:
+        report = import_file(
+            file,
+            store,
+            FernetVault(settings.vault_keys),
+            SystemClock(),
+            by=f"import:{getpass.getuser()}",
+            dry_run=dry_run,
+        )
     if as_json:
         print_json(report.as_dict())
     else:
@@ -73,10 +73,9 @@ def _print_report(report: ImportReport, *, dry_run: bool) -> None:
 @json_option
 def list_(*, as_json: bool) -> None:
     """List all subscriptions in the order of their creation."""
-    store = open_store(settings_for(*config.DATABASE))
     rows: list[dict[str, Any]] = []
     last_id = 0
-    with store.reading() as connection:
+    with open_store(settings_for(*config.DATABASE)) as store, store.reading() as connection:
         while page := stored.listed(connection, last_id, PAGE):
             rows += [overview.described(row) for row in page]
             last_id = page[-1].id
@@ -92,8 +91,7 @@ def list_(*, as_json: bool) -> None:
 @json_option
 def show(reference_id: str, *, as_json: bool) -> None:
     """Show one subscription with its invoices and its history."""
-    store = open_store(settings_for(*config.DATABASE))
-    with store.reading() as connection:
+    with open_store(settings_for(*config.DATABASE)) as store, store.reading() as connection:
         data = overview.show(connection, reference_id)
     if data is None:
         raise click.ClickException(f"no subscription {reference_id!r}")

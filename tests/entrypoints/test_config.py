@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from cryptography.fernet import Fernet
+
+from billing_worker.config import DATABASE, BadSettings, described, load
+
+GOOD = {
+    "BILLING_DATABASE_URL": "postgresql://u:p@db/billing",
+    "BILLING_REDIS_URL": "redis://redis:6379/0",
+    "BILLING_GATEWAY_URL": "https://api.example.com/api",
+    "BILLING_GATEWAY_USERNAME": "coma_1",
+    "BILLING_GATEWAY_PASSWORD": "key-of-the-account",
+    "BILLING_CARDGATE_URL": "https://cardgate.example.com",
+    "BILLING_TEST_MODE": "true",
+    "BILLING_VAULT_KEYS": Fernet.generate_key().decode(),
+}
+SECONDS = [
+    "GATEWAY_TIMEOUT_SECONDS",
+    "RENEW_EVERY_SECONDS",
+    "RECONCILE_EVERY_SECONDS",
+    "RECONCILE_AFTER_SECONDS",
+    "STUCK_AFTER_SECONDS",
+    "EXPIRY_GRACE_SECONDS",
+    "NOT_CHARGED_RETRY_SECONDS",
+]
+
+
+def faults(**changes):
+    environ = {k: v for k, v in (GOOD | changes).items() if v is not None}
+    with pytest.raises(BadSettings) as caught:
+        load(environ)
+    return caught.value.faults
+
+
+def test_the_required_settings_are_enough():
+    settings = load(GOOD)
+    assert settings.database_url == "postgresql+psycopg://u:p@db/billing"
+    assert settings.test_mode is True
+    assert settings.terms.expiry_grace == timedelta(hours=1)
+
+
+def test_everything_missing_is_named_at_once():
+    with pytest.raises(BadSettings) as caught:
+        load({})
+    assert set(caught.value.faults) == set(GOOD)
+
+
+def test_missing_and_malformed_are_named_together():
+    found = faults(
+        BILLING_REDIS_URL=None, BILLING_TEST_MODE="yes", BILLING_CHARGE_CONCURRENCY="many"
+    )
+    assert set(found) == {
+        "BILLING_REDIS_URL", "BILLING_TEST_MODE", "BILLING_CHARGE_CONCURRENCY",
+    }  # fmt: skip
+
+
+def test_a_process_is_not_asked_for_what_it_does_not_need():
+    load({"BILLING_DATABASE_URL": "sqlite:///x.db"}, DATABASE)
+
+
+def test_a_malformed_setting_is_a_fault_even_where_it_is_not_needed():
+    with pytest.raises(BadSettings):
+        load({"BILLING_DATABASE_URL": "sqlite:///x.db", "BILLING_TEST_MODE": "1"}, DATABASE)
+
+
+@pytest.mark.parametrize("name", SECONDS)
+def test_one_second_is_allowed(name):
+    load(GOOD | {f"BILLING_{name}": "1"})
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "soon", "999999999999"])
+@pytest.mark.parametrize("name", SECONDS)
+def test_seconds_are_positive_whole_numbers(name, value):
+    assert set(faults(**{f"BILLING_{name}": value})) == {f"BILLING_{name}"}
+
+
+@pytest.mark.parametrize("url", ["api.example.com", "ftp://x", "https://user:pw@api.example.com"])
+def test_a_gateway_url_must_be_plain_http(url):
+    assert set(faults(BILLING_GATEWAY_URL=url)) == {"BILLING_GATEWAY_URL"}
+
+
+def test_a_fault_never_shows_the_secret():
+    found = faults(BILLING_VAULT_KEYS="not-a-key-but-secret")
+    assert "not-a-key-but-secret" not in str(found)
+
+
+def test_a_secret_may_come_from_a_file(tmp_path):
+    file = tmp_path / "password"
+    file.write_text("from-the-file\n")
+    environ = {k: v for k, v in GOOD.items() if k != "BILLING_GATEWAY_PASSWORD"}
+    settings = load(environ | {"BILLING_GATEWAY_PASSWORD_FILE": str(file)})
+    assert settings.gateway_password.reveal() == "from-the-file"
+
+
+def test_a_secret_given_twice_is_a_fault(tmp_path):
+    file = tmp_path / "password"
+    file.write_text("x")
+    assert "BILLING_GATEWAY_PASSWORD" in faults(BILLING_GATEWAY_PASSWORD_FILE=str(file))
+
+
+def test_an_unreadable_secret_file_is_named():
+    found = faults(BILLING_GATEWAY_PASSWORD=None, BILLING_GATEWAY_PASSWORD_FILE="/does/not/exist")
+    assert "BILLING_GATEWAY_PASSWORD_FILE" in found
+
+
+def test_no_secret_is_in_the_repr_of_the_settings():
+    shown = repr(load(GOOD))
+    for variable in ("DATABASE_URL", "GATEWAY_PASSWORD", "VAULT_KEYS"):
+        assert GOOD[f"BILLING_{variable}"] not in shown
+
+
+def test_every_setting_says_what_it_means():
+    assert all(info.meaning for info in described())
