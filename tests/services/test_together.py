@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from billing_worker.persistence.store import CommitUnknown
+from billing_worker.services.crew import Threads
+from billing_worker.services.together import MAX_BATCH, EachAlone, GroupCommit
+
+
+def test_callers_that_wait_together_share_a_batch_and_get_their_own_answers():
+    sizes = []
+
+    def work(_ports, requests):
+        sizes.append(len(requests))
+        time.sleep(0.02)
+        return [request * 2 for request in requests]
+
+    group = GroupCommit()
+    with ThreadPoolExecutor(50) as pool:
+        answers = list(pool.map(lambda n: group(work, None, n), range(200)))
+    assert answers == [n * 2 for n in range(200)]
+    assert len(sizes) < 100
+    assert max(sizes) <= MAX_BATCH
+
+
+def test_one_bad_request_fails_alone():
+    def work(_ports, requests):
+        if "bad" in requests:
+            time.sleep(0.02)
+            raise ValueError("poison")
+        return requests
+
+    group = GroupCommit()
+
+    def ask(request):
+        try:
+            return group(work, None, request)
+        except ValueError:
+            return "failed"
+
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(ask, ["good"] * 10 + ["bad"] + ["good"] * 9))
+    assert answers.count("failed") == 1
+
+
+def test_a_commit_that_raised_belongs_to_everybody_in_it_and_is_not_run_again():
+    runs = []
+    together = threading.Barrier(5)
+
+    def work(_ports, requests):
+        runs.append(len(requests))
+        time.sleep(0.05)
+        if len(requests) > 1:
+            raise CommitUnknown("connection lost")
+        return requests
+
+    group = GroupCommit()
+
+    def ask(n):
+        together.wait()
+        try:
+            return group(work, None, n)
+        except CommitUnknown:
+            return "unknown"
+
+    with ThreadPoolExecutor(5) as pool:
+        answers = list(pool.map(ask, range(5)))
+    assert sum(runs) == 5
+    assert answers.count("unknown") == sum(size for size in runs if size > 1)
+
+
+def test_alone_means_a_batch_of_one():
+    assert EachAlone()(lambda _ports, requests: [len(requests)], None, "x") == 1
+
+
+def test_a_crew_that_is_leaving_begins_nothing_more_and_finishes_what_runs():
+    crew = Threads(1)
+    begun, may_end = threading.Event(), threading.Event()
+
+    def work(item):
+        begun.set()
+        may_end.wait(5)
+        return item
+
+    with ThreadPoolExecutor(1) as caller:
+        future = caller.submit(crew.map, work, [1, 2, 3])
+        begun.wait(5)
+        crew.leave()
+        may_end.set()
+        assert future.result(5) == [1]
+
+
+def test_a_crew_waits_for_all_before_it_tells_of_one_failure():
+    crew = Threads(4)
+    ended = []
+
+    def work(item):
+        if item == 0:
+            raise ValueError("first")
+        time.sleep(0.05)
+        ended.append(item)
+
+    with pytest.raises(ValueError, match="first"):
+        crew.map(work, [0, 1, 2, 3])
+    assert sorted(ended) == [1, 2, 3]
