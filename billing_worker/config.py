@@ -71,7 +71,7 @@ class _Environment(Schema):
     )  # fmt: skip
     REDIS_URL = _setting(
         fields.String(validate=validate.Regexp(
-            r"^(rediss?|unix)://", error="must be a redis:// or rediss:// URL."
+            r"^rediss?://", error="must be a redis:// or rediss:// URL."
         )),
         "broker and rate limiter",
         secret=True,

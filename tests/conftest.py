@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import zoneinfo
 
 import pytest
 
@@ -8,6 +9,8 @@ from billing_worker.persistence.migrate import migrate
 from billing_worker.persistence.store import Store
 from tests.support.postgres import EmbeddedPostgres
 from tests.support.world import World
+
+zoneinfo.reset_tzpath(())  # The tests read the same tz data as the product: the package's.
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 from functools import cache, partial
+from importlib import resources
 from zoneinfo import ZoneInfo
 
 from billing_worker.domain.errors import InvalidInput
@@ -199,16 +200,27 @@ def _unit(name: str) -> Unit:
         raise InvalidInput("interval", f"must be one of {', '.join(Unit)}") from error
 
 
-# ZoneInfo keeps only its last 8 zones alive; a sweep over many customers meets more.
-_load_zone = cache(ZoneInfo)
+# Rules come from the tzdata package and not from the machine: two workers whose systems were
+# updated on different days must not compute different dates for one subscription.
+_TZDATA = resources.files("tzdata")
+
+
+@cache
+def _zone_names() -> frozenset[str]:
+    return frozenset((_TZDATA / "zones").read_text(encoding="ascii").split())
+
+
+# Kept for good: ZoneInfo keeps only its last 8, and a sweep over many customers meets more.
+@cache
+def _load_zone(name: str) -> ZoneInfo:
+    with _TZDATA.joinpath("zoneinfo", *name.split("/")).open("rb") as rules:
+        return ZoneInfo.from_file(rules, key=name)
 
 
 def _zone_named(name: str) -> ZoneInfo:
-    try:
-        return _load_zone(name)
-    except (KeyError, OSError, TypeError, ValueError) as error:
-        # Names are looked up as files: a folder, a bad path and a text file fail each its own way.
-        raise InvalidInput("timezone", "must be an IANA name such as Europe/Berlin") from error
+    if not isinstance(name, str) or name not in _zone_names():
+        raise InvalidInput("timezone", "must be an IANA name such as Europe/Berlin")
+    return _load_zone(name)
 
 
 def _utc(field: str, moment: object) -> datetime:

@@ -89,8 +89,8 @@ def make_app(settings: Settings) -> Celery:
 
 
 def _pages_at_once(settings: Settings) -> int:
-    """Enough pages to keep the crew busy, and two threads more for the sweeps."""
-    return max(2, -(-settings.charge_concurrency // PAGE) + 1) + 2
+    """Just enough pages to keep the crew busy, and two threads more for the sweeps."""
+    return -(-settings.charge_concurrency // PAGE) + 2
 
 
 def _beat_table(settings: Settings) -> dict[str, dict[str, Any]]:

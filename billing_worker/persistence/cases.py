@@ -134,7 +134,9 @@ class Submission:
     look_at: datetime
 
 
-def submit(connection: Connection, submissions: Sequence[Submission], now: datetime) -> None:
+def mark_submitted(
+    connection: Connection, submissions: Sequence[Submission], now: datetime
+) -> None:
     """Prepared -> submitted under the fence. Raises ConcurrentChange if any row did not match."""
     if not submissions:
         return

@@ -113,7 +113,7 @@ def _submit(ports: Ports, connection: Connection, allowed: Sequence[Arm], now: d
         )
         for request in allowed
     ]
-    case_rows.submit(connection, submissions, now)
+    case_rows.mark_submitted(connection, submissions, now)
     history.write(connection, [_entry(request, now) for request in allowed])
 
 

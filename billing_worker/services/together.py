@@ -80,15 +80,20 @@ class GroupCommit:
 def _run(work: Work, ports: Any, batch: list[_Ticket]) -> None:
     try:
         results = work(ports, [ticket.request for ticket in batch])
-    except CommitUnknown as error:
-        for ticket in batch:
-            ticket.error = error
-    except Exception as error:  # noqa: BLE001 - handed to the caller it belongs to
-        if len(batch) == 1:
-            batch[0].error = error
+    except Exception as error:  # noqa: BLE001 - handed to the callers it belongs to
+        if len(batch) == 1 or isinstance(error, CommitUnknown):
+            _fail(batch, error)
             return
         for ticket in batch:
             _run(work, ports, [ticket])
+    except BaseException as error:
+        _fail(batch, error)
+        raise
     else:
         for ticket, result in zip(batch, results, strict=True):
             ticket.result = result
+
+
+def _fail(batch: list[_Ticket], error: BaseException) -> None:
+    for ticket in batch:
+        ticket.error = error
