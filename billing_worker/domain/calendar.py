@@ -217,7 +217,7 @@ def _load_zone(name: str) -> ZoneInfo:
         return ZoneInfo.from_file(rules, key=name)
 
 
-def _zone_named(name: str) -> ZoneInfo:
+def _zone_named(name: object) -> ZoneInfo:
     if not isinstance(name, str) or name not in _zone_names():
         raise InvalidInput("timezone", "must be an IANA name such as Europe/Berlin")
     return _load_zone(name)

@@ -208,15 +208,21 @@ def _undecided_or_unpaid(case: Case, finding: Finding, context: Context) -> Conc
         case Verdict.UNPAID_FINAL:
             return _unpaid_final(case, finding, context)
         case Verdict.CONTRADICTORY:
-            news = _quarantined(finding, context)
-            return Conclusion(_ask_again(_unpaid_no_longer(case), context), (news,))
+            return _held_as_unknown(_unpaid_no_longer(case), finding, context)
         case _:
             looked = context.event(EventKind.ATTEMPT_LOOKED, found=finding.reason)
             return Conclusion(_ask_again(_unpaid_no_longer(case), context), (looked,))
 
 
-def _quarantined(finding: Finding, context: Context) -> Event:
-    return context.event(EventKind.ATTEMPT_QUARANTINED, alert=True, evidence=finding.reason)
+def _held_as_unknown(case: Case, finding: Finding, context: Context) -> Conclusion:
+    """Kept with its evidence and asked about again; a person is told once per new finding."""
+    news = _quarantined(finding, context, alert=case.attempt.outcome != finding.reason)
+    kept = replace(case, attempt=replace(case.attempt, outcome=finding.reason))
+    return Conclusion(_ask_again(kept, context), (news,))
+
+
+def _quarantined(finding: Finding, context: Context, *, alert: bool = True) -> Event:
+    return context.event(EventKind.ATTEMPT_QUARANTINED, alert=alert, evidence=finding.reason)
 
 
 def _unpaid_no_longer(case: Case) -> Case:

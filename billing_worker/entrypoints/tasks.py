@@ -10,6 +10,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from billing_worker.entrypoints.celery_app import app, process
+from billing_worker.persistence.store import CommitUnknown
 from billing_worker.services.charge import charge_page
 from billing_worker.services.reconcile import look_page
 from billing_worker.services.renew import renew_due
@@ -26,7 +27,7 @@ def task(name: str) -> Callable[[Callable[..., Any]], Any]:
         def run(*args: Any) -> None:
             try:
                 done = work(*args)
-            except SQLAlchemyError as error:
+            except (SQLAlchemyError, CommitUnknown) as error:
                 log.error("database.unavailable", task=name, reason=type(error).__name__)  # noqa: TRY400 - no traceback for an outage
             else:
                 if done:

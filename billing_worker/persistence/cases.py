@@ -79,29 +79,37 @@ def _changed(before: dict[int, _T], after: dict[int, _T]) -> list[tuple[_T, _T]]
     return [(before[key], after[key]) for key in before if before[key] != after[key]]
 
 
+# Built once: putting a statement together costs as much as sending it.
+_LOCK = {
+    table: select(table)
+    .where(table.c.id.in_(bindparam("ids", expanding=True)))
+    .order_by(table.c.id)
+    .with_for_update()
+    for table in (subscriptions, invoices, attempts)
+}
+
+
 def _locked(connection: Connection, table: Table, ids: set[int]) -> Any:
-    return connection.execute(
-        select(table).where(table.c.id.in_(sorted(ids))).order_by(table.c.id).with_for_update()
+    return connection.execute(_LOCK[table], {"ids": sorted(ids)})
+
+
+_TO_ASK = (
+    select(attempts.c.id, attempts.c.invoice_id, attempts.c.gateway_id)
+    .add_columns(invoices.c.subscription_id)
+    .join(invoices, invoices.c.id == attempts.c.invoice_id)
+    .where(
+        attempts.c.id.in_(bindparam("ids", expanding=True)),
+        attempts.c.gateway_id.is_not(None),
+        attempts.c.look_at.is_not(None),
     )
+    .order_by(attempts.c.id)
+)
 
 
 def keys_of(connection: Connection, attempt_ids: Sequence[int]) -> list[tuple[CaseKey, str]]:
     """(key, gateway id) of the attempts that the gateway can be asked about."""
-    query = (
-        select(attempts.c.id, attempts.c.invoice_id, attempts.c.gateway_id)
-        .add_columns(invoices.c.subscription_id)
-        .join(invoices, invoices.c.id == attempts.c.invoice_id)
-        .where(
-            attempts.c.id.in_(attempt_ids),
-            attempts.c.gateway_id.is_not(None),
-            attempts.c.look_at.is_not(None),
-        )
-        .order_by(attempts.c.id)
-    )
-    return [
-        (CaseKey(row.subscription_id, row.invoice_id, row.id), row.gateway_id)
-        for row in connection.execute(query)
-    ]
+    rows = connection.execute(_TO_ASK, {"ids": list(attempt_ids)})
+    return [(CaseKey(row.subscription_id, row.invoice_id, row.id), row.gateway_id) for row in rows]
 
 
 _SUBMIT = (

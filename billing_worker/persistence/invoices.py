@@ -4,7 +4,19 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, func, or_, select, update
+from sqlalchemy import (
+    BindParameter,
+    Column,
+    Connection,
+    Integer,
+    Row,
+    Select,
+    bindparam,
+    func,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
 from billing_worker.domain import invoice as invoice_rules
@@ -53,6 +65,24 @@ def _open_row(
     }
 
 
+def _due_by(moment: Column[datetime]) -> Select[Any]:
+    row_id = moment.table.c.id
+    return (
+        select(row_id)
+        .where(moment <= bindparam("now", type_=moment.type))
+        .order_by(moment)
+        .limit(bindparam("most", type_=Integer()))
+        .with_for_update(skip_locked=True)
+    )
+
+
+_THESE: BindParameter[int] = bindparam("ids", expanding=True)
+_RING_DUE = _due_by(invoices.c.ring_at)
+_RING_AGAIN = update(invoices).where(invoices.c.id.in_(_THESE)).values(ring_at=bindparam("again"))
+_LOOK_DUE = _due_by(attempts.c.look_at)
+_LOOK_AGAIN = update(attempts).where(attempts.c.id.in_(_THESE)).values(look_at=bindparam("again"))
+
+
 def due_to_ring(
     connection: Connection, now: datetime, ring_again_at: datetime, limit: int
 ) -> list[int]:
@@ -60,37 +90,25 @@ def due_to_ring(
 
     Whatever becomes of the message, the row is found again at `ring_again_at`.
     """
-    chosen = (
-        select(invoices.c.id)
-        .where(invoices.c.ring_at <= now)
-        .order_by(invoices.c.ring_at)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
-    return _push(connection, chosen, invoices, {"ring_at": ring_again_at})
-
-
-def _push(
-    connection: Connection, chosen: Select[tuple[int]], table: Any, values: dict[str, Any]
-) -> list[int]:
-    ids: list[int] = [row.id for row in connection.execute(chosen)]
+    ids = _taken(connection, _RING_DUE, now, limit)
     if ids:
-        connection.execute(update(table).where(table.c.id.in_(ids)).values(values))
+        connection.execute(_RING_AGAIN, {"ids": ids, "again": ring_again_at})
     return ids
+
+
+def _taken(connection: Connection, due: Select[tuple[int]], now: datetime, limit: int) -> list[int]:
+    rows = connection.execute(due, {"now": now, "most": limit})
+    return [row.id for row in rows]
 
 
 def due_to_look(
     connection: Connection, now: datetime, look_again_at: datetime, limit: int
 ) -> list[int]:
     """Take up to `limit` attempts that the gateway is to be asked about, and push them on."""
-    chosen = (
-        select(attempts.c.id)
-        .where(attempts.c.look_at <= now)
-        .order_by(attempts.c.look_at)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
-    return _push(connection, chosen, attempts, {"look_at": look_again_at})
+    ids = _taken(connection, _LOOK_DUE, now, limit)
+    if ids:
+        connection.execute(_LOOK_AGAIN, {"ids": ids, "again": look_again_at})
+    return ids
 
 
 def find(connection: Connection, reference_id: str) -> Row[Any] | None:

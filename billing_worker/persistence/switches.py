@@ -9,14 +9,15 @@ from billing_worker.persistence.tables import switches
 SALES = "sales"
 
 
+_SALES_ON = select(switches.c.is_on).where(switches.c.name == SALES)
+
+
 def sales_are_on(connection: Connection) -> bool:
     """The kill switch, read inside the transaction that arms a charge.
 
     A missing row counts as off: a database that nobody has migrated must not charge.
     """
-    return bool(
-        connection.execute(select(switches.c.is_on).where(switches.c.name == SALES)).scalar()
-    )
+    return bool(connection.execute(_SALES_ON).scalar())
 
 
 def turn_sales(

@@ -115,6 +115,13 @@ def test_a_status_that_does_not_belong_to_a_charge_stays_unknown_and_alerts(stat
     assert any(event.alert for event in concluded.events)
 
 
+def test_the_same_contradiction_alerts_once_and_a_new_one_again():
+    first = told(stated("partially_processed"))
+    again = told(stated("partially_processed"), first.case)
+    other = told(stated("verified"), again.case)
+    assert [any(e.alert for e in c.events) for c in (first, again, other)] == [True, False, True]
+
+
 @pytest.mark.parametrize("status", ["created", "processing", "process_pending", "process_error"])
 @pytest.mark.parametrize("days", [0, 1, 400])
 def test_no_age_turns_a_pending_charge_into_a_failed_one(status, days):

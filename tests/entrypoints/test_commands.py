@@ -5,6 +5,7 @@ import json
 
 import pytest
 from click.testing import CliRunner
+from cryptography.fernet import Fernet
 
 from billing_worker.entrypoints import cli as command_line
 from billing_worker.entrypoints.cli import cli
@@ -177,8 +178,6 @@ def test_sales_are_stopped_and_started_with_a_reason_and_a_name(run):
 
 
 def test_a_new_key_is_a_fernet_key(run):
-    from cryptography.fernet import Fernet
-
     Fernet(run("new-key").output.strip())
 
 

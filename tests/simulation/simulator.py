@@ -1,0 +1,391 @@
+"""A billing world driven by a seed: what happens next, and what goes wrong, is drawn by chance.
+
+The production services run over ports that may stop at every boundary: before a transaction,
+after its commit, before a request takes effect, after its effect. Each running task is a greenlet;
+the scheduler decides which one goes on, which one dies, which message is lost, doubled or late, and
+how far the clock moves. The same seed gives the same events, hash for hash.
+
+Transactions themselves are not interleaved: both databases serialise what conflicts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import random
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import structlog
+from greenlet import GreenletExit, greenlet
+from sqlalchemy import Engine, create_engine, func, select
+from sqlalchemy.pool import StaticPool
+
+from billing_worker.gateway.http import Request, Response
+from billing_worker.persistence import tables
+from billing_worker.persistence.store import CommitUnknown, Store
+from billing_worker.sandbox.gateway import Behaviour
+from billing_worker.services.charge import charge_page
+from billing_worker.services.reconcile import look_page
+from billing_worker.services.renew import renew_due
+from billing_worker.services.ring import look_due, ring_due
+from tests.support.world import TwinTransport, World
+
+TOKENS = (
+    "approved", "approved", "approved", "approved_later", "decline_insufficient_funds",
+    "decline_card_expired", "answer_lost_after", "answer_lost_before", "never_answers_after",
+    "never_answers_before", "error_500_after", "error_500_before", "html_502_after",
+    "create_answer_lost", "create_error_500", "flips_to_processed", "late_after_expiry",
+    "pending_forever", "needs_3ds", "wrong_amount", "partially_processed", "rejects_token",
+)  # fmt: skip
+LATE_TOKENS = {"flips_to_processed", "late_after_expiry"}
+"""Here the gateway itself calls a charge final and takes the money later: a second debit can then
+only be found and flagged as surplus, not prevented."""
+
+HORIZON = timedelta(days=70)
+REST = (1,) * 4 + (60,) * 4 + (1200,) * 6 + (7200,) * 8 + (86_400,) * 6
+"""Least seconds between the last sweeps: what is pending for ever is asked about for ever."""
+
+LONGEST_TASK = 400
+"""Boundaries one task may cross: a loop that crosses more is a finding."""
+
+
+class Died(GreenletExit):
+    """The process ends here. A BaseException: no service may catch it."""
+
+
+class Violation(AssertionError):
+    """An invariant does not hold; the trace says how it came to that."""
+
+
+@dataclass(slots=True)
+class Task:
+    name: str
+    run: greenlet
+    at: str = "start"
+    crossed: int = 0
+
+
+class MemoryStore(Store):
+    """SQLite in memory, with a boundary before each transaction and after each commit."""
+
+    def __init__(self, template: bytes, boundary: Callable[[str], None], doom: Callable[[], str]):
+        memory, self.engine = _memory()
+        memory.deserialize(template)
+        self._boundary = boundary
+        self._doom = doom
+
+    @contextmanager
+    def transaction(self) -> Iterator[Any]:
+        self._boundary("begin")
+        with self.engine.connect() as connection:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            try:
+                yield connection
+            except BaseException:
+                connection.exec_driver_sql("ROLLBACK")
+                raise
+            fate = self._doom()
+            connection.exec_driver_sql("ROLLBACK" if fate == "lost" else "COMMIT")
+        if fate:
+            raise CommitUnknown(f"the connection broke during COMMIT; it was {fate}")
+        self._boundary("committed")
+
+    @contextmanager
+    def reading(self) -> Iterator[Any]:
+        with self.engine.connect() as connection:
+            yield connection
+
+    def close(self) -> None:
+        """The next simulation uses the same connection: its compiled statements are worth it."""
+
+
+@cache
+def _memory() -> tuple[sqlite3.Connection, Engine]:
+    """One database in memory per process, filled anew for each run."""
+    memory = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
+    return memory, create_engine("sqlite://", creator=lambda: memory, poolclass=StaticPool)
+
+
+class FaultyTransport(TwinTransport):
+    """The twin with a boundary on either side of the effect."""
+
+    boundary: Callable[[str], None]
+
+    def send(self, request: Request, *, moves_money: bool) -> Response:
+        what = "sale" if moves_money else request.method
+        self.boundary(f"{what} leaves")
+        answer = super().send(request, moves_money=moves_money)
+        self.boundary(f"{what} answered")
+        return answer
+
+
+@dataclass
+class Simulation:
+    seed: int
+    template: bytes
+    steps: int = 120
+    subscriptions: int = 2
+    trace: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.rng = random.Random(self.seed)
+        self.calm = False
+        self.tasks: list[Task] = []
+        self.tokens: dict[str, str] = {}
+        self.hub = greenlet.getcurrent()
+        self.store = MemoryStore(self.template, self._boundary, self._fate_of_commit)
+        behaviour = Behaviour(
+            duplicate_create=self.rng.choice(
+                ["accept_new", "return_existing", "409", "422", "429"]
+            ),
+            second_sale="charge",
+            later_seconds=self.rng.choice([2, 60, 4000]),
+            lifetime_seconds=self.rng.choice([600, 3600]),
+        )
+        self.world = World(self.store, behaviour)
+        transport = FaultyTransport(self.world.sandbox, self.world.clock)
+        transport.boundary = self._boundary
+        self.world.transport = transport
+        self.ports = self.world.ports_of_a_worker(gateway=self.world.gateway(transport))
+        self.start = self.world.clock.now()
+
+    # --- one run ------------------------------------------------------------------------------
+
+    def run(self) -> str:
+        """Returns the hash of everything that happened. Raises Violation."""
+        try:
+            for number in range(self.subscriptions):
+                token = self.tokens[f"sub-{number}"] = self.rng.choice(TOKENS)
+                self._say(f"subscribe sub-{number} with {token}")
+                self.calm = True
+                self.world.subscribe(token, f"sub-{number}")
+                self.calm = False
+            for _ in range(self.steps):
+                self._step()
+            self._come_to_rest()
+            return self._fingerprint()
+        finally:
+            self._drop_tasks()
+            self.store.close()
+
+    def _step(self) -> None:
+        actions: Sequence[tuple[int, Callable[[], None]]] = (
+            (40 if self.tasks else 0, self._go_on),
+            (6 if self.tasks else 0, self._die),
+            (20 if self.world.bell.messages else 0, self._deliver),
+            (4 if self.world.bell.messages else 0, self._lose_message),
+            (1, self._wipe_broker),
+            (9, lambda: self._begin("renew", renew_due)),
+            (9, lambda: self._begin("ring", ring_due)),
+            (9, lambda: self._begin("look", look_due)),
+            (14, self._let_time_pass),
+            (2, self._toggle_gateway),
+            (3, self._storm_of_callbacks),
+        )
+        weights = [weight for weight, _ in actions]
+        self.rng.choices([action for _, action in actions], weights)[0]()
+        self._check_money()
+
+    def _come_to_rest(self) -> None:
+        """The faults stop; sweeps alone must bring every period to one of its fates."""
+        self.calm = True
+        self._drop_tasks()
+        self.world.transport.unreachable = False
+        self.world.ports = self.ports
+        self._say("calm")
+        for least_seconds in REST:
+            self.world.tick()
+            self._check_money()
+            due = self._next_due()
+            if due is None:
+                break
+            wait = max(due - self.world.clock.now(), timedelta(seconds=least_seconds))
+            self.world.clock.advance(wait)
+        problems = self.world.discrepancies() + self._stuck()
+        if problems:
+            raise Violation(f"seed {self.seed}: {problems}\n" + self.story())
+
+    # --- what may happen ----------------------------------------------------------------------
+
+    def _begin(self, name: str, work: Callable[[Any], Any]) -> None:
+        if len(self.tasks) >= 6:
+            return
+        task = Task(name, greenlet(lambda: self._run(work), parent=self.hub))
+        self.tasks.append(task)
+        self._switch(task)
+
+    def _run(self, work: Callable[[Any], Any]) -> None:
+        try:
+            work(self.ports)
+        except CommitUnknown as error:
+            self._say(f"task ended: {error}")  # as entrypoints/tasks.py ends it
+
+    def _deliver(self) -> None:
+        queue = self.world.bell.messages
+        index = self.rng.randrange(len(queue))
+        kind, ids = queue[index] if self.rng.random() < 0.25 else queue.pop(index)
+        work = charge_page if kind == "charge" else look_page
+        self._begin(f"{kind} {list(ids)}", lambda ports: work(ports, ids))
+
+    def _go_on(self) -> None:
+        self._switch(self.rng.choice(self.tasks))
+
+    def _die(self) -> None:
+        task = self.rng.choice(self.tasks)
+        self._say(f"{task.name} dies at {task.at}")
+        self.tasks.remove(task)
+        task.run.throw(Died)
+
+    def _lose_message(self) -> None:
+        queue = self.world.bell.messages
+        self._say(f"lost {queue.pop(self.rng.randrange(len(queue)))}")
+
+    def _wipe_broker(self) -> None:
+        self._say("broker wiped")
+        self.world.bell.messages.clear()
+
+    def _let_time_pass(self) -> None:
+        seconds = self.rng.choice([1, 4, 7, 31, 301, 1000, 3700, 3700, 90_000, 700_000])
+        if self.world.clock.now() + timedelta(seconds=seconds) > self.start + HORIZON:
+            return
+        self.world.clock.advance(seconds)
+        self._say(f"{seconds} s pass")
+
+    def _toggle_gateway(self) -> None:
+        transport = self.world.transport
+        transport.unreachable = not transport.unreachable
+        self._say("gateway unreachable" if transport.unreachable else "gateway back")
+
+    def _storm_of_callbacks(self) -> None:
+        with self.store.reading() as connection:
+            ids = list(connection.execute(select(tables.attempts.c.id)).scalars())
+        for _ in range(self.rng.randrange(8) if ids else 0):
+            self.world.bell.look([self.rng.choice(ids)])
+
+    # --- the machinery ------------------------------------------------------------------------
+
+    def _switch(self, task: Task) -> None:
+        self._say(f"{task.name} goes on from {task.at}")
+        task.run.switch()
+        if task.run.dead:
+            self.tasks.remove(task)
+
+    def _boundary(self, name: str) -> None:
+        """Where a task may be stopped, overtaken, or killed."""
+        if self.calm:
+            return
+        current = greenlet.getcurrent()
+        task = next((task for task in self.tasks if task.run is current), None)
+        if task is None:
+            return
+        task.at = name
+        task.crossed += 1
+        if task.crossed > LONGEST_TASK:
+            raise Violation(f"seed {self.seed}: {task.name} never ends\n" + self.story())
+        self.hub.switch()
+
+    def _fate_of_commit(self) -> str:
+        if self.calm or self.rng.random() > 0.02:
+            return ""
+        return self.rng.choice(["kept", "lost"])
+
+    def _drop_tasks(self) -> None:
+        for task in self.tasks:
+            task.run.throw(Died)
+        self.tasks.clear()
+
+    def _say(self, line: str) -> None:
+        at = self.world.clock.now() - self.start if hasattr(self, "start") else timedelta()
+        self.trace.append(f"{at}  {line}")
+
+    def story(self) -> str:
+        return "\n".join(self.trace)
+
+    # --- what must hold -----------------------------------------------------------------------
+
+    def _check_money(self) -> None:
+        requests = self.world.sandbox.requests.as_json()["references"]
+        for reference, counts in requests.items():
+            if counts["sale"] > 1:
+                raise Violation(
+                    f"seed {self.seed}: {reference} sold {counts['sale']} times\n" + self.story()
+                )
+        for invoice, count in self.world.debits().items():
+            if count > 1 and self.tokens[invoice.rpartition("-p")[0]] not in LATE_TOKENS:
+                raise Violation(
+                    f"seed {self.seed}: {invoice} charged {count} times\n" + self.story()
+                )
+
+    def _next_due(self) -> datetime | None:
+        """When a sweep next finds something, the opening of new periods aside."""
+        with self.store.reading() as connection:
+            found = connection.execute(
+                select(
+                    select(func.min(tables.invoices.c.ring_at)).scalar_subquery(),
+                    select(func.min(tables.attempts.c.look_at)).scalar_subquery(),
+                )
+            ).one()
+        return min((moment for moment in found if moment is not None), default=None)
+
+    def _stuck(self) -> list[str]:
+        with self.store.reading() as connection:
+            rows = connection.execute(
+                select(
+                    tables.attempts.c.reference_id, tables.attempts.c.status,
+                    tables.attempts.c.look_at, tables.invoices.c.ring_at,
+                ).join(tables.invoices)
+            ).all()  # fmt: skip
+        return [
+            f"{row.reference_id} is {row.status} and nobody will come back to it"
+            for row in rows
+            if (row.status == "prepared" and row.ring_at is None)
+            or (row.status == "submitted" and row.look_at is None)
+        ]
+
+    def _fingerprint(self) -> str:
+        with self.store.reading() as connection:
+            rows = connection.execute(select(tables.events).order_by(tables.events.c.id)).all()
+        told = [
+            [row.at.isoformat(), row.kind, row.by, row.invoice_id, row.attempt_id, row.data]
+            for row in rows
+        ]
+        canonical = json.dumps([self.trace, told], sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def silence_logs() -> None:
+    """Thousands of expected alerts would cost more than the runs themselves."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+
+
+def template_bytes(path: Path) -> bytes:
+    """A migrated, empty database as bytes: opening it costs a copy."""
+    source = sqlite3.connect(path)
+    try:
+        content = bytearray(source.serialize())
+    finally:
+        source.close()
+    content[18:20] = b"\x01\x01"  # A database in memory cannot be in WAL mode, which is said here.
+    return bytes(content)
+
+
+def shortest_failing_run(seed: int, template: bytes, steps: int) -> Violation | None:
+    """The same seed with as few steps as still break it; None if it holds."""
+    failure: Violation | None = None
+    low, high = 0, steps
+    while low < high:
+        middle = (low + high) // 2
+        try:
+            Simulation(seed, template, middle).run()
+            low = middle + 1
+        except Violation as violation:
+            failure, high = violation, middle
+    return failure

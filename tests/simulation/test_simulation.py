@@ -1,0 +1,40 @@
+"""Hundreds of seeded disasters. `python -m tests.simulation --seeds 100000` runs a campaign."""
+
+from __future__ import annotations
+
+import pytest
+import structlog
+
+from tests.simulation.simulator import (
+    Simulation,
+    Violation,
+    shortest_failing_run,
+    silence_logs,
+    template_bytes,
+)
+
+SEEDS_IN_CI = 200
+PER_TEST = 25
+
+
+@pytest.fixture(scope="module")
+def template(sqlite_template):
+    silence_logs()
+    yield template_bytes(sqlite_template)
+    structlog.reset_defaults()
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS_IN_CI, PER_TEST))
+def test_no_seed_charges_twice_or_loses_a_period(template, first):
+    for seed in range(first, first + PER_TEST):
+        try:
+            Simulation(seed, template).run()
+        except Violation as violation:
+            shorter = shortest_failing_run(seed, template, Simulation.steps)
+            pytest.fail(str(shorter or violation))
+
+
+def test_the_same_seed_gives_the_same_history_hash_for_hash(template):
+    runs = [[Simulation(seed, template).run() for seed in range(1000, 1010)] for _ in range(2)]
+    assert runs[0] == runs[1]
+    assert len(set(runs[0])) == 10
