@@ -11,7 +11,15 @@ from billing_worker.domain.attempt import AttemptStatus
 from billing_worker.domain.errors import ConcurrentChange
 from billing_worker.domain.events import Event, EventKind
 from billing_worker.domain.evidence import SaleAnswer
-from billing_worker.domain.settlement import Case, Conclusion, Context, News, conclude
+from billing_worker.domain.settlement import (
+    Case,
+    Conclusion,
+    Context,
+    News,
+    NothingSent,
+    Postponed,
+    conclude,
+)
 from billing_worker.gateway.port import WireCall
 from billing_worker.persistence import history
 from billing_worker.persistence.cases import CaseKey, LockedCases
@@ -88,12 +96,16 @@ def _settle_batch(ports: Ports, requests: Sequence[Settle]) -> list[Settled]:
 
 
 def _is_outdated(case: Case, request: Settle) -> bool:
-    """A prepared attempt listens only to the claim that holds it."""
-    return (
-        case.attempt.status is AttemptStatus.PREPARED
-        and request.fence is not None
-        and case.attempt.fence != request.fence
-    )
+    """Does the news come from a claim that another one has replaced?
+
+    What the gateway states of a submitted attempt is true whoever brings it. Everything else (that
+    nothing was sent, that it goes on later) is the word of the claim that holds the attempt: an old
+    one knows nothing of the sale that its successor may have sent.
+    """
+    if request.fence is None or request.fence == case.attempt.fence:
+        return False
+    is_own_word = isinstance(request.news, NothingSent | Postponed)
+    return is_own_word or case.attempt.status is AttemptStatus.PREPARED
 
 
 def _with_hint(case: Case, hint: SaleAnswer | None) -> Case:

@@ -6,6 +6,10 @@ from datetime import timedelta
 
 import pytest
 
+from billing_worker.domain.errors import ConcurrentChange
+from billing_worker.domain.settlement import NothingSent
+from billing_worker.services.claim import claim
+from billing_worker.services.settle import Settle, settle
 from billing_worker.services.together import EachAlone
 
 HOUR = timedelta(hours=1)
@@ -189,3 +193,22 @@ def test_each_period_is_charged_once_over_a_year_of_hourly_sweeps(world):
     world.subscribe("approved", ends_after_periods=12)
     world.run_for(timedelta(days=366), step=timedelta(hours=12))
     assert sorted(world.debits().values()) == [1] * 12
+
+
+def test_a_claim_that_was_replaced_cannot_call_its_successors_sale_not_sent(world):
+    """Found by the model: the old claim's create is refused as a duplicate after the new claim
+    has already sold, and giving up would have called a running charge not charged.
+    """
+    world.subscribe("approved_later")
+    world.sweep()
+    (message,) = world.bell.messages
+    old = claim(world.ports, message[1])[0]
+    world.clock.advance(world.ports.terms.stuck_after)
+    world.run(*message)
+    assert world.attempts() == ["submitted"]
+    with pytest.raises(ConcurrentChange):
+        settle(
+            world.ports,
+            Settle(old.key, NothingSent("422 duplicate"), "charge", fence=old.attempt.fence),
+        )
+    assert world.attempts() == ["submitted"]

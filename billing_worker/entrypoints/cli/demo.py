@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -180,7 +181,8 @@ def _print(result: dict[str, Any]) -> None:
         )
     click.echo(f"Finished in {result['seconds']} s. Look around next:")
     click.echo(f"  export BILLING_DATABASE_URL=sqlite:///{result['folder']}/billing.db")
-    click.echo("  billing-worker status")
-    click.echo("  billing-worker explain demo-45-p0     # an answer that was lost, and found")
-    click.echo("  billing-worker subscriptions show demo-39")
-    click.echo("  billing-worker up                     # the same, kept running")
+    us = Path(sys.argv[0])
+    click.echo(f"  {us} status")
+    click.echo(f"  {us} explain demo-45-p0     # an answer that was lost, and found")
+    click.echo(f"  {us} subscriptions show demo-39")
+    click.echo(f"  {us} up                     # the same, kept running")

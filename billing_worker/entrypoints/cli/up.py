@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from pathlib import Path
 
@@ -52,5 +53,6 @@ def _announce(stack: LocalStack, database_url: str, gateway_url: str) -> None:
     for name in ("BILLING_DATABASE_URL", "BILLING_REDIS_URL", "BILLING_VAULT_KEYS_FILE"):
         if name not in os.environ and name in stack.environ:
             click.echo(f"  export {name}={stack.environ[name]}")
-    click.echo("  billing-worker subscriptions import FILE")
-    click.echo("  billing-worker status")
+    us = Path(sys.argv[0])
+    click.echo(f"  {us} subscriptions import FILE")
+    click.echo(f"  {us} status")
