@@ -37,9 +37,17 @@ def build_gateway(settings: Settings) -> PaycoreGateway:
 def build_pace(settings: Settings) -> Pace:
     if settings.gateway_max_requests_per_second is None:
         return Unlimited()
-    from redis import Redis  # noqa: PLC0415 - only a capped process needs it
+    # Imported here because only a capped process needs it.
+    from redis import Redis  # noqa: PLC0415
+    from redis.backoff import NoBackoff  # noqa: PLC0415
+    from redis.retry import Retry  # noqa: PLC0415
 
-    client = Redis.from_url(settings.redis_url, socket_timeout=1, socket_connect_timeout=1)
+    client = Redis.from_url(
+        settings.redis_url,
+        socket_timeout=1,
+        socket_connect_timeout=1,
+        retry=Retry(NoBackoff(), 0),  # A waiting charge keeps its own pace instead.
+    )
     return RedisPace(client, settings.gateway_max_requests_per_second)
 
 

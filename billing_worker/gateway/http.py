@@ -90,8 +90,8 @@ class RequestsTransport:
         return outcome
 
     def close(self) -> None:
-        """Close the connections that the calling thread keeps alive."""
-        for session in vars(self._of_thread).pop("sessions", {}).values():
+        """Close the connections that the calling thread keeps alive. It may go on calling."""
+        for session in getattr(self._of_thread, "sessions", {}).values():
             session.close()
 
     def _attempt(self, request: Request, *, moves_money: bool) -> Response | GatewayError:
