@@ -9,6 +9,7 @@ from billing_worker.gateway.pace import Pace, RedisPace, Unlimited
 from billing_worker.gateway.paycore import GatewaySettings, PaycoreGateway
 from billing_worker.persistence.store import Store
 from billing_worker.persistence.vault import FernetVault
+from billing_worker.services.callbacks import Inbox
 from billing_worker.services.crew import Threads
 from billing_worker.services.ports import Bell, Ports
 from billing_worker.services.together import GroupCommit
@@ -49,6 +50,18 @@ def build_pace(settings: Settings) -> Pace:
         retry=Retry(NoBackoff(), 0),  # A waiting charge keeps its own pace instead.
     )
     return RedisPace(client, settings.gateway_max_requests_per_second)
+
+
+def build_inbox(settings: Settings, bell: Bell) -> Inbox:
+    """What taking callbacks needs: no gateway, whom only workers call."""
+    return Inbox(
+        store=build_store(settings),
+        clock=SystemClock(),
+        vault=FernetVault(settings.vault_keys),
+        bell=bell,
+        key=settings.callback_secret,
+        test_mode=settings.test_mode,
+    )
 
 
 def build_ports(settings: Settings, bell: Bell) -> tuple[Ports, Threads]:

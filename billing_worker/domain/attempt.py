@@ -26,6 +26,7 @@ class Origin(StrEnum):
     MANUAL = "manual"  # A named person asked for it.
     LINK = "link"  # The customer paid on a page.
     NEW_CARD = "new_card"  # The card was replaced.
+    BACKUP = "backup"  # The card is dead, and the customer has agreed to this other one.
 
 
 TRANSITIONS: Mapping[AttemptStatus, frozenset[AttemptStatus]] = {
@@ -64,7 +65,7 @@ class Attempt:
     reference_id: str  # what the gateway knows it by
     status: AttemptStatus
     origin: Origin
-    card_id: int
+    card_id: int | None  # None: the customer types a new card on a page
     money: Money
     test_mode: bool
     fence: int  # grows with every claim; a write under an older one is refused
@@ -80,6 +81,7 @@ class Attempt:
     sale_status: str | None  # what the answer to the sale claimed: a hint
     sale_resolution: str | None
     outcome: str | None  # the gateway's words, or ours, that ended it
+    original_code: str | None = None  # the acquirer's own code of a decline, where it is passed on
 
 
 def reference_for(invoice_reference: str, number: int) -> str:

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from calendar import monthrange
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from enum import StrEnum
 from functools import cache, partial
 from importlib import resources
@@ -191,6 +191,22 @@ def boundary(anchor: datetime, unit: Unit, count: int, n: int, tz: str) -> datet
 def period_at(anchor: datetime, unit: Unit, count: int, tz: str, instant: datetime) -> int:
     """`Schedule.period_at` for one look-up."""
     return Schedule(anchor, unit, count, tz).period_at(instant)
+
+
+def local_hour_after(instant: datetime, days: int, hour: int | None, tz: str) -> datetime:
+    """`days` calendar days after `instant`, at the nearest `hour` o'clock of zone `tz`; in UTC.
+
+    Nearest, not next: an attempt at 9:00:03 with "3 days, at 9" comes again after 3 days, not 4
+    (getlago/lago-api dunning_campaign_v1_spec.rb:90-135), and none comes within 12 hours. With
+    `hour` None the time of day stays.
+    """
+    zone = _zone_named(tz)
+    wall = _wall("instant", instant, zone) + timedelta(days=days)
+    if hour is not None:
+        # The day whose `hour` is at most 12 hours away.
+        nearest = (wall + timedelta(hours=12 - hour)).date()
+        wall = datetime.combine(nearest, time(hour))
+    return datetime.combine(wall, wall.time(), zone).astimezone(UTC)
 
 
 def _unit(name: str) -> Unit:

@@ -1,14 +1,16 @@
 """Gateway resolution -> what kind of "no" it is.
 
-The provider publishes no classification. Every class here is our own reading of the names,
-by usual card-scheme practice (gateway.md §3.2, read 2026-11-22); the letter says where the
-code was seen: T test-card table, R release notes, S dashboard screenshot, M resolutions page.
-A code that is not listed is `UNKNOWN`: no automatic charge, a person looks.
+The provider publishes no classification. Every class here is our own reading of the names, by
+usual card-scheme practice (gateway.md §3.2); each row says why, where the code was seen, and when
+we read that. Seen: T test-card table, R release notes with their version, S dashboard screenshot,
+M resolutions page. A code that is not listed is `UNKNOWN`: no automatic charge, a person looks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
 from enum import StrEnum
 
 
@@ -21,61 +23,105 @@ class DeclineClass(StrEnum):
     UNKNOWN = "unknown"  # May even have succeeded somewhere: investigate.
 
 
-_C = DeclineClass
-CLASSES: Mapping[str, DeclineClass] = {
-    "ok": _C.TECHNICAL,  # M; on a failed invoice it is no reason at all
-    "insufficient_funds": _C.SOFT,  # T
-    "limit_violation": _C.SOFT,  # T
-    "issuer_unavailable": _C.SOFT,  # S
-    "fatal_issuer_unavailable": _C.SOFT,  # R v1.23, S; one bank demands a block: once only
-    "issuer_decline": _C.SOFT,  # T, S; "do not honour"
-    "declined": _C.SOFT,  # T
-    "timeout": _C.TECHNICAL,  # S; the issuer's outcome was unknown
-    "fatal_timeout": _C.TECHNICAL,  # R v1.17
-    "card_type_not_supported": _C.HARD,  # R v1.17
-    "access_denied": _C.CONFIGURATION,  # T, R v1.17
-    "lost_or_stolen_card": _C.HARD,  # T
-    "card_is_lost": _C.HARD,  # R v1.23
-    "card_is_stolen": _C.HARD,  # R v1.23
-    "card_restricted": _C.HARD,  # R v1.23
-    "card_expired": _C.HARD,  # T
-    "fatal_card_expired": _C.HARD,  # R, S
-    "invalid_card": _C.HARD,  # T
-    "fatal_invalid_card": _C.HARD,  # R
-    "invalid_card_status": _C.HARD,  # T
-    "invalid_pan": _C.HARD,  # T
-    "fatal_decline": _C.HARD,  # R v1.23; the acquirer demands a block
-    "card_verification_failed": _C.HARD,  # R v1.22; the platform's block list
-    "antifraud_error": _C.HARD,  # T, M; repeating worsens the score
-    "functionality_is_not_permitted": _C.HARD,  # T
-    "invalid_cvv": _C.NEEDS_CUSTOMER,  # T; a card on file has none
-    "invalid_pin": _C.NEEDS_CUSTOMER,  # T
-    "auth_3ds_required": _C.NEEDS_CUSTOMER,  # M
-    "auth_otp_required": _C.NEEDS_CUSTOMER,  # M
-    "card_is_3ds_enrolled": _C.NEEDS_CUSTOMER,  # T
-    "invalid_3ds_code": _C.NEEDS_CUSTOMER,  # T
-    "invalid_otp": _C.NEEDS_CUSTOMER,  # T
-    "client_auth_failed": _C.NEEDS_CUSTOMER,  # T
-    "auth_fatal_error": _C.NEEDS_CUSTOMER,  # T
-    "unable_to_determine_3ds_enrolment": _C.NEEDS_CUSTOMER,  # T
-    "card_is_not_3ds_enrolled": _C.CONFIGURATION,  # T; the route demands 3-D Secure
-    "invalid_credentials": _C.CONFIGURATION,  # T
-    "invalid_request": _C.CONFIGURATION,  # T
-    "invalid_details": _C.CONFIGURATION,  # T
-    "invalid_amount": _C.CONFIGURATION,  # T
-    "amount_conversion_error": _C.CONFIGURATION,  # M
-    "no_routes_by_condition": _C.CONFIGURATION,  # R v1.19
-    "duplicated_transaction": _C.UNKNOWN,  # T; an equal one may have succeeded
-    "unable_to_reconcile": _C.UNKNOWN,  # T
-    "transaction_not_found": _C.UNKNOWN,  # S
-    "error": _C.UNKNOWN,  # T
-    "provider_error": _C.UNKNOWN,  # T
-    "unknown": _C.UNKNOWN,  # T
-    "fatal_error": _C.TECHNICAL,  # T
-    "general_fatal_error": _C.TECHNICAL,  # T
-    "provider_fatal_error": _C.TECHNICAL,  # T, S
+@dataclass(frozen=True, slots=True)
+class Decline:
+    """One row: what a resolution means for the next attempt, and who says so."""
+
+    kind: DeclineClass
+    reason: str  # for a person
+    seen: str
+    read: date
+    once: bool = False  # soft, but at most one retry: repeating it harms more than it brings
+    pauses: bool = False  # every charge through this service would fail the same way
+
+
+SOFT, HARD, CUSTOMER = DeclineClass.SOFT, DeclineClass.HARD, DeclineClass.NEEDS_CUSTOMER
+CONFIG, TECHNICAL, UNKNOWN = (
+    DeclineClass.CONFIGURATION,
+    DeclineClass.TECHNICAL,
+    DeclineClass.UNKNOWN,
+)
+FIRST = date(2026, 11, 22)  # when gateway.md was read for the first time
+
+# A configuration row that one card, customer or amount can cause does not pause: a single
+# subscriber must not be able to stop everybody else's charges.
+DECLINES: Mapping[str, Decline] = {
+    "ok": Decline(TECHNICAL, "no reason was given", "M", FIRST),
+    "insufficient_funds": Decline(SOFT, "not enough money on the account", "T", FIRST),
+    "limit_violation": Decline(SOFT, "a limit of the card is reached", "T", FIRST),
+    "issuer_unavailable": Decline(SOFT, "the bank did not answer", "S", FIRST),
+    # Of these three one bank demands that the card be blocked, and two say nothing at all.
+    "fatal_issuer_unavailable": Decline(
+        SOFT,
+        "the bank did not answer and may want the card blocked",
+        "R v1.23, S",
+        FIRST,
+        once=True,
+    ),
+    "issuer_decline": Decline(SOFT, 'the bank said "do not honour"', "T, S", FIRST, once=True),
+    "declined": Decline(SOFT, "the bank gave no reason", "T", FIRST, once=True),
+    "timeout": Decline(TECHNICAL, "the bank's answer was lost", "S", FIRST),
+    "fatal_timeout": Decline(TECHNICAL, "the bank's answer was lost for good", "R v1.17", FIRST),
+    "card_type_not_supported": Decline(HARD, "this kind of card is not taken", "R v1.17", FIRST),
+    "access_denied": Decline(
+        CONFIG, "the route refuses the merchant", "T, R v1.17", FIRST, pauses=True
+    ),
+    "lost_or_stolen_card": Decline(HARD, "the card is reported lost or stolen", "T", FIRST),
+    "card_is_lost": Decline(HARD, "the card is reported lost", "R v1.23", FIRST),
+    "card_is_stolen": Decline(HARD, "the card is reported stolen", "R v1.23", FIRST),
+    "card_restricted": Decline(HARD, "the bank has restricted the card", "R v1.23", FIRST),
+    "card_expired": Decline(HARD, "the card has expired", "T", FIRST),
+    "fatal_card_expired": Decline(HARD, "the card has expired", "R v1.23, S", FIRST),
+    "invalid_card": Decline(HARD, "there is no such card", "T", FIRST),
+    "fatal_invalid_card": Decline(HARD, "there is no such card", "R v1.23", FIRST),
+    "invalid_card_status": Decline(HARD, "the card is not active", "T", FIRST),
+    "invalid_pan": Decline(HARD, "the card number is wrong", "T", FIRST),
+    "fatal_decline": Decline(
+        HARD, "the acquirer demands that the card be blocked", "R v1.23", FIRST
+    ),
+    "card_verification_failed": Decline(
+        HARD, "the platform has blocked the card", "R v1.22", FIRST
+    ),
+    "antifraud_error": Decline(HARD, "suspected fraud; repeating makes it worse", "T, M", FIRST),
+    "functionality_is_not_permitted": Decline(HARD, "the card may not do this", "T", FIRST),
+    "invalid_cvv": Decline(CUSTOMER, "the bank wants the security code", "T", FIRST),
+    "invalid_pin": Decline(CUSTOMER, "the bank wants the PIN", "T", FIRST),
+    "auth_3ds_required": Decline(CUSTOMER, "the bank wants 3-D Secure", "M", FIRST),
+    "auth_otp_required": Decline(CUSTOMER, "the bank wants a one-time password", "M", FIRST),
+    "card_is_3ds_enrolled": Decline(CUSTOMER, "the route refuses without 3-D Secure", "T", FIRST),
+    "invalid_3ds_code": Decline(CUSTOMER, "3-D Secure failed", "T", FIRST),
+    "invalid_otp": Decline(CUSTOMER, "the one-time password was wrong", "T", FIRST),
+    "client_auth_failed": Decline(CUSTOMER, "the customer was not recognised", "T", FIRST),
+    "auth_fatal_error": Decline(CUSTOMER, "3-D Secure failed", "T", FIRST),
+    "unable_to_determine_3ds_enrolment": Decline(CUSTOMER, "3-D Secure failed", "T", FIRST),
+    "card_is_not_3ds_enrolled": Decline(CONFIG, "the route demands 3-D Secure", "T", FIRST),
+    "invalid_credentials": Decline(
+        CONFIG, "the acquirer refuses our credentials", "T", FIRST, pauses=True
+    ),
+    "invalid_request": Decline(CONFIG, "the acquirer cannot read us", "T", FIRST, pauses=True),
+    "invalid_details": Decline(CONFIG, "data of the order is wrong", "T", FIRST),
+    "invalid_amount": Decline(CONFIG, "the amount is not accepted", "T", FIRST),
+    "amount_conversion_error": Decline(
+        CONFIG, "the route cannot convert the currency", "M", FIRST, pauses=True
+    ),
+    "no_routes_by_condition": Decline(CONFIG, "no route takes this card", "R v1.19", FIRST),
+    "duplicated_transaction": Decline(UNKNOWN, "an equal one may have succeeded", "T", FIRST),
+    "unable_to_reconcile": Decline(UNKNOWN, "the provider cannot tell", "T", FIRST),
+    "transaction_not_found": Decline(UNKNOWN, "the provider cannot tell", "S", FIRST),
+    "error": Decline(UNKNOWN, "no cause was given", "T", FIRST),
+    "provider_error": Decline(UNKNOWN, "no cause was given", "T", FIRST),
+    "unknown": Decline(UNKNOWN, "no cause was given", "T", FIRST),
+    "fatal_error": Decline(TECHNICAL, "ended for a technical cause", "T", FIRST),
+    "general_fatal_error": Decline(TECHNICAL, "ended for a technical cause", "T", FIRST),
+    "provider_fatal_error": Decline(TECHNICAL, "ended for a technical cause", "T, S", FIRST),
 }
+
+UNLISTED = Decline(UNKNOWN, "the code is in none of our sources", "-", FIRST)
+
+
+def decline_for(resolution: str | None) -> Decline:
+    return DECLINES.get(resolution or "", UNLISTED)
 
 
 def classify(resolution: str | None) -> DeclineClass:
-    return CLASSES.get(resolution or "", DeclineClass.UNKNOWN)
+    return decline_for(resolution).kind

@@ -7,6 +7,8 @@ BillingError
 │   ├── CurrencyMismatch
 │   └── AmountMismatch
 ├── ConcurrentChange      someone else moved the row: leave quietly, the sweep returns
+├── NotPayable            no page can be handed to the customer, and why
+│   └── SlotTaken         another attempt of the invoice is live: its end comes first
 └── GatewayError
     ├── NotSent           certain: nothing reached the gateway
     ├── Refused           certain: a clear 4xx, in the gateway's own shape, on a first send
@@ -52,6 +54,18 @@ class AmountMismatch(InvariantBroken):
 
 class ConcurrentChange(BillingError):
     """Someone else moved the row first. Leave quietly: the sweep returns."""
+
+
+class NotPayable(BillingError):
+    """No page for the customer: `reason` says why, in words for a person."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class SlotTaken(NotPayable):
+    """Another attempt for the same invoice may still move money."""
 
 
 class GatewayError(BillingError):

@@ -13,6 +13,14 @@ class EventKind(StrEnum):
     SUBSCRIBED = "subscription.subscribed"
     SUBSCRIPTION_CHANGED = "subscription.changed"
     SUBSCRIPTION_MOVED = "subscription.moved"  # status changed
+    SUBSCRIPTION_PAUSED = "subscription.paused"
+    SUBSCRIPTION_RESUMED = "subscription.resumed"  # tells which periods were skipped, if any
+    SUBSCRIPTION_CANCELLED = "subscription.cancelled"  # it has taken effect
+    CANCELLATION_SCHEDULED = "subscription.cancellation_scheduled"  # at the end of the period
+    CANCELLATION_WITHDRAWN = "subscription.cancellation_withdrawn"  # before it took effect
+    SUBSCRIPTION_ENDED = "subscription.ended"  # no further period; what is open is still owed
+    CATCH_UP_HELD = "subscription.catch_up_held"  # late periods wait for a person
+    CATCH_UP_DECIDED = "invoice.catch_up_decided"  # a person said what becomes of a held one
     INVOICE_OPENED = "invoice.opened"  # a period became due
     INVOICE_WAITING = "invoice.waiting"  # open, next step decided or nobody's turn
     INVOICE_PAID = "invoice.paid"
@@ -29,7 +37,28 @@ class EventKind(StrEnum):
     ATTEMPT_UNPAID_FINAL = "attempt.unpaid_final"  # the gateway ended it; grace runs
     ATTEMPT_QUARANTINED = "attempt.quarantined"  # the answer does not fit the order
     ATTEMPT_CONTRADICTED = "attempt.contradicted"  # news that a final state does not allow
+    ATTEMPT_CALLED_BACK = "attempt.called_back"  # a signed callback: the gateway is asked at once
     SALES_SWITCHED = "sales.switched"
+    # For the customer or the merchant to be told: written with what they tell about.
+    PAYMENT_FAILED = "payment.failed"  # attempt n of m, what follows and when, what is at stake
+    PAYMENT_RECOVERED = "payment.recovered"  # paid after at least one decline
+    CARD_NEEDED = "card.needed"  # no charge before the customer gives another card
+    CUSTOMER_STEP_NEEDED = "customer.step_needed"  # no charge before the customer takes part
+    RECOVERY_ENDED = "recovery.ended"  # the ladder or the patience is used up: the policy's end
+    SUBSCRIPTION_SUSPENDED = "subscription.suspended"  # by that end; money brings it back
+    ATTEMPT_FORBIDDEN = "attempt.forbidden"  # a network rule or a dead card; nothing was sold
+    RETRY_ORDERED = "retry.ordered"  # a named person, or a new card, asked for an attempt
+    CARD_ADDED = "card.added"  # stored; as default, or as backup with consent
+    CARD_UNUSABLE = "card.unusable"  # refused for good: never charged again, for anybody
+    CARD_EXPIRING = "card.expiring"  # 60 and 15 days ahead
+    SERVICE_PAUSED = "service.paused"  # our configuration is refused: no charges through it
+    CARD_PAGE_OPENED = "card_page.opened"  # the customer may enter a card on the gateway's page
+    CARD_PAGE_UNPAID = "card_page.unpaid"  # nobody paid there
+    CARD_PAGE_LOOKED = "card_page.looked"  # asked the gateway, nothing decided
+    CARD_STORED = "card.stored"  # paid there, and the card has a token
+    CARD_NOT_STORED = "card.not_stored"  # paid there, and no token that may be used: ask again
+    SUBSCRIPTION_ARMED = "subscription.armed"  # an imported one may now be billed
+    CHARGE_ORDERED = "charge.ordered"  # a one-off charge was asked for
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ class Statement:
     currency: str | None = None
     test_mode: bool | None = None
     moderation_required: bool = False
+    original_code: str | None = None  # the acquirer's own resolution, verbatim (§2.2)
     bearer: Secret | None = field(default=None, repr=False)
 
 
@@ -88,6 +89,7 @@ GIVEN_BACK_STATUSES = frozenset(
 DECLINED_STATUSES = frozenset({"process_failed"})
 UNPAID_FINAL_STATUSES = frozenset({"expired", "terminated", "rejected"})
 PENDING_STATUSES = frozenset({"created", "processing", "process_pending", "process_error"})
+UNSOLD_STATUSES = frozenset({"created", "process_pending"})  # what a fresh invoice shows (§0 A)
 # `partially_processed`, `verified`, `verify_failed` and anything new contradict an instant charge.
 
 
@@ -156,17 +158,24 @@ def _judge_paid(statement: Statement, expected: Expected) -> Finding:
 def may_be_sold(statement: Statement, expected: Expected) -> str | None:
     """Say why this invoice must not be sold, or None when it may.
 
-    Called right before `submitted` is committed. An invoice held for moderation is blocked
-    (§2.2) and would sit there; anything but a fresh pending status means that somebody else
-    has touched it.
+    Called right before `submitted` is committed.
+    """
+    if statement.bearer is None:
+        return may_be_paid(statement, expected) or "no bearer for the sale"
+    return may_be_paid(statement, expected)
+
+
+def may_be_paid(statement: Statement, expected: Expected) -> str | None:
+    """Say why this invoice must not be sold, nor its page handed out, or None when it may.
+
+    An invoice held for moderation is blocked (§2.2) and would sit there; anything but a fresh
+    pending status means that somebody else has touched it.
     """
     wrong = mismatch(statement, expected)
     if wrong:
         return wrong
-    if statement.status not in {"created", "process_pending"}:
+    if statement.status not in UNSOLD_STATUSES:
         return f"status is {statement.status}, expected a fresh invoice"
     if statement.moderation_required:
         return "held for moderation"
-    if statement.bearer is None:
-        return "no bearer for the sale"
     return None

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 
+from billing_worker.domain.attempt import Origin
 from billing_worker.domain.errors import IllegalTransition
 from billing_worker.domain.money import Money
 
@@ -55,6 +56,64 @@ class Invoice:
     not_charged_count: int  # attempts that certainly never reached the card
     created_at: datetime
     paid_at: datetime | None
+    paused_attempt_at: datetime | None = None  # the next step's date, kept aside during a pause
+    next_origin: Origin = Origin.SCHEDULED  # of the next attempt: what decided that there is one
+    first_declined_at: datetime | None = None
+    give_up_at: datetime | None = None  # how long the customer is waited for
+
+
+PAUSED = "paused"
+"""Why an invoice waits whose subscription is paused."""
+
+CANCELLED = "cancelled"
+"""Why an invoice is void whose subscription was cancelled."""
+
+
+def put_aside(invoice: Invoice) -> Invoice:
+    """Stop what was to happen next, and remember its date. What waits for a person still does."""
+    if invoice.next_attempt_at is None:
+        return invoice
+    return replace(
+        invoice,
+        reason=PAUSED,
+        paused_attempt_at=invoice.next_attempt_at,
+        next_attempt_at=None,
+        ring_at=None,
+    )
+
+
+def take_up_again(invoice: Invoice, now: datetime) -> Invoice:
+    """Undo `put_aside`: the next step keeps its date, or comes now if that has passed."""
+    if invoice.paused_attempt_at is None:
+        return invoice
+    at = max(invoice.paused_attempt_at, now)
+    return replace(invoice, reason=None, paused_attempt_at=None, next_attempt_at=at, ring_at=at)
+
+
+def owed_again(invoice: Invoice, now: datetime) -> Invoice:
+    """Due now, because somebody gave a card or asked for an attempt; also when it was given up."""
+    open_ = InvoiceStatus.OPEN
+    return replace(
+        invoice,
+        status=open_ if invoice.status is open_ else move(invoice.status, open_),
+        reason=None,
+        next_attempt_at=now,
+        ring_at=now,
+        give_up_at=None,
+    )
+
+
+def voided(invoice: Invoice, reason: str) -> Invoice:
+    """No longer owed. Money that arrives all the same is surplus, and goes back."""
+    return replace(
+        invoice,
+        status=move(invoice.status, InvoiceStatus.VOID),
+        reason=reason,
+        paused_attempt_at=None,
+        next_attempt_at=None,
+        ring_at=None,
+        give_up_at=None,
+    )
 
 
 def reference_for(subscription_reference: str, period_number: int) -> str:

@@ -8,6 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from billing_worker.domain.calendar import Schedule
+from billing_worker.domain.catch_up_policy import DEFAULT_POLICY, Policy
 from billing_worker.domain.errors import IllegalTransition
 from billing_worker.domain.money import Money
 
@@ -25,10 +26,11 @@ class SubscriptionStatus(StrEnum):
 _S = SubscriptionStatus
 TRANSITIONS: Mapping[SubscriptionStatus, frozenset[SubscriptionStatus]] = {
     _S.TRIALING: frozenset({_S.ACTIVE, _S.PAST_DUE, _S.PAUSED, _S.CANCELLED, _S.ENDED}),
-    _S.ACTIVE: frozenset({_S.PAST_DUE, _S.PAUSED, _S.CANCELLED, _S.ENDED}),
+    # Suspended without being past due: nothing was tried, because there was no card to charge.
+    _S.ACTIVE: frozenset({_S.PAST_DUE, _S.SUSPENDED, _S.PAUSED, _S.CANCELLED, _S.ENDED}),
     _S.PAST_DUE: frozenset({_S.ACTIVE, _S.SUSPENDED, _S.PAUSED, _S.CANCELLED, _S.ENDED}),
     _S.SUSPENDED: frozenset({_S.ACTIVE, _S.CANCELLED, _S.ENDED}),
-    _S.PAUSED: frozenset({_S.ACTIVE, _S.PAST_DUE, _S.CANCELLED, _S.ENDED}),
+    _S.PAUSED: frozenset({_S.TRIALING, _S.ACTIVE, _S.PAST_DUE, _S.CANCELLED, _S.ENDED}),
     _S.CANCELLED: frozenset(),
     _S.ENDED: frozenset(),
 }
@@ -47,6 +49,10 @@ def move(current: SubscriptionStatus, to: SubscriptionStatus) -> SubscriptionSta
     return to
 
 
+ONE_OFF = "one_off"
+"""The kind of a subscription that stands for a single charge: one period, ended from the start."""
+
+
 @dataclass(frozen=True, slots=True)
 class Subscription:
     id: int
@@ -60,6 +66,23 @@ class Subscription:
     next_period: int  # number of the first period without an invoice
     next_billing_at: datetime | None  # its start; None: no further period becomes due
     description: str | None = None
+    series_start: int = 0  # number of the period that begins at the anchor
+    paused_at: datetime | None = None
+    paused_from: SubscriptionStatus | None = None  # what it was before the pause
+    cancels_at: datetime | None = None  # no period that begins then or later becomes due
+    catch_up: Policy = DEFAULT_POLICY
+    dunning_policy: str | None = None  # None: the default ladder
+
+    def period(self, number: int) -> tuple[datetime, datetime]:
+        """Start and end of a period. Numbers go on through all series, so none is used twice."""
+        return self.schedule.period(number - self.series_start)
+
+    def start_of(self, number: int) -> datetime:
+        return self.schedule.boundary(number - self.series_start)
+
+    def first_number_from(self, instant: datetime) -> int:
+        """The first number of this series whose period begins at or after `instant`."""
+        return self.series_start + self.schedule.first_period_from(instant)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +99,7 @@ def open_next_period(subscription: Subscription, now: datetime) -> tuple[DuePeri
     writes both in one transaction, so that a period is opened exactly once.
     """
     number = subscription.next_period
-    start, end = subscription.schedule.period(number)
+    start, end = subscription.period(number)
     if start > now:
         raise IllegalTransition(f"period {number} starts at {start.isoformat()}, after now")
     following = number + 1
@@ -94,3 +117,18 @@ def open_next_period(subscription: Subscription, now: datetime) -> tuple[DuePeri
         next_billing_at=None if ended else end,
     )
     return DuePeriod(number, start, end), moved
+
+
+def reactivate(subscription: Subscription, now: datetime) -> Subscription:
+    """Money came for a suspended one. Periods that began meanwhile were not served: not billed."""
+    number = max(subscription.next_period, subscription.first_number_from(now))
+    start = subscription.start_of(number)
+    last, leaves = subscription.ends_after_periods, subscription.cancels_at
+    ended = last is not None and number >= last
+    status = SubscriptionStatus.ENDED if ended else SubscriptionStatus.ACTIVE
+    return replace(
+        subscription,
+        status=move(subscription.status, status),
+        next_period=number,
+        next_billing_at=None if ended or (leaves and leaves <= start) else start,
+    )

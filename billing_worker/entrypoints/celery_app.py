@@ -17,10 +17,23 @@ from kombu import Queue
 
 from billing_worker import bootstrap, logs
 from billing_worker.config import BadSettings, Settings, load
-from billing_worker.entrypoints.bell import CHARGES, LOOKS, SWEEPS, CeleryBell
+from billing_worker.entrypoints.bell import (
+    CHARGES,
+    COMMANDS,
+    LOOKS,
+    SWEEPS,
+    TRANSPORT_OPTIONS,
+    CeleryBell,
+)
+from billing_worker.entrypoints.command_intake import TakesCommands
+from billing_worker.services.command_records import TASKS as COMMAND_TASKS
 from billing_worker.services.crew import Threads
 from billing_worker.services.ports import Ports
 from billing_worker.services.ring import PAGE
+
+GIVE_UP_EVERY_SECONDS = 300
+WARN_EVERY_SECONDS = 3600
+"""A warning is told once, whenever the sweep comes by: a beat that restarts daily must not miss it."""
 
 TICKS_LIVE_FOR = 3
 """A tick older than three of its intervals is worthless: newer ones are behind it."""
@@ -38,8 +51,13 @@ def make_app(settings: Settings) -> Celery:
     app = Celery("billing_worker", include=["billing_worker.entrypoints.tasks"])
     app.conf.update(
         broker_url=settings.redis_url,
-        # Nothing true lives in Redis, results included.
-        result_backend=None,
+        # Nothing true lives in Redis: a command's answer there is a copy of its row, kept for as
+        # long as a caller may wait. No other task leaves a result.
+        result_backend=settings.redis_url,
+        result_backend_transport_options={"retry_policy": {"max_retries": 1}},
+        result_expires=3600,
+        redis_socket_timeout=5,
+        redis_socket_connect_timeout=3,
         task_ignore_result=True,
         # Ids only; a forged message cannot change what is charged.
         task_serializer="json",
@@ -58,19 +76,10 @@ def make_app(settings: Settings) -> Celery:
         task_publish_retry=False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
-        broker_transport_options={
-            # Without a timeout a half-open connection hangs a worker for ever, silently.
-            "socket_timeout": 5,
-            "socket_connect_timeout": 3,
-            "socket_keepalive": True,
-            "health_check_interval": 5,
-            "visibility_timeout": 3600,
-            "max_connections": 100,
-            "global_keyprefix": "billing:",
-            "retry_on_timeout": False,  # or a push may be sent twice
-        },
+        broker_transport_options=TRANSPORT_OPTIONS,
         task_default_queue=SWEEPS,
-        task_queues=[Queue(SWEEPS), Queue(CHARGES), Queue(LOOKS)],
+        task_queues=[Queue(SWEEPS), Queue(CHARGES), Queue(LOOKS), Queue(COMMANDS)],
+        task_routes={name: {"queue": COMMANDS} for name in COMMAND_TASKS},
         task_create_missing_queues=False,
         # Threads ignore time limits; every call has its own deadline instead.
         task_time_limit=None,
@@ -85,6 +94,7 @@ def make_app(settings: Settings) -> Celery:
         beat_schedule=_beat_table(settings),
         beat_max_loop_interval=5,
     )
+    app.steps["worker"].add(TakesCommands)
     return app
 
 
@@ -99,6 +109,9 @@ def _beat_table(settings: Settings) -> dict[str, dict[str, Any]]:
         "renew due subscriptions": _every(renew, "billing.renew"),
         "ring for open invoices": _every(renew, "billing.ring"),
         "ask the gateway": _every(reconcile, "billing.reconcile"),
+        "ask about card pages": _every(reconcile, "billing.card_pages"),
+        "end what nobody recovers": _every(GIVE_UP_EVERY_SECONDS, "billing.give_up"),
+        "warn of expiring cards": _every(WARN_EVERY_SECONDS, "billing.warn_expiring"),
     }
 
 
@@ -140,6 +153,22 @@ def _configure_logs(**_: Any) -> None:
     # "Task x received" twice a charge page says nothing that our own events do not say better.
     logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)
     logging.getLogger("celery.app.trace").setLevel(logging.WARNING)
+    logging.getLogger("celery.worker.consumer.consumer").addFilter(_hide_body)
+
+
+_TELL_THE_BODY = (
+    "Received unregistered task",
+    "Received invalid task",
+    "Received and deleted unknown",
+    "Can't decode message body",
+)
+
+
+def _hide_body(record: logging.LogRecord) -> bool:
+    """Celery logs a message it cannot take with its whole body, which may hold a card token."""
+    if str(record.msg).startswith(_TELL_THE_BODY):
+        record.msg, record.args, record.exc_info = "celery.message_refused", (), None
+    return True
 
 
 @signals.worker_shutting_down.connect

@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
-from collections.abc import Iterator
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from billing_worker.clock import Clock
+from billing_worker.domain.money import Money
 from billing_worker.persistence.store import Store
 from billing_worker.services.ports import Vault
 from billing_worker.services.records import BadRecord, SubscriptionRecord, parse_record
-from billing_worker.services.subscribe import subscribe
+from billing_worker.services.stored_records import Difference
+from billing_worker.services.subscribe import Subscribed, subscribe
 
 BATCH = 500
+LONGEST_LINE = 1_048_576
+"""Bytes. A file without line ends would otherwise be read whole."""
+
 KEPT_FAULTS = 1_000
 """A file of the wrong kind has a fault a line; nobody reads more than these."""
+
+Progress = Callable[[int], None]
+"""Is told how many bytes of the file have been dealt with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,36 +48,131 @@ class ImportReport:
     unchanged: int = 0
     bad_lines: int = 0
     faults: list[LineFault] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)  # of what was added, by currency
+    sums: Counter[str] = field(default_factory=Counter)  # minor units a period, by currency
 
-    def refuse(self, line: int, faults: list[tuple[str, str]]) -> None:
+    def refuse(self, line: int, faults: Sequence[tuple[str, str]]) -> None:
         self.bad_lines += 1
         room = KEPT_FAULTS - len(self.faults)
         self.faults += [LineFault(line, name, reason) for name, reason in faults[:room]]
 
+    def add(self, money: Money) -> None:
+        self.added += 1
+        self.counts[money.currency] += 1
+        self.sums[money.currency] += money.minor
+
+    def totals(self) -> dict[str, dict[str, Any]]:
+        """Of what was added. Shape: {"USD": {"count": 2, "amount": "19.98"}}."""
+        return {
+            currency: {"count": count, "amount": f"{Money(self.sums[currency], currency).amount:f}"}
+            for currency, count in sorted(self.counts.items())
+        }
+
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        shown = asdict(self)
+        del shown["counts"], shown["sums"]
+        return shown | ({"totals": self.totals()} if self.added else {})
 
 
 def import_file(
-    path: Path, store: Store, vault: Vault, clock: Clock, *, by: str, dry_run: bool
+    path: Path,
+    store: Store,
+    vault: Vault,
+    clock: Clock,
+    *,
+    by: str,
+    dry_run: bool,
+    held: bool = False,
+    progress: Progress = lambda _: None,
 ) -> ImportReport:
-    """Import every good line, in committed batches; the report names the bad ones."""
+    """Import every good line, in committed batches; the report names the bad ones.
+
+    A run that is broken off is simply run again: what was committed is `unchanged` then.
+    """
     report = ImportReport()
-    lines = _csv_lines(path) if path.suffix.lower() == ".csv" else _json_lines(path)
-    records = _parsed(lines, report)
-    while batch := list(islice(records, BATCH)):
-        done = subscribe(
-            store, vault, clock, [record for _, record in batch], by=by, dry_run=dry_run
-        )
-        for (line, _), outcome in zip(batch, done.outcomes, strict=True):
-            if outcome == "conflict":
-                report.refuse(line, [("reference_id", "is already used by a different record.")])
-            elif outcome == "added":
-                report.added += 1
-            else:
-                report.unchanged += 1
+    with path.open("rb") as file, closing(_EarlierLines(needed=dry_run)) as earlier:
+        lines = _csv_lines(file) if path.suffix.lower() == ".csv" else _json_lines(file)
+        batches = _batches(_parsed(lines, report))
+        write = partial(_write, store, vault, clock, by=by, dry_run=dry_run, held=held)
+        for batch, done in _written_meanwhile(batches, write):
+            for position, (line, record) in enumerate(batch):
+                outcome = earlier.corrected(record, done.outcomes[position])
+                _account(report, line, record, outcome, done.conflicts.get(position, ()))
+            progress(file.tell())
     report.faults.sort(key=lambda fault: fault.line)
     return report
+
+
+_Batch = list[tuple[int, SubscriptionRecord]]  # each with the number of its line
+
+
+def _batches(records: Iterator[tuple[int, SubscriptionRecord]]) -> Iterator[_Batch]:
+    while batch := list(islice(records, BATCH)):
+        yield batch
+
+
+def _write(store: Store, vault: Vault, clock: Clock, batch: _Batch, **how: Any) -> Subscribed:
+    return subscribe(store, vault, clock, [record for _, record in batch], **how)
+
+
+def _written_meanwhile(
+    batches: Iterator[_Batch], write: Callable[[_Batch], Subscribed]
+) -> Iterator[tuple[_Batch, Subscribed]]:
+    """Each batch with what became of it, in order; the next is read while one is written."""
+    with ThreadPoolExecutor(max_workers=1) as writer:
+        before: tuple[_Batch, Future[Subscribed]] | None = None
+        for batch in batches:
+            writing = (batch, writer.submit(write, batch))
+            if before is not None:
+                yield before[0], before[1].result()
+            before = writing
+        if before is not None:
+            yield before[0], before[1].result()
+
+
+def _account(
+    report: ImportReport,
+    line: int,
+    record: SubscriptionRecord,
+    outcome: str,
+    conflict: Sequence[Difference],
+) -> None:
+    if outcome == "added":
+        report.add(record.money)
+    elif outcome == "unchanged":
+        report.unchanged += 1
+    else:
+        taken = ("reference_id", "is already used by a different record.")
+        both = [(d.field, f"stored {d.stored!r}, in the file {d.given!r}.") for d in conflict]
+        report.refuse(line, [taken, *both])
+
+
+class _EarlierLines:
+    """What a dry run would have added: it stores nothing to be asked later.
+
+    Kept in a temporary SQLite file, because a million references do not fit bounded memory.
+    """
+
+    def __init__(self, *, needed: bool) -> None:
+        self._needed = needed
+        self._lines = sqlite3.connect("")
+        self._lines.execute("CREATE TABLE lines (reference_id TEXT PRIMARY KEY, digest TEXT)")
+
+    def corrected(self, record: SubscriptionRecord, outcome: str) -> str:
+        """`outcome`, as it would be if earlier lines had been written."""
+        if not self._needed or outcome != "added":
+            return outcome
+        row = (record.reference_id, record.digest)
+        if self._lines.execute("INSERT OR IGNORE INTO lines VALUES (?, ?)", row).rowcount:
+            return outcome
+        return "unchanged" if self._has(row) else "conflict"
+
+    def _has(self, row: tuple[str, str]) -> bool:
+        query = "SELECT 1 FROM lines WHERE reference_id = ? AND digest = ?"
+        return self._lines.execute(query, row).fetchone() is not None
+
+    def close(self) -> None:
+        self._lines.close()
 
 
 _Line = tuple[int, Any, str | None]  # number, raw record, or why it cannot be read
@@ -82,15 +191,23 @@ def _parsed(
             report.refuse(number, [(fault.field, fault.reason) for fault in error.faults])
 
 
-def _json_lines(path: Path) -> Iterator[_Line]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
+def _json_lines(file: IO[bytes]) -> Iterator[_Line]:
+    number = 0
+    while line := file.readline(LONGEST_LINE):
+        number += 1
+        if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
+            _skip_to_line_end(file)
+            yield number, None, f"is longer than {LONGEST_LINE} bytes."
+        elif line.strip():
             try:
                 yield number, json.loads(line), None
             except (ValueError, RecursionError) as error:
                 yield number, None, f"is not JSON: {error}"
+
+
+def _skip_to_line_end(file: IO[bytes]) -> None:
+    while (rest := file.readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
+        pass
 
 
 _NUMBERS = frozenset(
@@ -103,15 +220,24 @@ _NUMBERS = frozenset(
 )
 
 
-def _csv_lines(path: Path) -> Iterator[_Line]:
+def _csv_lines(file: IO[bytes]) -> Iterator[_Line]:
     """Columns are the record's fields, nested ones dotted (`card.token`); empty means absent."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        try:
-            for row in reader:
-                yield reader.line_num, *_unflattened(row)
-        except (csv.Error, UnicodeDecodeError) as error:
-            yield reader.line_num + 1, None, f"is not CSV: {error}"
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+    reader = csv.DictReader(_bounded(text))
+    try:
+        for row in reader:
+            yield reader.line_num, *_unflattened(row)
+    except (csv.Error, UnicodeDecodeError) as error:
+        yield reader.line_num + 1, None, f"is not CSV, nor is it read further: {error}"
+    finally:
+        text.detach()  # The file is closed by whoever opened it.
+
+
+def _bounded(text: io.TextIOWrapper) -> Iterator[str]:
+    while line := text.readline(LONGEST_LINE):
+        if len(line) == LONGEST_LINE and not line.endswith(("\n", "\r")):
+            raise csv.Error(f"a line is longer than {LONGEST_LINE} characters")
+        yield line
 
 
 def _unflattened(row: dict[str | Any, Any]) -> tuple[Any, str | None]:

@@ -65,7 +65,8 @@ class LocalStack:
 
     def _provide(self) -> None:
         environ = self.environ
-        environ.setdefault("BILLING_DATABASE_URL", f"sqlite:///{self.folder / 'billing.db'}")
+        if not environ.get("BILLING_DATABASE_URL") and not environ.get("BILLING_DATABASE_URL_FILE"):
+            environ["BILLING_DATABASE_URL"] = f"sqlite:///{self.folder / 'billing.db'}"
         if not environ.get("BILLING_VAULT_KEYS") and not environ.get("BILLING_VAULT_KEYS_FILE"):
             environ["BILLING_VAULT_KEYS_FILE"] = str(_vault_key_file(self.folder))
         if not environ.get("BILLING_REDIS_URL") and not environ.get("BILLING_REDIS_URL_FILE"):
@@ -75,7 +76,11 @@ class LocalStack:
             self._provide_sandbox()
 
     def _provide_sandbox(self) -> None:
-        self.sandbox = SandboxGateway(self._behaviour, SystemClock().now)
+        self.sandbox = SandboxGateway(
+            self._behaviour,
+            SystemClock().now,
+            first_number=int(SystemClock().now().timestamp()) * 1000,
+        )
         server = self._open.enter_context(SandboxServer(self.sandbox))
         self.environ |= {
             "BILLING_GATEWAY_URL": f"{server.url}/api",

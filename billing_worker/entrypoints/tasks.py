@@ -11,8 +11,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from billing_worker.entrypoints.celery_app import app, process
 from billing_worker.persistence.store import CommitUnknown
+from billing_worker.services.cards import warn_expiring
 from billing_worker.services.charge import charge_page
+from billing_worker.services.command_records import TASKS
+from billing_worker.services.hosted_look import look_due_pages
 from billing_worker.services.reconcile import look_page
+from billing_worker.services.recover import give_up_overdue
 from billing_worker.services.renew import renew_due
 from billing_worker.services.ring import look_due, ring_due
 
@@ -38,6 +42,25 @@ def task(name: str) -> Callable[[Callable[..., Any]], Any]:
     return decorate
 
 
+def _pass_on(name: str) -> Any:
+    """A command is carried out from its own queue alone, where it cannot be lost; one that came
+    on another queue goes there.
+    """
+
+    @app.task(name=name, bind=True)
+    def pass_on(self: Any, /, *args: Any, **kwargs: Any) -> None:
+        request = self.request
+        app.send_task(
+            name, args, kwargs, task_id=request.id, ignore_result=request.ignore_result is True
+        )
+
+    return pass_on
+
+
+for _name in TASKS:
+    _pass_on(_name)
+
+
 @task("billing.renew")
 def renew() -> int:
     return renew_due(process.ports())
@@ -51,6 +74,23 @@ def ring() -> int:
 @task("billing.reconcile")
 def reconcile() -> int:
     return look_due(process.ports())
+
+
+@task("billing.card_pages")
+def card_pages() -> int:
+    return look_due_pages(process.ports())
+
+
+@task("billing.give_up")
+def give_up() -> int:
+    ports = process.ports()
+    return give_up_overdue(ports.store, ports.clock)
+
+
+@task("billing.warn_expiring")
+def warn_of_expiring_cards() -> int:
+    ports = process.ports()
+    return warn_expiring(ports.store, ports.clock)
 
 
 @task("billing.charge")

@@ -23,13 +23,21 @@ from billing_worker.domain.errors import (
     Refused,
 )
 from billing_worker.domain.evidence import SaleAnswer, Statement
+from billing_worker.domain.hosted import HostedStatement
 from billing_worker.domain.secret import Secret
 from billing_worker.gateway import schemas
 from billing_worker.gateway.http import Request, Response, Transport
-from billing_worker.gateway.port import CallLog, InstantOrder, WireCall
+from billing_worker.gateway.port import (
+    CallLog,
+    CheckoutOrder,
+    InstantOrder,
+    TokenisationOrder,
+    WireCall,
+)
 from billing_worker.gateway.redaction import excerpt, legible, redact, redact_body
 
 T = TypeVar("T")
+Order = InstantOrder | TokenisationOrder | CheckoutOrder
 
 AMBIGUOUS_STATUSES: Final = frozenset({408, 409, 425, 429})
 """4xx that do not say "nothing happened": 409 and 429 may mean a duplicate (§1.2)."""
@@ -100,11 +108,21 @@ class PaycoreGateway:
         self._sale_url = settings.cardgate_url.rstrip("/") + "/payment/sale"
         self._credential = _basic_credential(settings)
 
+    def service(self, currency: str) -> str:
+        return self._settings.service(currency)
+
     def create(self, order: InstantOrder, calls: CallLog) -> Statement:
-        if self._settings.test_mode not in {None, order.test_mode}:
-            raise NotSent("the order is for the other test mode")
+        self._require_our_mode(order)
         call = self._create_call(order)
-        return self._ask(call, calls, partial(_created, call))
+        return self._ask(call, calls, partial(_created, call, schemas.created_invoice))
+
+    def create_hosted(
+        self, order: TokenisationOrder | CheckoutOrder, calls: CallLog
+    ) -> HostedStatement:
+        self._require_our_mode(order)
+        call = self._create_call(order)
+        read = partial(schemas.hosted_invoice, just_created=True)
+        return self._ask(call, calls, partial(_created, call, read))
 
     def find(self, reference_id: str, calls: CallLog) -> list[Statement]:
         query = f"?filter%5Breference_id%5D={quote(reference_id, safe='')}"
@@ -123,6 +141,12 @@ class PaycoreGateway:
         call = self._question("look", f"/payment-invoices/{gateway_id}")
         return self._ask(call, calls, partial(_seen, gateway_id))
 
+    def look_hosted(self, gateway_id: str, calls: CallLog) -> HostedStatement:
+        if not schemas.GATEWAY_ID.fullmatch(gateway_id):
+            raise NotSent("the gateway id cannot be part of a path")
+        call = self._question("look", f"/payment-invoices/{gateway_id}")
+        return self._ask(call, calls, partial(_seen_hosted, gateway_id))
+
     def sale(self, bearer: Secret, calls: CallLog) -> SaleAnswer:
         if not schemas.BEARER.fullmatch(bearer.reveal()):
             raise NotSent("the bearer cannot stand in a header")
@@ -131,13 +155,18 @@ class PaycoreGateway:
 
     # --- requests: every URL is made of configuration, and of ids that were checked ---
 
-    def _create_call(self, order: InstantOrder) -> _Call:
-        body = schemas.instant_request(
-            order,
-            service=self._settings.service(order.money.currency),
-            callback_url=self._settings.callback_url,
+    def _require_our_mode(self, order: Order) -> None:
+        if self._settings.test_mode not in {None, order.test_mode}:
+            raise NotSent("the order is for the other test mode")
+
+    def _create_call(self, order: Order) -> _Call:
+        service = self._settings.service(order.money.currency)
+        body = schemas.create_request(
+            order, service=service, callback_url=self._settings.callback_url
         )
-        secrets = (order.card_token, *self._own_secrets())
+        secrets = self._own_secrets()
+        if not isinstance(order, TokenisationOrder):
+            secrets = (order.card_token, *secrets)
         return _Call(
             "create",
             _post(f"{self._api_url}/payment-invoices", self._basic(), body),
@@ -198,9 +227,9 @@ def _post(url: str, authorization: str, body: dict[str, Any]) -> Request:
 # --- answers ---------------------------------------------------------------------------------
 
 
-def _created(call: _Call, response: Response) -> Statement:
+def _created(call: _Call, read: Callable[[bytes], T], response: Response) -> T:
     if _is_success(response):
-        return _understood(schemas.created_invoice, response)
+        return _understood(read, response)
     raise _refusal(call, response)
 
 
@@ -215,9 +244,21 @@ def _seen(gateway_id: str, response: Response) -> Statement:
     if not _is_success(response):
         raise _proves_nothing(response)
     statement = _understood(schemas.invoice, response)
+    _require_about(gateway_id, statement, response)
+    return statement
+
+
+def _seen_hosted(gateway_id: str, response: Response) -> HostedStatement:
+    if not _is_success(response):
+        raise _proves_nothing(response)
+    hosted = _understood(schemas.hosted_invoice, response)
+    _require_about(gateway_id, hosted.statement, response)
+    return hosted
+
+
+def _require_about(gateway_id: str, statement: Statement, response: Response) -> None:
     if statement.gateway_id != gateway_id:
         raise OutcomeUnknown("answered about another invoice", http_status=response.status)
-    return statement
 
 
 def _sold(call: _Call, response: Response) -> SaleAnswer:

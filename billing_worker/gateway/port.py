@@ -1,4 +1,4 @@
-"""What the services may ask of a gateway. Four verbs; only `sale` moves money."""
+"""What the services may ask of a gateway. Only `sale` moves money; on a page the customer does."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from billing_worker.domain.evidence import SaleAnswer, Statement
+from billing_worker.domain.hosted import HostedStatement
 from billing_worker.domain.money import Money
 from billing_worker.domain.secret import Secret
 
@@ -23,6 +24,36 @@ class InstantOrder:
     customer_name: str | None = None
     customer_email: str | None = None
     description: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenisationOrder:
+    """A first payment on the gateway's page, after which the card has a token."""
+
+    reference_id: str
+    money: Money
+    test_mode: bool
+    customer_reference_id: str
+    customer_name: str | None = None
+    customer_email: str | None = None
+    customer_phone: str | None = None
+    description: str | None = None
+    return_url: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CheckoutOrder:
+    """A payment on the gateway's page with the card filled in already."""
+
+    reference_id: str
+    money: Money
+    test_mode: bool
+    card_token: Secret = field(repr=False)
+    customer_reference_id: str
+    customer_name: str | None = None
+    customer_email: str | None = None
+    description: str | None = None
+    return_url: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +80,10 @@ class Gateway(Protocol):
     Every call, failed or not, appends exactly one `WireCall` per request sent to `calls`.
     """
 
+    def service(self, currency: str) -> str:
+        """The code of the service that charges this currency. No call."""
+        ...
+
     def create(self, order: InstantOrder, calls: CallLog) -> Statement:
         """POST /payment-invoices. Moves no money."""
         ...
@@ -62,6 +97,16 @@ class Gateway(Protocol):
 
     def look(self, gateway_id: str, calls: CallLog) -> Statement:
         """GET one invoice."""
+        ...
+
+    def create_hosted(
+        self, order: TokenisationOrder | CheckoutOrder, calls: CallLog
+    ) -> HostedStatement:
+        """POST /payment-invoices for a payment on the gateway's page. Moves no money."""
+        ...
+
+    def look_hosted(self, gateway_id: str, calls: CallLog) -> HostedStatement:
+        """GET one invoice, with its page, its customer and the card that paid it."""
         ...
 
     def sale(self, bearer: Secret, calls: CallLog) -> SaleAnswer:

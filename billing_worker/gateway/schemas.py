@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final, NoReturn
 
@@ -20,9 +20,9 @@ import simplejson
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, post_dump, pre_load
 
 from billing_worker.domain.evidence import SaleAnswer, Statement
-from billing_worker.domain.money import Money
+from billing_worker.domain.hosted import HostedStatement, Page, StoredCard
 from billing_worker.domain.secret import Secret
-from billing_worker.gateway.port import InstantOrder
+from billing_worker.gateway.port import CheckoutOrder, InstantOrder, TokenisationOrder
 
 GATEWAY_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
 """What we accept as an id: it becomes part of a path, so it must not be able to change it."""
@@ -100,36 +100,6 @@ class _SaleRequest(_Outgoing):
 
 
 @dataclass(frozen=True, slots=True)
-class TokenisationOrder:
-    """A first payment on the gateway's page, after which the card has a token."""
-
-    reference_id: str
-    money: Money
-    test_mode: bool
-    customer_reference_id: str
-    customer_name: str | None = None
-    customer_email: str | None = None
-    customer_phone: str | None = None
-    description: str | None = None
-    return_url: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class CheckoutOrder:
-    """A payment on the gateway's page with the card filled in already."""
-
-    reference_id: str
-    money: Money
-    test_mode: bool
-    card_token: Secret = field(repr=False)
-    customer_reference_id: str
-    customer_name: str | None = None
-    customer_email: str | None = None
-    description: str | None = None
-    return_url: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class _Posting:
     order: InstantOrder | TokenisationOrder | CheckoutOrder
     service: str
@@ -159,6 +129,22 @@ def checkout_request(
     order: CheckoutOrder, *, service: str, callback_url: str | None = None
 ) -> dict[str, Any]:
     return _create_request(_CHECKOUT, _Posting(order, service, callback_url))
+
+
+def create_request(
+    order: InstantOrder | TokenisationOrder | CheckoutOrder,
+    *,
+    service: str,
+    callback_url: str | None = None,
+) -> dict[str, Any]:
+    """The request that this kind of order is created by."""
+    match order:
+        case InstantOrder():
+            return instant_request(order, service=service, callback_url=callback_url)
+        case TokenisationOrder():
+            return tokenisation_request(order, service=service, callback_url=callback_url)
+        case CheckoutOrder():
+            return checkout_request(order, service=service, callback_url=callback_url)
 
 
 def sale_request() -> dict[str, Any]:
@@ -286,6 +272,7 @@ class _InvoiceAnswer(_Incoming):
     currency = _Text(allow_none=True, load_default=None)
     test_mode = _TrueOrFalse(allow_none=True, load_default=None)
     moderation_required = _TrueOrFalse(allow_none=True, load_default=None)
+    original_code = _Lenient(_short_text_or_none)
     bearer = _Lenient(_bearer_or_none)
     created = _Lenient(_whole_number_or_none)
 
@@ -301,6 +288,7 @@ class _InvoiceAnswer(_Incoming):
             **attributes,
             "id": resource.get("id"),
             "self_link": _object(resource.get("links")).get("self"),
+            "original_code": _object(attributes.get("original_data")).get("original_resolution"),
             "bearer": _object(flow.get("metadata")).get("token"),
         }
 
@@ -318,8 +306,37 @@ def created_invoice(body: bytes) -> Statement:
 
 
 def invoice(body: bytes) -> Statement:
-    """The answer to a look-up by id, and the body of a callback: the same resource."""
+    """The answer to a look-up by id."""
     return _statement(_load(_INVOICE, _data(body)))
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """All that is read from a callback: whom to ask about."""
+
+    gateway_id: str
+    test_mode: bool
+
+
+class _Callback(_Incoming):
+    id = _Id(required=True)
+    test_mode = _TrueOrFalse(required=True)
+
+    @pre_load
+    def flatten(self, resource: Any, **_: Any) -> dict[str, Any]:
+        if not isinstance(resource, dict):
+            raise ValidationError("not a resource", "data")
+        mode = _object(resource.get("attributes")).get("test_mode")
+        return {"id": resource.get("id"), "test_mode": mode}
+
+
+_CALLBACK: Final = _Callback()
+
+
+def called_back(body: bytes) -> Hint:
+    """Which invoice a callback is about. It is asked for, so the rest may be as it likes."""
+    hint = _load(_CALLBACK, _data(body))
+    return Hint(hint["id"], hint["test_mode"])
 
 
 def invoices_of(body: bytes, reference_id: str) -> list[Statement]:
@@ -360,27 +377,12 @@ def _statement(invoice: dict[str, Any]) -> Statement:
         currency=invoice["currency"],
         test_mode=invoice["test_mode"],
         moderation_required=bool(invoice["moderation_required"]),
+        original_code=invoice["original_code"],
         bearer=invoice["bearer"],
     )
 
 
 # ---------------------------------------------------------------- the card of a paid invoice
-
-
-@dataclass(frozen=True, slots=True)
-class StoredCard:
-    """The card behind a payment: to be shown, and to be charged again if there is a token."""
-
-    token: Secret | None = field(default=None, repr=False)
-    mask: str | None = None
-    first: str | None = None
-    last: str | None = None
-    holder: str | None = None
-    expiry_month: int | None = None
-    expiry_year: int | None = None
-    brand: str | None = None
-    issuer_name: str | None = None
-    issuer_country: str | None = None
 
 
 def _month_or_none(value: Any) -> int | None:
@@ -424,6 +426,49 @@ def stored_card(body: bytes) -> StoredCard | None:
     brand = card.pop("network") or card["brand"]
     card["brand"] = brand.lower() if brand else None
     return StoredCard(**card) if any(card.values()) else None
+
+
+# ---------------------------------------------------------------- the page of a hosted payment
+
+
+def hosted_invoice(body: bytes, *, just_created: bool = False) -> HostedStatement:
+    """An invoice that is paid on a page, with all that it tells: page, card and customer."""
+    return HostedStatement(
+        created_invoice(body) if just_created else invoice(body),
+        page=_page(body),
+        card=stored_card(body),
+        customer_reference=_customer_reference(body),
+    )
+
+
+_PAGE_URL: Final = re.compile(r"https?://[\x21-\x7e]{1,2000}")
+
+
+def _page(body: bytes) -> Page | None:
+    """Where the customer goes, or None when that is nowhere a browser can be sent to."""
+    flow = _object(_object(_object(_data(body)).get("attributes")).get("flow_data"))
+    action, method, params = flow.get("action"), flow.get("method"), _object(flow.get("params"))
+    if not isinstance(action, str) or not _PAGE_URL.fullmatch(action):
+        return None
+    if method not in {"GET", "POST"} or not all(map(_is_form_value, params.values())):
+        return None
+    return Page(action, method, {str(name): str(value) for name, value in params.items()})
+
+
+def _is_form_value(value: Any) -> bool:
+    return isinstance(value, (str, int, Decimal)) and not isinstance(value, bool)
+
+
+def _customer_reference(body: bytes) -> str | None:
+    """Our reference of the customer whom the gateway links the invoice to, where it says so."""
+    document = _parse_object(body)
+    related = _object(_object(document.get("data")).get("relationships"))
+    linked = _object(_object(related.get("customer")).get("data")).get("id")
+    included = document.get("included")
+    for resource in map(_object, included if isinstance(included, list) else []):
+        if resource.get("type") == "customers" and resource.get("id") == linked is not None:
+            return _short_text_or_none(_object(resource.get("attributes")).get("reference_id"))
+    return None
 
 
 # ---------------------------------------------------------------- the answer to a sale

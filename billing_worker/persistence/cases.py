@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,10 +12,12 @@ from sqlalchemy import Connection, Table, bindparam, select, update
 from sqlalchemy import case as case_when
 
 from billing_worker.domain.attempt import Attempt
+from billing_worker.domain.card import Card, other_card
 from billing_worker.domain.errors import ConcurrentChange
 from billing_worker.domain.invoice import Invoice
 from billing_worker.domain.settlement import Case
 from billing_worker.domain.subscription import Subscription
+from billing_worker.persistence import cards
 from billing_worker.persistence.rows import attempt_from, invoice_from, subscription_from
 from billing_worker.persistence.tables import attempts, invoices, subscriptions
 
@@ -53,13 +56,33 @@ class LockedCases:
             row.id: attempt_from(row)
             for row in _locked(connection, attempts, {key.attempt_id for key in keys})
         }
+        self._tries: dict[int, list[Attempt]] = defaultdict(list)
+        self._cards: dict[int, list[Card]] = {}
         self._before = (dict(self._attempts), dict(self._invoices), dict(self._subscriptions))
 
+    def look_back(self, keys: Sequence[CaseKey], now: datetime) -> None:
+        """Also read what a decline is judged by: earlier attempts, the card, a backup card."""
+        if not keys:
+            return
+        query = select(attempts).where(attempts.c.invoice_id.in_({key.invoice_id for key in keys}))
+        for row in self._connection.execute(query):
+            self._tries[row.invoice_id].append(attempt_from(row))
+        customer_ids = {self._subscriptions[key.subscription_id].customer_id for key in keys}
+        self._cards = cards.of_customers(self._connection, customer_ids)
+        self._now = now
+
     def case(self, key: CaseKey) -> Case:
+        attempt = self._attempts[key.attempt_id]
+        subscription = self._subscriptions[key.subscription_id]
+        owned = self._cards.get(subscription.customer_id, [])
+        card = next((card for card in owned if card.id == attempt.card_id), None)
         return Case(
-            self._attempts[key.attempt_id],
+            attempt,
             self._invoices[key.invoice_id],
-            self._subscriptions[key.subscription_id],
+            subscription,
+            tuple(self._tries[key.invoice_id]),
+            card,
+            other_card(card, subscription.card_id, owned, self._now) if card else None,
         )
 
     def put(self, case: Case) -> None:
@@ -186,12 +209,16 @@ _SAVE_ATTEMPT = (
         sale_status=bindparam("new_sale_status"),
         sale_resolution=bindparam("new_sale_resolution"),
         outcome=bindparam("new_outcome"),
+        original_code=bindparam("new_original_code"),
         # The bearer is of no use once the sale is explained: it is not kept.
         bearer=case_when(
             (
                 bindparam("new_status", type_=attempts.c.status.type) == "submitted",
                 attempts.c.bearer,
             )
+        ),
+        page=case_when(
+            (bindparam("new_status", type_=attempts.c.status.type) == "submitted", attempts.c.page)
         ),
     )
 )
@@ -205,6 +232,10 @@ _SAVE_INVOICE = (
         ring_at=bindparam("new_ring_at"),
         not_charged_count=bindparam("new_not_charged_count"),
         paid_at=bindparam("new_paid_at"),
+        paused_attempt_at=bindparam("new_paused_attempt_at"),
+        next_origin=bindparam("new_next_origin"),
+        first_declined_at=bindparam("new_first_declined_at"),
+        give_up_at=bindparam("new_give_up_at"),
     )
 )
 _SAVE_SUBSCRIPTION = (
@@ -213,8 +244,22 @@ _SAVE_SUBSCRIPTION = (
         subscriptions.c.id == bindparam("row_id"),
         subscriptions.c.status == bindparam("old_status"),
     )
-    .values(status=bindparam("new_status"))
+    .values(
+        status=bindparam("new_status"),
+        next_period=bindparam("new_next_period"),
+        next_billing_at=bindparam("new_next_billing_at"),
+    )
 )
+
+
+def save_open(
+    connection: Connection,
+    attempts_changed: list[tuple[Attempt, Attempt]],
+    invoices_changed: list[tuple[Invoice, Invoice]],
+) -> None:
+    """Write (before, after) pairs whose subscription and invoices the caller holds locked."""
+    _save_attempts(connection, attempts_changed)
+    _save_invoices(connection, invoices_changed)
 
 
 def _save_attempts(connection: Connection, changes: list[tuple[Attempt, Attempt]]) -> None:
@@ -234,6 +279,7 @@ def _save_attempts(connection: Connection, changes: list[tuple[Attempt, Attempt]
             "new_sale_status": after.sale_status,
             "new_sale_resolution": after.sale_resolution,
             "new_outcome": after.outcome,
+            "new_original_code": after.original_code,
         }
         for before, after in changes
     ]
@@ -251,6 +297,10 @@ def _save_invoices(connection: Connection, changes: list[tuple[Invoice, Invoice]
             "new_ring_at": after.ring_at,
             "new_not_charged_count": after.not_charged_count,
             "new_paid_at": after.paid_at,
+            "new_paused_attempt_at": after.paused_attempt_at,
+            "new_next_origin": after.next_origin,
+            "new_first_declined_at": after.first_declined_at,
+            "new_give_up_at": after.give_up_at,
         }
         for before, after in changes
     ]
@@ -261,7 +311,13 @@ def _save_subscriptions(
     connection: Connection, changes: list[tuple[Subscription, Subscription]]
 ) -> None:
     rows = [
-        {"row_id": before.id, "old_status": before.status, "new_status": after.status}
+        {
+            "row_id": before.id,
+            "old_status": before.status,
+            "new_status": after.status,
+            "new_next_period": after.next_period,
+            "new_next_billing_at": after.next_billing_at,
+        }
         for before, after in changes
     ]
     _save(connection, _SAVE_SUBSCRIPTION, rows)

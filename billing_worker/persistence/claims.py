@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy import Connection, Select, bindparam, exists, insert, or_, select, update
 
 from billing_worker.domain import attempt as attempt_rules
 from billing_worker.domain.attempt import LIVE, Attempt, AttemptStatus, Origin
@@ -26,16 +26,37 @@ class DueInvoice:
     invoice: Invoice
     attempts: tuple[Attempt, ...]
     card_id: int | None
+    dunning_policy: str | None = None
+    after_older: bool = False  # an older invoice of the subscription is being recovered
 
     @property
     def live(self) -> Attempt | None:
         return next((a for a in self.attempts if a.status in LIVE), None)
 
 
+_older = invoices.alias("older")
+_AFTER_OLDER = (
+    exists()
+    .where(
+        _older.c.subscription_id == invoices.c.subscription_id,
+        _older.c.period_number < invoices.c.period_number,
+        _older.c.status == "open",
+        _older.c.first_declined_at.is_not(None),
+        # In recovery: a step is dated, the customer is waited for, or an attempt is under way.
+        or_(
+            _older.c.next_attempt_at.is_not(None),
+            _older.c.give_up_at.is_not(None),
+            _older.c.reason.is_(None),
+        ),
+    )
+    .label("after_older")
+)
+
+
 def lock_due(connection: Connection, invoice_ids: Sequence[int], now: datetime) -> list[DueInvoice]:
     """Lock those of the invoices that are open and due, passing over what others hold."""
     query = (
-        select(invoices, subscriptions.c.card_id)
+        select(invoices, subscriptions.c.card_id, subscriptions.c.dunning_policy, _AFTER_OLDER)
         .join(subscriptions, subscriptions.c.id == invoices.c.subscription_id)
         .where(
             invoices.c.id.in_(invoice_ids),
@@ -45,6 +66,56 @@ def lock_due(connection: Connection, invoice_ids: Sequence[int], now: datetime) 
         .order_by(invoices.c.id)
         .with_for_update(skip_locked=True, of=invoices)
     )
+    return _with_attempts(connection, query)
+
+
+def lock_open(connection: Connection, subscription_id: int) -> list[DueInvoice]:
+    """Lock every open invoice of a subscription that the caller has locked, due or not."""
+    query = (
+        select(invoices, subscriptions.c.card_id, subscriptions.c.dunning_policy, _AFTER_OLDER)
+        .join(subscriptions, subscriptions.c.id == invoices.c.subscription_id)
+        .where(invoices.c.subscription_id == subscription_id, invoices.c.status == "open")
+        .order_by(invoices.c.id)
+        .with_for_update(of=invoices)
+    )
+    return _with_attempts(connection, query)
+
+
+def lock_one(connection: Connection, invoice_id: int) -> DueInvoice | None:
+    """Lock one invoice, whatever its state, of a subscription that the caller has locked."""
+    query = (
+        select(invoices, subscriptions.c.card_id, subscriptions.c.dunning_policy, _AFTER_OLDER)
+        .join(subscriptions, subscriptions.c.id == invoices.c.subscription_id)
+        .where(invoices.c.id == invoice_id)
+        .with_for_update(of=invoices)
+    )
+    return next(iter(_with_attempts(connection, query)), None)
+
+
+def lock_given_up(connection: Connection, subscription_id: int) -> list[Invoice]:
+    """Lock the uncollectible invoices of a subscription that the caller has locked."""
+    query = (
+        select(invoices)
+        .where(invoices.c.subscription_id == subscription_id, invoices.c.status == "uncollectible")
+        .order_by(invoices.c.id)
+        .with_for_update()
+    )
+    return [invoice_from(row) for row in connection.execute(query)]
+
+
+def overdue(connection: Connection, now: datetime, limit: int) -> list[tuple[int, str]]:
+    """(invoice id, subscription reference) where the customer has been waited for long enough."""
+    query = (
+        select(invoices.c.id, subscriptions.c.reference_id)
+        .join(subscriptions, subscriptions.c.id == invoices.c.subscription_id)
+        .where(invoices.c.give_up_at <= now, subscriptions.c.status != "paused")
+        .order_by(invoices.c.give_up_at)
+        .limit(limit)
+    )
+    return [(row.id, row.reference_id) for row in connection.execute(query)]
+
+
+def _with_attempts(connection: Connection, query: Select[Any]) -> list[DueInvoice]:
     rows = connection.execute(query).all()
     by_invoice: dict[int, list[Attempt]] = defaultdict(list)
     tries = (
@@ -54,7 +125,16 @@ def lock_due(connection: Connection, invoice_ids: Sequence[int], now: datetime) 
     )
     for row in connection.execute(tries):
         by_invoice[row.invoice_id].append(attempt_from(row))
-    return [DueInvoice(invoice_from(row), tuple(by_invoice[row.id]), row.card_id) for row in rows]
+    return [
+        DueInvoice(
+            invoice_from(row),
+            tuple(by_invoice[row.id]),
+            row.card_id,
+            row.dunning_policy,
+            row.after_older,
+        )
+        for row in rows
+    ]
 
 
 def prepare(
@@ -136,6 +216,43 @@ def ring_later(connection: Connection, invoice_ids: Sequence[int], when: datetim
         )
 
 
+AFTER_OLDER = "an older invoice comes first"
+
+
+def wait(connection: Connection, waiting: Sequence[tuple[int, str]], until: datetime) -> None:
+    """Keep due invoices for later: (invoice id, reason). They stay due; nobody is rung for them."""
+    if waiting:
+        connection.execute(
+            update(invoices)
+            .where(invoices.c.id == bindparam("row_id"))
+            .values(ring_at=until, reason=bindparam("new_reason")),
+            [{"row_id": row_id, "new_reason": reason} for row_id, reason in waiting],
+        )
+
+
+def stop_waiting(connection: Connection, subscription_ids: Sequence[int], now: datetime) -> None:
+    """The older invoice is paid or given up: the next one may be rung for."""
+    if subscription_ids:
+        connection.execute(
+            update(invoices)
+            .where(
+                invoices.c.subscription_id.in_(subscription_ids),
+                invoices.c.status == "open",
+                invoices.c.reason == AFTER_OLDER,
+            )
+            .values(ring_at=now)
+        )
+
+
+def await_card(connection: Connection, invoice_id: int, until: datetime) -> None:
+    """How long the customer is waited for, unless that has been said before."""
+    connection.execute(
+        update(invoices)
+        .where(invoices.c.id == invoice_id, invoices.c.give_up_at.is_(None))
+        .values(give_up_at=until)
+    )
+
+
 def hold(connection: Connection, held: Sequence[tuple[int, str]]) -> None:
     """Stop ringing for invoices until something changes: (invoice id, reason)."""
     if held:
@@ -166,7 +283,7 @@ def payers(connection: Connection, attempt_ids: Sequence[int]) -> dict[int, Paye
             attempts.c.id.label("attempt_id"),
             attempts.c.invoice_id,
             invoices.c.subscription_id,
-            subscriptions.c.description,
+            invoices.c.description,
             customers.c.reference_id.label("customer_reference"),
             customers.c.name,
             customers.c.email,

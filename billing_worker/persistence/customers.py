@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, select
 
+from billing_worker.persistence import cards as stored_cards
+from billing_worker.persistence.bulk import insert_rows
 from billing_worker.persistence.tables import cards, customers
 
 
@@ -13,7 +15,9 @@ def ids_for(
     connection: Connection, people: Sequence[dict[str, Any]], now: datetime
 ) -> dict[str, int]:
     """Find or add customers by reference id. A known one keeps its name and e-mail."""
-    by_reference = {person["reference_id"]: person for person in people}
+    by_reference: dict[str, dict[str, Any]] = {}
+    for person in people:
+        by_reference.setdefault(person["reference_id"], person)
     known = _known(connection, list(by_reference))
     new = [
         {**person, "created_at": now}
@@ -21,13 +25,8 @@ def ids_for(
         if reference not in known
     ]
     if new:
-        result = connection.execute(
-            insert(customers).returning(customers.c.id, sort_by_parameter_order=True), new
-        )
-        known |= {
-            person["reference_id"]: row_id
-            for person, row_id in zip(new, result.scalars(), strict=True)
-        }
+        ids = insert_rows(connection, customers, new)
+        known |= {person["reference_id"]: row_id for person, row_id in zip(new, ids, strict=True)}
     return known
 
 
@@ -39,10 +38,17 @@ def _known(connection: Connection, references: Sequence[str]) -> dict[str, int]:
 
 
 def add_cards(connection: Connection, rows: Sequence[dict[str, Any]]) -> list[int]:
-    """Insert cards (tokens already encrypted); the ids come back in the order of `rows`."""
+    """Insert cards (tokens already encrypted); the ids come back in the order of `rows`.
+
+    A card that is known by its fingerprint keeps its past: refused for good stays refused.
+    """
     if not rows:
         return []
-    result = connection.execute(
-        insert(cards).returning(cards.c.id, sort_by_parameter_order=True), list(rows)
-    )
-    return list(result.scalars())
+    past = stored_cards.remembered(connection, {row["fingerprint"] for row in rows})
+    rows = [
+        row | {"declined_at": known and known.declined_at,
+               "unusable_reason": known and known.unusable_reason}
+        for row in rows
+        for known in (past.get(row["fingerprint"]),)
+    ]  # fmt: skip
+    return insert_rows(connection, cards, rows)

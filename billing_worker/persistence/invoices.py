@@ -20,35 +20,42 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from billing_worker.domain import invoice as invoice_rules
-from billing_worker.domain.subscription import DuePeriod, Subscription
+from billing_worker.domain.catch_up import Action, Planned
+from billing_worker.domain.subscription import Subscription
 from billing_worker.persistence.tables import attempts, invoices, subscriptions
 
 
 def open_periods(
     connection: Connection,
-    due: Sequence[tuple[Subscription, DuePeriod]],
+    due: Sequence[tuple[Subscription, Planned]],
     now: datetime,
     ring_at: datetime,
-) -> list[tuple[int, int]]:
-    """Write one open invoice per due period; return (invoice id, subscription id) pairs.
+) -> list[tuple[int, int, int]]:
+    """Write one invoice per due period, open or waived as planned.
 
-    A period that already has its invoice is passed over: the unique key stops a twin.
+    Returns (invoice id, subscription id, period number). `ring_at` is for what is charged now:
+    whoever opens it rings, and the sweep rings again then. A period that already has its invoice
+    is passed over: the unique key stops a twin.
     """
     if not due:
         return []
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    rows = [_open_row(subscription, period, now, ring_at) for subscription, period in due]
+    rows = [_open_row(subscription, planned, now, ring_at) for subscription, planned in due]
     statement = (
         dialect.insert(invoices)
         .on_conflict_do_nothing(index_elements=["subscription_id", "period_number"])
-        .returning(invoices.c.id, invoices.c.subscription_id)
+        .returning(invoices.c.id, invoices.c.subscription_id, invoices.c.period_number)
     )
-    return [(row.id, row.subscription_id) for row in connection.execute(statement, rows)]
+    return [
+        (row.id, row.subscription_id, row.period_number)
+        for row in connection.execute(statement, rows)
+    ]
 
 
 def _open_row(
-    subscription: Subscription, period: DuePeriod, now: datetime, ring_at: datetime
+    subscription: Subscription, planned: Planned, now: datetime, ring_at: datetime
 ) -> dict[str, Any]:
+    period, at = planned.period, planned.at
     return {
         "reference_id": invoice_rules.reference_for(subscription.reference_id, period.number),
         "subscription_id": subscription.id,
@@ -57,9 +64,11 @@ def _open_row(
         "period_end": period.end,
         "amount_minor": subscription.money.minor,
         "currency": subscription.money.currency,
-        "status": "open",
-        "next_attempt_at": now,
-        "ring_at": ring_at,
+        "description": subscription.description,
+        "status": "void" if planned.action is Action.WAIVE else "open",
+        "reason": planned.reason,
+        "next_attempt_at": at,
+        "ring_at": ring_at if at == now else at,
         "not_charged_count": 0,
         "created_at": now,
     }

@@ -8,6 +8,7 @@ from sqlalchemy import Row
 
 from billing_worker.domain.attempt import Attempt, AttemptStatus, Origin
 from billing_worker.domain.calendar import Schedule, Unit
+from billing_worker.domain.catch_up_policy import CatchUp, Policy
 from billing_worker.domain.invoice import Invoice, InvoiceStatus
 from billing_worker.domain.money import Money
 from billing_worker.domain.subscription import Subscription, SubscriptionStatus
@@ -37,6 +38,7 @@ def attempt_from(row: Row[Any]) -> Attempt:
         sale_status=row.sale_status,
         sale_resolution=row.sale_resolution,
         outcome=row.outcome,
+        original_code=row.original_code,
     )
 
 
@@ -56,6 +58,10 @@ def invoice_from(row: Row[Any]) -> Invoice:
         not_charged_count=row.not_charged_count,
         created_at=row.created_at,
         paid_at=row.paid_at,
+        paused_attempt_at=row.paused_attempt_at,
+        next_origin=Origin(row.next_origin),
+        first_declined_at=row.first_declined_at,
+        give_up_at=row.give_up_at,
     )
 
 
@@ -72,4 +78,10 @@ def subscription_from(row: Row[Any]) -> Subscription:
         next_period=row.next_period,
         next_billing_at=row.next_billing_at,
         description=row.description,
+        series_start=row.series_start,
+        paused_at=row.paused_at,
+        paused_from=SubscriptionStatus(row.paused_from) if row.paused_from else None,
+        cancels_at=row.cancels_at,
+        catch_up=Policy(CatchUp(row.catch_up), row.catch_up_days),
+        dunning_policy=row.dunning_policy,
     )

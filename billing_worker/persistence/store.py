@@ -79,6 +79,30 @@ class Store:
         self.close()
 
 
+class Within(Store):
+    """Part of a transaction that is already open: its own transactions are savepoints of that one.
+
+    Lets a use case that opens its transaction itself be carried out, or not, together with
+    something else.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self.engine = connection.engine
+        self._connection = connection
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        with self._connection.begin_nested():
+            yield self._connection
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        yield self._connection
+
+    def close(self) -> None:
+        """The engine belongs to the store that opened the transaction."""
+
+
 def _engine(url: str) -> Engine:
     if url.startswith("sqlite"):
         return _sqlite_engine(url)

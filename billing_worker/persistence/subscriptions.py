@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, func, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, func, select, update
 
 from billing_worker.domain.errors import InvariantBroken
 from billing_worker.domain.subscription import Subscription
+from billing_worker.persistence.bulk import insert_rows
 from billing_worker.persistence.rows import subscription_from
 from billing_worker.persistence.tables import cards, customers, subscriptions
 
@@ -17,11 +18,47 @@ def claim_due(connection: Connection, now: datetime, limit: int) -> list[Subscri
     query = (
         select(subscriptions)
         .where(subscriptions.c.next_billing_at <= now)
-        .order_by(subscriptions.c.next_billing_at)
+        .order_by(subscriptions.c.next_billing_at, subscriptions.c.id)
         .limit(limit)
         .with_for_update(skip_locked=True)
     )
     return [subscription_from(row) for row in connection.execute(query)]
+
+
+def lock(connection: Connection, reference_id: str) -> Subscription | None:
+    """One subscription, locked until the end of the transaction. Waits for whoever holds it."""
+    query = (
+        select(subscriptions).where(subscriptions.c.reference_id == reference_id).with_for_update()
+    )
+    row = connection.execute(query).one_or_none()
+    return subscription_from(row) if row else None
+
+
+def save(connection: Connection, after: Subscription) -> None:
+    """Write the terms and the state of a subscription that the caller holds locked."""
+    schedule = after.schedule
+    connection.execute(
+        update(subscriptions)
+        .where(subscriptions.c.id == after.id)
+        .values(
+            status=after.status,
+            amount_minor=after.money.minor,
+            currency=after.money.currency,
+            interval=schedule.unit,
+            interval_count=schedule.count,
+            anchor_at=schedule.anchor,
+            series_start=after.series_start,
+            next_period=after.next_period,
+            next_billing_at=after.next_billing_at,
+            description=after.description,
+            paused_at=after.paused_at,
+            paused_from=after.paused_from,
+            cancels_at=after.cancels_at,
+            catch_up=after.catch_up.rule,
+            catch_up_days=after.catch_up.days,
+            dunning_policy=after.dunning_policy,
+        )
+    )
 
 
 _ADVANCE = (
@@ -34,6 +71,7 @@ _ADVANCE = (
         status=bindparam("new_status"),
         next_period=bindparam("new_next_period"),
         next_billing_at=bindparam("new_next_billing_at"),
+        cancels_at=bindparam("new_cancels_at"),
     )
 )
 
@@ -51,6 +89,7 @@ def advance(connection: Connection, moves: Sequence[tuple[Subscription, Subscrip
                 "new_status": after.status,
                 "new_next_period": after.next_period,
                 "new_next_billing_at": after.next_billing_at,
+                "new_cancels_at": after.cancels_at,
             }
             for before, after in moves
         ],
@@ -65,10 +104,19 @@ def find(connection: Connection, reference_id: str) -> Row[Any] | None:
     return connection.execute(query).one_or_none()
 
 
+_RECURRING = subscriptions.c.kind == "recurring"
+
+
 def listed(connection: Connection, after_id: int, limit: int) -> Sequence[Row[Any]]:
-    """A page in the order of creation; `after_id` is the last id of the page before, or 0."""
+    """A page in the order of creation; `after_id` is the last id of the page before, or 0.
+
+    One-off charges are no subscriptions to anybody but this database.
+    """
     query = (
-        _overview().where(subscriptions.c.id > after_id).order_by(subscriptions.c.id).limit(limit)
+        _overview()
+        .where(subscriptions.c.id > after_id, _RECURRING)
+        .order_by(subscriptions.c.id)
+        .limit(limit)
     )
     return connection.execute(query).all()
 
@@ -89,7 +137,11 @@ def _overview() -> Any:
 
 
 def count_by_status(connection: Connection) -> dict[str, int]:
-    query = select(subscriptions.c.status, func.count()).group_by(subscriptions.c.status)
+    query = (
+        select(subscriptions.c.status, func.count())
+        .where(_RECURRING)
+        .group_by(subscriptions.c.status)
+    )
     return {status: count for status, count in connection.execute(query)}  # noqa: C416 - Row is no pair for dict()
 
 
@@ -105,10 +157,61 @@ def digests(connection: Connection, references: Sequence[str]) -> dict[str, str]
     return {row.reference_id: row.record_digest for row in connection.execute(query)}
 
 
+def whole(connection: Connection, references: Sequence[str]) -> Sequence[Row[Any]]:
+    """Subscriptions with all of their customers and cards, tokens still encrypted."""
+    return connection.execute(_whole().where(subscriptions.c.reference_id.in_(references))).all()
+
+
+def whole_page(connection: Connection, after_id: int, limit: int) -> Sequence[Row[Any]]:
+    """As `whole`: a page of what recurs, in the order of creation."""
+    query = (
+        _whole()
+        .where(subscriptions.c.id > after_id, _RECURRING)
+        .order_by(subscriptions.c.id)
+        .limit(limit)
+    )
+    return connection.execute(query).all()
+
+
+def lock_held(connection: Connection, references: Sequence[str]) -> list[Subscription]:
+    """Those of the named subscriptions that are held since their import, locked."""
+    query = _held().where(subscriptions.c.reference_id.in_(references))
+    return [subscription_from(row) for row in connection.execute(query)]
+
+
+def lock_held_page(connection: Connection, after_id: int, limit: int) -> list[Subscription]:
+    query = _held().where(subscriptions.c.id > after_id).limit(limit)
+    return [subscription_from(row) for row in connection.execute(query)]
+
+
+def _held() -> Any:
+    return (
+        select(subscriptions)
+        .where(subscriptions.c.held.is_(True))
+        .order_by(subscriptions.c.id)
+        .with_for_update()
+    )
+
+
+def arm(connection: Connection, starts: Sequence[tuple[int, datetime]]) -> None:
+    """Held no longer: (subscription id, when its next period is due)."""
+    if starts:
+        connection.execute(
+            update(subscriptions)
+            .where(subscriptions.c.id == bindparam("row_id"))
+            .values(held=False, next_billing_at=bindparam("start")),
+            [{"row_id": row_id, "start": start} for row_id, start in starts],
+        )
+
+
+def _whole() -> Any:
+    return _overview().add_columns(
+        cards.c.token.label("card_token"),
+        cards.c.expiry_month.label("card_expiry_month"),
+        cards.c.expiry_year.label("card_expiry_year"),
+    )
+
+
 def add(connection: Connection, rows: Sequence[dict[str, Any]]) -> list[int]:
     """Insert subscriptions; the ids come back in the order of `rows`."""
-    result = connection.execute(
-        insert(subscriptions).returning(subscriptions.c.id, sort_by_parameter_order=True),
-        list(rows),
-    )
-    return list(result.scalars())
+    return insert_rows(connection, subscriptions, rows)

@@ -1,12 +1,57 @@
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, delete, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 
 from billing_worker.persistence.tables import switches
 
 SALES = "sales"
+_SERVICE = "service:"
+
+
+@dataclass(frozen=True, slots=True)
+class Switches:
+    """What may be sold at all: the kill switch, and why which services of the gateway rest."""
+
+    sales_on: bool
+    paused: dict[str, str]
+
+
+def read(connection: Connection) -> Switches:
+    """One query for both. A missing sales row counts as off, as in `sales_are_on`."""
+    rows = connection.execute(select(switches.c.name, switches.c.is_on, switches.c.reason)).all()
+    return Switches(
+        sales_on=any(row.name == SALES and row.is_on for row in rows),
+        paused={
+            row.name.removeprefix(_SERVICE): row.reason or "paused"
+            for row in rows
+            if row.name.startswith(_SERVICE) and not row.is_on
+        },
+    )
+
+
+def pause_service(
+    connection: Connection, service: str, *, by: str, reason: str, now: datetime
+) -> bool:
+    """Stop charging through a service of the gateway. False: it was paused already."""
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    row = {"name": _SERVICE + service, "is_on": False, "by": by, "reason": reason}
+    added = connection.execute(
+        dialect.insert(switches)
+        .values(**row, changed_at=now)
+        .on_conflict_do_nothing(index_elements=["name"])
+        .returning(switches.c.name)
+    )
+    return added.first() is not None
+
+
+def resume_service(connection: Connection, service: str) -> bool:
+    """Charge through it again. False: it was not paused."""
+    gone = connection.execute(delete(switches).where(switches.c.name == _SERVICE + service))
+    return gone.rowcount == 1
 
 
 _SALES_ON = select(switches.c.is_on).where(switches.c.name == SALES)

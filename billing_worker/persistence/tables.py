@@ -27,6 +27,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    false,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
@@ -98,7 +99,18 @@ cards = Table(
     Column("brand", String(32)),
     Column("expiry_month", Integer),
     Column("expiry_year", Integer),
+    Column("holder", Text),
+    Column("issuer_name", Text),
+    Column("issuer_country", String(8)),
     Column("created_at", Instant, nullable=False),
+    # Of the token: equal ones share a budget. None: stored before there were fingerprints.
+    Column("fingerprint", String(64), index=True),
+    Column("declined_at", Instant),  # the last decline of any card with this fingerprint
+    Column("unusable_reason", Text),  # a hard decline: no attempt is ever made on it again
+    Column("backup_since", Instant),  # consent to charge it when the default card is dead
+    Column("backup_consent", Text),  # who recorded the consent, and where it comes from
+    Column("warned_days", Integer),  # the last warning told before its expiry
+    Index("ix_cards_expiry", "expiry_year", "expiry_month"),
 )
 
 subscriptions = Table(
@@ -122,6 +134,23 @@ subscriptions = Table(
     Column("metadata", Json, nullable=False),
     Column("record_digest", String(64), nullable=False),  # of the import record: same or conflict
     Column("created_at", Instant, nullable=False),
+    Column("kind", String(16), nullable=False, server_default="recurring"),
+    Column("held", Boolean, nullable=False, server_default=false()),  # imported, not yet armed
+    Column("trial_end", Instant),  # as imported; the anchor of its periods
+    Column("paid_through", Instant),  # as imported
+    Column("series_start", Integer, nullable=False, server_default="0"),  # number at the anchor
+    Column("paused_at", Instant),
+    Column("paused_from", String(16)),  # the status that it takes up again
+    Column("cancels_at", Instant),  # from then on no period becomes due
+    Column("catch_up", String(24), nullable=False, server_default="collect_latest"),
+    Column("catch_up_days", Integer),
+    Column("dunning_policy", String(32)),  # a name in domain/dunning.py; None: the default
+    _one_of("catch_up", "collect_latest", "collect_all", "forgive_older_than", "hold"),
+    CheckConstraint(
+        "(catch_up IN ('collect_all', 'forgive_older_than')) = (catch_up_days IS NOT NULL)",
+        name="catch_up_days_where_needed",
+    ),
+    CheckConstraint("paused_at IS NULL OR status = 'paused'", name="paused_at_while_paused"),
     _one_of(
         "status",
         "trialing",
@@ -139,6 +168,14 @@ subscriptions = Table(
         "next_billing_at IS NULL OR status IN ('trialing', 'active', 'past_due')",
         name="billed_only_while_billable",
     ),
+    CheckConstraint("NOT held OR next_billing_at IS NULL", name="held_is_not_billed"),
+    # The adoption fence: what another system has collected is not collected again.
+    CheckConstraint(
+        "next_billing_at IS NULL OR paid_through IS NULL OR next_billing_at >= paid_through",
+        name="nothing_due_before_paid_through",
+    ),
+    _one_of("kind", "recurring", "one_off"),
+    CheckConstraint("kind = 'recurring' OR ends_after_periods = 1", name="one_off_is_one_period"),
     Index(
         "ix_subscriptions_due",
         "next_billing_at",
@@ -165,6 +202,11 @@ invoices = Table(
     Column("not_charged_count", Integer, nullable=False),
     Column("created_at", Instant, nullable=False),
     Column("paid_at", Instant),
+    Column("description", Text),  # as agreed when the period became due
+    Column("paused_attempt_at", Instant),  # the next step's date, kept aside during a pause
+    Column("next_origin", String(16), nullable=False, server_default="scheduled"),
+    Column("first_declined_at", Instant),
+    Column("give_up_at", Instant),  # how long the customer is waited for
     # A period is (subscription, number): however many sweeps run, it is opened once.
     UniqueConstraint("subscription_id", "period_number"),
     _one_of("status", "open", "paid", "uncollectible", "void"),
@@ -172,6 +214,13 @@ invoices = Table(
     CheckConstraint("(status = 'paid') = (paid_at IS NOT NULL)", name="paid_has_a_time"),
     # Only what is still owed is ever rung for.
     CheckConstraint("ring_at IS NULL OR status = 'open'", name="rung_only_while_open"),
+    CheckConstraint("give_up_at IS NULL OR status = 'open'", name="patience_only_while_open"),
+    Index(
+        "ix_invoices_give_up",
+        "give_up_at",
+        postgresql_where=text("give_up_at IS NOT NULL"),
+        sqlite_where=text("give_up_at IS NOT NULL"),
+    ),
     Index(
         "ix_invoices_ring",
         "ring_at",
@@ -183,6 +232,7 @@ invoices = Table(
 _LIVE = text("status IN ('prepared', 'submitted')")
 _SUCCEEDED = text("status = 'succeeded'")
 _TO_LOOK = text("look_at IS NOT NULL")
+_COUNTED = text("status IN ('submitted', 'declined')")
 
 attempts = Table(
     "attempts",
@@ -193,7 +243,7 @@ attempts = Table(
     Column("number", Integer, nullable=False),
     Column("status", String(16), nullable=False),
     Column("origin", String(16), nullable=False),
-    Column("card_id", ForeignKey("cards.id"), nullable=False),
+    Column("card_id", ForeignKey("cards.id")),  # None: the customer types a new one on a page
     Column("amount_minor", BigInteger, nullable=False),
     Column("currency", String(3), nullable=False),
     Column("test_mode", Boolean, nullable=False),
@@ -203,6 +253,7 @@ attempts = Table(
     Column("lease_until", Instant),
     Column("gateway_id", String(128), unique=True),
     Column("bearer", LargeBinary),  # encrypted; only while the sale may still be explained by it
+    Column("page", LargeBinary),  # encrypted; where the customer pays, only while it is open
     Column("submitted_at", Instant),
     Column("settled_at", Instant),
     Column("look_at", Instant),
@@ -211,6 +262,7 @@ attempts = Table(
     Column("sale_status", Text),
     Column("sale_resolution", Text),
     Column("outcome", Text),
+    Column("original_code", Text),  # the acquirer's own, where the gateway passes it on
     UniqueConstraint("invoice_id", "number"),
     _one_of(
         "status",
@@ -227,6 +279,8 @@ attempts = Table(
         "status IN ('prepared', 'not_charged') OR gateway_id IS NOT NULL",
         name="sold_only_with_gateway_id",
     ),
+    # Only the customer, on a page, pays without a card that we know.
+    CheckConstraint("card_id IS NOT NULL OR origin = 'link'", name="card_unless_link"),
     # While one try may still move money, no other may start.
     Index(
         "uq_attempts_one_live",
@@ -244,6 +298,14 @@ attempts = Table(
         sqlite_where=_SUCCEEDED,
     ),
     Index("ix_attempts_look", "look_at", postgresql_where=_TO_LOOK, sqlite_where=_TO_LOOK),
+    # What counts towards a card's network budget.
+    Index(
+        "ix_attempts_budget",
+        "card_id",
+        "submitted_at",
+        postgresql_where=_COUNTED,
+        sqlite_where=_COUNTED,
+    ),
 )
 
 events = Table(
@@ -266,9 +328,90 @@ events = Table(
 switches = Table(
     "switches",
     metadata,
-    Column("name", String(32), primary_key=True),
+    Column("name", String(160), primary_key=True),  # "sales", or "service:" and its code
     Column("is_on", Boolean, nullable=False),
     Column("reason", Text),
     Column("by", Text),
     Column("changed_at", Instant),
+)
+
+_DONE = text("outcome = 'done'")
+
+commands = Table(
+    "commands",
+    metadata,
+    Column("id", Key, primary_key=True),
+    Column("received_at", Instant, nullable=False),
+    Column("task", Text, nullable=False),
+    Column("reference_id", Text),  # the caller's key; None: the message had none that can be read
+    Column("message_id", Text),  # Celery's task id: how the caller asks what became of it
+    Column("arguments", Json, nullable=False),  # redacted: no card token
+    Column("digest", String(64), nullable=False),  # of the whole arguments: same or conflict
+    Column("outcome", String(16), nullable=False),
+    Column("errors", Json, nullable=False),
+    Column("answer", Json, nullable=False),
+    _one_of("outcome", "done", "unchanged", "refused", "failed"),
+    # However often a command arrives, it is carried out once.
+    Index(
+        "uq_commands_one_done",
+        "task",
+        "reference_id",
+        unique=True,
+        postgresql_where=_DONE,
+        sqlite_where=_DONE,
+    ),
+    Index("ix_commands_message_id", "message_id"),
+    Index("ix_commands_reference_id", "reference_id"),
+)
+
+hosted_payments = Table(
+    "hosted_payments",
+    metadata,
+    Column("id", Key, primary_key=True),
+    _reference(unique=True),  # the caller's
+    Column("gateway_reference", String(160), nullable=False, unique=True),
+    Column("record_digest", String(64), nullable=False),  # same or conflict
+    Column("customer_id", ForeignKey("customers.id"), nullable=False),
+    Column("attempt_id", ForeignKey("attempts.id")),  # holds the slot of the invoice it pays
+    Column("amount_minor", BigInteger, nullable=False),
+    Column("currency", String(3), nullable=False),
+    Column("test_mode", Boolean, nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("fence", Integer, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("gateway_id", String(128), unique=True),
+    Column("page", LargeBinary),  # encrypted; only while the customer may pay there
+    Column("opened_at", Instant),
+    Column("settled_at", Instant),
+    Column("look_at", Instant),
+    Column("unpaid_since", Instant),
+    Column("outcome", Text),
+    Column("card_id", ForeignKey("cards.id")),  # what it was for
+    _one_of("status", "prepared", "open", "stored", "no_card", "unpaid"),
+    CheckConstraint("amount_minor > 0", name="amount_positive"),
+    # A page that cannot be asked about must not be handed out.
+    CheckConstraint(
+        "status IN ('prepared', 'unpaid') OR gateway_id IS NOT NULL",
+        name="opened_only_with_gateway_id",
+    ),
+    CheckConstraint("(status = 'stored') = (card_id IS NOT NULL)", name="stored_has_a_card"),
+    Index("ix_hosted_payments_look", "look_at", postgresql_where=_TO_LOOK, sqlite_where=_TO_LOOK),
+)
+
+callbacks = Table(
+    "callbacks",
+    metadata,
+    Column("id", Key, primary_key=True),
+    Column("received_at", Instant, nullable=False),
+    Column("gateway_id", String(128), nullable=False, index=True),
+    Column("digest", String(64), nullable=False, unique=True),  # the same bytes are kept once
+    Column("body", LargeBinary, nullable=False),  # encrypted: it holds bearers and card tokens
+)
+
+counters = Table(
+    "counters",
+    metadata,
+    Column("name", String(48), primary_key=True),
+    Column("total", BigInteger, nullable=False),
+    Column("changed_at", Instant, nullable=False),
 )

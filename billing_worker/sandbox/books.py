@@ -18,7 +18,10 @@ from billing_worker.sandbox.script import Outcome
 class Books:
     """Ids come from counters, so equal calls make equal ids."""
 
-    def __init__(self, behaviour: Behaviour, on_change: Callable[[Invoice], None]) -> None:
+    def __init__(
+        self, behaviour: Behaviour, on_change: Callable[[Invoice], None], first_number: int
+    ) -> None:
+        self._first_number = first_number
         self.ledger = Ledger()
         self.requests = Requests()
         self.acquirer = Acquirer(self.ledger, behaviour, on_change)
@@ -34,7 +37,7 @@ class Books:
         customer_id = self._customer_ids.setdefault(
             order.customer.reference_id, f"cus_{serial(len(self._customer_ids) + 1)}"
         )
-        number = len(self._by_id) + 1
+        number = self._first_number + len(self._by_id)
         invoice = open_invoice(
             number, order, outcome, origin=origin, customer_id=customer_id, now=now
         )

@@ -88,7 +88,12 @@ def sandbox(
         )
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    gateway = SandboxGateway(behaviour, SystemClock().now, callback_secret=callback_secret)
+    gateway = SandboxGateway(
+        behaviour,
+        SystemClock().now,
+        callback_secret=callback_secret,
+        first_number=int(SystemClock().now().timestamp()) * 1000,
+    )
     introduce = _print_json if as_json else _print_tables
     with CallbackSender(gateway) if callbacks else nullcontext():
         try:

@@ -50,7 +50,8 @@ class SandboxGateway:
     """Thread-safe: one request happens at a time.
 
     `now` returns aware datetimes. Basic auth of the private API is `username:password`; callbacks
-    are signed with `callback_secret`.
+    are signed with `callback_secret`. Invoices are numbered from `first_number`: a sandbox that is
+    started anew beside a lasting database must not give its ids a second time.
     """
 
     def __init__(
@@ -61,7 +62,9 @@ class SandboxGateway:
         username: str = "sandbox",
         password: str = "sandbox",  # noqa: S107 - printed on start-up: it protects nothing.
         callback_secret: str = "sandbox-secret",  # noqa: S107
+        first_number: int = 1,
     ) -> None:
+        self._first_number = first_number
         self.username = username
         self.password = password
         self.callback_secret = callback_secret
@@ -70,7 +73,7 @@ class SandboxGateway:
         self._lock = threading.Lock()
         self._listeners: list[Listener] = []
         self._first_behaviour = behaviour
-        self._books = Books(behaviour, self._announce)
+        self._books = Books(behaviour, self._announce, first_number)
 
     def handle(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Reply:
         """Answer one HTTP request; `target` is path and query as on the request line.
@@ -117,7 +120,7 @@ class SandboxGateway:
     def reset(self) -> None:
         """Forget everything, changed behaviour included. Listeners stay."""
         with self._lock:
-            self._books = Books(self._first_behaviour, self._announce)
+            self._books = Books(self._first_behaviour, self._announce, self._first_number)
 
     def listen(self, listener: Listener) -> None:
         with self._lock:
@@ -307,7 +310,7 @@ class SandboxGateway:
             case "POST", ["behaviour"]:
                 return self._change_behaviour(request.body)
             case "POST", ["reset"]:
-                self._books = Books(self._first_behaviour, self._announce)
+                self._books = Books(self._first_behaviour, self._announce, self._first_number)
                 return wire.answer(200, self.behaviour.as_json())
             case "POST", ["pay", gateway_id]:
                 return self._pay(gateway_id, request.now)

@@ -8,19 +8,21 @@ from datetime import datetime
 
 from sqlalchemy import Connection
 
-from billing_worker.domain.attempt import Attempt, AttemptStatus
+from billing_worker.domain.attempt import Attempt, AttemptStatus, Origin
 from billing_worker.domain.errors import ConcurrentChange, InvariantBroken
 from billing_worker.domain.events import Event, EventKind
 from billing_worker.domain.evidence import Statement
 from billing_worker.domain.invoice import InvoiceStatus
 from billing_worker.domain.secret import Secret
-from billing_worker.domain.settlement import Case
-from billing_worker.domain.subscription import COLLECTABLE
+from billing_worker.domain.settlement import Case, Forbidden
+from billing_worker.domain.subscription import COLLECTABLE, SubscriptionStatus
 from billing_worker.gateway.port import WireCall
 from billing_worker.persistence import cases as case_rows
 from billing_worker.persistence import history, switches
 from billing_worker.persistence.cases import LockedCases, Submission
 from billing_worker.persistence.history import Entry
+from billing_worker.persistence.switches import Switches
+from billing_worker.services.budget import Budget
 from billing_worker.services.claim import BY, Claimed
 from billing_worker.services.ports import Ports
 from billing_worker.services.settle import wire_data
@@ -43,7 +45,7 @@ class Arm:
 class Armed:
     """`submitted` is committed: the frame that asked for it may now send the sale, once."""
 
-    committed_at: float  # monotonic seconds, taken when COMMIT had returned
+    committed_at: float  # monotonic seconds, taken right before COMMIT: a slow one counts too
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,9 @@ class NotArmed:
     """Something changed since the claim. Nothing was committed, nothing may be sent."""
 
     obstacle: str
+    held: bool = False  # the invoice waits for a person: its reason is kept
     later: bool = False  # the same attempt may go ahead another time
+    forbidden: Forbidden | None = None  # the rule that stands against this very attempt
 
 
 def arm(ports: Ports, request: Arm) -> Armed | NotArmed:
@@ -72,18 +76,24 @@ def _arm_batch(ports: Ports, requests: Sequence[Arm]) -> list[Armed | NotArmed |
     allowed: list[Arm] = []
     with ports.store.transaction() as connection:
         cases = LockedCases(connection, (request.claimed.key for request in requests))
-        sales_on = switches.sales_are_on(connection)
+        switched = switches.read(connection)
+        budget = Budget(connection, _card_ids(requests), now)
         for request in requests:
             case = cases.case(request.claimed.key)
             if not _is_ours(case.attempt, request.claimed.attempt):
                 answers.append(None)
-            elif obstacle := _obstacle(case, sales_on=sales_on):
+            elif (
+                obstacle := _held(case)
+                or _obstacle(ports, case, switched)
+                or _forbidden(budget, case)
+            ):
                 answers.append(obstacle)
             else:
                 answers.append(Armed(0.0))
                 allowed.append(request)
         _submit(ports, connection, allowed, now)
-    committed_at = ports.clock.monotonic()
+        # Read in here: a pause between COMMIT and a later reading would go unseen.
+        committed_at = ports.clock.monotonic()
     return [Armed(committed_at) if isinstance(answer, Armed) else answer for answer in answers]
 
 
@@ -91,15 +101,54 @@ def _is_ours(stored: Attempt, claimed: Attempt) -> bool:
     return stored.status is AttemptStatus.PREPARED and stored.fence == claimed.fence
 
 
-def _obstacle(case: Case, *, sales_on: bool) -> NotArmed | None:
+def _held(case: Case) -> NotArmed | None:
+    """Since the claim somebody found that an earlier attempt may still pay, or that a person must
+    look: both take the invoice's next attempt away.
+    """
+    if case.invoice.status is InvoiceStatus.OPEN and case.invoice.next_attempt_at is None:
+        return NotArmed(f"held: {case.invoice.reason or 'no next attempt'}", held=True)
+    return None
+
+
+def _obstacle(ports: Ports, case: Case, switched: Switches) -> NotArmed | None:
     """What may have changed since the claim, read under the locks of this commit."""
     if case.invoice.status is not InvoiceStatus.OPEN:
         return NotArmed(f"invoice is {case.invoice.status}")
-    if case.subscription.status not in COLLECTABLE:
+    if case.subscription.status not in _collectable(case.attempt):
         return NotArmed(f"subscription is {case.subscription.status}")
-    if not sales_on:
+    if not switched.sales_on:
         return NotArmed("sales are switched off", later=True)
+    service = ports.gateway.service(case.attempt.money.currency)
+    if service in switched.paused:
+        return NotArmed(f"{service} is paused: {switched.paused[service]}", later=True)
     return None
+
+
+def why_not(ports: Ports, connection: Connection, case: Case, now: datetime) -> str | None:
+    """What stands against a page for the customer: the same that stands against a charge."""
+    obstacle = _obstacle(ports, case, switches.read(connection))
+    card_id = case.attempt.card_id
+    if obstacle is None and card_id is not None:
+        obstacle = _forbidden(Budget(connection, {card_id}, now), case)
+    return obstacle.obstacle if obstacle else None
+
+
+def _collectable(attempt: Attempt) -> frozenset[SubscriptionStatus]:
+    """What a suspended subscription owes is charged when somebody asks for it, never by a clock."""
+    asked_for = attempt.origin in {Origin.MANUAL, Origin.NEW_CARD, Origin.LINK}
+    return COLLECTABLE | {SubscriptionStatus.SUSPENDED} if asked_for else COLLECTABLE
+
+
+def _card_ids(requests: Sequence[Arm]) -> set[int]:
+    return {card_id for r in requests if (card_id := r.claimed.attempt.card_id) is not None}
+
+
+def _forbidden(budget: Budget, case: Case) -> NotArmed | None:
+    attempt = case.attempt
+    if attempt.card_id is None:
+        return None
+    forbidden = budget.spend(attempt.card_id, attempt.money)
+    return NotArmed(forbidden.reason, forbidden=forbidden) if forbidden else None
 
 
 def _submit(ports: Ports, connection: Connection, allowed: Sequence[Arm], now: datetime) -> None:

@@ -26,6 +26,7 @@ from billing_worker.domain.errors import (
 from billing_worker.domain.evidence import (
     DECLINED_STATUSES,
     PAID_STATUSES,
+    UNSOLD_STATUSES,
     Expected,
     SaleAnswer,
     Statement,
@@ -91,8 +92,7 @@ def charge(ports: Ports, claimed: Claimed) -> str:
     request = Arm(claimed, found, tuple(calls))
     armed = arm(ports, request)
     if isinstance(armed, NotArmed):
-        news = Postponed(armed.obstacle) if armed.later else NothingSent(armed.obstacle, hold=True)
-        return _settle(ports, claimed, news, calls)
+        return _settle(ports, claimed, _why_not_armed(armed), calls)
     return _sell(ports, request, armed)
 
 
@@ -161,7 +161,7 @@ def _found(ports: Ports, claimed: Claimed, calls: CallLog) -> Statement | None:
     matches = ports.gateway.find(claimed.attempt.reference_id, calls)
     if not matches:
         return None
-    touched = [s for s in matches if s.status not in {"created", "process_pending"}]
+    touched = [s for s in matches if s.status not in UNSOLD_STATUSES]
     paid = [s for s in touched if s.status in PAID_STATUSES]
     chosen = (paid or touched or matches)[-1]
     return ports.gateway.look(chosen.gateway_id, calls)
@@ -183,11 +183,15 @@ def _found_after_doubt(
     ports: Ports, claimed: Claimed, error: GatewayError, calls: CallLog
 ) -> Statement | News:
     """The create may have worked. Look for it once now; if it cannot be seen yet, later."""
+    doubt = Postponed(f"outcome of create unknown: {error.reason}")
     try:
         found = _found(ports, claimed, calls)
     except GatewayError:
-        found = None
-    return found or Postponed(f"outcome of create unknown: {error.reason}")
+        return doubt
+    if found is None and isinstance(error, Refused):
+        # Refused, and no twin that it could have collided with: the refusal is meant.
+        return NothingSent(f"gateway refused the invoice: {error.reason}", hold=True)
+    return found or doubt
 
 
 def _why_not_sold(claimed: Claimed, statement: Statement) -> News | None:
@@ -200,6 +204,14 @@ def _why_not_sold(claimed: Claimed, statement: Statement) -> News | None:
         return None
     # Without a bearer a new attempt helps; a touched or moderated invoice needs a person.
     return NothingSent(reason, hold=statement.bearer is not None, statement=statement)
+
+
+def _why_not_armed(obstacle: NotArmed) -> News:
+    if obstacle.forbidden is not None:
+        return obstacle.forbidden
+    if obstacle.later or obstacle.held:
+        return Postponed(obstacle.obstacle)
+    return NothingSent(obstacle.obstacle, hold=True)
 
 
 # --- after the commit -------------------------------------------------------------------------

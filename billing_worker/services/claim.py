@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from sqlalchemy import Connection
 
+from billing_worker.domain import card as card_rules
 from billing_worker.domain.attempt import Attempt, AttemptStatus, Origin
+from billing_worker.domain.card import Card
+from billing_worker.domain.dunning import LADDER_ORIGINS, policy_named
 from billing_worker.domain.events import Event, EventKind
 from billing_worker.domain.terms import Terms
-from billing_worker.persistence import claims, history
+from billing_worker.persistence import cards, claims, history, switches
 from billing_worker.persistence.cases import CaseKey
 from billing_worker.persistence.claims import DueInvoice, Payer
 from billing_worker.persistence.history import Entry
 from billing_worker.services.ports import Ports
 
 BY = "charge"
+
+PUT_OFF = timedelta(minutes=15)
+"""How long an invoice is left alone whose service is paused, or whose elder is unpaid."""
 
 MAX_CLAIMS = 10
 """A row whose workers died this often in a row kills workers: it waits for a person."""
@@ -43,18 +49,104 @@ def claim(ports: Ports, invoice_ids: Sequence[int]) -> list[Claimed]:
     now = ports.clock.now()
     with ports.store.transaction() as connection:
         due = claims.lock_due(connection, invoice_ids, now)
-        fresh = [item for item in due if item.live is None]
-        chargeable = [item for item in fresh if item.card_id is not None]
+        ready = _readiness(ports, connection, [item for item in due if item.live is None], now)
         lapsed = [item for item in due if _lease_is_over(item, now)]
         poison = [item for item in lapsed if _is_poison(item)]
         retaken = [item for item in lapsed if not _is_poison(item)]
 
-        prepared = _prepare(connection, ports, chargeable, now)
+        prepared = _prepare(connection, ports, ready.chargeable, now)
         taken_over = _take_over(connection, ports.terms, retaken, now)
-        held = [(item, "card_missing") for item in fresh if item.card_id is None]
-        held += [(item, "keeps_crashing") for item in poison]
-        _hold(connection, held, now)
+        _hold(connection, [(item, "keeps_crashing") for item in poison], now)
+        _await_cards(connection, ready.without_card, now)
+        _put_off(connection, ready.later, now)
         return _claimed(connection, [*prepared, *taken_over], due)
+
+
+@dataclass(frozen=True, slots=True)
+class _Readiness:
+    """Due invoices without a live attempt, sorted by what can be done about them now."""
+
+    chargeable: list[DueInvoice]  # with the card that is to be charged
+    without_card: list[tuple[DueInvoice, str]]  # (…, why none can be charged)
+    later: list[tuple[DueInvoice, str]]  # (…, what comes first)
+
+
+def _readiness(
+    ports: Ports, connection: Connection, items: Sequence[DueInvoice], now: datetime
+) -> _Readiness:
+    ready = _Readiness([], [], [])
+    paused = switches.read(connection).paused
+    default = cards.by_ids(connection, {item.card_id for item in items if item.card_id})
+    for item in items:
+        first = _what_comes_first(ports, item, paused)
+        if first is not None:
+            ready.later.append((item, first))
+            continue
+        chosen = _card_for(connection, item, default.get(item.card_id or 0), now)
+        if isinstance(chosen, Card):
+            ready.chargeable.append(replace(item, card_id=chosen.id))
+        else:
+            ready.without_card.append((item, chosen))
+    return ready
+
+
+def _what_comes_first(ports: Ports, item: DueInvoice, paused: Mapping[str, str]) -> str | None:
+    """One collection at a time: two ladders on one card would ask it twice as often."""
+    if item.after_older and item.invoice.next_origin in LADDER_ORIGINS:
+        return claims.AFTER_OLDER
+    service = ports.gateway.service(item.invoice.money.currency)
+    return f"{service} is paused: {paused[service]}" if service in paused else None
+
+
+def _card_for(
+    connection: Connection, item: DueInvoice, default: Card | None, now: datetime
+) -> Card | str:
+    """The card to charge, or why there is none. No call, and no attempt, for a dead card."""
+    if default is None:
+        return "card_missing"
+    obstacle = card_rules.obstacle(default, now)
+    if obstacle is None:
+        return default
+    if default.unusable_reason is None:
+        return obstacle
+    owned = cards.of_subscription(connection, item.invoice.subscription_id)
+    return card_rules.backup_of(default, owned, now) or obstacle
+
+
+def _await_cards(
+    connection: Connection, waiting: Sequence[tuple[DueInvoice, str]], now: datetime
+) -> None:
+    """The customer has to give a card: until when, is the policy's word."""
+    claims.hold(connection, [(item.invoice.id, reason) for item, reason in waiting])
+    entries: list[Entry] = []
+    for item, reason in waiting:
+        since = item.invoice.first_declined_at or now
+        until = since + policy_named(item.dunning_policy).max_age
+        claims.await_card(connection, item.invoice.id, until)
+        data = {"reason": reason, "until": until.isoformat()}
+        entries += [
+            Entry(Event(kind, now, BY, data), item.invoice.subscription_id, item.invoice.id)
+            for kind in (EventKind.INVOICE_WAITING, EventKind.CARD_NEEDED)
+        ]
+    history.write(connection, entries)
+
+
+def _put_off(
+    connection: Connection, later: Sequence[tuple[DueInvoice, str]], now: datetime
+) -> None:
+    claims.wait(connection, [(item.invoice.id, why) for item, why in later], now + PUT_OFF)
+    history.write(
+        connection,
+        (
+            Entry(
+                Event(EventKind.INVOICE_WAITING, now, BY, {"reason": why}),
+                item.invoice.subscription_id,
+                item.invoice.id,
+            )
+            for item, why in later
+            if item.invoice.reason != why  # told once, not at every ring
+        ),
+    )
 
 
 def _lease_is_over(item: DueInvoice, now: datetime) -> bool:
@@ -62,6 +154,7 @@ def _lease_is_over(item: DueInvoice, now: datetime) -> bool:
     return (
         live is not None
         and live.status is AttemptStatus.PREPARED
+        and live.origin is not Origin.LINK  # never sold by us: the sweep of looks releases it
         and (live.lease_until is None or live.lease_until <= now)
     )
 
@@ -82,7 +175,7 @@ def _prepare(
     until = now + lease(ports.terms, 0)
     prepared = claims.prepare(
         connection,
-        [(item, Origin.SCHEDULED) for item in items],
+        [(item, item.invoice.next_origin) for item in items],
         test_mode=ports.test_mode,
         now=now,
         lease_until=until,

@@ -14,7 +14,7 @@ from billing_worker.persistence import history, invoices, subscriptions, switche
 
 def status(connection: Connection, now: datetime) -> dict[str, Any]:
     """Counts and sums by fate. Shape: {subscriptions, invoices: [{fate, currency, count,
-    amount}], oldest_unknown_seconds, next_due_at, sales_on, alerts}.
+    amount}], oldest_unknown_seconds, next_due_at, sales_on, paused_services, alerts}.
     """
     unknown_since = invoices.oldest_unknown(connection)
     due = subscriptions.earliest_due(connection)
@@ -24,6 +24,7 @@ def status(connection: Connection, now: datetime) -> dict[str, Any]:
         "oldest_unknown_seconds": (now - unknown_since).total_seconds() if unknown_since else None,
         "next_due_at": due.isoformat() if due else None,
         "sales_on": switches.sales_are_on(connection),
+        "paused_services": switches.read(connection).paused,
         "alerts": [_alert(row) for row in history.alerts(connection, limit=10)],
     }
 
@@ -128,6 +129,7 @@ def described(row: Row[Any]) -> dict[str, Any]:
     return {
         "reference_id": row.reference_id,
         "status": row.status,
+        "held": row.held,
         "customer": row.customer_reference,
         "amount": str(Money.from_minor(row.amount_minor, row.currency).amount),
         "currency": row.currency,

@@ -10,9 +10,9 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from billing_worker.domain.errors import BillingError, GatewayError
-from billing_worker.domain.settlement import News, NoAnswer, Stated
+from billing_worker.domain.settlement import NeverHandedOut, News, NoAnswer, Stated
 from billing_worker.gateway.port import CallLog
-from billing_worker.persistence import cases
+from billing_worker.persistence import cases, links
 from billing_worker.persistence.cases import CaseKey
 from billing_worker.services.ports import Ports
 from billing_worker.services.settle import Settle, settle
@@ -26,6 +26,9 @@ def look_page(ports: Ports, attempt_ids: Sequence[int]) -> dict[str, int]:
     """GET each attempt's invoice and settle what it says. Returns counts by resulting state."""
     with ports.store.reading() as connection:
         keys = cases.keys_of(connection, attempt_ids)
+        lapsed = links.lapsed(connection, attempt_ids, ports.clock.now())
+    for key in lapsed:
+        settle(ports, Settle(key, NeverHandedOut(), BY))
     return dict(Counter(ports.crew.map(partial(_look_safely, ports), keys)))
 
 

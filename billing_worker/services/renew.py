@@ -1,76 +1,171 @@
-"""Due subscriptions become open invoices."""
+"""Due subscriptions become invoices: to be charged now or later, waived, or held for a person."""
 
 from __future__ import annotations
 
-from datetime import timedelta
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 
+from sqlalchemy import Connection
+
+from billing_worker.domain import catch_up
+from billing_worker.domain.catch_up import Action, Diary, Plan, Planned
+from billing_worker.domain.catch_up_policy import Policy
 from billing_worker.domain.events import Event, EventKind
-from billing_worker.domain.subscription import DuePeriod, Subscription, open_next_period
-from billing_worker.persistence import history, invoices, subscriptions
+from billing_worker.domain.subscription import Subscription, SubscriptionStatus
+from billing_worker.persistence import history, invoices, late, subscriptions
 from billing_worker.persistence.history import Entry
 from billing_worker.services.ports import Ports
 from billing_worker.services.ring import ring_for
+from billing_worker.services.withdraw import Moment, give_up
 
 BATCH = 500
 MAX_BATCHES = 20
-"""One sweep opens at most 10,000 periods; the next one continues."""
+"""One sweep takes at most 10,000 subscriptions; the next one continues."""
+
+MAX_ROWS = 5_000
+"""In one transaction: after a year's outage 500 daily subscriptions would be 180,000."""
 
 MESSAGE_LOST_AFTER = timedelta(seconds=60)
 
+BY = "renew"
+
 
 def renew_due(ports: Ports) -> int:
-    """Open the next period of every due subscription and ring for the invoices.
+    """Open every due period and ring for those that are charged now.
 
-    Returns the number of invoices opened. Safe to run twice, at once, or not for days: due is
-    `next_billing_at <= now`, and invoice and next date are committed together.
+    Returns the number of periods. Safe to run twice, at once, or not for days: due is
+    `next_billing_at <= now`, invoices and next date are committed together, and what is late goes
+    by the catch-up policy.
     """
-    opened = 0
+    total = 0
     for _ in range(MAX_BATCHES):
-        claimed, invoice_ids = _renew_batch(ports)
-        ring_for(ports, invoice_ids)
-        opened += len(invoice_ids)
-        if claimed < BATCH:
+        opened, more = _renew_batch(ports)
+        ring_for(ports, opened.to_charge)
+        total += opened.periods
+        if not more:
             break
-    return opened
+    return total
 
 
-def _renew_batch(ports: Ports) -> tuple[int, list[int]]:
+def _renew_batch(ports: Ports) -> tuple[Opened, bool]:
     now = ports.clock.now()
     with ports.store.transaction() as connection:
         claimed = subscriptions.claim_due(connection, now, BATCH)
-        due: list[tuple[Subscription, DuePeriod]] = []
-        moves: list[tuple[Subscription, Subscription]] = []
-        for subscription in claimed:
-            period, moved = open_next_period(subscription, now)
-            due.append((subscription, period))
-            moves.append((subscription, moved))
+        plans = within_limits(plans_for(connection, claimed, now, lock=True))
         ring_at = now + max(ports.terms.stuck_after, MESSAGE_LOST_AFTER)
-        opened = invoices.open_periods(connection, due, now, ring_at)
-        subscriptions.advance(connection, moves)
-        by_subscription = {subscription.id: (subscription, period) for subscription, period in due}
-        history.write(
-            connection,
-            (
-                Entry(
-                    Event(
-                        EventKind.INVOICE_OPENED,
-                        now,
-                        "renew",
-                        _why_due(*by_subscription[subscription_id]),
-                    ),
-                    subscription_id,
-                    invoice_id,
-                )
-                for invoice_id, subscription_id in opened
-            ),
-        )
-    return len(claimed), [invoice_id for invoice_id, _ in opened]
+        opened = open_planned(connection, plans, Moment(now, BY), ring_at)
+    more = len(claimed) == BATCH or len(plans) < len(claimed) or opened.still_due
+    return opened, more
 
 
-def _why_due(subscription: Subscription, period: DuePeriod) -> dict[str, object]:
-    schedule = subscription.schedule
+@dataclass(frozen=True, slots=True)
+class Opened:
+    periods: int
+    to_charge: list[int]  # invoice ids
+    still_due: bool  # a subscription had more periods than one go may open
+
+
+def plans_for(
+    connection: Connection,
+    due: Sequence[Subscription],
+    now: datetime,
+    *,
+    lock: bool,
+    policy: Policy | None = None,
+) -> Iterator[Plan]:
+    """Plan due subscriptions, in order. `lock` unless nothing will be written.
+
+    Order matters only within a customer: each plan keeps its distance to the ones before. By next
+    date, whoever plans: so that what was shown is what is done.
+    """
+    customer_ids = {s.customer_id for s in due if catch_up.is_late(s, now)}
+    if lock:
+        late.lock_customers(connection, customer_ids)
+    diaries = late.diaries(connection, customer_ids, now)
+    for subscription in due:
+        diary = diaries.get(subscription.customer_id, Diary())
+        plan = catch_up.plan(subscription, now, diary, policy)
+        diaries[subscription.customer_id] = plan.diary
+        yield plan
+
+
+def within_limits(plans: Iterable[Plan]) -> list[Plan]:
+    taken: list[Plan] = []
+    rows = 0
+    for plan in plans:
+        taken.append(plan)
+        rows += len(plan.planned)
+        if rows >= MAX_ROWS:
+            break
+    return taken
+
+
+def open_planned(
+    connection: Connection, plans: Sequence[Plan], moment: Moment, ring_at: datetime
+) -> Opened:
+    """Write what was planned for subscriptions that the caller holds locked."""
+    due = [(plan.before, planned) for plan in plans for planned in plan.planned]
+    rows = invoices.open_periods(connection, due, moment.now, ring_at)
+    subscriptions.advance(connection, [(plan.before, plan.after) for plan in plans])
+    by_period = {(s.id, planned.period.number): (s, planned) for s, planned in due}
+    history.write(
+        connection,
+        (
+            Entry(_said(*by_period[subscription_id, number], moment), subscription_id, invoice_id)
+            for invoice_id, subscription_id, number in rows
+        ),
+    )
+    for plan in plans:
+        _tell_about(connection, plan, moment)
+    return Opened(
+        len(rows),
+        [row[0] for row in rows if by_period[row[1], row[2]][1].at == moment.now],
+        any(_still_due(plan.after, moment.now) for plan in plans),
+    )
+
+
+def _still_due(subscription: Subscription, now: datetime) -> bool:
+    return subscription.next_billing_at is not None and subscription.next_billing_at <= now
+
+
+def _tell_about(connection: Connection, plan: Plan, moment: Moment) -> None:
+    held = [planned for planned in plan.planned if planned.action is Action.HOLD]
+    if held:
+        # One alert for all of them: a person decides about the subscription, not 300 times.
+        data = {
+            "periods": [held[0].period.number, held[-1].period.number],
+            "count": len(held),
+            "rules": sorted({planned.rule for planned in held}),
+            "each": str(plan.before.money),
+        }
+        said = Event(EventKind.CATCH_UP_HELD, moment.now, moment.by, data, alert=True)
+        history.write(connection, [Entry(said, plan.before.id)])
+    if plan.after.status is SubscriptionStatus.CANCELLED:
+        voided = give_up(connection, plan.before.id, moment)
+        said = moment.event(EventKind.SUBSCRIPTION_CANCELLED, at_period_end=True, voided=voided)
+        history.write(connection, [Entry(said, plan.before.id)])
+
+
+def _said(subscription: Subscription, planned: Planned, moment: Moment) -> Event:
+    waived = planned.action is Action.WAIVE
+    kind = EventKind.INVOICE_VOIDED if waived else EventKind.INVOICE_OPENED
+    data = _why_due(subscription, planned)
+    if planned.rule != catch_up.ON_TIME:
+        data["catch_up"] = {
+            "action": planned.action,
+            "rule": planned.rule,
+            "reason": planned.reason,
+            "at": planned.at.isoformat() if planned.at else None,
+        }
+    return moment.event(kind, **data)
+
+
+def _why_due(subscription: Subscription, planned: Planned) -> dict[str, object]:
+    schedule, period = subscription.schedule, planned.period
+    nth = period.number - subscription.series_start
     return {
-        "rule": f"boundary {period.number} of every {schedule.count} {schedule.unit}",
+        "rule": f"boundary {nth} of every {schedule.count} {schedule.unit}",
         "anchor_at": schedule.anchor.isoformat(),
         "timezone": schedule.tz,
         "period": [period.start.isoformat(), period.end.isoformat()],

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import structlog
+from sqlalchemy import Connection
 
 from billing_worker.domain.attempt import AttemptStatus
 from billing_worker.domain.errors import ConcurrentChange
 from billing_worker.domain.events import Event, EventKind
-from billing_worker.domain.evidence import SaleAnswer
+from billing_worker.domain.evidence import DECLINED_STATUSES, UNPAID_FINAL_STATUSES, SaleAnswer
 from billing_worker.domain.settlement import (
     Case,
     Conclusion,
@@ -18,10 +19,11 @@ from billing_worker.domain.settlement import (
     News,
     NothingSent,
     Postponed,
+    Stated,
     conclude,
 )
 from billing_worker.gateway.port import WireCall
-from billing_worker.persistence import history
+from billing_worker.persistence import cards, claims, history, switches
 from billing_worker.persistence.cases import CaseKey, LockedCases
 from billing_worker.persistence.history import Entry
 from billing_worker.services.ports import Ports
@@ -78,6 +80,7 @@ def _settle_batch(ports: Ports, requests: Sequence[Settle]) -> list[Settled]:
     entries: list[Entry] = []
     with ports.store.transaction() as connection:
         cases = LockedCases(connection, (request.key for request in requests))
+        cases.look_back([request.key for request in requests if _may_decline(request)], now)
         for request in requests:
             before = cases.case(request.key)
             if _is_outdated(before, request):
@@ -90,9 +93,51 @@ def _settle_batch(ports: Ports, requests: Sequence[Settle]) -> list[Settled]:
                 _entry(request.key, event) for event in _with_calls(concluded, request, context)
             ]
             results.append(Settled(concluded.case, concluded.events))
+            said = _carry_out(ports, connection, before, concluded, context)
+            entries += [_entry(request.key, event) for event in said]
         cases.save()
         history.write(connection, entries)
     return results
+
+
+def _may_decline(request: Settle) -> bool:
+    if not isinstance(request.news, Stated):
+        return False
+    return request.news.statement.status in DECLINED_STATUSES | UNPAID_FINAL_STATUSES
+
+
+def _carry_out(
+    ports: Ports, connection: Connection, before: Case, concluded: Conclusion, context: Context
+) -> list[Event]:
+    """What a conclusion means beyond its own rows: for the card, the service, the next invoice."""
+    case = concluded.case
+    said: list[Event] = []
+    if AttemptStatus.DECLINED is case.attempt.status is not before.attempt.status:
+        said += _remember_decline(connection, concluded, context)
+    if reason := concluded.pauses_service:
+        service = ports.gateway.service(case.attempt.money.currency)
+        if switches.pause_service(connection, service, by=context.by, reason=reason,
+                                  now=context.now):  # fmt: skip
+            event = context.event(
+                EventKind.SERVICE_PAUSED, alert=True, service=service, reason=reason
+            )
+            said.append(event)
+    recovering = before.invoice.first_declined_at is not None
+    if recovering and before.invoice.status is not case.invoice.status:
+        claims.stop_waiting(connection, [case.invoice.subscription_id], context.now)
+    return said
+
+
+def _remember_decline(
+    connection: Connection, concluded: Conclusion, context: Context
+) -> list[Event]:
+    card_id = concluded.case.attempt.card_id
+    if card_id is None:
+        return []
+    cards.remember_decline(connection, card_id, context.now, concluded.kills_card)
+    if concluded.kills_card is None:
+        return []
+    return [context.event(EventKind.CARD_UNUSABLE, card_id=card_id, reason=concluded.kills_card)]
 
 
 def _is_outdated(case: Case, request: Settle) -> bool:

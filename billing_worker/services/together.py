@@ -31,6 +31,7 @@ class EachAlone:
 class _Ticket:
     request: Any
     done: bool = False
+    alone: bool = False  # its batch failed, maybe by somebody else's fault: it runs again by itself
     result: Any = None
     error: BaseException | None = None
 
@@ -46,7 +47,7 @@ class GroupCommit:
 
     `work` takes the ports and a list of requests, runs them in one transaction and returns one
     result each. One GroupCommit serves one set of ports. An
-    error before the commit is nobody's but one request's: the batch is run again one by one. An
+    error before the commit is nobody's but one request's: each then runs again by itself. An
     error *of* the commit belongs to all: nobody knows, so nobody may go on.
     """
 
@@ -63,6 +64,9 @@ class GroupCommit:
             with queue.turn:
                 if not ticket.done:
                     self._run_next(work, ports, queue)
+        if ticket.alone:
+            # In its own thread: waiting for the others' runs would cost it the sale's few seconds.
+            return work(ports, [request])[0]
         if ticket.error is not None:
             raise ticket.error
         return ticket.result
@@ -85,7 +89,7 @@ def _run(work: Work, ports: Any, batch: list[_Ticket]) -> None:
             _fail(batch, error)
             return
         for ticket in batch:
-            _run(work, ports, [ticket])
+            ticket.alone = True
     except BaseException as error:
         _fail(batch, error)
         raise

@@ -91,7 +91,7 @@ def redis(tmp_path):
 
 @pytest.fixture
 def installation(postgres_url, redis, tmp_path):
-    sandbox = SandboxGateway(Behaviour(second_sale="charge"), SystemClock().now)
+    sandbox = SandboxGateway(Behaviour(second_sale="charge", slow_seconds=3), SystemClock().now)
     with SandboxServer(sandbox) as server:
         installation = Installation(postgres_url, redis, sandbox, server, tmp_path)
         yield installation

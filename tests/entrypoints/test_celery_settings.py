@@ -8,11 +8,14 @@ import sys
 
 import pytest
 
+from billing_worker.services.command_records import TASKS as COMMAND_TASKS
 from tests.entrypoints.test_config import GOOD
 from tests.support.processes import ROOT, clean_environment
 
 EXPECTED = {
-    "result_backend": None,
+    # Only answers to commands are left there, each a copy of a row; no task leaves a result.
+    "result_backend": GOOD["BILLING_REDIS_URL"],
+    "result_expires": 3600,
     "task_ignore_result": True,
     "task_serializer": "json",
     "accept_content": ["json"],
@@ -55,6 +58,7 @@ print(json.dumps({
               for n, t in ours.items()},
     "schedules": {n: [e["task"], repr(e["schedule"]), e["options"]]
                   for n, e in app.conf.beat_schedule.items()},
+    "routes": app.conf.task_routes,
     "queues": [q.name for q in app.conf.task_queues],
 }, default=str))
 """
@@ -77,6 +81,16 @@ def test_the_live_app_has_the_measured_setting(live, name):
 @pytest.mark.parametrize("name", TRANSPORT)
 def test_the_broker_connection_has_the_measured_option(live, name):
     assert live["transport"][name] == TRANSPORT[name]
+
+
+def test_the_queues_have_plain_names_so_that_any_client_can_write_to_them(live):
+    assert "global_keyprefix" not in live["transport"]
+    assert "billing.commands" in live["queues"]
+
+
+def test_every_command_is_routed_to_the_queue_of_commands(live):
+    assert set(live["routes"]) == set(COMMAND_TASKS) <= set(live["tasks"])
+    assert {route["queue"] for route in live["routes"].values()} == {"billing.commands"}
 
 
 def test_no_task_retries_by_itself_or_acknowledges_late(live):

@@ -46,12 +46,12 @@ def test_every_wire_call_of_a_charge_is_kept_with_its_outcome(world):
     assert calls == [("create", "201"), ("sale", "200"), ("look", "200")]
 
 
-def test_a_declined_invoice_stays_open_with_its_reason_and_is_not_tried_again(world):
+def test_a_declined_invoice_stays_open_with_its_reason_and_the_date_of_its_next_step(world):
     world.subscribe("decline_insufficient_funds")
     world.run_for(6 * HOUR, step=HOUR)
     assert world.attempts() == ["declined"]
     assert world.explain()["reason"] == "declined_soft: insufficient_funds"
-    assert world.explain()["next_attempt_at"] is None
+    assert world.explain()["next_attempt_at"] == "2026-02-02T09:00:00+00:00"
     assert world.debits() == {}
 
 

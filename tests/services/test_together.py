@@ -13,17 +13,26 @@ from billing_worker.services.together import MAX_BATCH, EachAlone, GroupCommit
 
 def test_callers_that_wait_together_share_a_batch_and_get_their_own_answers():
     sizes = []
+    asked = threading.Semaphore(0)
 
     def work(_ports, requests):
+        if not sizes:  # the first batch holds the turn until everybody is waiting
+            for _ in range(100):
+                assert asked.acquire(timeout=5)
+            time.sleep(0.2)
         sizes.append(len(requests))
-        time.sleep(0.02)
         return [request * 2 for request in requests]
 
     group = GroupCommit()
-    with ThreadPoolExecutor(50) as pool:
-        answers = list(pool.map(lambda n: group(work, None, n), range(200)))
-    assert answers == [n * 2 for n in range(200)]
-    assert len(sizes) < 100
+
+    def ask(n):
+        asked.release()
+        return group(work, None, n)
+
+    with ThreadPoolExecutor(100) as pool:
+        answers = list(pool.map(ask, range(100)))
+    assert answers == [n * 2 for n in range(100)]
+    assert len(sizes) < 50
     assert max(sizes) <= MAX_BATCH
 
 

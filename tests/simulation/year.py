@@ -28,7 +28,9 @@ def calm_world(template: bytes, behaviour: Behaviour | None = None) -> World:
     return World(MemoryStore(template, lambda _: None, lambda: ""), behaviour)
 
 
-def subscribe_many(world: World, count: int, rng: random.Random, mix=MIX) -> None:
+def subscribe_many(
+    world: World, count: int, rng: random.Random, mix=MIX, spread_days: int = 30
+) -> None:
     tokens, weights = zip(*mix, strict=True)
     start = world.clock.now()
     records = [
@@ -40,7 +42,9 @@ def subscribe_many(world: World, count: int, rng: random.Random, mix=MIX) -> Non
                 "amount": "9.99",
                 "currency": "USD",
                 "interval": "month",
-                "anchor_at": (start + timedelta(minutes=rng.randrange(30 * 24 * 60))).isoformat(),
+                "anchor_at": (
+                    start + timedelta(minutes=rng.randrange(spread_days * 24 * 60 + 1))
+                ).isoformat(),
             }
         )
         for number in range(count)
@@ -72,8 +76,7 @@ def recovery_times(template: bytes, outage: timedelta, seed: int = 1) -> list[fl
     The gateway takes every sale and answers nobody while the outage lasts.
     """
     world = calm_world(template)
-    subscribe_many(world, OUTAGE_ATTEMPTS, random.Random(seed), (("answer_lost_after", 1),))
-    world.clock.advance(timedelta(days=30))
+    subscribe_many(world, OUTAGE_ATTEMPTS, random.Random(seed), (("answer_lost_after", 1),), 0)
     world.sweep()
     world.deliver()  # everything is sold, no answer arrives
     world.transport.unreachable = True

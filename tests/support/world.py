@@ -28,6 +28,7 @@ from billing_worker.sandbox.gateway import Behaviour, Delivery, SandboxGateway
 from billing_worker.services import overview
 from billing_worker.services.charge import charge_page
 from billing_worker.services.crew import OneByOne
+from billing_worker.services.hosted_look import look_due_pages
 from billing_worker.services.ports import Ports
 from billing_worker.services.reconcile import look_page
 from billing_worker.services.records import parse_record
@@ -158,6 +159,7 @@ class World:
         renew_due(self.ports)
         ring_due(self.ports)
         look_due(self.ports)
+        look_due_pages(self.ports)
 
     def deliver(self, ports: Ports | None = None) -> None:
         while self.bell.messages:
@@ -197,7 +199,9 @@ class World:
 
     def debits(self) -> Counter[str]:
         """Movements of money at the gateway, by our invoice."""
-        return Counter(d.reference_id.rpartition("-a")[0] for d in self.sandbox.ledger)
+        return Counter(
+            d.reference_id.rpartition("-a")[0] or d.reference_id for d in self.sandbox.ledger
+        )
 
     def discrepancies(self) -> list[str]:
         """Every way in which our books and the gateway's ledger disagree."""
@@ -207,7 +211,9 @@ class World:
         return _discrepancies(self.debits(), invoices, attempts, self._debited_attempts())
 
     def _debited_attempts(self) -> set[str]:
-        return {debit.reference_id for debit in self.sandbox.ledger}
+        with self.store.reading() as connection:
+            pages = set(connection.execute(select(tables.hosted_payments.c.reference_id)).scalars())
+        return {debit.reference_id for debit in self.sandbox.ledger} - pages
 
 
 def _discrepancies(

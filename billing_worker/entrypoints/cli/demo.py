@@ -18,6 +18,7 @@ from billing_worker.clock import SystemClock
 from billing_worker.config import load
 from billing_worker.entrypoints.cli.shared import json_option, print_json, print_table
 from billing_worker.entrypoints.local import LocalStack
+from billing_worker.persistence import invoices
 from billing_worker.persistence.migrate import migrate
 from billing_worker.persistence.store import Store
 from billing_worker.persistence.vault import FernetVault
@@ -120,8 +121,7 @@ def _watch(store: Store, stack: LocalStack, *, quiet: bool) -> bool:
     with Progress(console=console, transient=not console.is_terminal) as progress:
         bar = progress.add_task("billing 60 subscriptions", total=decided_in_the_end)
         for _ in range(LONGEST_SECONDS * 5):
-            fates = _fates(store)
-            decided = sum(fates.values()) - fates["unknown"] - fates["open, next attempt dated"]
+            decided = _decided(store)
             progress.update(bar, completed=decided)
             if decided >= decided_in_the_end:
                 return True
@@ -131,13 +131,15 @@ def _watch(store: Store, stack: LocalStack, *, quiet: bool) -> bool:
     return False
 
 
-def _fates(store: Store) -> Counter[str]:
+def _decided(store: Store) -> int:
+    """Invoices whose newest attempt has ended, or that wait without one."""
     with store.reading() as connection:
-        invoices = overview.status(connection, SystemClock().now())["invoices"]
-    counts: Counter[str] = Counter()
-    for line in invoices:
-        counts[line["fate"]] += line["count"]
-    return counts
+        return sum(
+            row.invoices
+            for row in invoices.summary(connection)
+            if row.attempt_status not in {None, "prepared", "submitted"}
+            or (row.attempt_status is None and row.waits)
+        )
 
 
 def _compare(store: Store, sandbox: SandboxGateway) -> dict[str, Any]:
@@ -185,4 +187,4 @@ def _print(result: dict[str, Any]) -> None:
     click.echo(f"  {us} status")
     click.echo(f"  {us} explain demo-45-p0     # an answer that was lost, and found")
     click.echo(f"  {us} subscriptions show demo-39")
-    click.echo(f"  {us} up                     # the same, kept running")
+    click.echo(f"  {us} up --folder {result['folder']}  # kept running")

@@ -80,7 +80,11 @@ def print_status(data: dict[str, Any]) -> None:
     if data["oldest_unknown_seconds"] is not None:
         click.echo(f"Oldest unknown outcome: {data['oldest_unknown_seconds']:.0f} s old.")
     if not data["sales_on"]:
-        click.echo("SALES ARE STOPPED: `billing-worker sales start` sends them again.")
+        click.echo(
+            "SALES ARE STOPPED: `billing-worker sales start --reason TEXT` sends them again."
+        )
+    for service, reason in data["paused_services"].items():
+        click.echo(f"PAUSED {service}: {reason}. `sales start --service {service}` resumes it.")
     for alert in data["alerts"]:
         click.echo(f"ALERT {alert['at']} {alert['kind']} {alert['invoice'] or ''} {alert['data']}")
 
@@ -128,13 +132,24 @@ def _print_explanation(data: dict[str, Any]) -> None:
 @click.argument("action", type=click.Choice(["stop", "start"]))
 @click.option("--reason", required=True, help="Kept in the history.")
 @click.option("--by", default=getpass.getuser, help="Who decides; default: the system user.")
-def sales(action: str, reason: str, by: str) -> None:
-    """Stop or start sending sales, everywhere, from the next commit on."""
+@click.option("--service", help="Only this service, such as payment_card_usd_hpp.")
+def sales(action: str, reason: str, by: str, service: str | None) -> None:
+    """Stop or start sending sales, everywhere, from the next commit on.
+
+    A service is paused by itself when the gateway refuses our configuration: start it again here
+    once that is mended.
+    """
     now = SystemClock().now()
     on = action == "start"
     with open_store(settings_for(*config.DATABASE)) as store, store.transaction() as connection:
-        switches.turn_sales(connection, on=on, by=by, reason=reason, now=now)
-        said = Event(EventKind.SALES_SWITCHED, now, f"operator:{by}", {"on": on, "reason": reason})
+        if service is None:
+            switches.turn_sales(connection, on=on, by=by, reason=reason, now=now)
+        elif on:
+            switches.resume_service(connection, service)
+        else:
+            switches.pause_service(connection, service, by=by, reason=reason, now=now)
+        data = {"on": on, "reason": reason, "service": service}
+        said = Event(EventKind.SALES_SWITCHED, now, f"operator:{by}", data)
         history.write(connection, [Entry(said)])
     click.echo("Sales are sent." if on else "Sales are stopped: prepared charges wait.")
 

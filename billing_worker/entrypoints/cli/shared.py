@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
-from billing_worker.config import DATABASE, Settings, load
+from billing_worker.config import DATABASE, GATEWAY, VAULT, Settings, load
 from billing_worker.persistence.migrate import current_revision, newest_revision
 from billing_worker.persistence.store import Store
+from billing_worker.services.ports import Ports
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, nothing else.")
 
@@ -66,6 +68,19 @@ def _revision(store: Store, url: str) -> str | None:
 def _first_line(error: SQLAlchemyError) -> str:
     cause = getattr(error, "orig", None) or error
     return str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+
+
+@contextmanager
+def open_ports(*needs: str) -> Iterator[tuple[Ports, Settings]]:
+    """All that a use case needs that calls the gateway; it rings for nobody."""
+    from billing_worker.bootstrap import build_ports  # noqa: PLC0415 - the gateway client is slow
+    from billing_worker.entrypoints.bell import SilentBell  # noqa: PLC0415
+
+    settings = settings_for(*DATABASE, *GATEWAY, *VAULT, *needs)
+    open_store(settings).close()  # says in words what is wrong with the database
+    ports, _ = build_ports(settings, SilentBell())
+    with ports.store:
+        yield ports, settings
 
 
 def shown_url(url: str) -> str:

@@ -1,13 +1,22 @@
 from __future__ import annotations
 
 import getpass
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
+from sqlalchemy import Row
 
 from billing_worker import config
 from billing_worker.clock import SystemClock
+from billing_worker.entrypoints.cli import lifecycle
+from billing_worker.entrypoints.cli.dunning import dunning
 from billing_worker.entrypoints.cli.shared import (
     json_option,
     open_store,
@@ -15,10 +24,13 @@ from billing_worker.entrypoints.cli.shared import (
     print_table,
     settings_for,
 )
-from billing_worker.entrypoints.import_file import ImportReport, import_file
+from billing_worker.entrypoints.import_file import ImportReport, Progress, import_file
 from billing_worker.persistence import subscriptions as stored
+from billing_worker.persistence.rows import subscription_from
+from billing_worker.persistence.store import Store
 from billing_worker.persistence.vault import FernetVault
-from billing_worker.services import overview
+from billing_worker.services import adoption, overview
+from billing_worker.services.stored_records import record_from, why_left_out
 
 SHOWN_FAULTS = 20
 PAGE = 1_000
@@ -26,21 +38,30 @@ PAGE = 1_000
 
 @click.group()
 def subscriptions() -> None:
-    """Import, list and show subscriptions."""
+    """Import, list, show and change subscriptions."""
+
+
+for _command in (*lifecycle.COMMANDS, dunning):
+    subscriptions.add_command(_command)
 
 
 @subscriptions.command("import")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--dry-run", is_flag=True, help="Check everything, write nothing.")
+@click.option(
+    "--armed/--held",
+    default=True,
+    help="Held ones are not billed before `subscriptions arm`.  [default: armed]",
+)
 @json_option
-def import_(file: Path, *, dry_run: bool, as_json: bool) -> None:
+def import_(file: Path, *, dry_run: bool, armed: bool, as_json: bool) -> None:
     """Import subscriptions from JSON Lines, or CSV if FILE ends in .csv.
 
     Idempotent by reference_id. A bad line is reported with its number and field, the good ones
     are imported, and the exit status is then 1.
     """
     settings = settings_for(*config.DATABASE, *config.VAULT)
-    with open_store(settings) as store:
+    with open_store(settings) as store, _progress_bar(file) as progress:
         report = import_file(
             file,
             store,
@@ -48,6 +69,8 @@ def import_(file: Path, *, dry_run: bool, as_json: bool) -> None:
             SystemClock(),
             by=f"import:{getpass.getuser()}",
             dry_run=dry_run,
+            held=not armed,
+            progress=progress,
         )
     if as_json:
         print_json(report.as_dict())
@@ -55,6 +78,20 @@ def import_(file: Path, *, dry_run: bool, as_json: bool) -> None:
         _print_report(report, dry_run=dry_run)
     if report.faults:
         raise SystemExit(1)
+
+
+@contextmanager
+def _progress_bar(file: Path) -> Iterator[Progress]:
+    """On stderr if that is a terminal, and nothing otherwise."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console  # noqa: PLC0415 - only for a terminal
+    from rich.progress import Progress as Bar  # noqa: PLC0415
+
+    with Bar(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(f"importing {file.name}", total=file.stat().st_size)
+        yield lambda done: bar.update(task, completed=done)
 
 
 def _print_report(report: ImportReport, *, dry_run: bool) -> None:
@@ -67,6 +104,66 @@ def _print_report(report: ImportReport, *, dry_run: bool) -> None:
     click.echo(
         f"{report.added} {verb}, {report.unchanged} unchanged, {report.bad_lines} line(s) refused."
     )
+    for currency, total in report.totals().items():
+        click.echo(f"  {total['count']} in {currency}, together {total['amount']} a period")
+
+
+@subscriptions.command()
+@click.argument("references", nargs=-1, metavar="[REFERENCE]...")
+@click.option("--all", "everything", is_flag=True, help="Every subscription that is held.")
+@json_option
+def arm(references: tuple[str, ...], *, everything: bool, as_json: bool) -> None:
+    """Let subscriptions be billed that were imported with --held."""
+    if everything == bool(references):
+        raise click.UsageError("give either references or --all")
+    by = f"operator:{getpass.getuser()}"
+    with open_store(settings_for(*config.DATABASE)) as store:
+        if everything:
+            result = adoption.arm_all(store, SystemClock(), by=by)
+        else:
+            result = adoption.arm(store, SystemClock(), references, by=by)
+    if as_json:
+        print_json(asdict(result))
+    else:
+        for reference, reason in result.refused.items():
+            click.echo(f"{reference}: {reason}", err=True)
+        click.echo(f"{result.armed} armed.")
+    if result.refused:
+        raise SystemExit(1)
+
+
+@subscriptions.command()
+@click.option("--with-tokens", is_flag=True, help="Write card tokens in clear: keep it safe.")
+def export(*, with_tokens: bool) -> None:
+    """Write every subscription that is still billed as JSON Lines, as `import` reads them.
+
+    Without --with-tokens cards have no token, and `import` refuses them. What must not be billed
+    again (paused, cancelled, suspended …) is left out, and counted on stderr.
+    """
+    settings = settings_for(*config.DATABASE, *(config.VAULT if with_tokens else ()))
+    vault = FernetVault(settings.vault_keys) if with_tokens else None
+    left_out: Counter[str] = Counter()
+    with open_store(settings) as store:
+        for row in _every_whole_row(store):
+            if reason := why_left_out(subscription_from(row)):
+                left_out[reason] += 1
+            else:
+                record = record_from(row, vault).as_json(with_token=with_tokens)
+                click.echo(json.dumps(record, ensure_ascii=False))
+    for reason, count in sorted(left_out.items()):
+        click.echo(f"left out: {count} {reason}", err=True)
+
+
+def _every_whole_row(store: Store) -> Iterator[Row[Any]]:
+    """Page by page, each read by itself: a million rows in bounded memory, no long transaction."""
+    last_id = 0
+    while True:
+        with store.reading() as connection:
+            page = stored.whole_page(connection, last_id, PAGE)
+        yield from page
+        if not page:
+            return
+        last_id = page[-1].id
 
 
 @subscriptions.command("list")

@@ -11,14 +11,14 @@ from billing_worker.entrypoints.cli.shared import settings_for
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535))
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64))
 def web(host: str, port: int, workers: int) -> None:
-    """Serve /health/live and /health/ready under gunicorn."""
+    """Serve callbacks, pay pages and health under gunicorn."""
     # Imported here because only this command serves.
     from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped] # noqa: PLC0415
 
     from billing_worker import logs  # noqa: PLC0415
     from billing_worker.entrypoints.web import create_app  # noqa: PLC0415
 
-    settings = settings_for(*config.DATABASE, *config.REDIS)
+    settings = settings_for(*config.WEB)
     logs.configure()
 
     class Server(BaseApplication):  # type: ignore[misc] # gunicorn ships no types

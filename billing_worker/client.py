@@ -1,0 +1,306 @@
+"""For other services: asks the billing worker to do things. Needs Celery and nothing else of ours.
+
+    from billing_worker.client import BillingClient
+
+    billing = BillingClient("redis://redis:6379/0")
+    sent = billing.pause(reference_id="pause-7781", subscription="sub-1", why="holiday")
+    sent.answer(timeout=10)  # {"status": "done", "errors": [], "subscription": {…}}
+
+`reference_id` is your own key for the command: sent again, it is carried out once. A command is
+certain when it is answered; without an answer send the same one again. See docs/commands.md.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import chain, repeat
+from typing import Any, Final, Literal, NotRequired, TypedDict, cast
+
+from celery import Celery
+from celery.result import AsyncResult
+
+QUEUE: Final = "billing.commands"
+
+_EAGER_WAITS = (0.01, 0.02, 0.05, 0.1)
+_PATIENT_WAIT = 0.2
+
+Interval = Literal["day", "week", "month", "quarter", "year"]
+
+
+class Customer(TypedDict):
+    reference_id: str
+    name: NotRequired[str | None]
+    email: NotRequired[str | None]
+
+
+class Card(TypedDict):
+    token: str
+    mask: NotRequired[str | None]
+    brand: NotRequired[str | None]
+    expiry_month: NotRequired[int | None]
+    expiry_year: NotRequired[int | None]
+
+
+class Error(TypedDict):
+    field: str
+    reason: str
+
+
+class Answer(TypedDict):
+    """What became of a command; what else is in it depends on the command."""
+
+    status: Literal["done", "unchanged", "refused", "failed"]
+    errors: list[Error]
+    subscription: NotRequired[dict[str, Any]]
+    invoice: NotRequired[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    id: str
+    """Celery's task id: `billing-worker commands --message ID` shows what became of it."""
+
+    _result: AsyncResult[Any] = field(repr=False)
+
+    def answer(self, timeout: float) -> Answer:
+        """Wait for the answer. Raises TimeoutError after `timeout` seconds: then nothing is known,
+        and sending the same command again is the way to learn.
+        """
+        # Asked for, not subscribed to: a subscription does not outlive a restart of Redis.
+        deadline = time.monotonic() + timeout
+        for wait in chain(_EAGER_WAITS, repeat(_PATIENT_WAIT)):
+            if self._result.ready():
+                return cast("Answer", self._result.result)
+            if time.monotonic() > deadline:
+                break
+            time.sleep(wait)
+        raise TimeoutError(f"no answer to {self.id} within {timeout} s")
+
+
+class BillingClient:
+    def __init__(self, broker_url: str, *, answers: bool = True) -> None:
+        """`answers=False` for a sender that never waits: then no answer is left in Redis."""
+        self._wants_answers = answers
+        self._app = Celery("billing_client", set_as_current=False)
+        self._app.conf.update(
+            broker_url=broker_url,
+            task_serializer="json",
+            # A sender must not hang on a broker that is away.
+            broker_transport_options={"socket_timeout": 5, "socket_connect_timeout": 3},
+        )
+        # An application of its own: one with a result backend subscribes with every send.
+        self._answers = Celery("billing_answers", set_as_current=False)
+        self._answers.conf.update(
+            result_backend=broker_url if answers else None,
+            accept_content=["json"],
+            redis_socket_timeout=5,
+            redis_socket_connect_timeout=3,
+        )
+
+    def subscribe(
+        self,
+        *,
+        reference_id: str,
+        customer: Customer,
+        card: Card | None,
+        amount: str,
+        currency: str,
+        interval: Interval,
+        anchor_at: datetime,
+        interval_count: int = 1,
+        timezone: str = "UTC",
+        trial_end: datetime | None = None,
+        paid_through: datetime | None = None,
+        ends_after_periods: int | None = None,
+        description: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Sent:
+        """`amount` is decimal text in major units: "9.99". Datetimes need a time zone."""
+        return self._send(
+            "billing.subscribe",
+            {
+                "reference_id": reference_id,
+                "customer": customer,
+                "card": card,
+                "amount": amount,
+                "currency": currency,
+                "interval": interval,
+                "interval_count": interval_count,
+                "anchor_at": _instant(anchor_at),
+                "timezone": timezone,
+                "trial_end": _instant(trial_end),
+                "paid_through": _instant(paid_through),
+                "ends_after_periods": ends_after_periods,
+                "description": description,
+                "metadata": dict(metadata or {}),
+            },
+        )
+
+    def change_subscription(
+        self,
+        *,
+        reference_id: str,
+        subscription: str,
+        amount: str | None = None,
+        currency: str | None = None,
+        interval: Interval | None = None,
+        interval_count: int | None = None,
+        description: str | None = None,
+        catch_up: str | None = None,
+        by: str | None = None,
+        why: str | None = None,
+    ) -> Sent:
+        """New terms from the next period on; what is None stays."""
+        changes = {
+            "amount": amount,
+            "currency": currency,
+            "interval": interval,
+            "interval_count": interval_count,
+            "description": description,
+            "catch_up": catch_up,
+        }
+        return self._about(
+            "billing.change_subscription", reference_id, subscription, by, why, **changes
+        )
+
+    def pause(
+        self,
+        *,
+        reference_id: str,
+        subscription: str,
+        by: str | None = None,
+        why: str | None = None,
+    ) -> Sent:
+        return self._about("billing.pause", reference_id, subscription, by, why)
+
+    def resume(
+        self,
+        *,
+        reference_id: str,
+        subscription: str,
+        shift_anchor: bool,
+        by: str | None = None,
+        why: str | None = None,
+    ) -> Sent:
+        """`shift_anchor`: later dates by the time of the pause; otherwise the calendar stays."""
+        return self._about(
+            "billing.resume", reference_id, subscription, by, why, shift_anchor=shift_anchor
+        )
+
+    def cancel(
+        self,
+        *,
+        reference_id: str,
+        subscription: str,
+        at_period_end: bool,
+        by: str | None = None,
+        why: str | None = None,
+    ) -> Sent:
+        return self._about(
+            "billing.cancel", reference_id, subscription, by, why, at_period_end=at_period_end
+        )
+
+    def replace_card(
+        self,
+        *,
+        reference_id: str,
+        subscription: str,
+        card: Card,
+        by: str | None = None,
+        why: str | None = None,
+    ) -> Sent:
+        return self._about("billing.replace_card", reference_id, subscription, by, why, card=card)
+
+    def charge_once(
+        self,
+        *,
+        reference_id: str,
+        customer: Customer,
+        amount: str,
+        currency: str,
+        card: Card | None = None,
+        description: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Sent:
+        """`reference_id` also names the charge. Without a card the customer's newest is charged."""
+        return self._send(
+            "billing.charge_once",
+            {
+                "reference_id": reference_id,
+                "customer": customer,
+                "card": card,
+                "amount": amount,
+                "currency": currency,
+                "description": description,
+                "metadata": dict(metadata or {}),
+            },
+        )
+
+    def start_tokenisation(
+        self,
+        *,
+        reference_id: str,
+        customer: Customer,
+        amount: str | None = None,
+        currency: str | None = None,
+        invoice: str | None = None,
+        phone: str | None = None,
+        description: str | None = None,
+        return_url: str | None = None,
+    ) -> Sent:
+        """A page where the customer enters a card and pays `amount`, or what `invoice` asks for."""
+        return self._send(
+            "billing.start_tokenisation",
+            {
+                "reference_id": reference_id,
+                "customer": customer,
+                "amount": amount,
+                "currency": currency,
+                "invoice": invoice,
+                "phone": phone,
+                "description": description,
+                "return_url": return_url,
+            },
+        )
+
+    def start_checkout(
+        self, *, reference_id: str, invoice: str, return_url: str | None = None
+    ) -> Sent:
+        """A page where the customer pays an open invoice with the card on file."""
+        return self._send(
+            "billing.start_checkout",
+            {"reference_id": reference_id, "invoice": invoice, "return_url": return_url},
+        )
+
+    def _about(
+        self,
+        task: str,
+        reference_id: str,
+        subscription: str,
+        by: str | None,
+        why: str | None,
+        **details: Any,
+    ) -> Sent:
+        record = {"reference_id": reference_id, "subscription": subscription, "by": by, "why": why}
+        return self._send(task, record | details)
+
+    def _send(self, task: str, record: Mapping[str, Any]) -> Sent:
+        result = self._app.send_task(
+            task,
+            args=[record],
+            queue=QUEUE,
+            ignore_result=not self._wants_answers,
+            argsrepr="(a record)",  # Celery would copy the card token into a header that is logged.
+        )
+        return Sent(str(result.id), self._answers.AsyncResult(result.id))
+
+
+def _instant(moment: datetime | None) -> str | None:
+    if moment is None:
+        return None
+    if moment.utcoffset() is None:
+        raise ValueError(f"{moment!r} needs a time zone")
+    return moment.isoformat()

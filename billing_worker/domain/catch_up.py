@@ -1,0 +1,262 @@
+"""What becomes of the periods that are due, above all when they are late.
+
+    due periods ──decide──▶ collect │ waive │ hold ──place──▶ the date of each debit
+
+A period on time is charged at once, at its agreed date. Whatever is late (an outage, an import, a
+clock) goes by the subscription's policy, and no customer is debited twice in one go: late debits
+keep a distance to every other debit of that *customer*, over all of their subscriptions, made,
+dated, or coming up on an agreed date (https://github.com/getlago/lago-api/pull/5935 took back a
+catch-up that had no such rule).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from billing_worker.domain import lifecycle
+from billing_worker.domain.catch_up_policy import CatchUp, Policy
+from billing_worker.domain.subscription import BILLABLE, DuePeriod, Subscription, open_next_period
+
+LATE_AFTER = timedelta(hours=1)
+"""Sweeps run every few seconds. A deploy or a failover is no outage; an hour is."""
+
+AGE_CAP = timedelta(days=62)
+"""Two of the longest months. A debit for something older surprises whoever pays it, and disputes
+of it are won: nothing is collected that is older on its day, unless a named person says so
+(https://github.com/eileenmcnaughton/nz.co.fuzion.omnipaymultiprocessor/issues/199).
+"""
+
+SHORTEST_GAP = timedelta(days=1)
+"""Between late debits of one customer, where the policy names no distance."""
+
+HELD = "catch_up."
+"""How every rule here begins, and so the reason of an open invoice that waits for a person."""
+
+MAX_PERIODS = 1_000
+"""Of one subscription in one go; the next sweep continues."""
+
+ON_TIME = "on_time"
+
+_TRIES = 200
+
+
+class Action(StrEnum):
+    COLLECT = "collect"
+    WAIVE = "waive"
+    HOLD = "hold"
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What becomes of one due period."""
+
+    period: DuePeriod
+    action: Action
+    rule: str  # which rule decided: ON_TIME, "catch_up.collect_all" …
+    reason: str | None  # for a person, when it is not simply charged now
+    at: datetime | None = None  # when it is debited; None unless collected
+
+
+@dataclass(frozen=True, slots=True)
+class Diary:
+    """Everything about one customer that late debits keep their distance to."""
+
+    debits: tuple[datetime, ...] = ()  # made a short while ago, or dated
+    calendars: tuple[Subscription, ...] = ()  # billable: their coming dates are agreed
+
+    def with_debit(self, at: datetime) -> Diary:
+        return replace(self, debits=(*self.debits, at))
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    before: Subscription
+    planned: tuple[Planned, ...]  # oldest first
+    after: Subscription  # moved past them; still due if there were more than MAX_PERIODS
+    diary: Diary  # with the new debits
+
+
+def on_time(period: DuePeriod, now: datetime) -> Planned:
+    """Charged at once, at its agreed date."""
+    return Planned(period, Action.COLLECT, ON_TIME, None, now)
+
+
+def is_late(subscription: Subscription, now: datetime) -> bool:
+    """Whether the plan depends on the policy, and on what else the customer pays."""
+    start = subscription.next_billing_at
+    return start is not None and now - start > LATE_AFTER
+
+
+def plan(
+    subscription: Subscription,
+    now: datetime,
+    diary: Diary,
+    policy: Policy | None = None,
+    age_cap: timedelta = AGE_CAP,
+) -> Plan:
+    """Decide about every due period. `policy` overrides the subscription's own."""
+    policy = policy or subscription.catch_up
+    periods, after = _due_periods(subscription, now)
+    complete = after.next_billing_at is None or after.next_billing_at > now
+    latest = periods[-1] if periods and complete else None
+    planned, diary = _decided(periods, latest, policy, now, diary, age_cap)
+    return Plan(subscription, planned, after, diary)
+
+
+def plan_held(
+    held: Sequence[DuePeriod],
+    subscription: Subscription,
+    now: datetime,
+    diary: Diary,
+    policy: Policy,
+    age_cap: timedelta = AGE_CAP,
+) -> tuple[tuple[Planned, ...], Diary]:
+    """Decide anew about periods on hold (oldest first), now that a person has named a policy."""
+    newest = subscription.next_period - 1
+    latest = held[-1] if held[-1].number == newest and not _is_due(subscription, now) else None
+    return _decided(held, latest, policy, now, diary, age_cap)
+
+
+def _decided(
+    periods: Sequence[DuePeriod],
+    latest: DuePeriod | None,
+    policy: Policy,
+    now: datetime,
+    diary: Diary,
+    age_cap: timedelta,
+) -> tuple[tuple[Planned, ...], Diary]:
+    planned: list[Planned] = []
+    for period in periods:
+        decided = decide(policy, period, now, is_latest=period is latest, age_cap=age_cap)
+        if decided.action is Action.COLLECT:
+            decided = place(decided, policy, now, diary)
+            if decided.at is not None and decided.at - period.start > age_cap:
+                decided = _too_old(period, age_cap)  # by the time it would be its turn
+            else:
+                diary = diary.with_debit(decided.at or now)
+        planned.append(decided)
+    return tuple(planned), diary
+
+
+def _due_periods(subscription: Subscription, now: datetime) -> tuple[list[DuePeriod], Subscription]:
+    periods: list[DuePeriod] = []
+    while len(periods) < MAX_PERIODS and _is_due(subscription, now):
+        if cancellation_is_due(subscription):
+            return periods, lifecycle.cancelled(subscription)
+        period, subscription = open_next_period(subscription, now)
+        periods.append(period)
+    return periods, subscription
+
+
+def _is_due(subscription: Subscription, now: datetime) -> bool:
+    return subscription.next_billing_at is not None and subscription.next_billing_at <= now
+
+
+def cancellation_is_due(subscription: Subscription) -> bool:
+    """Whether the cancellation stands before the next period."""
+    start, cancels_at = subscription.next_billing_at, subscription.cancels_at
+    return start is not None and cancels_at is not None and start >= cancels_at
+
+
+# --- which periods ---------------------------------------------------------------------------
+
+
+def decide(
+    policy: Policy,
+    period: DuePeriod,
+    now: datetime,
+    *,
+    is_latest: bool,
+    age_cap: timedelta = AGE_CAP,
+) -> Planned:
+    """What the policy says about one due period, without a date."""
+    age = now - period.start
+    if is_latest and age <= LATE_AFTER:
+        return Planned(period, Action.COLLECT, ON_TIME, None)
+    rule = f"{HELD}{policy.rule}"
+    if policy.rule is CatchUp.HOLD:
+        return Planned(period, Action.HOLD, rule, f"{rule}: late, and a person is to decide")
+    if policy.rule is CatchUp.COLLECT_LATEST and not is_latest:
+        reason = f"waived by {rule}: missed, and a later period is collected"
+        return Planned(period, Action.WAIVE, rule, reason)
+    if policy.rule is CatchUp.FORGIVE_OLDER_THAN and age > timedelta(days=policy.days or 0):
+        reason = f"waived by {rule}: older than {policy.days} days"
+        return Planned(period, Action.WAIVE, rule, reason)
+    if age > age_cap:
+        return _too_old(period, age_cap)
+    return Planned(period, Action.COLLECT, rule, None)
+
+
+def _too_old(period: DuePeriod, age_cap: timedelta) -> Planned:
+    rule = f"{HELD}age_cap"
+    reason = f"{rule}: older than {age_cap.days} days when it would be debited"
+    return Planned(period, Action.HOLD, rule, reason)
+
+
+# --- when ------------------------------------------------------------------------------------
+
+
+def place(planned: Planned, policy: Policy, now: datetime, diary: Diary) -> Planned:
+    """Date a debit."""
+    if planned.rule == ON_TIME:
+        return replace(planned, at=now)
+    gap = SHORTEST_GAP
+    if policy.rule is CatchUp.COLLECT_ALL:
+        gap = timedelta(days=policy.days or 0)
+    at = _free_moment(now, gap, diary)
+    reason = f"{planned.rule}: {gap.days} day(s) between debits" if at > now else None
+    return replace(planned, at=at, reason=reason)
+
+
+def _free_moment(now: datetime, gap: timedelta, diary: Diary) -> datetime:
+    """The first moment from `now` on that keeps the distance to everything in the diary.
+
+    Agreed dates of several subscriptions may leave no room at all. Then the debits alone count.
+    """
+    at = now
+    for _ in range(_TRIES):
+        free = _after_clash(at, now, gap, diary)
+        if free is None:
+            return at
+        at = free
+    return _free_moment(now, gap, replace(diary, calendars=()))
+
+
+def _after_clash(at: datetime, now: datetime, gap: timedelta, diary: Diary) -> datetime | None:
+    """When the first thing found too close to `at` lets go of it, or None."""
+    for debit in diary.debits:
+        if abs(at - debit) < gap:
+            return debit + gap
+    for subscription in diary.calendars:
+        for date, room in _agreed_dates_around(subscription, at, now, gap):
+            if abs(at - date) < room:
+                return date + room
+    return None
+
+
+def _agreed_dates_around(
+    subscription: Subscription, at: datetime, now: datetime, gap: timedelta
+) -> Iterator[tuple[datetime, timedelta]]:
+    """The agreed dates on both sides of `at`, each with the distance to keep: `gap`, or half the
+    period where that is shorter, or there would be no moment left between two daily debits.
+    """
+    if subscription.status not in BILLABLE:
+        return
+    number = subscription.series_start + subscription.schedule.period_at(at)
+    start, end = subscription.period(number)
+    room = min(gap, (end - start) / 2)
+    for candidate, date in ((number, start), (number + 1, end)):
+        if _will_be_charged(subscription, candidate, date) and now - date <= LATE_AFTER:
+            yield date, room
+
+
+def _will_be_charged(subscription: Subscription, number: int, start: datetime) -> bool:
+    last, cancels_at = subscription.ends_after_periods, subscription.cancels_at
+    return (
+        number >= subscription.next_period
+        and (last is None or number < last)
+        and (cancels_at is None or start < cancels_at)
+    )

@@ -1,0 +1,57 @@
+"""What the merchant chose to do about periods that nobody billed in time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from billing_worker.domain.errors import InvalidInput
+
+MAX_DAYS = 365
+
+
+class CatchUp(StrEnum):
+    COLLECT_LATEST = "collect_latest"  # The latest period is collected, earlier ones are waived.
+    COLLECT_ALL = "collect_all"  # All are, with at least `days` between debits of one customer.
+    FORGIVE_OLDER_THAN = "forgive_older_than"  # What is older than `days` is waived.
+    HOLD = "hold"  # Nothing that is late is collected before a person has decided.
+
+
+WITH_DAYS = frozenset({CatchUp.COLLECT_ALL, CatchUp.FORGIVE_OLDER_THAN})
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Raises InvalidInput on `catch_up` for an unknown rule, or `days` missing, wrong or useless."""
+
+    rule: CatchUp
+    days: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.rule not in WITH_DAYS:
+            if self.days is not None:
+                raise InvalidInput("catch_up", f"{self.rule} takes no days")
+        elif type(self.days) is not int or not 1 <= self.days <= MAX_DAYS:
+            raise InvalidInput("catch_up", f"{self.rule} needs days, from 1 to {MAX_DAYS}")
+
+    @classmethod
+    def parse(cls, text: str) -> Policy:
+        """Read "hold", "collect_latest", "collect_all:3" or "forgive_older_than:7"."""
+        name, colon, days = text.partition(":")
+        if name not in set(CatchUp):
+            raise InvalidInput("catch_up", f"must be one of {', '.join(CatchUp)}")
+        if colon and not (days.isascii() and days.isdigit() and len(days) <= len(str(MAX_DAYS))):
+            raise InvalidInput("catch_up", "days must be a whole number, as in collect_all:3")
+        return cls(CatchUp(name), int(days) if colon else None)
+
+    def __str__(self) -> str:
+        return str(self.rule) if self.days is None else f"{self.rule}:{self.days}"
+
+
+DEFAULT_POLICY = Policy(CatchUp.COLLECT_LATEST)
+"""One debit, for the period the customer is in: what they expect to pay today, and no more.
+
+Collecting every missed period at once is what peers had to take back
+(https://github.com/getlago/lago-api/pull/5935), and holding would stop the whole book after each
+outage. An outage shorter than the interval waives nothing.
+"""

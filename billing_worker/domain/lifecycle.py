@@ -1,0 +1,141 @@
+"""What people may do to a subscription, and what follows for its periods.
+
+Callers open what is already due before they ask: a decision is about periods that have not begun.
+There is no proration. A change never touches a period that has begun; what was paid is kept, and
+the next period simply has the new terms. All functions raise InvalidInput on `status` for what
+the subscription's state does not allow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from billing_worker.domain.calendar import Interval, Schedule
+from billing_worker.domain.errors import InvalidInput
+from billing_worker.domain.money import Money
+from billing_worker.domain.subscription import (
+    BILLABLE,
+    Subscription,
+    SubscriptionStatus,
+    move,
+)
+
+_S = SubscriptionStatus
+OVER = frozenset({_S.CANCELLED, _S.ENDED})
+
+
+def changed(subscription: Subscription, *, money: Money, interval: Interval) -> Subscription:
+    """New terms from the next period on.
+
+    Another interval starts a new series, anchored at the start of the next period: its dates
+    cannot be counted from the old anchor. Another amount or currency leaves the calendar alone,
+    because moving the anchor to a month's end that was cut would drift for good (31st -> 28th).
+    """
+    _require(subscription, set(_S) - OVER)
+    after = replace(subscription, money=money)
+    if interval == subscription.schedule.interval:
+        return after
+    return _new_series(after, subscription.start_of(subscription.next_period), interval)
+
+
+def paused(subscription: Subscription, now: datetime) -> Subscription:
+    """No period becomes due until `resumed`."""
+    _require(subscription, BILLABLE)
+    if subscription.cancels_at is not None:
+        raise InvalidInput("status", "is about to be cancelled: withdraw the cancellation first")
+    if subscription.next_billing_at is None:
+        raise InvalidInput("status", "is held since its import: nothing becomes due anyway")
+    return replace(
+        subscription,
+        status=move(subscription.status, _S.PAUSED),
+        next_billing_at=None,
+        paused_at=now,
+        paused_from=subscription.status,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    subscription: Subscription
+    skipped: range  # numbers of the periods that fell into the pause: never due, never billed
+
+
+def resumed(subscription: Subscription, now: datetime, *, shift: bool, owes: bool) -> Resumed:
+    """Go on, in one of two ways, which the caller chooses.
+
+    `shift`: the next period begins later by exactly the time that was paused, and is the new
+    anchor, so that what was paid for is used up. Otherwise the calendar stays, and periods that
+    would have begun during the pause are skipped: they count towards `ends_after_periods`, and
+    service from now to the next boundary is free.
+    """
+    _require(subscription, {_S.PAUSED})
+    paused_for = now - (subscription.paused_at or now)
+    after = _unpaused(replace(subscription, status=_after_pause(subscription, owes=owes)))
+    following = subscription.next_period
+    if shift and paused_for > timedelta(0):
+        start = subscription.start_of(following) + paused_for
+        after = _new_series(after, start, subscription.schedule.interval)
+    else:
+        following = max(following, subscription.first_number_from(now))
+    last = subscription.ends_after_periods
+    if last is not None and following >= last:
+        over = replace(ended(subscription), next_period=last)
+        return Resumed(over, range(subscription.next_period, last))
+    after = replace(after, next_period=following, next_billing_at=after.start_of(following))
+    return Resumed(after, range(subscription.next_period, following))
+
+
+def cancelled(subscription: Subscription) -> Subscription:
+    """Over, now: nothing becomes due, and nothing that is open may be charged."""
+    return _closed(subscription, _S.CANCELLED)
+
+
+def ended(subscription: Subscription) -> Subscription:
+    """Over, now, but what has become due is still owed and collected."""
+    return _closed(subscription, _S.ENDED)
+
+
+def cancelling(subscription: Subscription) -> Subscription:
+    """To be cancelled when the next period would begin.
+
+    A subscription for which no period is to begin (paused, suspended) is cancelled at once.
+    """
+    _require(subscription, set(_S) - OVER)
+    if subscription.next_billing_at is None:
+        return cancelled(subscription)
+    return replace(subscription, cancels_at=subscription.next_billing_at)
+
+
+def keeping(subscription: Subscription) -> Subscription:
+    """Withdraw a cancellation that has not taken effect."""
+    _require(subscription, set(_S) - OVER)
+    return replace(subscription, cancels_at=None)
+
+
+def _closed(subscription: Subscription, status: SubscriptionStatus) -> Subscription:
+    _require(subscription, set(_S) - OVER)
+    status = move(subscription.status, status)
+    return _unpaused(replace(subscription, status=status, next_billing_at=None, cancels_at=None))
+
+
+def _unpaused(subscription: Subscription) -> Subscription:
+    return replace(subscription, paused_at=None, paused_from=None)
+
+
+def _after_pause(subscription: Subscription, *, owes: bool) -> SubscriptionStatus:
+    if owes:
+        return move(subscription.status, _S.PAST_DUE)
+    trialing = subscription.paused_from is _S.TRIALING
+    return move(subscription.status, _S.TRIALING if trialing else _S.ACTIVE)
+
+
+def _new_series(subscription: Subscription, start: datetime, interval: Interval) -> Subscription:
+    schedule = Schedule(start, interval.unit, interval.count, subscription.schedule.tz)
+    return replace(subscription, schedule=schedule, series_start=subscription.next_period)
+
+
+def _require(subscription: Subscription, allowed: Collection[SubscriptionStatus]) -> None:
+    if subscription.status not in allowed:
+        raise InvalidInput("status", f"is {subscription.status}")

@@ -1,0 +1,203 @@
+"""What the card networks allow after a decline: rows with dates and sources, and one engine.
+
+Every row says the same sentence: *among the declines of this card within `window` that carry one
+of `codes` (any decline when there are none), and have our amount if `same_amount`, there may be at
+most `most`*. An attempt that could become one more is refused, until the oldest has left the window.
+So "never again" is at most one, for ever; "retry after 4 days" is at most one in 4 days.
+
+An attempt that is still open counts as a decline: it may become one. Rows with codes apply only
+when the acquirer's code reaches us (`original_data.original_resolution`, gateway.md §2.2), and
+nothing says that this gateway passes it on: the gateway's own resolutions prove no network code.
+Where the network of a card is unknown, the rows of all networks apply.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+
+from billing_worker.domain.money import Money
+
+DAY = timedelta(days=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    name: str
+    network: str
+    most: int
+    window: timedelta | None  # None: for ever
+    source: str
+    since: date
+    until: date | None = None  # the first day on which it no longer holds
+    codes: frozenset[str] = frozenset()  # two characters, as the network prints them
+    advice: bool = False  # `codes` are Mastercard's advice codes, not response codes
+    same_amount: bool = False
+
+    def holds_on(self, day: date) -> bool:
+        return self.since <= day and (self.until is None or day < self.until)
+
+
+VISA, MASTERCARD = "visa", "mastercard"
+_EVOLVED = "developers.getevolved.com/enterprise/docs/visas-processing-integrity-fee-program"
+_CARDPOINTE = "support.cardpointe.com/compliance/visa-decline-rules"
+_CIELO = (
+    "docs.cielo.com.br/ecommerce-cielo-en/changelog/new-limit-for-visa-retries-starting-may-25-2025"
+)
+_TABAPAY = "developers.tabapay.com/docs/excessive-retry-rules"
+_BRAINTREE = "developer.paypal.com/braintree/articles/risk-and-security/compliance/network-updates/2023/mastercard-f23"
+_EVERONET = (
+    "docs.everonet.com/en-us/gateway/developer-portal/appendix/mastercard-merchant-advice-code"
+)
+
+UNDATED = date(2023, 1, 1)
+"""For rows whose source names no day: all of them have been in force for years."""
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        "visa.category_1_never", VISA, 1, None, _EVOLVED, date(2022, 4, 1),
+        codes=frozenset({"04", "07", "12", "14", "15", "41", "43", "46", "57", "R0", "R1", "R3"}),
+    ),
+    # The first decline, and then 15 re-attempts, since May 2025 20. A decline whose category is
+    # not known counts as well: it is of one of them.
+    Rule(
+        "visa.15_reattempts_in_30_days", VISA, 1 + 15, 30 * DAY, _CARDPOINTE, date(2022, 4, 1),
+        until=date(2025, 5, 25), same_amount=True,
+    ),
+    Rule(
+        "visa.20_reattempts_in_30_days", VISA, 1 + 20, 30 * DAY, _CIELO, date(2025, 5, 25),
+        same_amount=True,
+    ),
+    Rule("mastercard.10_declines_in_24_hours", MASTERCARD, 10, DAY, _TABAPAY, UNDATED),
+    Rule(
+        "mastercard.35_declines_in_30_days", MASTERCARD, 35, 30 * DAY, _BRAINTREE,
+        date(2023, 11, 1), same_amount=True,
+    ),
+    Rule(
+        "mastercard.advice_never", MASTERCARD, 1, None, _EVERONET, UNDATED,
+        codes=frozenset({"03", "21"}), advice=True,
+    ),
+    *(
+        Rule(
+            f"mastercard.advice_{code}_wait", MASTERCARD, 1, wait, _BRAINTREE, date(2023, 10, 1),
+            codes=frozenset({code}), advice=True,
+        )
+        for code, wait in (
+            ("24", timedelta(hours=1)),
+            ("25", DAY),
+            ("26", 2 * DAY),
+            ("27", 4 * DAY),
+            ("28", 6 * DAY),
+            ("29", 8 * DAY),
+            ("30", 10 * DAY),
+        )
+    ),
+)  # fmt: skip
+
+LONGEST_COUNTED = 30 * DAY
+"""A card without a decline for so long has nothing that counts: a code that says never has made
+it unusable (`never_again`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Try:
+    """A declined or still open attempt on a card, whatever its origin and invoice."""
+
+    at: datetime
+    money: Money
+    code: str | None = None  # the acquirer's, verbatim
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why an attempt must not be made, and when the rule will allow it. None: never."""
+
+    rule: str
+    until: datetime | None
+    source: str
+
+    @property
+    def reason(self) -> str:
+        until = f" until {self.until:%Y-%m-%d %H:%M} UTC" if self.until else ""
+        return f"network rule {self.rule}{until}"
+
+
+def refusal(brand: str | None, money: Money, tries: Sequence[Try], now: datetime) -> Refusal | None:
+    """The rule that forbids an attempt of this amount now, or None.
+
+    `tries` are those of the card, by its fingerprint. Of several rules the one that forbids it
+    longest is told.
+    """
+    return max(_refusals(brand, money, tries, now), key=_duration, default=None)
+
+
+def never_again(brand: str | None, code: str | None, now: datetime) -> Refusal | None:
+    """The rule by which this decline's code forbids the card for ever, or None."""
+    if code is None:
+        return None
+    networks = _networks(brand)
+    for rule in RULES:
+        forever = rule.window is None and rule.network in networks and rule.holds_on(now.date())
+        if forever and _has_code(rule, code):
+            return Refusal(rule.name, None, rule.source)
+    return None
+
+
+def _refusals(
+    brand: str | None, money: Money, tries: Sequence[Try], now: datetime
+) -> Iterator[Refusal]:
+    networks = _networks(brand)
+    for rule in RULES:
+        if rule.network not in networks or not rule.holds_on(now.date()):
+            continue
+        counted = sorted(_counted(rule, money, tries, now))
+        if len(counted) >= rule.most:
+            # When this one has left the window, one fewer than `most` are in it.
+            leaves = counted[len(counted) - rule.most]
+            until = leaves + rule.window if rule.window is not None else None
+            yield Refusal(rule.name, until, rule.source)
+
+
+def _counted(rule: Rule, money: Money, tries: Iterable[Try], now: datetime) -> Iterator[datetime]:
+    for one in tries:
+        fresh = rule.window is None or one.at + rule.window > now
+        if fresh and (one.money == money or not rule.same_amount) and _has_code(rule, one.code):
+            yield one.at
+
+
+def _duration(refused: Refusal) -> float:
+    return refused.until.timestamp() if refused.until else math.inf
+
+
+def _networks(brand: str | None) -> frozenset[str]:
+    """Cards of neither network have no rows here; a card of unknown brand may be of either."""
+    name = (brand or "").replace(" ", "").lower()
+    if not name:
+        return frozenset({VISA, MASTERCARD})
+    if name.startswith(("mastercard", "maestro")):
+        return frozenset({MASTERCARD})
+    return frozenset({VISA}) if name.startswith("visa") else frozenset()
+
+
+_RESPONSE = re.compile(r"([0-9A-Z]{2})(?:\.([0-9]{2}))?")
+"""`51`, or `59.03` with the advice behind the dot (docs.payabl.com/docs/mastercard-merchant-advice-codes)."""
+
+_ADVICE = re.compile(r"\bMAC[ :=_-]*([0-9]{2})\b", re.IGNORECASE)
+
+
+def _has_code(rule: Rule, code: str | None) -> bool:
+    """A bare `03` is a response code: an advice code counts only where it is named as one."""
+    if not rule.codes:
+        return True
+    if code is None:
+        return False
+    response = _RESPONSE.fullmatch(code.strip())
+    if not rule.advice:
+        return response is not None and response[1] in rule.codes
+    advice = _ADVICE.search(code)
+    return (response is not None and response[2] in rule.codes) or (
+        advice is not None and advice[1] in rule.codes
+    )

@@ -1,0 +1,141 @@
+"""`billing-worker cards list | replace | add-backup | tokenise`."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import secrets
+from typing import IO, Any
+
+import click
+
+from billing_worker import config
+from billing_worker.clock import SystemClock
+from billing_worker.domain.errors import InvalidInput
+from billing_worker.entrypoints.cli.hand_out import hand_out_page, html_option
+from billing_worker.entrypoints.cli.shared import (
+    json_option,
+    open_store,
+    print_json,
+    print_table,
+    settings_for,
+)
+from billing_worker.persistence.vault import FernetVault
+from billing_worker.services import cards as service
+from billing_worker.services.hosted import start_tokenisation
+from billing_worker.services.records import BadRecord, CardRecord, CardSchema, card_from, loaded
+
+by_option = click.option("--by", default=getpass.getuser, help="Who decides; default: system user.")
+card_option = click.option(
+    "--card",
+    "file",
+    type=click.File(),
+    default="-",
+    help='JSON with "token" and, where known, mask, brand, expiry_month and expiry_year; '
+    "default: standard input. Never an argument: those are seen by everybody on the machine.",
+)
+
+
+@click.group()
+def cards() -> None:
+    """List, replace and add the cards that subscriptions are paid with."""
+
+
+@cards.command("list")
+@click.argument("subscription")
+@json_option
+def list_(subscription: str, *, as_json: bool) -> None:
+    """List the cards of a subscription's customer, and why one cannot be charged."""
+    with open_store(settings_for(*config.DATABASE)) as store, store.reading() as connection:
+        rows = service.list_cards(connection, subscription, SystemClock().now())
+    if rows is None:
+        raise click.ClickException(f"no subscription {subscription!r}")
+    if as_json:
+        print_json(rows)
+        return
+    columns = ("card_id", "mask", "brand", "expires", "default_for", "backup", "not_chargeable")
+    print_table("", columns, [[row[column] or "-" for column in columns] for row in rows])
+
+
+@cards.command()
+@click.argument("subscription")
+@card_option
+@by_option
+@click.option("--why", help="Kept in the history.")
+@json_option
+def replace(subscription: str, file: IO[str], by: str, why: str | None, *, as_json: bool) -> None:
+    """Give a subscription another default card, and try it at once on what waits for one."""
+    done = _do(service.replace_card, subscription, file, by=f"operator:{by}", why=why)
+    if as_json:
+        print_json(done)
+        return
+    click.echo(f"{subscription} is paid with card {done['card_id']} from now on.")
+    click.echo(f"  tried at once: {', '.join(done['tried']) or 'nothing waits'}")
+    if done["in_flight"]:
+        click.echo(f"  still in flight with the old card: {', '.join(done['in_flight'])}")
+
+
+@cards.command("add-backup")
+@click.argument("subscription")
+@card_option
+@by_option
+@click.option("--consent", required=True, help="Where the customer's permission is recorded.")
+@json_option
+def add_backup(subscription: str, file: IO[str], by: str, consent: str, *, as_json: bool) -> None:
+    """Add a card that may be charged when the default one is refused for good."""
+    done = _do(service.add_backup_card, subscription, file, by=f"operator:{by}", consent=consent)
+    if as_json:
+        print_json(done)
+        return
+    click.echo(f"Card {done['card_id']} is a backup for {subscription}.")
+
+
+@cards.command()
+@click.option("--reference", help="Your key: the same again returns the same page.")
+@click.option("--customer", required=True, help="The customer's reference id.")
+@click.option("--name", help="Kept for a customer who is new.")
+@click.option("--email", help="Kept for a customer who is new.")
+@click.option("--amount", help='In major units, such as "1.00"; not needed with --invoice.')
+@click.option("--currency", help="Three letters; not needed with --invoice.")
+@click.option("--invoice", help="An open invoice that the payment is booked to.")
+@click.option("--description")
+@click.option("--return-url", help="Where the customer comes back to.")
+@html_option
+@json_option
+def tokenise(customer: str, name: str | None, email: str | None, **options: Any) -> None:
+    """Open a page on which a customer pays once, so that the card can be charged from then on."""
+    as_json, file = options.pop("as_json"), options.pop("html")
+    reference = options.pop("reference") or f"card-page-{secrets.token_hex(8)}"
+    person = {"reference_id": customer, "name": name, "email": email}
+    hand_out_page(
+        start_tokenisation,
+        {"reference_id": reference, "customer": person, **options},
+        as_json=as_json,
+        file=file,
+    )
+
+
+def _do(ask: Any, subscription: str, file: IO[str], **options: Any) -> dict[str, Any]:
+    settings = settings_for(*config.DATABASE, *config.VAULT)
+    card = _read(file)
+    with open_store(settings) as store:
+        vault = FernetVault(settings.vault_keys)
+        try:
+            done: dict[str, Any] = ask(
+                store, vault, SystemClock(), subscription_reference=subscription, card=card,
+                **options,
+            )  # fmt: skip
+        except InvalidInput as error:
+            raise click.ClickException(str(error)) from None
+    return done
+
+
+def _read(file: IO[str]) -> CardRecord:
+    try:
+        card = card_from(loaded(CardSchema(), json.load(file)))
+    except ValueError:
+        raise click.ClickException("the card is not JSON") from None
+    except BadRecord as bad:
+        raise click.ClickException(str(bad)) from None
+    assert card is not None  # noqa: S101 - there is a token; tells mypy
+    return card

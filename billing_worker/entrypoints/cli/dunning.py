@@ -1,0 +1,38 @@
+"""`billing-worker subscriptions dunning`."""
+
+from __future__ import annotations
+
+import getpass
+
+import click
+
+from billing_worker import config
+from billing_worker.clock import SystemClock
+from billing_worker.domain.dunning import POLICIES
+from billing_worker.domain.errors import InvalidInput
+from billing_worker.entrypoints.cli.shared import open_store, settings_for
+from billing_worker.services.recover import choose_policy
+
+
+@click.command()
+@click.argument("reference_id")
+@click.argument("policy", type=click.Choice(list(POLICIES)))
+@click.option("--by", default=getpass.getuser, help="Who decides; default: system user.")
+@click.option("--why", required=True, help="Kept in the history.")
+def dunning(reference_id: str, policy: str, by: str, why: str) -> None:
+    """Choose the ladder by which a subscription's failed charges are tried again."""
+    with open_store(settings_for(*config.DATABASE)) as store:
+        try:
+            choose_policy(
+                store,
+                SystemClock(),
+                subscription_reference=reference_id,
+                policy=policy,
+                by=f"operator:{by}",
+                why=why,
+            )
+        except InvalidInput as error:
+            raise click.ClickException(str(error)) from None
+    ladder = POLICIES[policy]
+    days = ", ".join(map(str, ladder.delays_days))
+    click.echo(f"{reference_id}: retries after {days} days, then {ladder.end}.")

@@ -1,0 +1,56 @@
+"""Printing a page that a customer pays on, for the two commands that open one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from billing_worker.domain.errors import BillingError
+from billing_worker.domain.hosted import Page
+from billing_worker.entrypoints.cli.shared import open_ports, print_json
+from billing_worker.services.ports import Ports
+from billing_worker.services.records import BadRecord
+
+html_option = click.option(
+    "--html",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Also write a page there that sends a browser on to the payment.",
+)
+
+
+def hand_out_page(
+    start: Callable[[Ports, Mapping[str, Any]], dict[str, Any]],
+    record: Mapping[str, Any],
+    *,
+    as_json: bool,
+    file: Path | None,
+) -> None:
+    """Open the page and print where the customer pays; exit 1 with the reason if there is none."""
+    from billing_worker.entrypoints.callbacks import PATH  # noqa: PLC0415 - flask is slow
+    from billing_worker.entrypoints.pay_page import render  # noqa: PLC0415
+
+    with open_ports() as (ports, settings):
+        try:
+            done = start(ports, {name: value for name, value in record.items() if value})
+        except (BillingError, BadRecord) as error:
+            if as_json:
+                print_json({"error": {"kind": type(error).__name__, "reason": str(error)}})
+                raise SystemExit(1) from None
+            raise click.ClickException(str(error)) from None
+    # The web process is where the callbacks go: whatever is in front of it is in front of both.
+    base = settings.callback_url.removesuffix(PATH)
+    if base != settings.callback_url:
+        done["pay_url"] = base + done["pay_path"]
+    if file is not None:
+        file.write_text(render(Page(done["action"], done["method"], done["params"])))
+    if as_json:
+        print_json(done)
+        return
+    click.echo(f"{done['reference_id']}: {done['amount']} {done['currency']}")
+    click.echo(f"  send the customer to  {done.get('pay_url', done['pay_path'])}")
+    click.echo(f"  or submit yourself    {done['method']} {done['action']} {done['params'] or ''}")
+    if file is not None:
+        click.echo(f"  or open               {file}")

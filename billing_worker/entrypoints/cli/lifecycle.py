@@ -1,0 +1,118 @@
+"""`billing-worker subscriptions pause | resume | change | cancel | uncancel | end`."""
+
+from __future__ import annotations
+
+import getpass
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from billing_worker import config
+from billing_worker.clock import SystemClock
+from billing_worker.domain.errors import InvalidInput
+from billing_worker.entrypoints.cli.shared import (
+    json_option,
+    open_store,
+    print_json,
+    settings_for,
+)
+from billing_worker.services import lifecycle
+from billing_worker.services.lifecycle import Outcome
+
+
+def _asked_for(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What all of these commands take."""
+    for decorate in (
+        json_option,
+        click.option("--why", help="Kept in the history."),
+        click.option("--by", default=getpass.getuser, help="Who decides; default: system user."),
+        click.argument("reference_id"),
+    ):
+        command = decorate(command)
+    return command
+
+
+def _do(
+    ask: Callable[..., Outcome], reference_id: str, by: str, *, as_json: bool, **options: Any
+) -> None:
+    with open_store(settings_for(*config.DATABASE)) as store:
+        try:
+            outcome = ask(store, SystemClock(), reference_id, by=f"operator:{by}", **options)
+        except InvalidInput as error:
+            if as_json:
+                print_json({"error": {"field": error.field, "reason": error.reason}})
+                raise SystemExit(1) from None
+            raise click.ClickException(str(error)) from None
+    shown = outcome.as_dict()
+    if as_json:
+        print_json(shown)
+        return
+    click.echo(f"{reference_id}: {outcome.outcome}, {outcome.status}.")
+    click.echo(f"  next period  {shown['next_billing_at'] or 'none'}")
+    if shown["cancels_at"]:
+        click.echo(f"  cancels at   {shown['cancels_at']}")
+    for name, value in outcome.details.items():
+        click.echo(f"  {name:12} {value}")
+
+
+@click.command()
+@_asked_for
+@click.option("--amount", help='Decimal text in major units, such as "9.99".')
+@click.option("--currency", help="Needs --amount: prices do not convert themselves.")
+@click.option("--interval", help="day, week, month, quarter or year.")
+@click.option("--interval-count", type=int)
+@click.option("--description", help="Empty text removes it.")
+@click.option(
+    "--catch-up",
+    help="From now on: collect_latest, collect_all:DAYS, forgive_older_than:DAYS or hold.",
+)
+def change(reference_id: str, by: str, *, as_json: bool, **terms: Any) -> None:
+    """Change the terms from the next period on, never for one that has begun."""
+    _do(lifecycle.change, reference_id, by, as_json=as_json, **terms)
+
+
+@click.command()
+@_asked_for
+def pause(reference_id: str, by: str, why: str | None, *, as_json: bool) -> None:
+    """Charge nothing until it is resumed."""
+    _do(lifecycle.pause, reference_id, by, as_json=as_json, why=why)
+
+
+@click.command()
+@_asked_for
+@click.option(
+    "--shift-anchor/--keep-anchor",
+    required=True,
+    help="Move the dates by the time paused, or keep them and skip the periods in between.",
+)
+def resume(
+    reference_id: str, by: str, why: str | None, *, shift_anchor: bool, as_json: bool
+) -> None:
+    """Go on after a pause."""
+    _do(lifecycle.resume, reference_id, by, as_json=as_json, why=why, shift_anchor=shift_anchor)
+
+
+@click.command()
+@_asked_for
+@click.option("--now/--at-period-end", "now", required=True)
+def cancel(reference_id: str, by: str, why: str | None, *, now: bool, as_json: bool) -> None:
+    """Cancel: now, or when the next period would begin. Open invoices are void then."""
+    _do(lifecycle.cancel, reference_id, by, as_json=as_json, why=why, at_period_end=not now)
+
+
+@click.command()
+@_asked_for
+def uncancel(reference_id: str, by: str, why: str | None, *, as_json: bool) -> None:
+    """Withdraw a cancellation that has not taken effect."""
+    _do(lifecycle.uncancel, reference_id, by, as_json=as_json, why=why)
+
+
+@click.command()
+@_asked_for
+def end(reference_id: str, by: str, why: str | None, *, as_json: bool) -> None:
+    """Let no further period begin; what has become due is still collected."""
+    _do(lifecycle.end, reference_id, by, as_json=as_json, why=why)
+
+
+COMMANDS = (change, pause, resume, cancel, uncancel, end)

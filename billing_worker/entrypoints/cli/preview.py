@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+import click
+
+from billing_worker import config
+from billing_worker.clock import SystemClock
+from billing_worker.domain.errors import InvalidInput
+from billing_worker.entrypoints.cli.shared import (
+    json_option,
+    open_store,
+    print_table,
+    settings_for,
+)
+from billing_worker.persistence.store import Store
+from billing_worker.services.deviations import Comparison, Deviation, compare
+from billing_worker.services.preview import Expected, Totals
+from billing_worker.services.preview import preview as expected_charges
+
+COLUMNS = ("invoice", "customer", "at", "amount", "currency", "rule", "reason")
+CSV_COLUMNS = ("subscription", "customer", "invoice", "period", "start", "at", "amount",
+               "currency", "rule", "charged", "reason")  # fmt: skip
+SHOWN = 50
+
+
+class _Instant(click.ParamType[datetime]):
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: Any) -> datetime:
+        try:
+            moment = datetime.fromisoformat(str(value))
+        except ValueError:
+            self.fail("must be an ISO 8601 date and time, such as 2026-03-01T00:00:00Z", param, ctx)
+        if moment.utcoffset() is None:
+            self.fail("needs a UTC offset, such as a final Z", param, ctx)
+        return moment
+
+
+@click.command()
+@click.option("--until", type=_Instant(), help="What is due until then, as 2026-03-01T00:00:00Z.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV; the totals go to stderr.")
+@click.option(
+    "--save",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Keep the preview in this file, for --diff later.",
+)
+@click.option(
+    "--diff",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Compare a saved preview with what has happened; exit 1 if anything is unexplained.",
+)
+@json_option
+def preview(
+    until: datetime | None, save: Path | None, diff: Path | None, *, as_csv: bool, as_json: bool
+) -> None:
+    """List every charge until a date, with totals, and why others will not be charged."""
+    if (until is None) == (diff is None):
+        raise click.UsageError("give either --until TIME or --diff FILE")
+    with open_store(settings_for(*config.DATABASE)) as store:
+        if diff is not None:
+            _compare(store, diff, as_json=as_json)
+        elif until is not None:
+            _preview(store, until, save, as_csv=as_csv, as_json=as_json)
+
+
+# --- before ----------------------------------------------------------------------------------
+
+
+def _preview(
+    store: Store, until: datetime, save: Path | None, *, as_csv: bool, as_json: bool
+) -> None:
+    now = SystemClock().now()
+    header = {"made_at": now.isoformat(), "until": until.isoformat()}
+    totals = Totals()
+    with ExitStack() as files:
+        lines = _counted(expected_charges(store, now, until), totals)
+        if save is not None:
+            lines = _saved(lines, header, files.enter_context(save.open("w", encoding="utf-8")))
+        try:
+            _show(lines, header, totals, as_csv=as_csv, as_json=as_json)
+        except InvalidInput as error:
+            raise click.ClickException(str(error)) from None
+
+
+def _counted(lines: Iterable[Expected], totals: Totals) -> Iterator[Expected]:
+    for line in lines:
+        totals.add(line)
+        yield line
+
+
+def _saved(lines: Iterable[Expected], header: dict[str, str], file: TextIO) -> Iterator[Expected]:
+    """JSON Lines: first the header, then a charge a line."""
+    file.write(json.dumps(header) + "\n")
+    for line in lines:
+        file.write(json.dumps(line.as_dict(), ensure_ascii=False) + "\n")
+        yield line
+
+
+def _show(
+    lines: Iterator[Expected],
+    header: dict[str, str],
+    totals: Totals,
+    *,
+    as_csv: bool,
+    as_json: bool,
+) -> None:
+    if as_json:
+        _print_json(lines, header, totals)
+    elif as_csv:
+        writer = csv.DictWriter(sys.stdout, CSV_COLUMNS)
+        writer.writeheader()
+        for line in lines:
+            writer.writerow(line.as_dict())
+        click.echo(json.dumps(totals.as_dict()), err=True)
+    else:
+        _print(lines, header, totals)
+
+
+def _print_json(lines: Iterable[Expected], header: dict[str, str], totals: Totals) -> None:
+    """One JSON object, written as it comes: the book may be larger than the memory."""
+    click.echo(json.dumps(header)[:-1] + ', "charges": [')
+    comma = ""
+    for line in lines:
+        sys.stdout.write(comma + json.dumps(line.as_dict(), ensure_ascii=False))
+        comma = ",\n"
+    click.echo(f'\n], "totals": {json.dumps(totals.as_dict(), ensure_ascii=False)}}}')
+
+
+def _print(lines: Iterator[Expected], header: dict[str, str], totals: Totals) -> None:
+    shown: list[dict[str, Any]] = []
+    more = 0
+    for line in lines:
+        if len(shown) < SHOWN:
+            shown.append(line.as_dict())
+        else:
+            more += 1
+    print_table(
+        f"Until {header['until']}", COLUMNS, [[row[column] for column in COLUMNS] for row in shown]
+    )
+    if more:
+        click.echo(f"… and {more} more: --json and --csv print all of them.")
+    sums = totals.as_dict()
+    columns = ("currency", "count", "amount")
+    print_table("Charges", columns, [[s[column] for column in columns] for s in sums["charged"]])
+    if sums["not_charged"]:
+        print_table("Not charged", ("reason", "count"), sums["not_charged"].items())
+
+
+# --- afterwards ------------------------------------------------------------------------------
+
+
+def _compare(store: Store, path: Path, *, as_json: bool) -> None:
+    comparison = Comparison()
+    with path.open(encoding="utf-8") as file:
+        try:
+            header = json.loads(next(file, ""))
+            made_at, until = (datetime.fromisoformat(header[name]) for name in ("made_at", "until"))
+        except (ValueError, KeyError, TypeError):
+            raise click.ClickException(f"{path} is no saved preview") from None
+        deviations = compare(
+            store, SystemClock().now(), made_at, until, map(json.loads, file), comparison
+        )
+        if as_json:
+            _print_comparison_json(deviations, comparison)
+        else:
+            _print_comparison(deviations, comparison)
+    if comparison.unexplained:
+        raise SystemExit(1)
+
+
+def _print_comparison_json(deviations: Iterable[Deviation], comparison: Comparison) -> None:
+    sys.stdout.write('{"deviations": [\n')
+    comma = ""
+    for deviation in deviations:
+        sys.stdout.write(comma + json.dumps(deviation.as_dict(), ensure_ascii=False))
+        comma = ",\n"
+    counts = json.dumps(dict(comparison.counts))
+    click.echo(f'\n], "counts": {counts}, "unexplained": {comparison.unexplained}}}')
+
+
+def _print_comparison(deviations: Iterable[Deviation], comparison: Comparison) -> None:
+    for deviation in deviations:
+        because = deviation.because or "UNEXPLAINED"
+        click.echo(f"{deviation.invoice}: planned {deviation.planned}; {deviation.happened}")
+        click.echo(f"    {because}")
+    counts = ", ".join(f"{n} {kind}" for kind, n in sorted(comparison.counts.items()))
+    click.echo(f"{counts or 'nothing was planned'}. Unexplained: {comparison.unexplained}.")

@@ -1,0 +1,47 @@
+"""Callbacks as they came, and the rows that they make us ask about."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from sqlalchemy import Connection, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from billing_worker.persistence.cases import CaseKey
+from billing_worker.persistence.tables import attempts, callbacks, hosted_payments, invoices
+
+
+def keep(
+    connection: Connection, *, gateway_id: str, digest: str, body: bytes, now: datetime
+) -> bool:
+    """Store the event, body encrypted. False: the same bytes are stored already."""
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    statement = (
+        dialect.insert(callbacks)
+        .values(gateway_id=gateway_id, digest=digest, body=body, received_at=now)
+        .on_conflict_do_nothing(index_elements=["digest"])
+        .returning(callbacks.c.id)
+    )
+    return connection.execute(statement).first() is not None
+
+
+def look_now(connection: Connection, gateway_id: str, now: datetime) -> CaseKey | None:
+    """Make whatever is known by this gateway id due for a look; return the attempt among it.
+
+    A prepared attempt is left alone: the frame that prepares it speaks for it.
+    """
+    moved = connection.execute(
+        update(attempts)
+        .where(attempts.c.gateway_id == gateway_id, attempts.c.status != "prepared")
+        .values(look_at=now)
+        .returning(attempts.c.id, attempts.c.invoice_id)
+    ).first()
+    connection.execute(
+        update(hosted_payments)
+        .where(hosted_payments.c.gateway_id == gateway_id, hosted_payments.c.status != "prepared")
+        .values(look_at=now)
+    )
+    if moved is None:
+        return None
+    owner = select(invoices.c.subscription_id).where(invoices.c.id == moved.invoice_id)
+    return CaseKey(connection.execute(owner).scalar_one(), moved.invoice_id, moved.id)

@@ -1,0 +1,85 @@
+"""Commands from other services, as they came and what became of them. Rows are never deleted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Row, insert, select, text, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from billing_worker.persistence.tables import commands
+
+_DONE = commands.c.outcome == "done"
+
+
+def claim(connection: Connection, row: dict[str, Any]) -> int | None:
+    """Write a command down as done before it is: its unique key makes a twin wait for this
+    transaction. None: the same task and reference id has been done already.
+    """
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    statement = (
+        dialect.insert(commands)
+        .values(**row, outcome="done", errors=[], answer={})
+        .on_conflict_do_nothing(
+            index_elements=["task", "reference_id"], index_where=text("outcome = 'done'")
+        )
+        .returning(commands.c.id)
+    )
+    return connection.execute(statement).scalar()
+
+
+def conclude(
+    connection: Connection,
+    command_id: int,
+    *,
+    outcome: str,
+    errors: Sequence[dict[str, Any]],
+    answer: dict[str, Any],
+) -> None:
+    connection.execute(
+        update(commands)
+        .where(commands.c.id == command_id)
+        .values(outcome=outcome, errors=list(errors), answer=answer)
+    )
+
+
+def add(connection: Connection, row: dict[str, Any]) -> None:
+    connection.execute(insert(commands), row)
+
+
+def done(connection: Connection, task: str, reference_id: str) -> Row[Any] | None:
+    query = select(commands).where(
+        commands.c.task == task, commands.c.reference_id == reference_id, _DONE
+    )
+    return connection.execute(query).one_or_none()
+
+
+def of_message(connection: Connection, message_id: str, digest: str) -> Row[Any] | None:
+    """What became of this very message, if it was delivered before."""
+    query = (
+        select(commands)
+        .where(commands.c.message_id == message_id, commands.c.digest == digest)
+        .order_by(commands.c.id)
+        .limit(1)
+    )
+    return connection.execute(query).one_or_none()
+
+
+def listed(
+    connection: Connection,
+    *,
+    limit: int,
+    outcomes: Sequence[str] = (),
+    reference_id: str | None = None,
+    message_id: str | None = None,
+) -> Sequence[Row[Any]]:
+    """The newest commands, newest first, narrowed by what is given."""
+    query = select(commands).order_by(commands.c.id.desc()).limit(limit)
+    if outcomes:
+        query = query.where(commands.c.outcome.in_(outcomes))
+    if reference_id is not None:
+        query = query.where(commands.c.reference_id == reference_id)
+    if message_id is not None:
+        query = query.where(commands.c.message_id == message_id)
+    return connection.execute(query).all()

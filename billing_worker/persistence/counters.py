@@ -1,0 +1,29 @@
+"""Things of which only the number is kept."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from sqlalchemy import Connection, select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from billing_worker.persistence.tables import counters
+
+
+def add(connection: Connection, name: str, number: int, now: datetime) -> None:
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    statement = dialect.insert(counters).values(name=name, total=number, changed_at=now)
+    connection.execute(
+        statement.on_conflict_do_update(
+            index_elements=["name"],
+            set_={"total": counters.c.total + number, "changed_at": now},
+        )
+    )
+
+
+def counts(connection: Connection, prefix: str) -> dict[str, int]:
+    """By name, without the prefix."""
+    query = select(counters.c.name, counters.c.total).where(
+        counters.c.name.startswith(prefix, autoescape=True)
+    )
+    return {row.name.removeprefix(prefix): row.total for row in connection.execute(query)}

@@ -1,0 +1,131 @@
+"""Reading the book page by page: what preview shows, and what it is compared with afterwards."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, func, or_, select
+
+from billing_worker.domain.attempt import AttemptStatus
+from billing_worker.persistence.tables import attempts, customers, events, invoices, subscriptions
+
+IN = 500
+"""Values in one IN list: a statement takes only so many parameters."""
+
+
+_TERMS: list[Any] = [column for column in subscriptions.c if column.name != "metadata"]
+"""The caller's own data can be large, and says nothing about charges."""
+
+
+def customers_after(connection: Connection, after_id: int, limit: int) -> list[int]:
+    """A page of the ids of customers, in order."""
+    query = select(customers.c.id).where(customers.c.id > after_id).order_by(customers.c.id)
+    return list(connection.execute(query.limit(limit)).scalars())
+
+
+def agreements_of(connection: Connection, customer_ids: Sequence[int]) -> Sequence[Row[Any]]:
+    """All subscriptions of the customers (a whole page of ids, in order), one-off charges too."""
+    if not customer_ids:
+        return []
+    query: Any = (
+        select(*_TERMS, customers.c.reference_id.label("customer_reference"))
+        .join(customers, customers.c.id == subscriptions.c.customer_id)
+        .where(subscriptions.c.customer_id.between(customer_ids[0], customer_ids[-1]))
+        .order_by(subscriptions.c.customer_id, subscriptions.c.next_billing_at, subscriptions.c.id)
+    )
+    rows: Sequence[Row[Any]] = connection.execute(query).all()
+    return rows
+
+
+def open_invoices_of(
+    connection: Connection, customer_ids: Sequence[int]
+) -> dict[int, list[Row[Any]]]:
+    """By subscription, with `in_flight`: whether an attempt's outcome is unknown."""
+    if not customer_ids:
+        return {}
+    query = (
+        select(invoices, _in_flight().label("in_flight"))
+        .join(subscriptions, subscriptions.c.id == invoices.c.subscription_id)
+        .where(
+            subscriptions.c.customer_id.between(customer_ids[0], customer_ids[-1]),
+            invoices.c.status == "open",
+        )
+        .order_by(invoices.c.subscription_id, invoices.c.period_number)
+    )
+    found: dict[int, list[Row[Any]]] = defaultdict(list)
+    for row in connection.execute(query):
+        found[row.subscription_id].append(row)
+    return found
+
+
+def _in_flight() -> Any:
+    return (
+        select(attempts.c.id)
+        .where(attempts.c.invoice_id == invoices.c.id, attempts.c.status == AttemptStatus.SUBMITTED)
+        .exists()
+    )
+
+
+# --- what became of it -----------------------------------------------------------------------
+
+
+def invoices_named(connection: Connection, references: Sequence[str]) -> dict[str, Row[Any]]:
+    query = select(invoices, _in_flight().label("in_flight")).where(
+        invoices.c.reference_id.in_(references)
+    )
+    return {row.reference_id: row for row in connection.execute(query)}
+
+
+def subscriptions_named(connection: Connection, references: Collection[str]) -> dict[str, Row[Any]]:
+    query = select(subscriptions).where(subscriptions.c.reference_id.in_(references))
+    return {row.reference_id: row for row in connection.execute(query)}
+
+
+def happened_to(
+    connection: Connection, subscription_ids: Collection[int], since: datetime
+) -> dict[int, list[Row[Any]]]:
+    """Events by subscription, its invoices' too, oldest first; those about no row under 0."""
+    query = (
+        select(events)
+        .where(
+            events.c.at > since,
+            or_(
+                events.c.subscription_id.in_(subscription_ids),
+                events.c.kind.startswith("sales."),
+            ),
+        )
+        .order_by(events.c.id)
+    )
+    found: dict[int, list[Row[Any]]] = defaultdict(list)
+    for row in connection.execute(query):
+        found[row.subscription_id or 0].append(row)
+    return found
+
+
+def paid_between(
+    connection: Connection, after: datetime, until: datetime
+) -> Iterator[Sequence[Row[Any]]]:
+    """Pages of invoices that were paid, with their subscription's reference, kind and beginning."""
+    last_id = 0
+    query = (
+        select(
+            invoices,
+            subscriptions.c.reference_id.label("subscription_reference"),
+            subscriptions.c.kind,
+            subscriptions.c.created_at.label("subscribed_at"),
+        )
+        .join(subscriptions, subscriptions.c.id == invoices.c.subscription_id)
+        .where(invoices.c.paid_at > after, invoices.c.paid_at <= until)
+        .order_by(invoices.c.id)
+        .limit(IN)
+    )
+    while page := connection.execute(query.where(invoices.c.id > last_id)).all():
+        yield page
+        last_id = page[-1].id
+
+
+def count(connection: Connection) -> int:
+    return connection.execute(select(func.count()).select_from(subscriptions)).scalar_one()

@@ -1,0 +1,399 @@
+"""Pages of the gateway on which the customer pays: for a token, or for an open invoice.
+
+    prepare ─▶ create or find ─▶ compare ─▶ COMMIT open ─▶ hand the page out
+
+Creating moves no money, so it may be repeated under its reference, after looking for it. What must
+never happen is a page in a customer's hands of which the books know nothing: so it is committed
+first, under a fence, and a caller that lost the fence hands out nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import IntegrityError
+
+from billing_worker.domain import hosted as rules
+from billing_worker.domain.errors import (
+    ConcurrentChange,
+    GatewayError,
+    InvalidInput,
+    NotPayable,
+    OutcomeUnknown,
+    Refused,
+    SlotTaken,
+)
+from billing_worker.domain.events import Event, EventKind
+from billing_worker.domain.evidence import PAID_STATUSES, Expected, may_be_paid
+from billing_worker.domain.hosted import HostedPayment, HostedStatement, HostedStatus, Page
+from billing_worker.domain.money import Money
+from billing_worker.domain.settlement import Context
+from billing_worker.gateway.port import CallLog, CheckoutOrder, TokenisationOrder
+from billing_worker.persistence import claims, customers, history, hosted, links
+from billing_worker.persistence.cases import CaseKey
+from billing_worker.persistence.claims import DueInvoice
+from billing_worker.persistence.history import Entry
+from billing_worker.services import slot as slots
+from billing_worker.services.hosted_records import (
+    TokenisationRecord,
+    parse_checkout,
+    parse_tokenisation,
+)
+from billing_worker.services.pay_page import (
+    lock_page,
+    path_of_card_page,
+    path_of_link,
+    unlock_page,
+)
+from billing_worker.services.ports import Ports
+from billing_worker.services.settle import wire_data
+from billing_worker.services.slot import BY, Slot
+
+CONFIGURATION_ANSWERS = frozenset({401, 403})
+"""Our credentials or permissions: the same page goes ahead once they are mended."""
+
+
+# --- pay links --------------------------------------------------------------------------------
+
+
+def start_checkout(ports: Ports, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Open a page on which the customer pays an open invoice with the card on file.
+
+    `record`: {invoice, return_url?}. Returns {reference_id, gateway_id, invoice, amount, currency,
+    action, method, params, pay_path}: a form to submit, and the path of our page that submits it.
+    Asked again while the page is open, it returns the same one. Raises BadRecord or InvalidInput;
+    SlotTaken while another attempt is live; NotPayable; GatewayError, and then nothing is open.
+    """
+    wanted = parse_checkout(record)
+    taken = _take_link(ports, wanted.invoice)
+    if isinstance(taken, dict):
+        return taken
+    calls: CallLog = []
+    try:
+        slots.require_unpaid(ports, taken)
+        order = _checkout_order(ports, taken, wanted.return_url)
+        said, page = _obtained(ports, order, calls, may_exist=taken.create_may_have_been_sent)
+        with ports.store.transaction() as connection:
+            locked = lock_page(ports.vault, page)
+            slots.open_page(ports, connection, taken, said.statement, locked, calls)
+    except (NotPayable, GatewayError) as error:
+        # Whatever the gateway has made of it, nobody was given the page.
+        hold = isinstance(error, (NotPayable, Refused))
+        slots.release(ports, taken, error.reason, calls, hold=hold)
+        raise
+    return _link_answer(ports, taken, said.statement.gateway_id, page, wanted.invoice)
+
+
+def _take_link(ports: Ports, invoice: str) -> Slot | dict[str, Any]:
+    """The invoice's slot, or the answer that was given for the page that is open already."""
+    now = ports.clock.now()
+    with ports.store.transaction() as connection:
+        _, item = slots.locked_open_invoice(connection, invoice)
+        if item.card_id is None:
+            raise NotPayable("card_missing: there is no card on file; start a tokenisation")
+        live = item.live
+        if live is None or not slots.is_link(live, item.card_id) or live.gateway_id is None:
+            return slots.take(ports, connection, item, now)
+        locked = links.page_of(connection, live.id)
+        if locked is None:
+            raise SlotTaken(f"the page of {live.reference_id} has ended and is not settled yet")
+        key = CaseKey(item.invoice.subscription_id, item.invoice.id, live.id)
+        page = unlock_page(ports.vault, locked)
+        return _link_answer(ports, Slot(key, live, ()), live.gateway_id, page, invoice)
+
+
+def _checkout_order(ports: Ports, slot: Slot, return_url: str | None) -> CheckoutOrder:
+    attempt = slot.attempt
+    with ports.store.reading() as connection:
+        payer = claims.payers(connection, [attempt.id])[attempt.id]
+    return CheckoutOrder(
+        reference_id=attempt.reference_id,
+        money=attempt.money,
+        test_mode=attempt.test_mode,
+        card_token=ports.vault.unlock(payer.card_token),
+        customer_reference_id=payer.customer_reference,
+        customer_name=payer.customer_name,
+        customer_email=payer.customer_email,
+        description=payer.description,
+        return_url=return_url,
+    )
+
+
+def _link_answer(
+    ports: Ports, slot: Slot, gateway_id: str, page: Page, invoice: str
+) -> dict[str, Any]:
+    attempt = slot.attempt
+    return {
+        "reference_id": attempt.reference_id,
+        "gateway_id": gateway_id,
+        "invoice": invoice,
+        **_form(attempt.money, page),
+        "pay_path": path_of_link(ports.vault, attempt.id),
+    }
+
+
+def _form(money: Money, page: Page) -> dict[str, Any]:
+    return {
+        "amount": str(money.amount),
+        "currency": money.currency,
+        "action": page.action,
+        "method": page.method,
+        "params": dict(page.params),
+    }
+
+
+# --- tokenisation -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _CardPage:
+    """A prepared tokenisation, and the slot of the invoice that it pays, if any."""
+
+    payment: HostedPayment
+    slot: Slot | None
+
+    @property
+    def create_may_have_been_sent(self) -> bool:
+        return self.payment.fence > 1
+
+
+def start_tokenisation(ports: Ports, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Open a page on which the customer pays and we get a token for the card.
+
+    `record`: {reference_id, customer: {reference_id, name?, email?}, phone?, amount, currency,
+    invoice?, description?, return_url?}. With `invoice` the payment is booked to it, and amount and
+    currency may be left out. Returns {reference_id, gateway_reference, gateway_id, invoice, amount,
+    currency, action, method, params, pay_path}.
+
+    Idempotent by `reference_id`: asked again, it looks for what it may have created before, and
+    returns the page that is open. Raises BadRecord or InvalidInput; SlotTaken while another attempt
+    for the invoice is live; NotPayable when this reference is used up; GatewayError, and then the
+    same record may be sent again.
+    """
+    wanted = parse_tokenisation(record)
+    taken = _take_card_page(ports, wanted)
+    if isinstance(taken, dict):
+        return taken
+    calls: CallLog = []
+    try:
+        if taken.slot is not None:
+            slots.require_unpaid(ports, taken.slot)
+        order = _tokenisation_order(taken.payment, wanted)
+        said, page = _obtained(ports, order, calls, may_exist=taken.create_may_have_been_sent)
+        _open_card_page(ports, taken, said, page, calls)
+    except NotPayable as error:
+        _give_up(ports, taken, error.reason, calls)
+        raise
+    except Refused as error:
+        if error.http_status not in CONFIGURATION_ANSWERS:
+            _give_up(ports, taken, f"gateway refused the page: {error.reason}", calls)
+        raise
+    return _card_page_answer(ports, taken.payment, said.statement.gateway_id, page, wanted)
+
+
+def _take_card_page(ports: Ports, wanted: TokenisationRecord) -> _CardPage | dict[str, Any]:
+    with ports.store.transaction() as connection:
+        known = hosted.find(connection, wanted.reference_id)
+        if known is None:
+            return _begin(ports, connection, wanted)
+        payment, digest = known
+        if digest != wanted.digest:
+            raise InvalidInput("reference_id", "is known, with other contents")
+        if payment.status is HostedStatus.PREPARED:
+            return _continue(ports, connection, payment)
+        locked = hosted.page_of(connection, payment.id)
+        if locked is None or payment.gateway_id is None:
+            raise NotPayable(f"it has ended ({payment.outcome}): use a new reference_id")
+        page = unlock_page(ports.vault, locked)
+        return _card_page_answer(ports, payment, payment.gateway_id, page, wanted)
+
+
+def _begin(ports: Ports, connection: Connection, wanted: TokenisationRecord) -> _CardPage:
+    now = ports.clock.now()
+    item = _invoice_to_pay(connection, wanted)
+    person = wanted.customer
+    known = {"reference_id": person.reference_id, "name": person.name, "email": person.email}
+    customer_id = customers.ids_for(connection, [known], now)[person.reference_id]
+    slot = slots.take(ports, connection, item, now) if item else None
+    money = item.invoice.money if item else wanted.money
+    if money is None:
+        raise InvalidInput("amount", "is missing")
+    try:
+        hosted.add(
+            connection,
+            {
+                "reference_id": wanted.reference_id,
+                "gateway_reference": slot.attempt.reference_id if slot else wanted.reference_id,
+                "record_digest": wanted.digest,
+                "customer_id": customer_id,
+                "attempt_id": slot.attempt.id if slot else None,
+                "amount_minor": money.minor,
+                "currency": money.currency,
+                "test_mode": ports.test_mode,
+                "created_at": now,
+                "look_at": slots.lapses_at(ports, now),
+            },
+        )
+    except IntegrityError:
+        raise ConcurrentChange(f"{wanted.reference_id} is being prepared by another") from None
+    found = hosted.find(connection, wanted.reference_id)
+    assert found is not None  # noqa: S101 - written above
+    return _CardPage(found[0], slot)
+
+
+def _invoice_to_pay(connection: Connection, wanted: TokenisationRecord) -> DueInvoice | None:
+    """The open invoice, locked, as one that is paid with a card nobody knows yet."""
+    if wanted.invoice is None:
+        return None
+    subscription, item = slots.locked_open_invoice(connection, wanted.invoice)
+    owner = hosted.customer_reference(connection, subscription.customer_id)
+    if owner != wanted.customer.reference_id:
+        raise InvalidInput("invoice", "belongs to another customer")
+    if wanted.money not in {None, item.invoice.money}:
+        raise InvalidInput("amount", f"the invoice asks for {item.invoice.money}")
+    return replace(item, card_id=None)
+
+
+def _continue(ports: Ports, connection: Connection, payment: HostedPayment) -> _CardPage:
+    """Take a prepared page over. Its older caller, should it still live, hands out nothing."""
+    now = ports.clock.now()
+    slot = _slot_of(ports, connection, payment) if payment.attempt_id else None
+    payment = hosted.lock(connection, payment.id)
+    if payment.status is not HostedStatus.PREPARED:
+        raise ConcurrentChange(f"{payment.reference_id} was handed out by another")
+    fence = hosted.take_over(connection, payment, slots.lapses_at(ports, now))
+    return _CardPage(replace(payment, fence=fence), slot)
+
+
+def _slot_of(ports: Ports, connection: Connection, payment: HostedPayment) -> Slot:
+    _, item = slots.locked_open_invoice(connection, payment.gateway_reference)
+    if item.live is None or item.live.id != payment.attempt_id:
+        raise NotPayable("it was given up before it was handed out: use a new reference_id")
+    return slots.take(ports, connection, replace(item, card_id=None), ports.clock.now())
+
+
+def _tokenisation_order(payment: HostedPayment, wanted: TokenisationRecord) -> TokenisationOrder:
+    return TokenisationOrder(
+        reference_id=payment.gateway_reference,
+        money=payment.money,
+        test_mode=payment.test_mode,
+        customer_reference_id=payment.customer_reference,
+        customer_name=wanted.customer.name,
+        customer_email=wanted.customer.email,
+        customer_phone=wanted.phone,
+        description=wanted.description,
+        return_url=wanted.return_url,
+    )
+
+
+def _open_card_page(
+    ports: Ports, taken: _CardPage, said: HostedStatement, page: Page, calls: CallLog
+) -> None:
+    """Commit the page, and with it the attempt on the invoice that it pays."""
+    now = ports.clock.now()
+    gateway_id, locked = said.statement.gateway_id, lock_page(ports.vault, page)
+    with ports.store.transaction() as connection:
+        if taken.slot is not None:
+            slots.open_page(ports, connection, taken.slot, said.statement, locked, calls)
+        hosted.open_page(
+            connection,
+            taken.payment,
+            gateway_id=gateway_id,
+            page=locked,
+            now=now,
+            look_at=now + ports.terms.reconcile_after,
+        )
+        data = {
+            "reference_id": taken.payment.reference_id,
+            "customer": taken.payment.customer_reference,
+            "gateway_id": gateway_id,
+            "calls": wire_data(calls),
+        }
+        event = Event(EventKind.CARD_PAGE_OPENED, now, BY, data)
+        history.write(connection, [_entry(event, taken.slot)])
+
+
+def _give_up(ports: Ports, taken: _CardPage, reason: str, calls: CallLog) -> None:
+    context = Context(ports.clock.now(), BY, ports.terms)
+    with ports.store.transaction() as connection:
+        payment = hosted.lock(connection, taken.payment.id)
+        if payment.fence != taken.payment.fence or payment.status is not HostedStatus.PREPARED:
+            return
+        ended = rules.given_up(payment, reason, context)
+        hosted.save(connection, payment, ended.payment, None)
+        history.write(connection, [_entry(event, taken.slot) for event in ended.events])
+    if taken.slot is not None:
+        slots.release(ports, taken.slot, reason, calls, hold=True)
+
+
+def _entry(event: Event, slot: Slot | None) -> Entry:
+    if slot is None:
+        return Entry(event)
+    return Entry(event, slot.key.subscription_id, slot.key.invoice_id, slot.key.attempt_id)
+
+
+def _card_page_answer(
+    ports: Ports, payment: HostedPayment, gateway_id: str, page: Page, wanted: TokenisationRecord
+) -> dict[str, Any]:
+    return {
+        "reference_id": payment.reference_id,
+        "gateway_reference": payment.gateway_reference,
+        "gateway_id": gateway_id,
+        "invoice": wanted.invoice,
+        **_form(payment.money, page),
+        "pay_path": path_of_card_page(ports.vault, payment.id),
+    }
+
+
+# --- the invoice at the gateway ---------------------------------------------------------------
+
+
+def _obtained(
+    ports: Ports, order: TokenisationOrder | CheckoutOrder, calls: CallLog, *, may_exist: bool
+) -> tuple[HostedStatement, Page]:
+    """The gateway's invoice, found if a create may have reached it before, and fit to be paid.
+
+    Raises NotPayable when it is not the one that was ordered, or has no page.
+    """
+    said = _found(ports, order.reference_id, calls) if may_exist else None
+    if said is None:
+        said = _created(ports, order, calls, may_exist=may_exist)
+    expected = Expected(order.reference_id, order.money, test_mode=order.test_mode)
+    unfit = may_be_paid(said.statement, expected)
+    if unfit is not None:
+        raise NotPayable(unfit)
+    if said.page is None:
+        raise NotPayable("the gateway names no page to pay on")
+    return said, said.page
+
+
+def _created(
+    ports: Ports, order: TokenisationOrder | CheckoutOrder, calls: CallLog, *, may_exist: bool
+) -> HostedStatement:
+    ports.pace.wait()
+    try:
+        return ports.gateway.create_hosted(order, calls)
+    except (OutcomeUnknown, Refused) as error:
+        # Only the refusal of a first send is certain: a later one may collide with its twin (§1.2).
+        if isinstance(error, Refused) and not may_exist:
+            raise
+        found = _found(ports, order.reference_id, calls)
+        if found is None:
+            raise
+        return found
+
+
+def _found(ports: Ports, reference_id: str, calls: CallLog) -> HostedStatement | None:
+    """Ours by reference, whole. The newest that is still to be paid: nobody has the page of any.
+
+    One that is paid all the same is returned instead, so that it is not overlooked.
+    """
+    ports.pace.wait(2)
+    matches = ports.gateway.find(reference_id, calls)
+    paid = [s for s in matches if s.status in PAID_STATUSES]
+    fresh = [s for s in matches if s.status in {"created", "process_pending"}]
+    chosen = next(reversed(paid or fresh), None)
+    return ports.gateway.look_hosted(chosen.gateway_id, calls) if chosen else None

@@ -1,0 +1,172 @@
+"""Asking the gateway whether a page was paid, and keeping the card that comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import structlog
+from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
+
+from billing_worker.domain import card as card_rules
+from billing_worker.domain import hosted as rules
+from billing_worker.domain.errors import BillingError, GatewayError, InvalidInput
+from billing_worker.domain.events import Event
+from billing_worker.domain.hosted import HostedPayment, HostedStatement, HostedStatus, StoredCard
+from billing_worker.domain.secret import Secret
+from billing_worker.domain.settlement import Context
+from billing_worker.gateway.port import CallLog, WireCall
+from billing_worker.persistence import cards, customers, history, hosted
+from billing_worker.persistence.history import Entry
+from billing_worker.persistence.store import Within
+from billing_worker.services.cards import replace_card
+from billing_worker.services.ports import Ports
+from billing_worker.services.records import CardRecord
+from billing_worker.services.settle import wire_data
+from billing_worker.services.subscribe import card_row
+
+BY = "hosted"
+BATCH = 200
+LOOK_LOST_AFTER = timedelta(seconds=60)
+"""A look that died is due again after this; doing one twice is harmless."""
+
+log = structlog.get_logger()
+
+
+def look_due_pages(ports: Ports) -> int:
+    """Ask about every page whose time has come. Returns how many were asked about.
+
+    Few customers are on a page at once, so the sweep asks by itself and rings for nobody.
+    """
+    now = ports.clock.now()
+    with ports.store.transaction() as connection:
+        due = hosted.take_due(connection, now, now + LOOK_LOST_AFTER, BATCH)
+    ports.crew.map(lambda payment: _look_safely(ports, payment), due)
+    return len(due)
+
+
+def _look_safely(ports: Ports, payment: HostedPayment) -> str:
+    try:
+        return str(look(ports, payment).status)
+    except (BillingError, SQLAlchemyError) as error:
+        log.warning("hosted.interrupted", payment=payment.id, reason=type(error).__name__)
+        return "interrupted"
+
+
+def look(ports: Ports, payment: HostedPayment) -> HostedPayment:
+    """Ask about one. No answer proves nothing: it is asked again later."""
+    calls: CallLog = []
+    said = None
+    if payment.status is not HostedStatus.PREPARED and payment.gateway_id is not None:
+        ports.pace.wait()
+        try:
+            said = ports.gateway.look_hosted(payment.gateway_id, calls)
+        except GatewayError as error:
+            log.info("hosted.no_answer", payment=payment.id, reason=error.reason)
+    return settle_page(ports, payment, said, calls)
+
+
+def settle_page(
+    ports: Ports,
+    payment: HostedPayment,
+    said: HostedStatement | None,
+    calls: Sequence[WireCall] = (),
+) -> HostedPayment:
+    """Apply what the gateway said; None: no answer. Card, state and history are one transaction."""
+    context = Context(ports.clock.now(), BY, ports.terms)
+    with ports.store.transaction() as connection:
+        token = said.card.token if said and said.card else None
+        if token is not None:
+            hosted.lock_subscriptions_of(connection, payment.customer_id)
+        before = hosted.lock(connection, payment.id)
+        owners = _owners(connection, token)
+        concluded = rules.conclude(
+            before, said, context, token_is_foreign=bool(owners.keys() - {before.customer_id})
+        )
+        events = list(concluded.events)
+        card_id = None
+        if concluded.keep is not None:
+            card_id = _keep(ports, connection, before, concluded.keep, owners)
+            events.append(rules.stored(before, card_id, concluded.keep.mask, context))
+        hosted.save(connection, before, concluded.payment, card_id)
+        history.write(connection, [Entry(event) for event in _with_calls(events, calls)])
+        if concluded.keep is not None:
+            _pay_with(ports, connection, before, concluded.keep)
+    _alert(concluded.payment, events)
+    return concluded.payment
+
+
+def _owners(connection: Connection, token: Secret | None) -> dict[int, int]:
+    if token is None:
+        return {}
+    return hosted.owners_of(connection, card_rules.fingerprint(token))
+
+
+def _keep(
+    ports: Ports,
+    connection: Connection,
+    payment: HostedPayment,
+    card: StoredCard,
+    owners: dict[int, int],
+) -> int:
+    """The customer's card of this token, stored once."""
+    known = owners.get(payment.customer_id)
+    if known is not None:
+        return known
+    row = card_row(ports.vault, _record(card), payment.customer_id, ports.clock.now())
+    row |= {
+        "holder": card.holder,
+        "issuer_name": card.issuer_name,
+        "issuer_country": card.issuer_country and card.issuer_country[:8],
+    }
+    [card_id] = customers.add_cards(connection, [row])
+    return card_id
+
+
+def _record(card: StoredCard) -> CardRecord:
+    assert card.token is not None  # noqa: S101 - the domain keeps no card without one; tells mypy
+    return CardRecord(
+        token=card.token,
+        mask=card.mask and card.mask[:32],
+        brand=card.brand and card.brand[:32],
+        expiry_month=card.expiry_month,
+        expiry_year=card.expiry_year,
+    )
+
+
+def _pay_with(
+    ports: Ports, connection: Connection, payment: HostedPayment, card: StoredCard
+) -> None:
+    """Make it the default of the customer's subscriptions that have no card to be charged.
+
+    One with a good card keeps it: the customer may have two for a reason.
+    """
+    now = ports.clock.now()
+    for reference, card_id in hosted.subscriptions_of(connection, payment.customer_id):
+        default = cards.by_ids(connection, {card_id}).get(card_id) if card_id else None
+        if default is not None and card_rules.obstacle(default, now) is None:
+            continue
+        try:
+            replace_card(
+                Within(connection), ports.vault, ports.clock, subscription_reference=reference,
+                card=_record(card), by=BY, why=f"entered on page {payment.reference_id}",
+            )  # fmt: skip
+        except InvalidInput as error:
+            log.warning("hosted.card_not_used", subscription=reference, reason=error.reason)
+
+
+def _with_calls(events: Sequence[Event], calls: Sequence[WireCall]) -> list[Event]:
+    if not events or not calls:
+        return list(events)
+    first: dict[str, Any] = {**events[0].data, "calls": wire_data(calls)}
+    return [replace(events[0], data=first), *events[1:]]
+
+
+def _alert(payment: HostedPayment, events: Sequence[Event]) -> None:
+    for event in events:
+        if event.alert:
+            log.error("billing.alert", kind=str(event.kind), page=payment.reference_id,
+                      reason=payment.outcome)  # fmt: skip

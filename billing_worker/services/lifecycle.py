@@ -1,0 +1,330 @@
+"""What people and other services ask of a subscription.
+
+    lock ─▶ open what is already due, on the old terms ─▶ decide (domain/lifecycle.py) ─▶ one event
+
+Every function is one transaction and idempotent: asked again it answers `unchanged`. It raises
+InvalidInput (field and reason) for what cannot be done, and then nothing has changed. `by` is who
+decides, `why` the reason for the history.
+
+No proration: a change never touches a period that has begun. Its invoice keeps its amount,
+currency and description; nothing is refunded, credited or charged for the rest of it, and the next
+period has the new terms in full.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from typing import Any, cast
+
+from sqlalchemy import Connection
+
+from billing_worker.clock import Clock
+from billing_worker.domain import lifecycle as rules
+from billing_worker.domain.calendar import Interval, Unit
+from billing_worker.domain.catch_up_policy import Policy
+from billing_worker.domain.errors import InvalidInput
+from billing_worker.domain.events import EventKind
+from billing_worker.domain.money import Money
+from billing_worker.domain.subscription import Subscription, SubscriptionStatus
+from billing_worker.persistence import claims, history, subscriptions
+from billing_worker.persistence.history import Entry
+from billing_worker.persistence.store import Store
+from billing_worker.services import withdraw
+from billing_worker.services.renew import open_planned, plans_for
+from billing_worker.services.withdraw import Moment
+
+_S = SubscriptionStatus
+MAX_DESCRIPTION = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How the subscription stands now. `as_dict` is what the command line and callers get."""
+
+    reference_id: str
+    outcome: str  # "changed" or "unchanged"
+    status: str
+    next_billing_at: datetime | None  # None: no period becomes due
+    cancels_at: datetime | None
+    details: Mapping[str, Any]  # JSON; the same as the event's
+
+    def as_dict(self) -> dict[str, Any]:
+        shown = asdict(self)
+        for name in ("next_billing_at", "cancels_at"):
+            shown[name] = shown[name].isoformat() if shown[name] else None
+        return shown
+
+
+def change(
+    store: Store,
+    clock: Clock,
+    reference_id: str,
+    *,
+    amount: str | None = None,
+    currency: str | None = None,
+    interval: str | None = None,
+    interval_count: int | None = None,
+    description: str | None = None,
+    catch_up: str | None = None,
+    by: str,
+    why: str | None = None,
+) -> Outcome:
+    """New terms from the next period on; None leaves a term as it is.
+
+    `amount` is decimal text in major units and needed with a new currency; an empty `description`
+    removes it; `catch_up` ("hold", "collect_all:3") counts from now on. Raises InvalidInput on the
+    argument's own name, `reference_id`, or `status` when the subscription is over.
+    """
+
+    def decide(asked: _Asked) -> None:
+        before = asked.subscription
+        after = rules.changed(
+            before,
+            money=_money(before.money, amount, currency),
+            interval=_interval(before.schedule.interval, interval, interval_count),
+        )
+        after = replace(
+            after,
+            description=_description(before.description, description),
+            catch_up=Policy.parse(catch_up) if catch_up is not None else before.catch_up,
+        )
+        asked.becomes(after, EventKind.SUBSCRIPTION_CHANGED, **_differences(before, after))
+
+    return _ask(store, clock, reference_id, by, why, decide)
+
+
+def pause(
+    store: Store, clock: Clock, reference_id: str, *, by: str, why: str | None = None
+) -> Outcome:
+    """No period becomes due and no charge is armed until `resume`. Open invoices wait."""
+
+    def decide(asked: _Asked) -> None:
+        if asked.subscription.status is _S.PAUSED:
+            return
+        asked.becomes(rules.paused(asked.subscription, asked.now), EventKind.SUBSCRIPTION_PAUSED)
+        withdraw.put_aside(asked.connection, asked.subscription.id, asked.moment)
+
+    return _ask(store, clock, reference_id, by, why, decide)
+
+
+def resume(
+    store: Store,
+    clock: Clock,
+    reference_id: str,
+    *,
+    shift_anchor: bool,
+    by: str,
+    why: str | None = None,
+) -> Outcome:
+    """Go on after a pause; what was open is collected again.
+
+    With `shift_anchor` the next period begins later by the time that was paused; without it the
+    dates stay, and periods that fell into the pause are skipped (see `domain.lifecycle.resumed`).
+    """
+
+    def decide(asked: _Asked) -> None:
+        before = asked.subscription
+        if before.status in {_S.TRIALING, _S.ACTIVE, _S.PAST_DUE}:
+            return
+        owes = bool(claims.lock_open(asked.connection, before.id))
+        done = rules.resumed(before, asked.now, shift=shift_anchor, owes=owes)
+        skipped = [done.skipped[0], done.skipped[-1]] if done.skipped else None
+        asked.becomes(
+            done.subscription,
+            EventKind.SUBSCRIPTION_RESUMED,
+            shift_anchor=shift_anchor,
+            skipped_periods=skipped,
+            paused_at=before.paused_at.isoformat() if before.paused_at else None,
+            anchor_at=done.subscription.schedule.anchor.isoformat(),
+        )
+        withdraw.take_up_again(asked.connection, before.id, asked.moment)
+
+    return _ask(store, clock, reference_id, by, why, decide)
+
+
+def cancel(
+    store: Store,
+    clock: Clock,
+    reference_id: str,
+    *,
+    at_period_end: bool,
+    by: str,
+    why: str | None = None,
+) -> Outcome:
+    """Over: now, or when the next period would begin.
+
+    When it takes effect, open invoices are void, except one whose charge is in flight: the
+    gateway's word decides that one, and it is void if it ends unpaid. What is to be collected
+    after the end calls for `end`. A paused or suspended subscription is cancelled at once.
+    """
+
+    def decide(asked: _Asked) -> None:
+        before = asked.subscription
+        if before.status is _S.CANCELLED or (at_period_end and before.cancels_at is not None):
+            return
+        after = rules.cancelling(before) if at_period_end else rules.cancelled(before)
+        if after.status is not _S.CANCELLED:
+            asked.becomes(after, EventKind.CANCELLATION_SCHEDULED, **_takes_effect(after))
+            return
+        voided = withdraw.give_up(asked.connection, before.id, asked.moment)
+        asked.becomes(after, EventKind.SUBSCRIPTION_CANCELLED, voided=voided)
+
+    return _ask(store, clock, reference_id, by, why, decide)
+
+
+def uncancel(
+    store: Store, clock: Clock, reference_id: str, *, by: str, why: str | None = None
+) -> Outcome:
+    """Withdraw a cancellation at the period's end. Once it has taken effect it is too late."""
+
+    def decide(asked: _Asked) -> None:
+        before = asked.subscription
+        after = rules.keeping(before)
+        asked.becomes(after, EventKind.CANCELLATION_WITHDRAWN, **_takes_effect(before))
+
+    return _ask(store, clock, reference_id, by, why, decide)
+
+
+def end(
+    store: Store, clock: Clock, reference_id: str, *, by: str, why: str | None = None
+) -> Outcome:
+    """No further period; what has become due is still owed and collected."""
+
+    def decide(asked: _Asked) -> None:
+        before = asked.subscription
+        if before.status is _S.ENDED:
+            return
+        asked.becomes(rules.ended(before), EventKind.SUBSCRIPTION_ENDED)
+        withdraw.take_up_again(asked.connection, before.id, asked.moment)
+
+    return _ask(store, clock, reference_id, by, why, decide)
+
+
+# --- how it is asked -------------------------------------------------------------------------
+
+
+class _Asked:
+    """One request: the locked subscription, up to date, and what becomes of it."""
+
+    def __init__(
+        self, connection: Connection, subscription: Subscription, moment: Moment, why: str | None
+    ) -> None:
+        self.connection = connection
+        self.subscription = subscription
+        self.moment = moment
+        self.details: dict[str, Any] = {}
+        self.changed = False
+        self._why = why
+
+    @property
+    def now(self) -> datetime:
+        return self.moment.now
+
+    def becomes(self, after: Subscription, kind: EventKind, **details: Any) -> None:
+        """Write the change and its event, unless nothing changes."""
+        before = self.subscription
+        if after == before:
+            return
+        self.subscription, self.details, self.changed = after, details, True
+        subscriptions.save(self.connection, after)
+        said = self.moment.event(
+            kind, why=self._why, before=str(before.status), after=str(after.status), **details
+        )
+        history.write(self.connection, [Entry(said, after.id)])
+
+
+def _ask(
+    store: Store,
+    clock: Clock,
+    reference_id: str,
+    by: str,
+    why: str | None,
+    decide: Callable[[_Asked], None],
+) -> Outcome:
+    if not by:
+        raise InvalidInput("by", "must name who decides")
+    with store.transaction() as connection:
+        subscription = subscriptions.lock(connection, reference_id)
+        if subscription is None:
+            raise InvalidInput("reference_id", f"no subscription {reference_id!r}")
+        moment = Moment(clock.now(), by)  # Only now: another change may have been waited for.
+        current = _up_to_date(connection, subscription, moment)
+        asked = _Asked(connection, current, moment, why)
+        decide(asked)
+    after = asked.subscription
+    return Outcome(
+        after.reference_id,
+        "changed" if asked.changed else "unchanged",
+        str(after.status),
+        after.next_billing_at,
+        after.cancels_at,
+        asked.details,
+    )
+
+
+def _up_to_date(connection: Connection, subscription: Subscription, moment: Moment) -> Subscription:
+    """Open what is due on the terms of its time: the sweep may be late, the decision is not."""
+    while subscription.next_billing_at is not None and subscription.next_billing_at <= moment.now:
+        plans = list(plans_for(connection, [subscription], moment.now, lock=True))
+        open_planned(connection, plans, moment, ring_at=moment.now)
+        subscription = plans[0].after
+    return subscription
+
+
+# --- new terms -------------------------------------------------------------------------------
+
+
+def _money(before: Money, amount: str | None, currency: str | None) -> Money:
+    if amount is not None:
+        return Money.parse(amount, before.currency if currency is None else currency)
+    if currency is None or currency == before.currency:
+        return before
+    Money.zero(currency)  # An unknown currency is the first thing to say.
+    raise InvalidInput("amount", "is needed with a new currency: prices do not convert themselves")
+
+
+def _interval(before: Interval, unit: str | None, count: int | None) -> Interval:
+    """A new unit counts single units unless said otherwise: 3 months become 1 year, not 3."""
+    if unit is None:
+        return before if count is None else Interval(before.unit, count)
+    if count is None:
+        count = before.count if unit == before.unit else 1
+    return Interval(cast("Unit", unit), count)  # It checks its unit itself.
+
+
+def _description(before: str | None, description: str | None) -> str | None:
+    if description is None:
+        return before
+    if len(description) > MAX_DESCRIPTION:
+        raise InvalidInput("description", f"must have at most {MAX_DESCRIPTION} characters")
+    return description or None
+
+
+def _differences(before: Subscription, after: Subscription) -> dict[str, Any]:
+    """{term: [before, after]} of what changes, and from which period on."""
+    was, is_ = _terms(before), _terms(after)
+    return {
+        "changes": {name: [was[name], is_[name]] for name in was if was[name] != is_[name]},
+        "from_period": after.next_period,
+        "from": after.start_of(after.next_period).isoformat(),
+        "new_series": after.schedule.interval != before.schedule.interval
+        or after.money.currency != before.money.currency,
+    }
+
+
+def _terms(subscription: Subscription) -> dict[str, Any]:
+    schedule = subscription.schedule
+    return {
+        "amount": str(subscription.money),
+        "every": f"{schedule.count} {schedule.unit}",
+        "anchor_at": schedule.anchor.isoformat(),
+        "description": subscription.description,
+        "catch_up": str(subscription.catch_up),
+    }
+
+
+def _takes_effect(subscription: Subscription) -> dict[str, Any]:
+    at = subscription.cancels_at
+    return {"takes_effect_at": at.isoformat() if at else None}

@@ -1,0 +1,144 @@
+"""What people and time do to an invoice in recovery: a manual retry, and the end of patience."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection
+
+from billing_worker.clock import Clock
+from billing_worker.domain import invoice as invoices
+from billing_worker.domain.attempt import Origin
+from billing_worker.domain.dunning import POLICIES
+from billing_worker.domain.errors import InvalidInput
+from billing_worker.domain.events import Event, EventKind
+from billing_worker.domain.invoice import Invoice, InvoiceStatus
+from billing_worker.domain.settlement import Context, give_up
+from billing_worker.domain.subscription import COLLECTABLE, Subscription, SubscriptionStatus
+from billing_worker.domain.terms import Terms
+from billing_worker.persistence import cases, claims, history, subscriptions
+from billing_worker.persistence import invoices as stored_invoices
+from billing_worker.persistence.claims import DueInvoice
+from billing_worker.persistence.history import Entry
+from billing_worker.persistence.store import Store
+from billing_worker.services.budget import Budget
+
+BATCH = 500
+RETRIABLE = COLLECTABLE | {SubscriptionStatus.SUSPENDED}
+
+
+def retry_invoice(
+    store: Store, clock: Clock, *, reference: str, by: str, why: str
+) -> dict[str, Any]:
+    """Let a named person order one attempt now, on the default card.
+
+    It takes the same slot and the same network budget as every other attempt, and no step of the
+    ladder. Returns {invoice, next_attempt_at}. Raises InvalidInput: `reference` when the invoice
+    is not owed or an attempt is under way, `rule` with the rule that forbids it. Asked again at
+    the moment of the attempt: what is allowed here may be forbidden by then.
+    """
+    now = clock.now()
+    with store.transaction() as connection:
+        subscription, item = _locked(connection, reference)
+        _require_free(item, subscription)
+        _require_allowed(connection, item, now)
+        after = replace(invoices.owed_again(item.invoice, now), next_origin=Origin.MANUAL)
+        cases.save_open(connection, [], [(item.invoice, after)])
+        event = Event(EventKind.RETRY_ORDERED, now, by, {"why": why, "origin": Origin.MANUAL})
+        history.write(connection, [Entry(event, subscription.id, after.id)])
+    return {"invoice": after.reference_id, "next_attempt_at": now.isoformat()}
+
+
+def choose_policy(
+    store: Store, clock: Clock, *, subscription_reference: str, policy: str, by: str, why: str
+) -> dict[str, Any]:
+    """Give a subscription a ladder of its own: it holds from the next decline on.
+
+    Returns {subscription, policy}. Raises InvalidInput on `reference_id` or `policy`.
+    """
+    if policy not in POLICIES:
+        raise InvalidInput("policy", f"must be one of {', '.join(POLICIES)}")
+    now = clock.now()
+    with store.transaction() as connection:
+        subscription = subscriptions.lock(connection, subscription_reference)
+        if subscription is None:
+            raise InvalidInput(
+                "reference_id", f"there is no subscription {subscription_reference!r}"
+            )
+        subscriptions.save(connection, replace(subscription, dunning_policy=policy))
+        said = {"dunning_policy": policy, "before": subscription.dunning_policy, "why": why}
+        event = Event(EventKind.SUBSCRIPTION_CHANGED, now, by, said)
+        history.write(connection, [Entry(event, subscription.id)])
+    return {"subscription": subscription_reference, "policy": policy}
+
+
+def give_up_overdue(store: Store, clock: Clock) -> int:
+    """End the recovery of invoices whose customer has been waited for long enough.
+
+    Returns how many were ended. Safe to run twice: what has ended waits for nobody any more.
+    """
+    now = clock.now()
+    with store.reading() as connection:
+        found = claims.overdue(connection, now, BATCH)
+    return sum(_give_up_one(store, invoice_id, reference, now) for invoice_id, reference in found)
+
+
+# --- retry ------------------------------------------------------------------------------------
+
+
+def _locked(connection: Connection, reference: str) -> tuple[Subscription, DueInvoice]:
+    row = stored_invoices.find(connection, reference)
+    if row is None:
+        raise InvalidInput("reference", f"there is no invoice {reference!r}")
+    subscription = subscriptions.lock(connection, row.subscription_reference)
+    item = claims.lock_one(connection, row.id)
+    if subscription is None or item is None:
+        raise InvalidInput("reference", "is gone")
+    return subscription, item
+
+
+def _require_free(item: DueInvoice, subscription: Subscription) -> None:
+    if item.invoice.status not in {InvoiceStatus.OPEN, InvoiceStatus.UNCOLLECTIBLE}:
+        raise InvalidInput("reference", f"the invoice is {item.invoice.status}")
+    if subscription.status not in RETRIABLE:
+        raise InvalidInput("reference", f"the subscription is {subscription.status}")
+    if item.live is not None:
+        under_way = f"{item.live.reference_id} is {item.live.status}"
+        raise InvalidInput("reference", f"an attempt is under way: {under_way}")
+
+
+def _require_allowed(connection: Connection, item: DueInvoice, now: datetime) -> None:
+    if item.card_id is None:
+        raise InvalidInput("rule", "card.usable: card_missing")
+    forbidden = Budget(connection, [item.card_id], now).spend(item.card_id, item.invoice.money)
+    if forbidden is not None:
+        raise InvalidInput("rule", f"{forbidden.rule}: {forbidden.reason}")
+
+
+# --- the end of patience ----------------------------------------------------------------------
+
+
+def _give_up_one(store: Store, invoice_id: int, reference: str, now: datetime) -> bool:
+    with store.transaction() as connection:
+        subscription = subscriptions.lock(connection, reference)
+        item = claims.lock_one(connection, invoice_id)
+        if subscription is None or item is None or not _is_overdue(item.invoice, now):
+            return False
+        context = Context(now, "recover", Terms())
+        after, moved, events = give_up(item.invoice, subscription, "patience.over", context)
+        cases.save_open(connection, [], [(item.invoice, after)])
+        if moved != subscription:
+            subscriptions.save(connection, moved)
+        claims.stop_waiting(connection, [subscription.id], now)
+        history.write(connection, [Entry(event, subscription.id, invoice_id) for event in events])
+    return True
+
+
+def _is_overdue(invoice: Invoice, now: datetime) -> bool:
+    return (
+        invoice.status is InvoiceStatus.OPEN
+        and invoice.give_up_at is not None
+        and invoice.give_up_at <= now
+    )

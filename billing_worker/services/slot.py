@@ -1,0 +1,169 @@
+"""An invoice's one slot, taken for a page on which the customer pays.
+
+Automatic attempts, manual ones and pages share it: a partial unique index lets one of them live.
+It is taken before the gateway hears of the page, and `submitted` is committed before anybody is
+given it, because from then on the customer may pay at any time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection
+
+from billing_worker.domain.attempt import Attempt, AttemptStatus, Origin
+from billing_worker.domain.errors import InvalidInput, NotPayable, SlotTaken
+from billing_worker.domain.events import Event, EventKind
+from billing_worker.domain.evidence import Expected, Statement, Verdict, judge
+from billing_worker.domain.invoice import InvoiceStatus
+from billing_worker.domain.settlement import NothingSent, Stated
+from billing_worker.domain.subscription import Subscription
+from billing_worker.gateway.port import CallLog, WireCall
+from billing_worker.persistence import claims, history, invoices, links, subscriptions
+from billing_worker.persistence.cases import CaseKey, LockedCases
+from billing_worker.persistence.claims import DueInvoice
+from billing_worker.persistence.history import Entry
+from billing_worker.services.arm import why_not
+from billing_worker.services.ports import Ports
+from billing_worker.services.settle import Settle, settle, wire_data
+
+BY = "hosted"
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A prepared link: held by whoever has its newest fence, until its lease lapses."""
+
+    key: CaseKey
+    attempt: Attempt
+    earlier: tuple[tuple[CaseKey, str], ...]
+    """Ended attempts of the same invoice, with gateway ids: proven unpaid before this one opens."""
+
+    @property
+    def create_may_have_been_sent(self) -> bool:
+        return self.attempt.fence > 1
+
+
+def lapses_at(ports: Ports, now: datetime) -> datetime:
+    """When a caller that has not handed out its page by then counts as gone."""
+    return now + max(ports.terms.longest_charge, ports.terms.stuck_after)
+
+
+def locked_open_invoice(connection: Connection, reference: str) -> tuple[Subscription, DueInvoice]:
+    """Raises InvalidInput on `invoice` when there is none, NotPayable when it is not open."""
+    row = invoices.find(connection, reference)
+    if row is None:
+        raise InvalidInput("invoice", f"there is no invoice {reference!r}")
+    subscription = subscriptions.lock(connection, row.subscription_reference)
+    item = claims.lock_one(connection, row.id)
+    if subscription is None or item is None:
+        raise InvalidInput("invoice", "is gone")
+    if item.invoice.status is not InvoiceStatus.OPEN:
+        raise NotPayable(f"{item.invoice.reference_id} is {item.invoice.status}")
+    return subscription, item
+
+
+def take(ports: Ports, connection: Connection, item: DueInvoice, now: datetime) -> Slot:
+    """Take the slot, or take over a prepared link of the same kind whose caller may be gone.
+
+    `item.card_id` None: the customer will type a new card. Raises SlotTaken while another attempt
+    is live.
+    """
+    live, until = item.live, lapses_at(ports, now)
+    if live is None:
+        attempt = links.prepare(
+            connection, item, test_mode=ports.test_mode, now=now, lapses_at=until
+        )
+    elif is_link(live, item.card_id) and live.status is AttemptStatus.PREPARED:
+        attempt = links.take_over(connection, live, until)
+    else:
+        raise SlotTaken(f"{live.reference_id}, of origin {live.origin}, is {live.status}")
+    slot = Slot(_key(item, attempt), attempt, _earlier(item, attempt))
+    data = {"reference_id": attempt.reference_id, "fence": attempt.fence, "origin": attempt.origin}
+    kind = EventKind.ATTEMPT_CLAIMED if live else EventKind.ATTEMPT_PREPARED
+    _write(connection, slot, Event(kind, now, BY, data))
+    return slot
+
+
+def is_link(attempt: Attempt, card_id: int | None) -> bool:
+    """A page of the same kind: for a card that we know, or for a new one."""
+    same_kind = (attempt.card_id is None) == (card_id is None)
+    return attempt.origin is Origin.LINK and same_kind
+
+
+def _key(item: DueInvoice, attempt: Attempt) -> CaseKey:
+    return CaseKey(item.invoice.subscription_id, item.invoice.id, attempt.id)
+
+
+def _earlier(item: DueInvoice, attempt: Attempt) -> tuple[tuple[CaseKey, str], ...]:
+    return tuple(
+        (_key(item, earlier), earlier.gateway_id)
+        for earlier in item.attempts
+        if earlier.id != attempt.id and earlier.gateway_id is not None
+    )
+
+
+def require_unpaid(ports: Ports, slot: Slot) -> None:
+    """Ask once more about every ended attempt of the invoice: late money pays it (§11.6).
+
+    Raises NotPayable when one was paid or may still be, GatewayError when that cannot be told.
+    """
+    for key, gateway_id in slot.earlier:
+        calls: CallLog = []
+        ports.pace.wait()
+        statement = ports.gateway.look(gateway_id, calls)
+        case = settle(ports, Settle(key, Stated(statement), BY, tuple(calls)))
+        attempt = case.attempt
+        if attempt.status in {AttemptStatus.SUCCEEDED, AttemptStatus.SURPLUS}:
+            raise NotPayable("an earlier attempt turned out paid")
+        expected = Expected(attempt.reference_id, attempt.money, test_mode=attempt.test_mode)
+        if judge(statement, expected).verdict in {Verdict.PENDING, Verdict.CONTRADICTORY}:
+            raise NotPayable("an earlier attempt is undecided again")
+
+
+def open_page(
+    ports: Ports,
+    connection: Connection,
+    slot: Slot,
+    statement: Statement,
+    page: bytes,
+    calls: Sequence[WireCall],
+) -> None:
+    """Write `submitted` under the fence; the caller commits, and only then hands the page out.
+
+    Raises NotPayable for what forbids a charge too, ConcurrentChange when the slot is not ours.
+    """
+    now = ports.clock.now()
+    case = LockedCases(connection, [slot.key]).case(slot.key)
+    obstacle = why_not(ports, connection, case, now)
+    if obstacle is not None:
+        raise NotPayable(obstacle)
+    links.open_page(
+        connection,
+        slot.attempt,
+        gateway_id=statement.gateway_id,
+        page=page,
+        now=now,
+        look_at=now + ports.terms.reconcile_after,
+    )
+    data = {
+        "gateway_id": statement.gateway_id,
+        "origin": slot.attempt.origin,
+        "calls": wire_data(calls),
+    }
+    _write(connection, slot, Event(EventKind.ATTEMPT_SUBMITTED, now, BY, data))
+
+
+def release(
+    ports: Ports, slot: Slot, reason: str, calls: Sequence[WireCall], *, hold: bool
+) -> None:
+    """Give the slot back: nobody was given the page, so nobody can pay. `hold` alerts a person."""
+    news = NothingSent(reason, hold=hold)
+    settle(ports, Settle(slot.key, news, BY, tuple(calls), fence=slot.attempt.fence))
+
+
+def _write(connection: Connection, slot: Slot, event: Event) -> None:
+    key = slot.key
+    history.write(connection, [Entry(event, key.subscription_id, key.invoice_id, key.attempt_id)])

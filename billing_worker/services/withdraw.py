@@ -1,0 +1,110 @@
+"""Open invoices of a subscription that is paused, resumed or over.
+
+What is in flight is never touched: only the gateway's word ends it. A prepared attempt ends here,
+because nothing can have been sent: the subscription's lock, which every caller holds, is taken by
+whoever arms a charge too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection
+
+from billing_worker.domain import invoice as invoices
+from billing_worker.domain.attempt import Attempt, AttemptStatus
+from billing_worker.domain.events import Event, EventKind
+from billing_worker.domain.invoice import Invoice
+from billing_worker.domain.settlement import withdrawn
+from billing_worker.persistence import cases, claims, history
+from billing_worker.persistence.claims import DueInvoice
+from billing_worker.persistence.history import Entry
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """When something is done, and by whom."""
+
+    now: datetime
+    by: str
+
+    def event(self, kind: EventKind, **data: Any) -> Event:
+        return Event(kind, self.now, self.by, data)
+
+
+def put_aside(connection: Connection, subscription_id: int, moment: Moment) -> int:
+    """Stop collecting what is open, until `take_up_again`. Returns how many invoices wait."""
+    items = claims.lock_open(connection, subscription_id)
+    _end_prepared(connection, items, invoices.PAUSED, moment)
+    return _change(connection, items, invoices.put_aside, _waits, moment)
+
+
+def take_up_again(connection: Connection, subscription_id: int, moment: Moment) -> int:
+    """Collect again what was put aside: the sweep rings for it. Returns how many invoices."""
+    items = claims.lock_open(connection, subscription_id)
+    return _change(
+        connection, items, lambda i: invoices.take_up_again(i, moment.now), _waits, moment
+    )
+
+
+def give_up(connection: Connection, subscription_id: int, moment: Moment) -> int:
+    """Void what is open and not in flight. Returns how many invoices."""
+    items = claims.lock_open(connection, subscription_id)
+    _end_prepared(connection, items, invoices.CANCELLED, moment)
+    idle = [item for item in items if not _in_flight(item)]
+    return _change(
+        connection, idle, lambda i: invoices.voided(i, invoices.CANCELLED), _is_void, moment
+    )
+
+
+def _in_flight(item: DueInvoice) -> bool:
+    return item.live is not None and item.live.status is AttemptStatus.SUBMITTED
+
+
+def _end_prepared(
+    connection: Connection, items: Sequence[DueInvoice], reason: str, moment: Moment
+) -> None:
+    prepared = [live for i in items if (live := i.live) and not _in_flight(i)]
+    ended: list[tuple[Attempt, Attempt]] = [
+        (attempt, withdrawn(attempt, reason, moment.now)) for attempt in prepared
+    ]
+    cases.save_open(connection, ended, [])
+    subscription_of = {item.invoice.id: item.invoice.subscription_id for item in items}
+    said = moment.event(EventKind.ATTEMPT_NOT_CHARGED, reason=reason)
+    history.write(
+        connection,
+        (Entry(said, subscription_of[a.invoice_id], a.invoice_id, a.id) for a in prepared),
+    )
+
+
+def _change(
+    connection: Connection,
+    items: Sequence[DueInvoice],
+    change: Callable[[Invoice], Invoice],
+    tell: Callable[[Invoice, Moment], Event],
+    moment: Moment,
+) -> int:
+    pairs = [(item.invoice, change(item.invoice)) for item in items]
+    pairs = [(before, after) for before, after in pairs if before != after]
+    cases.save_open(connection, [], pairs)
+    history.write(
+        connection,
+        (Entry(tell(after, moment), after.subscription_id, after.id) for _, after in pairs),
+    )
+    return len(pairs)
+
+
+def _waits(invoice: Invoice, moment: Moment) -> Event:
+    at = invoice.next_attempt_at
+    return moment.event(
+        EventKind.INVOICE_WAITING,
+        reason=invoice.reason,
+        next_attempt_at=at.isoformat() if at else None,
+    )
+
+
+def _is_void(invoice: Invoice, moment: Moment) -> Event:
+    return moment.event(EventKind.INVOICE_VOIDED, reason=invoice.reason)

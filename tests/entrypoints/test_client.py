@@ -1,0 +1,101 @@
+"""The producer for other services: light, typed, and sending what the worker reads."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime
+
+import pytest
+
+from billing_worker.client import QUEUE, BillingClient
+from billing_worker.entrypoints.bell import COMMANDS
+from billing_worker.entrypoints.command_messages import read
+from billing_worker.services.command_records import TASKS, parse_command
+from tests.support.processes import ROOT, clean_environment
+
+NOW = datetime(2026, 2, 1, tzinfo=UTC)
+CUSTOMER = {"reference_id": "cust-1", "name": "Jo Doe"}
+CARD = {"token": "4c9jHUgeL1SD7g5byDYn9Gc0RC60NN3x"}
+ABOUT = {"reference_id": "c-1", "subscription": "sub-1"}
+CALLS = {
+    "subscribe": {
+        "reference_id": "sub-1", "customer": CUSTOMER, "card": CARD, "amount": "9.99",
+        "currency": "USD", "interval": "month", "anchor_at": NOW,
+    },
+    "change_subscription": ABOUT | {"amount": "12.00"},
+    "pause": ABOUT,
+    "resume": ABOUT | {"shift_anchor": True},
+    "cancel": ABOUT | {"at_period_end": True},
+    "replace_card": ABOUT | {"card": CARD, "by": "ann", "why": "expired"},
+    "charge_once": {
+        "reference_id": "o-1", "customer": CUSTOMER, "amount": "5.00", "currency": "EUR",
+    },
+    "start_tokenisation": {
+        "reference_id": "t-1", "customer": CUSTOMER, "amount": "1.00", "currency": "USD",
+    },
+    "start_checkout": {"reference_id": "k-1", "invoice": "sub-1-p0"},
+}  # fmt: skip
+IMPORT_ALONE = """
+import sys, json
+from billing_worker.client import BillingClient
+BillingClient("redis://127.0.0.1:1/0")
+print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
+"""
+
+
+@pytest.fixture
+def sent(tmp_path):
+    """What a call writes to a broker that is a folder: the message as the queue holds it."""
+    client = BillingClient("filesystem://", answers=False)
+    client._app.conf.broker_transport_options = {
+        "data_folder_in": str(tmp_path), "data_folder_out": str(tmp_path),
+        "control_folder": str(tmp_path / "control"),
+    }  # fmt: skip
+
+    def sent(method, **arguments):
+        getattr(client, method)(**arguments)
+        [file] = tmp_path.glob("*.msg")
+        return file.read_bytes()
+
+    return sent
+
+
+def test_importing_it_needs_no_settings_and_loads_nothing_heavy():
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT_ALONE],
+        env=clean_environment({}), cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    loaded = set(json.loads(done.stdout))
+    assert "celery" in loaded
+    assert not loaded & {
+        "sqlalchemy", "psycopg", "alembic", "marshmallow", "requests", "flask", "structlog",
+        "cryptography", "rich", "iso4217", "simplejson",
+    }  # fmt: skip
+
+
+def test_there_is_a_method_for_every_task_and_no_other():
+    methods = {name for name, _ in inspect.getmembers(BillingClient, inspect.isfunction)}
+    assert {f"billing.{name}" for name in methods if not name.startswith("_")} == set(TASKS)
+    assert QUEUE == COMMANDS
+
+
+@pytest.mark.parametrize("method", CALLS)
+def test_what_a_method_sends_is_what_the_worker_reads(sent, method):
+    envelope = read(sent(method, **CALLS[method]), NOW)
+    message = envelope.message
+    assert (message.task, message.faults) == (f"billing.{method}", ())
+    assert parse_command(message.task, message.arguments).reference_id
+    assert not envelope.wants_answer
+
+
+def test_a_card_token_is_in_the_body_alone_and_in_no_header(sent):
+    headers = json.loads(sent("subscribe", **CALLS["subscribe"]))["headers"]
+    assert CARD["token"] not in json.dumps(headers)
+
+
+def test_a_datetime_without_a_zone_is_refused_before_it_is_sent(sent):
+    with pytest.raises(ValueError, match="time zone"):
+        sent("subscribe", **CALLS["subscribe"] | {"anchor_at": datetime(2026, 1, 1)})  # noqa: DTZ001

@@ -1,0 +1,95 @@
+"""`subscriptions change | pause | resume | cancel | uncancel | end`, and `catch-up`."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+
+import pytest
+from click.testing import CliRunner
+
+from billing_worker.entrypoints.cli import catch_up as catch_up_command
+from billing_worker.entrypoints.cli import cli, lifecycle
+from tests.entrypoints.test_config import GOOD
+
+DAY = timedelta(days=1)
+
+
+@pytest.fixture
+def run(world, database_url, monkeypatch):
+    for name, value in (GOOD | {"BILLING_DATABASE_URL": database_url}).items():
+        monkeypatch.setenv(name, value)
+    for module in (lifecycle, catch_up_command):
+        monkeypatch.setattr(module, "SystemClock", lambda: world.clock)
+
+    def run(*arguments, status=0):
+        result = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+        assert result.exit_code == status, result.output
+        return result
+
+    return run
+
+
+def asked(run, *arguments, status=0):
+    return json.loads(run("subscriptions", *arguments, "--json", status=status).stdout)
+
+
+def test_a_subscription_is_led_through_its_life_from_the_command_line(world, run):
+    world.subscribe("approved", interval="week")
+    world.tick()
+    assert asked(run, "change", "sub-1", "--amount", "19.99")["details"]["from_period"] == 1
+    assert asked(run, "pause", "sub-1", "--why", "holidays")["status"] == "paused"
+    world.clock.advance(10 * DAY)
+    resumed = asked(run, "resume", "sub-1", "--keep-anchor")
+    assert (resumed["status"], resumed["details"]["skipped_periods"]) == ("active", [1, 1])
+    assert asked(run, "cancel", "sub-1", "--at-period-end")["cancels_at"]
+    assert asked(run, "uncancel", "sub-1")["cancels_at"] is None
+    assert asked(run, "end", "sub-1")["status"] == "ended"
+    refused = asked(run, "cancel", "sub-1", "--now", status=1)
+    assert refused == {"error": {"field": "status", "reason": "is ended"}}
+
+
+def test_an_error_names_the_field_and_the_reason(world, run):
+    world.subscribe("approved")
+    result = run("subscriptions", "change", "sub-1", "--amount", "9.999", status=1)
+    assert "amount: USD has 2 decimals, not 3" in result.stderr
+    assert "reference_id" in run("subscriptions", "pause", "nobody", status=1).stderr
+
+
+@pytest.mark.parametrize("arguments", [("resume", "sub-1"), ("cancel", "sub-1")])
+def test_how_to_resume_and_when_to_cancel_must_be_said(run, arguments):
+    run("subscriptions", *arguments, status=2)
+
+
+def test_a_catch_up_is_planned_applied_under_caps_and_finished(world, run):
+    for number in range(3):
+        world.subscribe("approved", f"sub-{number}", interval="day")
+    world.clock.advance(2 * DAY + timedelta(hours=5))
+    planned = json.loads(run("catch-up", "plan", "--json").stdout)
+    assert planned["totals"] == [
+        {"action": "collect", "currency": "USD", "count": 3, "amount": "29.97"},
+        {"action": "waive", "currency": "USD", "count": 6, "amount": "59.94"},
+    ]
+    assert "29.97" in run("catch-up", "plan").stdout
+    some = ("catch-up", "apply", "--why", "outage", "--max-amount", "20 USD", "--json")
+    applied = json.loads(run(*some).stdout)
+    assert (applied["complete"], len(applied["lines"])) == (False, 6)
+    rest = json.loads(run("catch-up", "apply", "--why", "outage", "--json").stdout)
+    assert applied["lines"] + rest["lines"] == planned["lines"]
+    world.tick()
+    assert world.debits().total() == 3
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("plan", "--policy", "collect_all"),
+        ("plan", "--max-age", "0"),
+        ("apply",),
+        ("apply", "--why", "x", "--max-amount", "20"),
+        ("apply", "--why", "x", "--max-amount", "20.001 USD"),
+        ("apply", "--why", "x", "--max-count", "-1"),
+    ],
+)
+def test_arguments_of_catch_up_that_make_no_sense_are_refused(run, arguments):
+    run("catch-up", *arguments, status=2)

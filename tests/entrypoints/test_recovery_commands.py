@@ -1,0 +1,88 @@
+"""The command line of cards and retries: what people type, and what they are told."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from billing_worker.entrypoints.cli import cli
+from tests.entrypoints.test_config import GOOD
+from tests.support.recovery import events
+from tests.support.world import KEY, World
+
+pytestmark = pytest.mark.usefixtures("declined")
+
+NEW_CARD = {"token": "approved.new", "mask": "411111******1111", "expiry_month": 12,
+            "expiry_year": 2040}  # fmt: skip
+
+
+@pytest.fixture
+def declined(store):
+    world = World(store)
+    world.subscribe("decline_insufficient_funds")
+    world.tick()
+    return world
+
+
+@pytest.fixture
+def run(database_url, monkeypatch):
+    settings = {"BILLING_DATABASE_URL": database_url, "BILLING_VAULT_KEYS": KEY}
+    for name, value in (GOOD | settings).items():
+        monkeypatch.setenv(name, value)
+
+    def run(*arguments, status=0, **options):
+        result = CliRunner().invoke(cli, arguments, catch_exceptions=False, **options)
+        assert result.exit_code == status, result.output
+        return result.output
+
+    return run
+
+
+def test_a_card_is_replaced_from_standard_input_and_tried_on_what_waits(run):
+    said = run("cards", "replace", "sub-1", "--why", "lost", input=json.dumps(NEW_CARD))
+    assert "tried at once: sub-1-p0" in said
+    listed = json.loads(run("cards", "list", "sub-1", "--json"))
+    assert [card["default_for"] for card in listed] == [[], ["sub-1"]]
+    assert "approved" not in said
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("nonsense", "not JSON"),
+        ("[]", "must be a JSON object"),
+        ("{}", "token"),
+        (json.dumps(NEW_CARD | {"expiry_year": 2020}), "card.expiry_year"),
+    ],
+)
+def test_a_card_that_cannot_be_read_or_charged_is_refused_with_its_field(run, given, said):
+    assert said in run("cards", "replace", "sub-1", input=given, status=1)
+
+
+def test_a_backup_card_needs_a_consent(run):
+    run("cards", "add-backup", "sub-1", input=json.dumps(NEW_CARD), status=2)
+    run("cards", "add-backup", "sub-1", "--consent", "form 7", input=json.dumps(NEW_CARD))
+    backups = [card["backup"] for card in json.loads(run("cards", "list", "sub-1", "--json"))]
+    assert backups[0] is None
+    assert backups[1].endswith("form 7")
+
+
+def test_a_retry_is_ordered_in_somebodys_name(declined, run):
+    run("invoices", "retry", "sub-1-p0", "--by", "ann", "--why", "phone call")
+    assert events(declined, "retry.ordered")[0]["why"] == "phone call"
+    assert "no invoice" in run("invoices", "retry", "sub-9-p0", "--why", "x", status=1)
+
+
+def test_a_subscription_gets_a_ladder_of_its_own(run):
+    assert "3, 5, 7 days" in run("subscriptions", "dunning", "sub-1", "short", "--why", "contract")
+    run("subscriptions", "dunning", "sub-1", "hourly", "--why", "impatience", status=2)
+
+
+def test_a_paused_service_is_shown_and_resumed(run):
+    service = "payment_card_usd_hpp"
+    run("sales", "stop", "--service", service, "--reason", "credentials")
+    assert f"PAUSED {service}: credentials" in run("status")
+    run("sales", "start", "--service", service, "--reason", "mended")
+    assert "PAUSED" not in run("status")

@@ -1,0 +1,254 @@
+"""Outages, plans, and what the ledger says afterwards, on both databases."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import select
+
+from billing_worker.domain.catch_up import Action
+from billing_worker.domain.catch_up_policy import Policy
+from billing_worker.domain.errors import InvalidInput
+from billing_worker.domain.money import Money
+from billing_worker.persistence import subscriptions, tables
+from billing_worker.services import catch_up, lifecycle
+from billing_worker.services.catch_up import Answer, Caps
+from billing_worker.services.renew import open_planned, plans_for, renew_due
+from billing_worker.services.withdraw import Moment
+from tests.support.world import START
+
+DAY = timedelta(days=1)
+OWN = Answer()
+
+
+def agree(world, policy, reference="sub-1"):
+    lifecycle.change(world.store, world.clock, reference, catch_up=policy, by="test")
+
+
+def plan(world, answer=OWN):
+    return list(catch_up.plan(world.store, world.clock.now(), answer))
+
+
+def apply(world, answer=OWN, caps=None):
+    return catch_up.apply(
+        world.store, world.clock, answer, caps or Caps(), by="operator:ann", why="after the outage"
+    )
+
+
+def debited(world, lines):
+    """{invoice: instant} of the debits at the gateway, of those in the plan."""
+    planned = {line.invoice for line in lines}
+    debits = [(d.reference_id.rpartition("-a")[0], d.at) for d in world.sandbox.ledger]
+    return {invoice: at for invoice, at in debits if invoice in planned}
+
+
+def dates(lines):
+    return {line.invoice: line.planned.at for line in lines if line.planned.at}
+
+
+def fates(world):
+    with world.store.reading() as connection:
+        query = select(tables.invoices.c.status, tables.invoices.c.next_attempt_at)
+        return Counter(
+            "held" if (status, at) == ("open", None) else status
+            for status, at in connection.execute(query)
+        )
+
+
+def work_through(world, moments):
+    """Beat and workers run again: at every agreed date, and at every one of the plan."""
+    for moment in sorted(moments):
+        world.clock.advance(max(moment - world.clock.now(), timedelta(0)))
+        before = len(world.sandbox.ledger)
+        world.tick()
+        assert len(world.sandbox.ledger) - before <= 1, "two debits in one sweep"
+
+
+@pytest.mark.parametrize("days", [1, 3, 40, 400])
+@pytest.mark.parametrize(
+    "policy", ["collect_latest", "collect_all:3", "forgive_older_than:7", "hold"]
+)
+def test_after_an_outage_the_debits_are_those_that_the_plan_printed(world, policy, days):
+    """A subscription by the day: the hardest case, because agreed dates come up all the time."""
+    world.subscribe("approved", interval="day")
+    agree(world, policy)
+    world.tick()
+    world.clock.advance(days * DAY + timedelta(hours=5))
+    printed = plan(world)
+    assert [line.period for line in printed] == list(range(1, days + 1))
+    planned = dates(printed)
+    agreed = [world.clock.now() + timedelta(hours=19) + n * DAY for n in range(70)]
+    last = max([*planned.values(), world.clock.now()])
+    work_through(world, {world.clock.now(), *planned.values(), *(a for a in agreed if a <= last)})
+    assert debited(world, printed) == planned
+    actions = Counter(line.planned.action for line in printed)
+    found = fates(world)
+    assert (found["held"], found["void"]) == (actions[Action.HOLD], actions[Action.WAIVE])
+
+
+EXPECTED = {  # policy -> outage in days -> (collected, waived, held) of the late periods
+    "collect_latest": {1: (1, 0, 0), 3: (1, 2, 0), 40: (1, 39, 0), 400: (1, 399, 0)},
+    "collect_all:1": {1: (1, 0, 0), 3: (3, 0, 0), 40: (40, 0, 0), 400: (62, 0, 338)},
+    "collect_all:3": {1: (1, 0, 0), 3: (3, 0, 0), 40: (21, 0, 19), 400: (21, 0, 379)},
+    "forgive_older_than:7": {1: (1, 0, 0), 3: (3, 0, 0), 40: (7, 33, 0), 400: (7, 393, 0)},
+    "hold": {1: (0, 0, 1), 3: (0, 0, 3), 40: (0, 0, 40), 400: (0, 0, 400)},
+}
+
+
+@pytest.mark.parametrize("policy", EXPECTED)
+def test_how_many_late_periods_are_collected_waived_and_held(world, policy):
+    now = START + 500 * DAY
+    for days in EXPECTED[policy]:
+        anchor = (now - (days - 1) * DAY - timedelta(hours=5)).isoformat()
+        world.subscribe("approved", f"sub-{days}", interval="day", anchor_at=anchor)
+        agree(world, policy, f"sub-{days}")
+    world.clock.advance(500 * DAY)
+    counted = Counter((line.subscription, line.planned.action) for line in plan(world))
+    for days, (collected, waived, held) in EXPECTED[policy].items():
+        assert counted[f"sub-{days}", Action.COLLECT] == collected
+        assert counted[f"sub-{days}", Action.WAIVE] == waived
+        assert counted[f"sub-{days}", Action.HOLD] == held
+
+
+def test_a_plan_changes_nothing(world):
+    world.subscribe("approved", interval="day")
+    world.clock.advance(10 * DAY)
+    plan(world)
+    assert fates(world) == {}
+
+
+def test_two_subscriptions_of_one_customer_are_debited_on_two_days(world):
+    shared = {"customer": {"reference_id": "ann"}}
+    world.subscribe("approved", "sub-1", **shared)
+    world.subscribe("approved", "sub-2", interval="year", **shared)
+    world.clock.advance(5 * DAY)
+    planned = dates(plan(world))
+    assert planned["sub-2-p0"] - planned["sub-1-p0"] == DAY
+    world.tick()
+    assert world.debits().total() == 1
+    world.clock.advance(DAY)
+    world.tick()
+    assert world.debits() == {"sub-1-p0": 1, "sub-2-p0": 1}
+
+
+def test_two_sweeps_at_once_do_not_debit_one_customer_twice(world):
+    """The second one claims the other subscription, and waits for the customer's diary."""
+    for number in range(2):
+        world.subscribe("approved", f"sub-{number}", customer={"reference_id": "ann"})
+    world.clock.advance(5 * DAY)
+    now = world.clock.now()
+    second = threading.Thread(target=renew_due, args=(world.ports,))
+    with world.store.transaction() as connection:
+        claimed = subscriptions.claim_due(connection, now, 1)
+        plans = list(plans_for(connection, claimed, now, lock=True))
+        open_planned(connection, plans, Moment(now, "renew"), now)
+        second.start()
+        second.join(0.5)
+    second.join()
+    with world.store.reading() as connection:
+        query = select(tables.invoices.c.next_attempt_at)
+        one, other = sorted(connection.execute(query).scalars())
+    assert other - one >= DAY
+
+
+def test_subscriptions_on_time_are_charged_together_as_agreed(world):
+    for number in range(3):
+        world.subscribe("approved", f"sub-{number}", customer={"reference_id": "ann"})
+    world.tick()
+    assert world.debits().total() == 3
+
+
+def test_a_waived_period_names_its_rule_and_who_applied_it(world):
+    world.subscribe("approved", interval="day")
+    world.clock.advance(3.5 * DAY)
+    world.tick()
+    told = world.explain("sub-1-p0")
+    assert told["reason"].startswith("waived by catch_up.collect_latest")
+    assert [(e["kind"], e["by"]) for e in told["history"]] == [("invoice.voided", "renew")]
+
+
+def test_periods_on_hold_raise_one_alert_for_all(world):
+    world.subscribe("approved", interval="day")
+    agree(world, "hold")
+    world.clock.advance(30 * DAY)
+    world.tick()
+    with world.store.reading() as connection:
+        alerts = connection.execute(select(tables.events).where(tables.events.c.alert)).all()
+    assert [(a.kind, a.data["count"]) for a in alerts] == [("subscription.catch_up_held", 29)]
+
+
+def test_a_person_answers_for_what_is_on_hold(world):
+    world.subscribe("approved", interval="day")
+    agree(world, "hold")
+    world.tick()
+    world.clock.advance(3 * DAY + timedelta(hours=5))
+    world.tick()
+    assert fates(world) == {"paid": 1, "held": 3}
+    assert [line.planned.action for line in plan(world)] == [Action.HOLD] * 3
+    answer = Answer(Policy.parse("collect_latest"))
+    planned = dates(plan(world, answer))
+    done = apply(world, answer)
+    assert (done.complete, dates(done.lines)) == (True, planned)
+    world.tick()
+    assert debited(world, done.lines) == planned
+    assert fates(world) == {"paid": 2, "void": 2}
+    decided = world.explain("sub-1-p1")["history"][-1]
+    assert (decided["by"], decided["data"]["why"]) == ("operator:ann", "after the outage")
+
+
+def test_what_a_person_answered_is_not_answered_twice(world):
+    world.subscribe("approved", interval="day")
+    agree(world, "hold")
+    world.clock.advance(3.5 * DAY)
+    world.tick()
+    apply(world, Answer(Policy.parse("collect_all:1")))
+    assert apply(world, Answer(Policy.parse("collect_all:1"))).lines == []
+
+
+def test_hold_is_no_answer():
+    with pytest.raises(InvalidInput):
+        Answer(Policy.parse("hold"))
+
+
+@pytest.mark.parametrize(
+    ("caps", "debits"),
+    [
+        ({}, 4),
+        ({"max_count": 2}, 2),
+        ({"max_count": 0}, 0),
+        ({"max_amount": {"USD": Money.parse("29.98", "USD")}}, 3),
+        ({"max_amount": {"EUR": Money.parse("1000.00", "EUR")}}, 0),
+    ],
+    ids=str,
+)
+def test_apply_stops_before_the_customer_who_would_pass_a_cap(world, caps, debits):
+    for number in range(4):
+        world.subscribe("approved", f"sub-{number}")
+    world.clock.advance(5 * DAY)
+    done = apply(world, caps=Caps(**caps))
+    assert len(dates(done.lines)) == debits
+    assert done.complete == (debits == 4)
+    assert sum(fates(world).values()) == debits
+    assert len(plan(world)) == 4 - debits
+
+
+def test_a_person_may_choose_an_older_age_for_once(world):
+    world.subscribe("approved", interval="year")
+    world.clock.advance(180 * DAY)
+    [line] = plan(world)
+    assert line.planned.rule == "catch_up.age_cap"
+    [line] = plan(world, Answer(Policy.parse("collect_latest"), 200 * DAY))
+    assert line.planned.action is Action.COLLECT
+
+
+def test_a_cancelled_subscription_leaves_nothing_to_answer_for(world):
+    world.subscribe("approved", interval="day")
+    agree(world, "hold")
+    world.clock.advance(3.5 * DAY)
+    world.tick()
+    lifecycle.cancel(world.store, world.clock, "sub-1", at_period_end=False, by="test")
+    assert plan(world, Answer(Policy.parse("collect_all:1"))) == []
+    assert fates(world) == {"paid": 1, "void": 3}

@@ -1,0 +1,66 @@
+"""What tests of declines and cards do to a world, and look for in it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import select, update
+
+from billing_worker.domain.secret import Secret
+from billing_worker.persistence import tables
+from billing_worker.services.cards import add_backup_card, replace_card
+from billing_worker.services.records import CardRecord
+from billing_worker.services.recover import retry_invoice
+from tests.support.world import World
+
+
+def card(token: str, **changes: Any) -> CardRecord:
+    fields = {"mask": "512381******0000", "brand": "mastercard", "expiry_month": 12}
+    return CardRecord(token=Secret(token), **(fields | {"expiry_year": 2032} | changes))
+
+
+def replace(world: World, token: str, reference: str = "sub-1", **changes: Any) -> dict[str, Any]:
+    return replace_card(
+        world.store, world.vault, world.clock, subscription_reference=reference,
+        card=card(token, **changes), by="test", why="lost",
+    )  # fmt: skip
+
+
+def add_backup(world: World, token: str, reference: str = "sub-1") -> dict[str, Any]:
+    return add_backup_card(
+        world.store, world.vault, world.clock, subscription_reference=reference, card=card(token),
+        consent="ticked at checkout", by="test",
+    )  # fmt: skip
+
+
+def retry(world: World, reference: str = "sub-1-p0") -> dict[str, Any]:
+    return retry_invoice(world.store, world.clock, reference=reference, by="ann", why="phone call")
+
+
+def banks_change_their_mind(world: World, token: str) -> None:
+    """From now on every card does what this token is scripted to do: a top-up, an outage …"""
+    with world.store.transaction() as connection:
+        connection.execute(update(tables.cards).values(token=world.vault.lock(Secret(token))))
+
+
+def events(world: World, kind: str) -> list[dict[str, Any]]:
+    """The data of all events of a kind, whatever they are about, oldest first."""
+    with world.store.reading() as connection:
+        query = select(tables.events.c.data).where(tables.events.c.kind == kind)
+        return list(connection.execute(query.order_by(tables.events.c.id)).scalars())
+
+
+def origins(world: World, reference: str = "sub-1-p0") -> list[str]:
+    return [attempt["origin"] for attempt in world.explain(reference)["attempts"]]
+
+
+def sold_at(world: World, reference: str = "sub-1-p0") -> list[datetime]:
+    attempts = world.explain(reference)["attempts"]
+    return [datetime.fromisoformat(a["submitted_at"]) for a in attempts if a["submitted_at"]]
+
+
+def subscription(world: World, reference: str = "sub-1") -> Any:
+    with world.store.reading() as connection:
+        table = tables.subscriptions
+        return connection.execute(select(table).where(table.c.reference_id == reference)).one()
