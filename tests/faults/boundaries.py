@@ -1,0 +1,749 @@
+"""The production services over ports that number every boundary, and a process that can die there.
+
+A boundary is a place where the process meets the rest of the world: a transaction begins or
+commits, a request leaves or is answered, a message is published or taken, the clock is read. Each
+crossing has a number in the order of occurrence and a name. A fault strikes at one number. Then
+the world is driven until nothing is due any more, and `verdicts.py` judges what it has become.
+
+Nothing here is random: the same scenario and the same faults give the same run.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any, Self
+
+import structlog
+from sqlalchemy import func, select, text
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
+
+from billing_worker.domain.errors import OutcomeUnknown
+from billing_worker.domain.terms import Terms
+from billing_worker.gateway.http import Request, RequestsTransport, Response
+from billing_worker.persistence import tables
+from billing_worker.persistence.migrate import migrate
+from billing_worker.persistence.store import CommitUnknown, Store
+from billing_worker.sandbox.gateway import Behaviour
+from billing_worker.sandbox.server import SandboxServer
+from billing_worker.services.charge import charge_page
+from billing_worker.services.ports import Ports
+from billing_worker.services.reconcile import look_page
+from billing_worker.services.renew import renew_due
+from billing_worker.services.ring import look_due, ring_due
+from tests.support.world import START, World
+
+MINUTE = timedelta(minutes=1)
+HOUR = timedelta(hours=1)
+DAY = timedelta(days=1)
+
+QUICK_TERMS = Terms(
+    reconcile_after=2 * MINUTE,
+    stuck_after=MINUTE,
+    expiry_grace=10 * MINUTE,
+    not_charged_retry=2 * MINUTE,
+)
+"""Short waits mean few looks until an invoice expires, and so a quick run."""
+
+HORIZON = 6 * DAY
+"""Past every recheck of the last attempt: nothing happens by itself after it."""
+
+MOST_TICKS = 1_000
+
+
+class ProcessDied(BaseException):
+    """The process is gone in the middle of what it did."""
+
+
+# --- crossings and faults --------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Crossing:
+    number: int
+    name: str
+    what: str  # begin, commit, send, receive, publish, take or clock
+    side: str  # before or after
+    in_transaction: bool
+    world: tuple[int, datetime]  # equal for two crossings between which nothing outside happened
+
+    def __str__(self) -> str:
+        return f"{self.number} ({self.name})"
+
+
+class Fault:
+    """Something that goes wrong at one crossing."""
+
+    name = "?"
+    depends_on_the_world_alone = False
+    """True: at two crossings with an equal `world` it leaves the same world behind."""
+
+    def applies_to(self, crossing: Crossing) -> bool:
+        raise NotImplementedError
+
+    def strike(self, run: Run, crossing: Crossing) -> None:
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+class Dies(Fault):
+    """SIGKILL: what is not committed is lost, locks are released, memory is gone."""
+
+    depends_on_the_world_alone = True
+
+    def __init__(self, *, with_the_broker: bool = False) -> None:
+        self.wipes = with_the_broker
+        self.name = "dies with the broker" if with_the_broker else "dies"
+
+    def applies_to(self, crossing: Crossing) -> bool:
+        return True
+
+    def strike(self, run: Run, crossing: Crossing) -> None:
+        if self.wipes:
+            run.world.bell.messages.clear()
+        raise ProcessDied(crossing.name)
+
+
+class Sleeps(Fault):
+    """SIGSTOP, or a long pause: others carry on meanwhile, then it wakes up and goes on.
+
+    Not inside a transaction: there the others would wait for its locks, and it could not do harm.
+    """
+
+    def __init__(self, span: timedelta) -> None:
+        self.span = span
+        self.name = f"sleeps {span}"
+
+    def applies_to(self, crossing: Crossing) -> bool:
+        if crossing.what == "clock":  # the other readings decide nothing that is not checked again
+            return "monotonic" in crossing.name and not crossing.in_transaction
+        return not crossing.in_transaction and crossing.what != "take"
+
+    def strike(self, run: Run, crossing: Crossing) -> None:
+        run.others_carry_on(self.span)
+
+
+class Breaks(Fault):
+    """The line breaks at this boundary and the process lives on, not knowing what happened.
+
+    A commit raises, a request or its answer is lost, a message is lost or comes twice.
+    """
+
+    name = "breaks"
+
+    def applies_to(self, crossing: Crossing) -> bool:
+        if crossing.what == "begin":
+            return crossing.side == "before"
+        return crossing.what in {"commit", "send", "receive", "publish"}
+
+    def strike(self, run: Run, crossing: Crossing) -> None:
+        match crossing.what:
+            case "begin":
+                raise OperationalError("BEGIN", {}, Exception("the database is away"))
+            case "commit":
+                raise CommitUnknown("commit failed: the line broke")
+            case "send" | "receive":
+                raise OutcomeUnknown("the line broke")
+            case _:
+                raise _MessageBroke
+
+
+class _MessageBroke(Exception):
+    pass
+
+
+class RefusesASale(Fault):
+    """The gateway has charged and answers that it has not (gateway.md §0 E)."""
+
+    name = "answers 422 to a sale it has charged"
+
+    def applies_to(self, crossing: Crossing) -> bool:
+        return crossing.what == "receive" and "/payment/sale" in crossing.name
+
+    def strike(self, run: Run, crossing: Crossing) -> None:
+        raise _Answered(
+            Response(422, b'{"errors": [{"title": "refused"}]}', "application/vnd.api+json")
+        )
+
+
+class _Answered(Exception):
+    def __init__(self, response: Response) -> None:
+        super().__init__()
+        self.response = response
+
+
+class Acts(Fault):
+    """An operator does something at this moment, in SQL, from another process."""
+
+    def __init__(self, name: str, *statements: str) -> None:
+        self.name = name
+        self._statements = statements
+
+    def applies_to(self, crossing: Crossing) -> bool:
+        return not crossing.in_transaction and crossing.what != "clock"
+
+    def strike(self, run: Run, crossing: Crossing) -> None:
+        with run.world.store.engine.begin() as connection:
+            for statement in self._statements:
+                connection.execute(text(statement))
+
+
+Plan = Sequence[tuple[int, Fault]]
+"""Faults in order. Numbers count from 1; after each fault the counting starts anew."""
+
+
+# --- instrumented ports ----------------------------------------------------------------------
+
+
+class _Store:
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def transaction(self) -> Any:
+        return self._transaction(_use_case(sys._getframe(1)))
+
+    def reading(self) -> Any:
+        return self._reading(_use_case(sys._getframe(1)))
+
+    @contextmanager
+    def _transaction(self, use_case: str) -> Iterator[Any]:
+        run = self._run
+        run.commits[use_case] += 1
+        name = f"#{run.commits[use_case]} of {use_case}"
+        run.cross("begin", "before", f"begin{name}")
+        with run.world.store.transaction() as connection, run.inside_a_transaction():
+            run.cross("begin", "after", f"begin{name}")
+            yield connection
+            run.cross("commit", "before", f"commit{name}")
+        run.effects += 1
+        run.cross("commit", "after", f"commit{name}")
+
+    @contextmanager
+    def _reading(self, use_case: str) -> Iterator[Any]:
+        self._run.cross("begin", "before", f"reading of {use_case}")
+        with self._run.world.store.reading() as connection:
+            yield connection
+
+
+def _use_case(frame: Any) -> str:
+    return str(frame.f_globals["__name__"]).rpartition(".")[-1]
+
+
+class _Clock:
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def now(self) -> datetime:
+        self._run.cross("clock", "before", f"clock: now of {_use_case(sys._getframe(1))}")
+        return self._run.world.clock.now()
+
+    def monotonic(self) -> float:
+        self._run.cross("clock", "before", f"clock: monotonic of {_use_case(sys._getframe(1))}")
+        return self._run.world.clock.monotonic()
+
+
+class _Transport:
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def send(self, request: Request, *, moves_money: bool) -> Response:
+        run = self._run
+        name = f"{request.method} {_route(request.url)}"
+        run.requests[name] += 1
+        name = f"{name} #{run.requests[name]}"
+        if run.transactions:
+            run.seen.append(f"{name} was sent inside a transaction")
+        if moves_money:
+            run.about_to_sell(request)
+        run.cross("send", "before", f"{name}: before effect")
+        try:
+            response = run.carry(request, moves_money=moves_money)
+        finally:
+            run.effects += 1
+        try:
+            run.cross("receive", "after", f"{name}: after effect")
+        except _Answered as lie:
+            return lie.response
+        return response
+
+
+def _route(url: str) -> str:
+    path = url.partition("://")[2].partition("/")[2].partition("?")[0]
+    parts = ["{id}" if part.startswith("cpi_") else part for part in path.split("/")]
+    return "/" + "/".join(parts).strip("/")
+
+
+class _Bell:
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def charge(self, invoice_ids: Sequence[int]) -> None:
+        self._ring("charge", invoice_ids)
+
+    def look(self, attempt_ids: Sequence[int]) -> None:
+        self._ring("look", attempt_ids)
+
+    def _ring(self, kind: str, ids: Sequence[int]) -> None:
+        run = self._run
+        try:
+            run.cross("publish", "before", f"publish {kind}: before")
+        except _MessageBroke:
+            return
+        getattr(run.world.bell, kind)(ids)
+        run.effects += 1
+        try:
+            run.cross("publish", "after", f"publish {kind}: after")
+        except _MessageBroke:
+            getattr(run.world.bell, kind)(ids)
+
+
+# --- scenarios and runs ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """One subscription with one due period, one way for the gateway to be, one card's script."""
+
+    name: str
+    token: str
+    behaviour: Behaviour
+    fates: frozenset[str]
+    """What may have become of the period at the end."""
+    debits: frozenset[int]
+    late_money: bool = False
+    """Money may move after the gateway has called the invoice final."""
+    terms: Terms = QUICK_TERMS
+    horizon: timedelta = HORIZON
+
+    @property
+    def card_token(self) -> str:
+        return f"{self.token}.never-write-this-down"
+
+
+@dataclass(slots=True)
+class Outcome:
+    scenario: Scenario
+    plan: Plan
+    struck: list[str]
+    crossings: list[Crossing]  # since the last fault
+    violations: list[str]
+    charged_twice: bool
+    lost: bool
+    digest: tuple[Any, ...]
+
+    def __str__(self) -> str:
+        said = [f"{self.scenario.name}: " + (", then ".join(self.struck) or "no fault")]
+        return "\n    ".join(said + self.violations)
+
+
+class Run:
+    """One run of a scenario. Whoever owns the database has emptied it before."""
+
+    def __init__(self, scenario: Scenario, store: Store, plan: Plan = ()) -> None:
+        self.scenario = scenario
+        self.world = World(store, scenario.behaviour, scenario.terms)
+        self.carry: Callable[..., Response] = self.world.transport.send
+        self.commits: Counter[str] = Counter()
+        self.requests: Counter[str] = Counter()
+        self.effects = 0
+        self.transactions = 0
+        self.crossings: list[Crossing] = []
+        self.struck: list[str] = []
+        self.seen: list[str] = []
+        """Violations that were seen while it ran."""
+        self._armed_at: dict[str, datetime] = {}
+        self._plan = list(plan)
+        self._number = 0
+        self._ticks = 0
+        self.ports = self._new_process()
+
+    # --- boundaries ---
+
+    def cross(self, what: str, side: str, name: str) -> None:
+        self._number += 1
+        if not name.endswith((side, "effect")):
+            name = f"{name}: {side}"
+        crossing = Crossing(
+            self._number,
+            name,
+            what,
+            side,
+            self.transactions > 0,
+            (self.effects, self.world.clock.now()),
+        )
+        self.crossings.append(crossing)
+        if what == "commit" and side == "after":
+            self._after_commit(name)
+        if self._plan and self._plan[0][0] == self._number:
+            _, fault = self._plan.pop(0)
+            if fault.applies_to(crossing):
+                self._strike(fault, crossing)
+
+    def _strike(self, fault: Fault, crossing: Crossing) -> None:
+        self.struck.append(f"{fault.name} at {crossing}")
+        self._number = 0
+        self.crossings = []
+        fault.strike(self, crossing)
+
+    @contextmanager
+    def inside_a_transaction(self) -> Iterator[None]:
+        self.transactions += 1
+        try:
+            yield
+        finally:
+            self.transactions -= 1
+
+    # --- processes ---
+
+    def _new_process(self) -> Ports:
+        return self.world.ports_of_a_worker(
+            self.scenario.terms,
+            store=_Store(self),
+            gateway=self.world.gateway(_Transport(self)),
+            clock=_Clock(self),
+            bell=_Bell(self),
+        )
+
+    def others_carry_on(self, span: timedelta) -> None:
+        """Another process runs the same world for this long, then the first one goes on."""
+        sleeper, self.ports = self.ports, self._new_process()
+        self.drive(self.world.clock.now() + span)
+        self.ports = sleeper
+
+    def drive(self, until: datetime) -> None:
+        """Sweep at every instant at which something is due, up to `until` or until it is quiet."""
+        clock = self.world.clock
+        while True:
+            try:
+                self._tick()
+            except ProcessDied:
+                self.transactions = 0
+                self.ports = self._new_process()
+                continue
+            due = self._next_instant()
+            if due is None or due > until:
+                break
+            clock.advance(max(due - clock.now(), timedelta(seconds=1)))
+        clock.advance(max(until - clock.now(), timedelta()))
+
+    def _tick(self) -> None:
+        self._ticks += 1
+        if self._ticks > MOST_TICKS:
+            raise RuntimeError("the world never comes to rest")
+        for sweep in (renew_due, ring_due, look_due):
+            self._task(sweep)
+        messages = self.world.bell.messages
+        while messages:
+            kind, ids = messages.pop(0)
+            self.effects += 1
+            self.cross("take", "after", f"take a message to {kind}")
+            self._task(charge_page if kind == "charge" else look_page, ids)
+
+    def _task(self, work: Callable[..., Any], *args: Any) -> None:
+        """As Celery does: an exception ends the task and nothing else."""
+        try:
+            work(self.ports, *args)
+        except (SQLAlchemyError, CommitUnknown):
+            pass
+        except Exception as error:
+            self.seen.append(f"{work.__name__} ended with {error!r}")
+
+    def _next_instant(self) -> datetime | None:
+        questions = (
+            select(func.min(tables.invoices.c.ring_at)),
+            select(func.min(tables.attempts.c.look_at)),
+            select(func.min(tables.subscriptions.c.next_billing_at)),
+        )
+        with self.world.store.reading() as connection:
+            answers = [connection.execute(question).scalar() for question in questions]
+        return min((answer for answer in answers if answer is not None), default=None)
+
+    # --- what must hold at every moment ---
+
+    def about_to_sell(self, request: Request) -> None:
+        """Judge a sale at the moment at which it leaves."""
+        bearer = request.headers["Authorization"].removeprefix("Bearer ")
+        invoice = self.world.sandbox._books.with_bearer(bearer)
+        if invoice is None:
+            self.seen.append("a sale left with a bearer that the gateway does not know")
+            return
+        reference = invoice.order.reference_id
+        attempts = tables.attempts.c
+        with self.world.store.reading() as connection:
+            row = connection.execute(
+                select(attempts.status, attempts.gateway_id)
+                .where(attempts.reference_id == reference)
+            ).one_or_none()  # fmt: skip
+        if row is None or row.status != "submitted" or row.gateway_id != invoice.gateway_id:
+            self.seen.append(f"sale of {reference} left before `submitted` was committed")
+            return
+        armed_at = self._armed_at.get(reference, self.world.clock.now())
+        age = (self.world.clock.now() - armed_at).total_seconds()
+        if age > Terms().sale_gate_seconds:
+            self.seen.append(f"sale of {reference} left {age:.0f} s after its commit")
+
+    def _after_commit(self, name: str) -> None:
+        if " of arm:" not in name:
+            return
+        attempts, invoices = tables.attempts.c, tables.invoices.c
+        with self.world.store.reading() as connection:
+            armed = connection.execute(
+                select(attempts.reference_id, invoices.status, tables.subscriptions.c.status)
+                .join(tables.invoices, invoices.id == attempts.invoice_id)
+                .join(
+                    tables.subscriptions, tables.subscriptions.c.id == invoices.subscription_id
+                )
+                .where(attempts.status == "submitted")
+            ).all()  # fmt: skip
+            sales_on = connection.execute(select(tables.switches.c.is_on)).scalar()
+        for reference, invoice, subscription in armed:
+            if reference in self._armed_at:
+                continue
+            self._armed_at[reference] = self.world.clock.now()
+            if invoice != "open":
+                self.seen.append(f"{reference} was armed although its invoice is {invoice}")
+            if subscription not in {"trialing", "active", "past_due", "ended"}:
+                self.seen.append(f"{reference} was armed although {subscription}")
+            if not sales_on:
+                self.seen.append(f"{reference} was armed although sales are switched off")
+
+
+# --- databases that are emptied quickly ------------------------------------------------------
+
+
+class Bench:
+    """One database, reset before every run; engine and compiled statements are kept."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.runs = 0
+        self._prepared: dict[str, sqlite3.Connection] = {}
+        self.sabotage: tuple[str, ...] = ()
+        """SQL that takes a guard out of the database before a run."""
+
+    def run(self, scenario: Scenario, plan: Plan = ()) -> Outcome:
+        self.runs += 1
+        return self._finish(self.start(scenario, plan), plan)
+
+    def run_on_the_wire(self, scenario: Scenario, plan: Plan = ()) -> Outcome:
+        """The same over the real HTTP client and a socket. The clock stands still meanwhile."""
+        self.runs += 1
+        run = self.start(scenario, plan)
+        client = RequestsTransport(read_timeout=5)
+        with SandboxServer(run.world.sandbox) as server:
+
+            def carry(request: Request, *, moves_money: bool) -> Response:
+                path = request.url.partition("://")[2].partition("/")[2]
+                there = replace(request, url=f"{server.url}/{path}")
+                return client.send(there, moves_money=moves_money)
+
+            run.carry = carry
+            try:
+                return self._finish(run, plan)
+            finally:
+                client.close()
+
+    def forget(self) -> None:
+        """Databases that were prepared before the vault was changed are of no use."""
+        for key in [key for key in self._prepared if key != "empty"]:
+            self._prepared.pop(key).close()
+
+    def _finish(self, run: Run, plan: Plan) -> Outcome:
+        from tests.faults import verdicts  # noqa: PLC0415 - it judges what is defined here
+
+        with listening() as heard:
+            try:
+                run.drive(START + run.scenario.horizon)
+            except RuntimeError as error:
+                run.seen.append(str(error))
+        run.seen += heard
+        return verdicts.judge(run, plan)
+
+    def start(self, scenario: Scenario, plan: Plan = ()) -> Run:
+        if self.store.is_sqlite:
+            self._restore(scenario)
+        else:
+            self._clear()
+        run = Run(scenario, self.store, plan)
+        if not self.store.is_sqlite:
+            _subscribe(run.world, scenario)
+        for statement in self.sabotage:
+            with self.store.engine.begin() as connection:
+                connection.execute(text(statement))
+        return run
+
+    def _restore(self, scenario: Scenario) -> None:
+        key = scenario.card_token
+        if key not in self._prepared:
+            with _raw(self.store) as connection:
+                if "empty" not in self._prepared:
+                    self._prepared["empty"] = _copied(connection)
+                self._prepared["empty"].backup(connection)
+            _subscribe(World(self.store), scenario)
+            with _raw(self.store) as connection:
+                self._prepared[key] = _copied(connection)
+        with _raw(self.store) as connection:
+            self._prepared[key].backup(connection)
+
+    def _clear(self) -> None:
+        with self.store.engine.begin() as connection:
+            # Triggers and foreign keys off: the history refuses to be deleted otherwise.
+            connection.execute(text("SET session_replication_role = replica"))
+            for table in ("events", "attempts", "invoices", "subscriptions", "cards", "customers"):
+                connection.execute(text(f"DELETE FROM {table}"))  # noqa: S608 - our own names
+            connection.execute(text("UPDATE switches SET is_on = true"))
+            connection.execute(text("SET session_replication_role = DEFAULT"))
+
+
+def _subscribe(world: World, scenario: Scenario) -> None:
+    world.subscribe(scenario.card_token, ends_after_periods=1)
+
+
+@contextmanager
+def _raw(store: Store) -> Iterator[sqlite3.Connection]:
+    connection = store.engine.raw_connection()
+    try:
+        yield connection.driver_connection
+    finally:
+        connection.close()
+
+
+def _copied(source: sqlite3.Connection) -> sqlite3.Connection:
+    copy = sqlite3.connect(":memory:")
+    source.backup(copy)
+    return copy
+
+
+@contextmanager
+def sqlite_bench(path: Any) -> Iterator[Bench]:
+    with Store(f"sqlite:///{path}") as store:
+        migrate(store)
+        bench = Bench(store)
+        yield bench
+        for copy in bench._prepared.values():
+            copy.close()
+
+
+@contextmanager
+def listening() -> Iterator[list[str]]:
+    """Swallow the logs; keep what says that our own code broke."""
+    heard: list[str] = []
+
+    def hear(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:
+        if event.get("kind") == "charge.crashed":
+            error = sys.exc_info()[1]
+            heard.append(f"a charge crashed: {error!r}")
+        raise structlog.DropEvent
+
+    before = structlog.get_config()
+    structlog.configure(processors=[hear])
+    try:
+        yield heard
+    finally:
+        structlog.configure(**before)
+
+
+# --- every crossing, every pair ----------------------------------------------------------------
+
+
+KNOWN: tuple[tuple[str, ...], ...] = ()
+"""Words of violations that wait to be mended. Each has its test in test_regressions.py."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a sweep over faults has shown."""
+
+    boundaries: int = 0  # crossings of the run without a fault
+    singles: int = 0  # faults struck once
+    pairs: int = 0  # ordered pairs
+    runs: int = 0  # distinct worlds that were run to their end
+    charged_twice: int = 0
+    lost: int = 0
+    bad: list[str] = field(default_factory=list)
+    known: list[str] = field(default_factory=list)
+
+    def add(self, outcome: Outcome) -> None:
+        self.runs += 1
+        said = str(outcome)
+        if outcome.violations and any(all(word in said for word in words) for words in KNOWN):
+            self.known.append(said)
+            return
+        self.charged_twice += outcome.charged_twice
+        self.lost += outcome.lost
+        if outcome.violations:
+            self.bad.append(said)
+
+    def __iadd__(self, other: Tally) -> Self:
+        for name in ("boundaries", "singles", "pairs", "runs", "charged_twice", "lost"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.bad += other.bad
+        self.known += other.known
+        return self
+
+    def __str__(self) -> str:
+        return (
+            f"{self.boundaries} boundaries, {self.singles:,} singles, {self.pairs:,} pairs, "
+            f"{self.runs:,} runs; charged twice: {self.charged_twice}, lost: {self.lost}"
+            + (f"; {len(self.known)} known violations" if self.known else "")
+        )
+
+
+def strikes(
+    crossings: Sequence[Crossing], fault: Fault, *, all_of_them: bool
+) -> Iterator[tuple[int, int]]:
+    """(number, how many crossings it stands for) of every place where the fault can strike.
+
+    A death leaves nothing but the world outside. Crossings between which nothing outside happened
+    leave the same one, so unless `all_of_them` the first stands for the rest.
+    """
+    fitting = [crossing for crossing in crossings if fault.applies_to(crossing)]
+    if all_of_them or not fault.depends_on_the_world_alone:
+        yield from ((crossing.number, 1) for crossing in fitting)
+        return
+    alike = Counter(crossing.world for crossing in fitting)
+    first = {crossing.world: crossing.number for crossing in reversed(fitting)}
+    yield from ((first[world], alike[world]) for world in alike)
+
+
+def singles(
+    bench: Bench, scenario: Scenario, faults: Sequence[Fault], *, all_of_them: bool = False
+) -> Tally:
+    tally = Tally()
+    calm = bench.run(scenario)
+    tally.add(calm)
+    tally.boundaries = len(calm.crossings)
+    for fault in faults:
+        for number, stands_for in strikes(calm.crossings, fault, all_of_them=all_of_them):
+            tally.singles += stands_for
+            tally.add(bench.run(scenario, [(number, fault)]))
+    return tally
+
+
+def pairs(
+    bench: Bench,
+    scenario: Scenario,
+    firsts: Sequence[Fault],
+    seconds: Sequence[Fault],
+    *,
+    all_of_them: bool = False,
+) -> Tally:
+    """Every ordered pair: the second fault is counted from the first, or from the restart."""
+    tally = Tally()
+    calm = bench.run(scenario)
+    tally.boundaries = len(calm.crossings)
+    for first in firsts:
+        for number, stands_for in strikes(calm.crossings, first, all_of_them=all_of_them):
+            once = bench.run(scenario, [(number, first)])
+            for second in seconds:
+                for then, also in strikes(once.crossings, second, all_of_them=all_of_them):
+                    tally.pairs += stands_for * also
+                    tally.add(bench.run(scenario, [(number, first), (then, second)]))
+    return tally

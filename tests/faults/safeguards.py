@@ -1,0 +1,536 @@
+"""Every safeguard by name, taken out one at a time: does a fault then show that it is missing?
+
+`python -m tests.faults.safeguards` prints the table. A safeguard is disabled in the source of the
+function that has it, so a change of that line shows here: first as an error, then as a decision.
+"""
+
+from __future__ import annotations
+import __future__
+
+import contextlib
+import inspect
+import json
+import re
+import sys
+import tempfile
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import requests
+from sqlalchemy import bindparam, update
+from urllib3.util import Retry
+
+from billing_worker.domain import evidence, settlement
+from billing_worker.domain.secret import Secret
+from billing_worker.domain.settlement import NothingSent
+from billing_worker.gateway import http, paycore
+from billing_worker.persistence import cases, claims
+from billing_worker.persistence.tables import attempts
+from billing_worker.persistence.vault import FernetVault
+from billing_worker.services import arm, charge, reconcile, ring, settle
+from billing_worker.services import claim as claiming
+from tests.faults.boundaries import (
+    HOUR,
+    MINUTE,
+    Acts,
+    Bench,
+    Fault,
+    Outcome,
+    Scenario,
+    Sleeps,
+    sqlite_bench,
+)
+from tests.faults.scenarios import BREAKS, DIES, FINALS, LIES, scenario
+
+# --- ways to take something out ----------------------------------------------------------------
+
+Disable = Callable[[Bench], AbstractContextManager[None]]
+
+
+def altered(
+    function: Any, *changes: tuple[str, str], names: Mapping[str, Any] | None = None
+) -> Disable:
+    """Replace lines in a function: each pattern must match exactly once.
+
+    Only the code object is exchanged, so whoever has imported the function gets the change too.
+    """
+
+    @contextmanager
+    def disable(_: Bench) -> Iterator[None]:
+        target = inspect.unwrap(function)
+        source = textwrap.dedent(inspect.getsource(target))
+        for pattern, replacement in changes:
+            source, count = re.subn(pattern, lambda _, text=replacement: text, source)
+            if count != 1:
+                raise LookupError(f"{target.__qualname__} has {count} times: {pattern}")
+        flags = __future__.annotations.compiler_flag
+        code = compile(source, f"<altered {target.__qualname__}>", "exec", flags, True)
+        made: dict[str, Any] = {}
+        exec(code, dict(target.__globals__), made)  # noqa: S102 - our own source, changed by us
+        (mutant,) = made.values()
+        mutant = mutant.fget if isinstance(mutant, property) else inspect.unwrap(mutant)
+        before = target.__code__
+        added = {k: v for k, v in (names or {}).items() if k not in target.__globals__}
+        target.__globals__.update(added)
+        target.__code__ = mutant.__code__
+        try:
+            yield
+        finally:
+            target.__code__ = before
+            for name in added:
+                del target.__globals__[name]
+
+    return disable
+
+
+def swapped(owner: Any, name: str, value: Any) -> Disable:
+    @contextmanager
+    def disable(_: Bench) -> Iterator[None]:
+        before = getattr(owner, name)
+        setattr(owner, name, value)
+        try:
+            yield
+        finally:
+            setattr(owner, name, before)
+
+    return disable
+
+
+def without(*statements: str) -> Disable:
+    """Take a guard out of the database."""
+
+    @contextmanager
+    def disable(bench: Bench) -> Iterator[None]:
+        bench.sabotage = (*bench.sabotage, *statements)
+        try:
+            yield
+        finally:
+            bench.sabotage = ()
+
+    return disable
+
+
+def both(*disables: Disable) -> Disable:
+    @contextmanager
+    def disable(bench: Bench) -> Iterator[None]:
+        with ExitStack() as stack:
+            for one in disables:
+                stack.enter_context(one(bench))
+            yield
+
+    return disable
+
+
+# --- what is tried against them ------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A scenario, and faults: each at the first crossing (after the last fault) of that name."""
+
+    scenario: Scenario
+    faults: tuple[tuple[Fault, str], ...] = ()
+    on_the_wire: bool = False
+    """Over the real HTTP client and a real socket."""
+
+    def run(self, bench: Bench) -> Outcome:
+        plan: list[tuple[int, Fault]] = []
+        run = bench.run_on_the_wire if self.on_the_wire else bench.run
+        outcome = run(self.scenario)
+        for fault, where in self.faults:
+            number = next((c.number for c in outcome.crossings if where in c.name), None)
+            if number is None:
+                raise LookupError(f"{self.scenario.name} never comes to {where}")
+            plan.append((number, fault))
+            outcome = run(self.scenario, plan)
+        return outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Safeguard:
+    name: str
+    disable: Disable
+    trials: tuple[Trial, ...]
+    covered_by: str = ""
+    """What else stops the harm: this one alone is not missed."""
+
+
+def caught(bench: Bench, safeguard: Safeguard) -> Outcome | None:
+    """The first trial that shows that the safeguard is missing."""
+    bench.forget()
+    try:
+        with safeguard.disable(bench):
+            for trial in safeguard.trials:
+                outcome = trial.run(bench)
+                if outcome.violations:
+                    return outcome
+    finally:
+        bench.forget()
+    return None
+
+
+def invariants(outcome: Outcome) -> list[str]:
+    """Which invariants caught it, by name."""
+    found = [violation.partition(":")[0] for violation in outcome.violations]
+    found += ["CHARGED TWICE"] if outcome.charged_twice else []
+    found += ["LOST"] if outcome.lost else []
+    return list(dict.fromkeys(found))
+
+
+CREATE = "POST /api/payment-invoices #1"
+CREATE_AGAIN = "POST /api/payment-invoices #2"
+SALE = "POST /payment/sale #1"
+LOOK = "GET /api/payment-invoices/{id} #1"
+NAP = Sleeps(2 * MINUTE)  # past the lease
+BLINK = Sleeps(timedelta(seconds=6))  # past the sale gate
+DAY_OFF = Sleeps(3 * HOUR)
+
+APPROVED = scenario("approved")
+PENDING = scenario("approved_later", name="approved_later, still pending", later_seconds=300)
+UNHEARD = scenario("answer_lost_after")
+TWINS_REFUSED = scenario("approved", duplicate_create="422")
+ANY_FATE = frozenset({"paid", "person", "dated", "waived"})
+
+
+def _acted_on(story: Scenario) -> Scenario:
+    return replace(story, fates=ANY_FATE, debits=frozenset({0, 1}), horizon=30 * MINUTE)
+
+
+CANCEL = Acts(
+    "an operator cancels",
+    "UPDATE subscriptions SET status = 'cancelled', next_billing_at = NULL",
+)
+SWITCH_OFF = Acts("an operator stops sales", "UPDATE switches SET is_on = false")
+VOID = Acts(
+    "an operator waives the invoice",
+    "UPDATE invoices SET status = 'void', reason = 'waived', next_attempt_at = NULL, "
+    "ring_at = NULL",
+)
+WRONG = {field: scenario(f"wrong_{field}", "person", "0", horizon=2 * HOUR) for field in
+         ("amount", "currency", "payment_amount", "test_mode", "reference")}  # fmt: skip
+
+SLEPT_WHILE_CREATING = Trial(PENDING, ((NAP, f"{CREATE}: after effect"),))
+LOST_ITS_CLAIM = Trial(
+    TWINS_REFUSED,
+    ((NAP, f"{CREATE}: before effect"), (DIES, f"{CREATE_AGAIN}: after effect")),
+)
+
+
+def _by_id_alone(statement: Any) -> Any:
+    """The same UPDATE without its conditions."""
+    blind = statement._clone()
+    blind._where_criteria = statement._where_criteria[:1]
+    return blind
+
+
+_IS_OURS = altered(arm._is_ours, (r"return stored.*", "return True"))
+_HOLDS_IGNORED = swapped(arm, "_held", lambda _case: None)
+_SUBMIT_BLINDLY = swapped(cases, "_SUBMIT", _by_id_alone(cases._SUBMIT))
+
+_FENCE_STANDS_STILL = both(
+    swapped(
+        claims,
+        "_TAKE_OVER",
+        update(attempts)
+        .where(*claims._TAKE_OVER._where_criteria)
+        .values(claims=attempts.c.claims + 1, lease_until=bindparam("new_lease_until")),
+    ),
+    altered(claims.take_over, (r"fence=a\.fence \+ 1", "fence=a.fence")),
+)
+
+_LIVE_ATTEMPT_UNSEEN = altered(claiming.claim, (r"if item\.live is None", "if True"))
+_TWO_LIVE = without("DROP INDEX uq_attempts_one_live")
+
+
+def _unchecked(*fields: str) -> Disable:
+    changes = [(rf'"{field}": expected\.[a-z_.]+,', "") for field in fields]
+    return altered(evidence.mismatch, *changes)
+
+
+_VOID_UNSEEN = altered(arm._obstacle, (r"if case\.invoice\.status is not [^:]+:", "if False:"))
+_VOID_OVERWRITTEN = swapped(cases, "_IN_FLIGHT", _by_id_alone(cases._IN_FLIGHT))
+
+_PART_IS_PAID = swapped(evidence, "PAID_STATUSES", evidence.PAID_STATUSES | {"partially_processed"})
+_ANY_SUM_IS_PAID = altered(evidence._judge_paid, (r"if processed is not None", "if False"))
+
+
+def _retrying_session(tls: Any) -> requests.Session:
+    session = _new_session(tls)
+    for adapter in session.adapters.values():
+        adapter.max_retries = Retry(total=2, allowed_methods=None, backoff_factor=0)
+    return session
+
+
+_new_session = http._new_session
+
+_AND_SELL_ANYHOW = """try:
+        armed = arm(ports, request)
+    except CommitUnknown:
+        armed = Armed(ports.clock.monotonic())"""
+_SELL_AGAIN = """try:
+            answer = ports.gateway.sale(request.bearer, calls)
+        except OutcomeUnknown:
+            answer = ports.gateway.sale(request.bearer, calls)"""
+
+SAFEGUARDS: Sequence[Safeguard] = (
+    Safeguard(
+        "`submitted` is committed before the sale",
+        altered(
+            charge.charge,
+            (
+                r"armed = arm\(ports, request\)",
+                "ports.gateway.sale(request.bearer, calls)\n    armed = arm(ports, request)",
+            ),
+            (
+                r"return _sell\(ports, request, armed\)",
+                "return _settle(ports, claimed, NoAnswer('sold'), calls)",
+            ),
+        ),
+        (Trial(PENDING, ((DIES, f"{SALE}: after effect"),)),),
+    ),
+    Safeguard(
+        "a commit that raised is not followed by a sale",
+        altered(
+            charge.charge,
+            (
+                r"armed = arm\(ports, request\)",
+                _AND_SELL_ANYHOW,
+            ),
+        ),
+        (Trial(PENDING, ((BREAKS, "commit#1 of arm: before"),)),),
+    ),
+    Safeguard(
+        "the sale is sent once",
+        altered(
+            charge._sell,
+            (
+                r"answer = ports\.gateway\.sale\(request\.bearer, calls\)",
+                _SELL_AGAIN,
+            ),
+        ),
+        (Trial(UNHEARD),),
+    ),
+    Safeguard(
+        "the HTTP client never repeats a request",
+        swapped(http, "_new_session", _retrying_session),
+        (Trial(UNHEARD, on_the_wire=True),),
+    ),
+    Safeguard(
+        "not sent only when it is proven",
+        altered(http._proof_of_not_sent, (r"case _:\n\s+return None", "case _:\n            return 'lost'")),
+        (Trial(UNHEARD, on_the_wire=True),),
+    ),
+    Safeguard(
+        "arming checks that the claim is still ours",
+        _IS_OURS,
+        (SLEPT_WHILE_CREATING,),
+        covered_by="the conditional UPDATE of the same transaction",
+    ),
+    Safeguard(
+        "`submitted` is written by compare-and-set",
+        _SUBMIT_BLINDLY,
+        (SLEPT_WHILE_CREATING,),
+        covered_by="the check of the locked row",
+    ),
+    Safeguard(
+        "arming checks the claim, compare-and-set, and the hold",
+        both(_IS_OURS, _SUBMIT_BLINDLY, _HOLDS_IGNORED),
+        (SLEPT_WHILE_CREATING,),
+    ),
+    Safeguard(
+        "the fence grows with every claim",
+        _FENCE_STANDS_STILL,
+        (SLEPT_WHILE_CREATING, LOST_ITS_CLAIM),
+    ),
+    Safeguard(
+        "news of a lost claim is dropped",
+        swapped(settle, "_is_outdated", lambda _case, _request: False),
+        (LOST_ITS_CLAIM,),
+    ),
+    Safeguard(
+        "a claim passes over an invoice with a live attempt",
+        _LIVE_ATTEMPT_UNSEEN,
+        (SLEPT_WHILE_CREATING,),
+        covered_by="the unique index",
+    ),
+    Safeguard(
+        "unique index: one live attempt",
+        _TWO_LIVE,
+        (SLEPT_WHILE_CREATING,),
+        covered_by="the claim, which reads under the invoice's lock",
+    ),
+    Safeguard(
+        "one live attempt, by the claim, by the index and by the hold",
+        both(_LIVE_ATTEMPT_UNSEEN, _TWO_LIVE, _HOLDS_IGNORED),
+        (SLEPT_WHILE_CREATING,),
+    ),
+    Safeguard(
+        "look up before re-create",
+        altered(
+            claiming.Claimed.create_may_have_been_sent.fget, (r"return self.*", "return False")
+        ),
+        (Trial(TWINS_REFUSED, ((DIES, f"{CREATE}: after effect"),)),),
+    ),
+    Safeguard(
+        "a sale without an answer stays unknown",
+        altered(charge._sell, (r"NoAnswer\(f\"sale: ", 'NothingSent(f"sale: ')),
+        (Trial(UNHEARD), Trial(PENDING, ((BREAKS, f"{SALE}: after effect"),))),
+    ),
+    Safeguard(
+        "a refused sale stays unknown",
+        altered(charge._sell, (r"except NotSent as", "except (NotSent, Refused) as")),
+        (Trial(APPROVED, ((LIES, f"{SALE}: after effect"),)),),
+    ),
+    Safeguard(
+        "a look without an answer proves nothing",
+        altered(
+            reconcile.look,
+            (r"NoAnswer\(error\.reason\)", "NothingSent(error.reason)"),
+            names={"NothingSent": NothingSent},
+        ),
+        (Trial(UNHEARD, ((BREAKS, f"{LOOK}: before effect"),)),),
+    ),
+    Safeguard(
+        "the amount is compared",
+        _unchecked("amount"),
+        (Trial(WRONG["amount"]),),
+        covered_by="the payment amount, which differs as well",
+    ),
+    Safeguard("the payment amount is compared", _unchecked("payment_amount"),
+              (Trial(WRONG["payment_amount"]),)),
+    Safeguard("amount and payment amount are compared", _unchecked("amount", "payment_amount"),
+              (Trial(WRONG["amount"]),)),
+    Safeguard("the currency is compared", _unchecked("currency"), (Trial(WRONG["currency"]),)),
+    Safeguard("the test mode is compared", _unchecked("test_mode"), (Trial(WRONG["test_mode"]),)),
+    Safeguard("the reference is compared", _unchecked("reference_id"),
+              (Trial(WRONG["reference"]),)),
+    Safeguard(
+        "a partial payment is no payment, by its status",
+        _PART_IS_PAID,
+        (Trial(FINALS[4]),),
+        covered_by="the processed amount",
+    ),
+    Safeguard(
+        "a partial payment is no payment, by status and amount",
+        both(_PART_IS_PAID, _ANY_SUM_IS_PAID),
+        (Trial(FINALS[4]),),
+    ),
+    Safeguard(
+        "an expired invoice counts as unpaid only after a grace",
+        altered(settlement._unpaid_final, (r"since \+ context\.terms\.expiry_grace", "since")),
+        (Trial(FINALS[2]),),
+    ),
+    Safeguard(
+        "earlier attempts are asked before a new one",
+        altered(charge._earlier_attempts_may_pay, (r"in claimed\.earlier:", "in ():")),
+        (Trial(FINALS[3]),),
+    ),
+    Safeguard(
+        "what ended unpaid is asked about again",
+        altered(settlement._ended, (r"context\.now \+ RECHECKS\[0\] if asks else None", "None")),
+        (Trial(replace(FINALS[1], horizon=2 * HOUR)),),
+    ),
+    Safeguard(
+        "the sale follows its commit within seconds",
+        altered(charge._sell, (r"if ports\.clock\.monotonic\(\) - [^:]+:", "if ports.clock.monotonic() < 0:")),
+        (
+            Trial(scenario("approved", sale_on_final="charge"),
+                  ((DAY_OFF, "monotonic of charge"),)),
+            Trial(_acted_on(APPROVED), ((BLINK, "monotonic of charge"),)),
+        ),
+    ),
+    Safeguard(
+        "arming reads whether the subscription is cancelled",
+        altered(arm._obstacle, (r"if case\.subscription\.status not in [^:]+:", "if False:")),
+        (Trial(_acted_on(APPROVED), ((CANCEL, f"{CREATE}: after effect"),)),),
+    ),
+    Safeguard(
+        "arming reads the kill switch",
+        altered(arm._obstacle, (r"if not (switched\.)?sales_on:", "if False:")),
+        (Trial(_acted_on(APPROVED), ((SWITCH_OFF, f"{CREATE}: after effect"),)),),
+    ),
+    Safeguard(
+        "arming reads whether the invoice is waived",
+        _VOID_UNSEEN,
+        (Trial(_acted_on(APPROVED), ((VOID, f"{CREATE}: after effect"),)),),
+    ),
+    Safeguard(
+        "arming updates no invoice that is waived",
+        _VOID_OVERWRITTEN,
+        (Trial(_acted_on(APPROVED), ((VOID, f"{CREATE}: after effect"),)),),
+        covered_by="the check of the locked row",
+    ),
+    Safeguard(
+        "arming sells no invoice that is waived, by check and UPDATE",
+        both(_VOID_UNSEEN, _VOID_OVERWRITTEN),
+        (Trial(_acted_on(APPROVED), ((VOID, f"{CREATE}: after effect"),)),),
+    ),
+    Safeguard(
+        "the sweep rings again for what a lost message was about",
+        altered(ring.ring_due, (r"return _sweep.*", "return 0")),
+        (Trial(replace(APPROVED, horizon=5 * MINUTE), ((BREAKS, "publish charge: before"),)),),
+    ),
+    Safeguard(
+        "the sweep asks about what was submitted",
+        altered(ring.look_due, (r"return _sweep.*", "return 0")),
+        (Trial(replace(UNHEARD, horizon=5 * MINUTE)),),
+    ),
+    Safeguard(
+        "card tokens and bearers are encrypted at rest",
+        both(
+            swapped(FernetVault, "lock", lambda _, secret: secret.reveal().encode()),
+            swapped(FernetVault, "unlock", lambda _, locked: Secret(bytes(locked).decode())),
+        ),
+        (Trial(UNHEARD, ()), Trial(APPROVED)),
+    ),
+    Safeguard(
+        "requests are redacted in the history",
+        swapped(paycore, "redact_body", lambda body, _: json.loads(json.dumps(body, default=str))),
+        (Trial(APPROVED),),
+    ),
+    Safeguard(
+        "answers are redacted in the history",
+        swapped(paycore, "excerpt", lambda body, _: body.decode()),
+        (Trial(APPROVED),),
+    ),
+    Safeguard(
+        "history is append-only",
+        without("DROP TRIGGER events_no_update", "DROP TRIGGER events_no_delete"),
+        (Trial(APPROVED),),
+    ),
+)  # fmt: skip
+
+
+def trials() -> list[Trial]:
+    """All of them, each once."""
+    found: list[Trial] = []
+    for safeguard in SAFEGUARDS:
+        found += [trial for trial in safeguard.trials if trial not in found]
+    return found
+
+
+def table(bench: Bench) -> int:
+    """Print what became of every mutant; return how many were not caught and should have been."""
+    missed = 0
+    for safeguard in SAFEGUARDS:
+        outcome = caught(bench, safeguard)
+        if outcome is not None:
+            verdict = "caught by " + ", ".join(invariants(outcome))
+        elif safeguard.covered_by:
+            verdict = f"double defence: covered by {safeguard.covered_by}"
+        else:
+            verdict, missed = "SURVIVED", missed + 1
+        print(f"{safeguard.name:<58} {verdict}", flush=True)
+    print(f"{len(SAFEGUARDS)} mutants, {missed} not caught, {bench.runs} runs")
+    return missed
+
+
+if __name__ == "__main__":
+    with contextlib.ExitStack() as _stack:
+        _folder = _stack.enter_context(tempfile.TemporaryDirectory())
+        sys.exit(table(_stack.enter_context(sqlite_bench(Path(_folder, "billing.db")))) > 0)
