@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from cryptography.fernet import Fernet
 from marshmallow import Schema, ValidationError, fields, validate
@@ -29,6 +29,29 @@ def _is_http_url(text: str) -> bool:
     if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc:
         raise ValidationError("must be an http(s) URL without credentials in it.")
     return True
+
+
+def _is_database_url(text: str) -> bool:
+    parts = _split_url(text, {"postgresql", "postgresql+psycopg", "sqlite"})
+    if parts.scheme == "sqlite" and parts.netloc:
+        raise ValidationError("needs three slashes before a relative path: sqlite:///billing.db.")
+    return True
+
+
+def _is_redis_url(text: str) -> bool:
+    _split_url(text, {"redis", "rediss"})
+    return True
+
+
+def _split_url(text: str, schemes: set[str]) -> SplitResult:
+    try:
+        parts = urlsplit(text)
+        parts.port  # noqa: B018 - reading it checks it
+    except ValueError as error:
+        raise ValidationError(f"is not a URL: {error}.") from None
+    if parts.scheme not in schemes:
+        raise ValidationError(f"must begin with one of {', '.join(sorted(schemes))}, then ://")
+    return parts
 
 
 def _are_fernet_keys(text: str) -> bool:
@@ -63,16 +86,12 @@ class _Environment(Schema):
     """One field per variable, without the prefix. The README's table is checked against it."""
 
     DATABASE_URL = _setting(
-        fields.String(validate=validate.Regexp(
-            r"^(postgresql(\+psycopg)?|sqlite)://", error="must be a postgresql:// or sqlite:// URL."
-        )),
+        fields.String(validate=_is_database_url),
         "SQLAlchemy URL; PostgreSQL for more than one machine, an SQLite file for one",
         secret=True,
     )  # fmt: skip
     REDIS_URL = _setting(
-        fields.String(validate=validate.Regexp(
-            r"^rediss?://", error="must be a redis:// or rediss:// URL."
-        )),
+        fields.String(validate=_is_redis_url),
         "broker and rate limiter",
         secret=True,
     )  # fmt: skip

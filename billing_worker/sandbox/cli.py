@@ -19,7 +19,13 @@ _DEFAULT = Behaviour()
 
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=8088, show_default=True, help="0 lets the system choose.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8088,
+    show_default=True,
+    help="0 lets the system choose.",
+)
 @click.option(
     "--latency",
     type=float,

@@ -114,3 +114,17 @@ def test_no_secret_is_in_the_repr_of_the_settings():
 
 def test_every_setting_says_what_it_means():
     assert all(info.meaning for info in described())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("DATABASE_URL", "sqlite://data/billing.db"),
+        ("DATABASE_URL", "postgresql://u:p@host:notaport/db"),
+        ("DATABASE_URL", "mysql://u:p@host/db"),
+        ("REDIS_URL", "redis://127.0.0.1:notaport/0"),
+        ("REDIS_URL", "unix:///run/redis.sock"),
+    ],
+)
+def test_a_url_that_nobody_could_connect_to_is_a_fault(name, value):
+    assert set(faults(**{f"BILLING_{name}": value})) == {f"BILLING_{name}"}

@@ -60,10 +60,15 @@ def cli() -> None:
 
 def main(**options: Any) -> None:
     """Entry point: turns the errors that users cause or meet into one message and a status."""
-    from billing_worker.config import BadSettings  # noqa: PLC0415 - keeps `--help` quick
+    # Imported here to keep `--help` quick.
+    from billing_worker.config import BadSettings  # noqa: PLC0415
+    from billing_worker.domain.errors import BillingError  # noqa: PLC0415
 
     try:
         cli.main(prog_name="billing-worker", **options)
     except BadSettings as error:
         click.echo(str(error), err=True)
         raise SystemExit(2) from None
+    except (BillingError, OSError) as error:
+        click.echo(f"Error: {error}", err=True)
+        raise SystemExit(1) from None

@@ -9,10 +9,9 @@ from pathlib import Path
 import click
 
 from billing_worker.config import EVERYTHING, load
-from billing_worker.entrypoints.cli.shared import shown_url
+from billing_worker.entrypoints.cli.shared import open_store, shown_url
 from billing_worker.entrypoints.local import LocalStack
 from billing_worker.persistence.migrate import migrate
-from billing_worker.persistence.store import Store
 
 
 @click.command()
@@ -33,9 +32,8 @@ def up(folder: Path) -> None:
         signal.signal(number, lambda *_: stopping.set())
     with LocalStack(folder, os.environ) as stack:
         settings = load(stack.environ, EVERYTHING)
-        store = Store(settings.database_url)
-        migrate(store)
-        store.close()
+        with open_store(settings, migrated=False) as store:
+            migrate(store)
         stack.start_worker_and_beat()
         _announce(stack, settings.database_url, settings.gateway_url)
         while not stopping.wait(1):
