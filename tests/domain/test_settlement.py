@@ -278,3 +278,33 @@ def test_no_sequence_of_news_leaves_the_table_or_unpays_an_invoice(start, sequen
         assert (after.invoice.status is InvoiceStatus.PAID) == (after.invoice.paid_at is not None)
         assert after.invoice.ring_at is None or after.invoice.status is InvoiceStatus.OPEN
         current = after
+
+
+def test_a_statement_about_another_invoice_of_our_reference_changes_nothing_and_alerts():
+    before = case()
+    concluded = told(stated("process_failed", "declined", gateway_id="cpi_orphan"), before)
+    assert concluded.case == before
+    assert any(event.alert for event in concluded.events)
+
+
+def test_a_reopened_attempt_is_asked_about_until_it_is_final_again():
+    current = case(AttemptStatus.DECLINED, settled_at=NOW)
+    now = NOW
+    for _ in range(200):  # long after the last of the rechecks
+        now += timedelta(hours=1)
+        current = told(stated("process_pending"), current, now).case
+        assert current.attempt.look_at is not None
+        assert current.attempt.look_at > now
+
+
+def test_postponing_an_attempt_of_a_held_invoice_ends_it_and_keeps_the_reason():
+    held = replace(case(AttemptStatus.PREPARED), invoice=invoice(reason="a person looks"))
+    after = told(Postponed("gateway not reached"), held).case
+    assert after.attempt.status is AttemptStatus.NOT_CHARGED
+    assert (after.invoice.reason, after.invoice.ring_at) == ("a person looks", None)
+
+
+def test_only_attempts_that_were_armed_count_towards_giving_up():
+    prepared = case(AttemptStatus.PREPARED, submitted_at=None)
+    assert told(NothingSent("sales off"), prepared).case.invoice.not_charged_count == 0
+    assert told(NothingSent("too late"), case()).case.invoice.not_charged_count == 1
