@@ -5,9 +5,11 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
+from sqlalchemy import update
 
 from billing_worker.domain.errors import ConcurrentChange
 from billing_worker.domain.settlement import NothingSent
+from billing_worker.persistence.tables import invoices
 from billing_worker.services.claim import claim
 from billing_worker.services.settle import Settle, settle
 from billing_worker.services.together import EachAlone
@@ -212,3 +214,21 @@ def test_a_claim_that_was_replaced_cannot_call_its_successors_sale_not_sent(worl
             Settle(old.key, NothingSent("422 duplicate"), "charge", fence=old.attempt.fence),
         )
     assert world.attempts() == ["submitted"]
+
+
+def test_a_hold_set_after_the_claim_stops_the_sale(world):
+    """Another worker finds that an earlier attempt may still pay, while ours creates its invoice."""
+    world.subscribe("approved")
+
+    def hold_while_creating(request):
+        if request.url.endswith("/payment-invoices"):
+            with world.store.transaction() as connection:
+                connection.execute(
+                    update(invoices).values(next_attempt_at=None, ring_at=None, reason="held")
+                )
+
+    world.transport.before_send = hold_while_creating
+    world.tick()
+    assert world.sales("sub-1-p0-a1") == 0
+    assert world.attempts() == ["not_charged"]
+    assert world.explain()["reason"] == "held"
