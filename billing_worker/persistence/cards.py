@@ -7,7 +7,18 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, func, or_, select, update
+from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
+    Connection,
+    Row,
+    and_,
+    bindparam,
+    func,
+    or_,
+    select,
+    update,
+)
 
 from billing_worker.domain.card import Card
 from billing_worker.domain.money import Money
@@ -43,9 +54,21 @@ def card_from(row: Row[Any]) -> Card:
     )
 
 
+# Asked for every batch of charges, so built once.
+_THESE: BindParameter[int] = bindparam("ids", expanding=True)
+_BY_IDS = select(*_COLUMNS).where(cards.c.id.in_(_THESE))
+_WITH_A_PAST = _BY_IDS.where(
+    or_(
+        cards.c.unusable_reason.is_not(None),
+        cards.c.declined_at > bindparam("since", type_=cards.c.declined_at.type),
+        cards.c.expiry_year <= bindparam("year"),
+    )
+)
+
+
 def by_ids(connection: Connection, card_ids: Collection[int]) -> dict[int, Card]:
-    query = select(*_COLUMNS).where(cards.c.id.in_(card_ids))
-    return {row.id: card_from(row) for row in connection.execute(query)}
+    rows = connection.execute(_BY_IDS, {"ids": sorted(card_ids)})
+    return {row.id: card_from(row) for row in rows}
 
 
 def with_a_past(
@@ -55,15 +78,8 @@ def with_a_past(
 
     Hardly any, so that asking for all the cards of a batch costs little more than the question.
     """
-    query = select(*_COLUMNS).where(
-        cards.c.id.in_(card_ids),
-        or_(
-            cards.c.unusable_reason.is_not(None),
-            cards.c.declined_at > since,
-            cards.c.expiry_year <= now.year,
-        ),
-    )
-    return {row.id: card_from(row) for row in connection.execute(query)}
+    asked = {"ids": sorted(card_ids), "since": since, "year": now.year}
+    return {row.id: card_from(row) for row in connection.execute(_WITH_A_PAST, asked)}
 
 
 def of_customers(connection: Connection, customer_ids: Collection[int]) -> dict[int, list[Card]]:

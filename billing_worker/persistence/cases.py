@@ -152,7 +152,7 @@ _SUBMIT = (
 )
 _IN_FLIGHT = (
     update(invoices)
-    .where(invoices.c.id == bindparam("row_id"), invoices.c.status == "open")
+    .where(invoices.c.id.in_(bindparam("ids", expanding=True)), invoices.c.status == "open")
     .values(next_attempt_at=None, ring_at=None, reason=None)
 )
 
@@ -185,7 +185,7 @@ def mark_submitted(
             for s in submissions
         ],
     )
-    open_ = connection.execute(_IN_FLIGHT, [{"row_id": s.attempt.invoice_id} for s in submissions])
+    open_ = connection.execute(_IN_FLIGHT, {"ids": [s.attempt.invoice_id for s in submissions]})
     if moved.rowcount != len(submissions) or open_.rowcount != len(submissions):
         raise ConcurrentChange("an attempt or its invoice moved before it was submitted")
 

@@ -8,7 +8,17 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Select, bindparam, exists, insert, or_, select, update
+from sqlalchemy import (
+    BindParameter,
+    Connection,
+    Select,
+    bindparam,
+    exists,
+    insert,
+    or_,
+    select,
+    update,
+)
 
 from billing_worker.domain import attempt as attempt_rules
 from billing_worker.domain.attempt import LIVE, Attempt, AttemptStatus, Origin
@@ -53,28 +63,34 @@ _AFTER_OLDER = (
 )
 
 
+# What runs for every page is built once: putting a statement together costs as much as sending it.
+_THESE: BindParameter[int] = bindparam("ids", expanding=True)
+_WITH_TERMS = select(
+    invoices, subscriptions.c.card_id, subscriptions.c.dunning_policy, _AFTER_OLDER
+).join(subscriptions, subscriptions.c.id == invoices.c.subscription_id)
+_DUE = (
+    _WITH_TERMS.where(
+        invoices.c.id.in_(_THESE),
+        invoices.c.status == "open",
+        invoices.c.next_attempt_at <= bindparam("now", type_=invoices.c.next_attempt_at.type),
+    )
+    .order_by(invoices.c.id)
+    .with_for_update(skip_locked=True, of=invoices)
+)
+_TRIES = select(attempts).where(attempts.c.invoice_id.in_(_THESE)).order_by(attempts.c.number)
+
+
 def lock_due(connection: Connection, invoice_ids: Sequence[int], now: datetime) -> list[DueInvoice]:
     """Lock those of the invoices that are open and due, passing over what others hold."""
-    query = (
-        select(invoices, subscriptions.c.card_id, subscriptions.c.dunning_policy, _AFTER_OLDER)
-        .join(subscriptions, subscriptions.c.id == invoices.c.subscription_id)
-        .where(
-            invoices.c.id.in_(invoice_ids),
-            invoices.c.status == "open",
-            invoices.c.next_attempt_at <= now,
-        )
-        .order_by(invoices.c.id)
-        .with_for_update(skip_locked=True, of=invoices)
-    )
-    return _with_attempts(connection, query)
+    return _with_attempts(connection, _DUE, {"ids": list(invoice_ids), "now": now})
 
 
 def lock_open(connection: Connection, subscription_id: int) -> list[DueInvoice]:
     """Lock every open invoice of a subscription that the caller has locked, due or not."""
     query = (
-        select(invoices, subscriptions.c.card_id, subscriptions.c.dunning_policy, _AFTER_OLDER)
-        .join(subscriptions, subscriptions.c.id == invoices.c.subscription_id)
-        .where(invoices.c.subscription_id == subscription_id, invoices.c.status == "open")
+        _WITH_TERMS.where(
+            invoices.c.subscription_id == subscription_id, invoices.c.status == "open"
+        )
         .order_by(invoices.c.id)
         .with_for_update(of=invoices)
     )
@@ -83,12 +99,7 @@ def lock_open(connection: Connection, subscription_id: int) -> list[DueInvoice]:
 
 def lock_one(connection: Connection, invoice_id: int) -> DueInvoice | None:
     """Lock one invoice, whatever its state, of a subscription that the caller has locked."""
-    query = (
-        select(invoices, subscriptions.c.card_id, subscriptions.c.dunning_policy, _AFTER_OLDER)
-        .join(subscriptions, subscriptions.c.id == invoices.c.subscription_id)
-        .where(invoices.c.id == invoice_id)
-        .with_for_update(of=invoices)
-    )
+    query = _WITH_TERMS.where(invoices.c.id == invoice_id).with_for_update(of=invoices)
     return next(iter(_with_attempts(connection, query)), None)
 
 
@@ -115,15 +126,12 @@ def overdue(connection: Connection, now: datetime, limit: int) -> list[tuple[int
     return [(row.id, row.reference_id) for row in connection.execute(query)]
 
 
-def _with_attempts(connection: Connection, query: Select[Any]) -> list[DueInvoice]:
-    rows = connection.execute(query).all()
+def _with_attempts(
+    connection: Connection, query: Select[Any], parameters: dict[str, Any] | None = None
+) -> list[DueInvoice]:
+    rows = connection.execute(query, parameters).all()
     by_invoice: dict[int, list[Attempt]] = defaultdict(list)
-    tries = (
-        select(attempts)
-        .where(attempts.c.invoice_id.in_([row.id for row in rows]))
-        .order_by(attempts.c.number)
-    )
-    for row in connection.execute(tries):
+    for row in connection.execute(_TRIES, {"ids": [row.id for row in rows]}):
         by_invoice[row.invoice_id].append(attempt_from(row))
     return [
         DueInvoice(
@@ -208,12 +216,15 @@ def take_over(connection: Connection, lapsed: Sequence[tuple[Attempt, datetime]]
     ]
 
 
+_RING_LATER = (
+    update(invoices).where(invoices.c.id.in_(_THESE)).values(ring_at=bindparam("new_ring_at"))
+)
+
+
 def ring_later(connection: Connection, invoice_ids: Sequence[int], when: datetime) -> None:
     """Push the bell of invoices on."""
     if invoice_ids:
-        connection.execute(
-            update(invoices).where(invoices.c.id.in_(invoice_ids)).values(ring_at=when)
-        )
+        connection.execute(_RING_LATER, {"ids": list(invoice_ids), "new_ring_at": when})
 
 
 AFTER_OLDER = "an older invoice comes first"
@@ -276,26 +287,29 @@ class Payer:
     card_token: bytes  # encrypted
 
 
+_PAYERS = (
+    select(
+        attempts.c.id.label("attempt_id"),
+        attempts.c.invoice_id,
+        invoices.c.subscription_id,
+        invoices.c.description,
+        customers.c.reference_id.label("customer_reference"),
+        customers.c.name,
+        customers.c.email,
+        cards.c.token,
+    )
+    .join(invoices, invoices.c.id == attempts.c.invoice_id)
+    .join(subscriptions, subscriptions.c.id == invoices.c.subscription_id)
+    .join(customers, customers.c.id == subscriptions.c.customer_id)
+    .join(cards, cards.c.id == attempts.c.card_id)
+    .where(attempts.c.id.in_(_THESE))
+)
+
+
 def payers(connection: Connection, attempt_ids: Sequence[int]) -> dict[int, Payer]:
     """By attempt id."""
-    query = (
-        select(
-            attempts.c.id.label("attempt_id"),
-            attempts.c.invoice_id,
-            invoices.c.subscription_id,
-            invoices.c.description,
-            customers.c.reference_id.label("customer_reference"),
-            customers.c.name,
-            customers.c.email,
-            cards.c.token,
-        )
-        .join(invoices, invoices.c.id == attempts.c.invoice_id)
-        .join(subscriptions, subscriptions.c.id == invoices.c.subscription_id)
-        .join(customers, customers.c.id == subscriptions.c.customer_id)
-        .join(cards, cards.c.id == attempts.c.card_id)
-        .where(attempts.c.id.in_(attempt_ids))
-    )
-    return {row.attempt_id: _payer_from(row) for row in connection.execute(query)}
+    rows = connection.execute(_PAYERS, {"ids": list(attempt_ids)})
+    return {row.attempt_id: _payer_from(row) for row in rows}
 
 
 def _payer_from(row: Any) -> Payer:

@@ -20,9 +20,12 @@ class Switches:
     paused: dict[str, str]
 
 
+_ALL = select(switches.c.name, switches.c.is_on, switches.c.reason)
+
+
 def read(connection: Connection) -> Switches:
     """One query for both. A missing sales row counts as off, as in `sales_are_on`."""
-    rows = connection.execute(select(switches.c.name, switches.c.is_on, switches.c.reason)).all()
+    rows = connection.execute(_ALL).all()
     return Switches(
         sales_on=any(row.name == SALES and row.is_on for row in rows),
         paused={

@@ -9,7 +9,7 @@ from datetime import datetime
 from sqlalchemy import Connection
 
 from billing_worker.domain.attempt import Attempt, AttemptStatus, Origin
-from billing_worker.domain.errors import ConcurrentChange, InvariantBroken
+from billing_worker.domain.errors import InvariantBroken
 from billing_worker.domain.events import Event, EventKind
 from billing_worker.domain.evidence import Statement
 from billing_worker.domain.invoice import InvoiceStatus
@@ -18,8 +18,8 @@ from billing_worker.domain.settlement import Case, Forbidden
 from billing_worker.domain.subscription import COLLECTABLE, SubscriptionStatus
 from billing_worker.gateway.port import WireCall
 from billing_worker.persistence import cases as case_rows
-from billing_worker.persistence import history, switches
-from billing_worker.persistence.cases import LockedCases, Submission
+from billing_worker.persistence import switches
+from billing_worker.persistence.cases import CaseKey, LockedCases, Submission
 from billing_worker.persistence.history import Entry
 from billing_worker.persistence.switches import Switches
 from billing_worker.services.budget import Budget
@@ -35,6 +35,10 @@ class Arm:
     calls: tuple[WireCall, ...]
 
     @property
+    def key(self) -> CaseKey:
+        return self.claimed.key
+
+    @property
     def bearer(self) -> Secret:
         if self.statement.bearer is None:
             raise InvariantBroken("an invoice without a bearer must not be armed")
@@ -45,7 +49,7 @@ class Arm:
 class Armed:
     """`submitted` is committed: the frame that asked for it may now send the sale, once."""
 
-    committed_at: float  # monotonic seconds, taken right before COMMIT: a slow one counts too
+    committed_at: float  # monotonic seconds, taken before COMMIT: a slow one counts too
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,43 +62,31 @@ class NotArmed:
     forbidden: Forbidden | None = None  # the rule that stands against this very attempt
 
 
-def arm(ports: Ports, request: Arm) -> Armed | NotArmed:
-    """Commit `submitted`, or say what stands in the way.
-
-    Requests that arrive together share a transaction. Raises ConcurrentChange when the claim is
-    no longer ours, and CommitUnknown when COMMIT itself failed: then the sale must not be sent.
+def arm_all(
+    ports: Ports,
+    connection: Connection,
+    cases: LockedCases,
+    requests: Sequence[Arm],
+    now: datetime,
+) -> tuple[list[Armed | NotArmed | None], list[Entry]]:
+    """Mark `submitted` what nothing stands against. One answer for each request, None where the
+    claim is no longer ours, and what the history is to say.
     """
-    answer: Armed | NotArmed | None = ports.together(_arm_batch, ports, request)
-    if answer is None:
-        raise ConcurrentChange(f"{request.claimed.attempt.reference_id} was claimed by another")
-    return answer
-
-
-def _arm_batch(ports: Ports, requests: Sequence[Arm]) -> list[Armed | NotArmed | None]:
-    now = ports.clock.now()
+    # Read in here: a pause between COMMIT and a later reading would go unseen.
+    armed = Armed(ports.clock.monotonic())
+    switched = switches.read(connection)
+    budget = Budget(connection, _card_ids(requests), now)
     answers: list[Armed | NotArmed | None] = []
-    allowed: list[Arm] = []
-    with ports.store.transaction() as connection:
-        cases = LockedCases(connection, (request.claimed.key for request in requests))
-        switched = switches.read(connection)
-        budget = Budget(connection, _card_ids(requests), now)
-        for request in requests:
-            case = cases.case(request.claimed.key)
-            if not _is_ours(case.attempt, request.claimed.attempt):
-                answers.append(None)
-            elif (
-                obstacle := _held(case)
-                or _obstacle(ports, case, switched)
-                or _forbidden(budget, case)
-            ):
-                answers.append(obstacle)
-            else:
-                answers.append(Armed(0.0))
-                allowed.append(request)
-        _submit(ports, connection, allowed, now)
-        # Read in here: a pause between COMMIT and a later reading would go unseen.
-        committed_at = ports.clock.monotonic()
-    return [Armed(committed_at) if isinstance(answer, Armed) else answer for answer in answers]
+    for request in requests:
+        case = cases.case(request.key)
+        if _is_ours(case.attempt, request.claimed.attempt):
+            against = _held(case) or _obstacle(ports, case, switched) or _forbidden(budget, case)
+            answers.append(against or armed)
+        else:
+            answers.append(None)
+    allowed = [r for r, answer in zip(requests, answers, strict=True) if answer is armed]
+    _submit(ports, connection, allowed, now)
+    return answers, [_entry(request, now) for request in allowed]
 
 
 def _is_ours(stored: Attempt, claimed: Attempt) -> bool:
@@ -163,11 +155,10 @@ def _submit(ports: Ports, connection: Connection, allowed: Sequence[Arm], now: d
         for request in allowed
     ]
     case_rows.mark_submitted(connection, submissions, now)
-    history.write(connection, [_entry(request, now) for request in allowed])
 
 
 def _entry(request: Arm, now: datetime) -> Entry:
-    key = request.claimed.key
+    key = request.key
     data = {"gateway_id": request.statement.gateway_id, "calls": wire_data(request.calls)}
     event = Event(EventKind.ATTEMPT_SUBMITTED, now, BY, data)
     return Entry(event, key.subscription_id, key.invoice_id, key.attempt_id)

@@ -37,10 +37,11 @@ from billing_worker.domain.evidence import (
 from billing_worker.domain.settlement import News, NoAnswer, NothingSent, Postponed, Stated
 from billing_worker.gateway.port import CallLog, InstantOrder
 from billing_worker.persistence.store import CommitUnknown
-from billing_worker.services.arm import Arm, Armed, NotArmed, arm
+from billing_worker.services.arm import Arm, Armed, NotArmed
 from billing_worker.services.claim import BY, Claimed, claim
+from billing_worker.services.commit import arm, settle
 from billing_worker.services.ports import Ports
-from billing_worker.services.settle import Settle, settle
+from billing_worker.services.settle import Settle
 
 CONFIGURATION_ANSWERS = frozenset({401, 403})
 """Our credentials or permissions, not this charge: the same attempt goes ahead once mended."""

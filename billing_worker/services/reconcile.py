@@ -14,8 +14,9 @@ from billing_worker.domain.settlement import NeverHandedOut, News, NoAnswer, Sta
 from billing_worker.gateway.port import CallLog
 from billing_worker.persistence import cases, links
 from billing_worker.persistence.cases import CaseKey
+from billing_worker.services.commit import settle
 from billing_worker.services.ports import Ports
-from billing_worker.services.settle import Settle, settle
+from billing_worker.services.settle import Settle
 
 BY = "reconcile"
 

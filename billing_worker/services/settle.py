@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 
-import structlog
 from sqlalchemy import Connection
 
 from billing_worker.domain.attempt import AttemptStatus
-from billing_worker.domain.errors import ConcurrentChange
 from billing_worker.domain.events import Event, EventKind
 from billing_worker.domain.evidence import DECLINED_STATUSES, UNPAID_FINAL_STATUSES, SaleAnswer
 from billing_worker.domain.settlement import (
@@ -23,12 +22,10 @@ from billing_worker.domain.settlement import (
     conclude,
 )
 from billing_worker.gateway.port import WireCall
-from billing_worker.persistence import cards, claims, history, switches
+from billing_worker.persistence import cards, claims, switches
 from billing_worker.persistence.cases import CaseKey, LockedCases
 from billing_worker.persistence.history import Entry
 from billing_worker.services.ports import Ports
-
-log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,55 +46,33 @@ class Settled:
     events: tuple[Event, ...] = field(default=())
 
 
-def settle(ports: Ports, request: Settle) -> Case:
-    """Apply one piece of news and return the case as it stands now.
-
-    Requests that arrive together share a transaction. Raises ConcurrentChange when another claim
-    owns the attempt, CommitUnknown when the commit failed: the sweeps come back to both.
+def settle_all(
+    ports: Ports,
+    connection: Connection,
+    cases: LockedCases,
+    requests: Sequence[Settle],
+    now: datetime,
+) -> tuple[list[Settled], list[Entry]]:
+    """Apply each piece of news to its case, in order, and save them. One result for each request,
+    and what the history is to say.
     """
-    settled: Settled = ports.together(_settle_batch, ports, request)
-    if settled.case is None:
-        raise ConcurrentChange(f"attempt {request.key.attempt_id} was claimed by another")
-    for event in settled.events:
-        if event.alert:
-            _alert(settled.case, event)
-    return settled.case
-
-
-def _alert(case: Case, event: Event) -> None:
-    log.error(
-        "billing.alert",
-        kind=str(event.kind),
-        attempt=case.attempt.reference_id,
-        invoice=case.invoice.reference_id,
-        details=dict(event.data),
-    )
-
-
-def _settle_batch(ports: Ports, requests: Sequence[Settle]) -> list[Settled]:
-    now = ports.clock.now()
     results: list[Settled] = []
     entries: list[Entry] = []
-    with ports.store.transaction() as connection:
-        cases = LockedCases(connection, (request.key for request in requests))
-        cases.look_back([request.key for request in requests if _may_decline(request)], now)
-        for request in requests:
-            before = cases.case(request.key)
-            if _is_outdated(before, request):
-                results.append(Settled(None))
-                continue
-            context = Context(now, request.by, ports.terms)
-            concluded = conclude(_with_hint(before, request.hint), request.news, context)
-            cases.put(concluded.case)
-            entries += [
-                _entry(request.key, event) for event in _with_calls(concluded, request, context)
-            ]
-            results.append(Settled(concluded.case, concluded.events))
-            said = _carry_out(ports, connection, before, concluded, context)
-            entries += [_entry(request.key, event) for event in said]
-        cases.save()
-        history.write(connection, entries)
-    return results
+    cases.look_back([request.key for request in requests if _may_decline(request)], now)
+    for request in requests:
+        before = cases.case(request.key)
+        if _is_outdated(before, request):
+            results.append(Settled(None))
+            continue
+        context = Context(now, request.by, ports.terms)
+        concluded = conclude(_with_hint(before, request.hint), request.news, context)
+        cases.put(concluded.case)
+        results.append(Settled(concluded.case, concluded.events))
+        said = _with_calls(concluded, request, context)
+        said += _carry_out(ports, connection, before, concluded, context)
+        entries += [_entry(request.key, event) for event in said]
+    cases.save()
+    return results, entries
 
 
 def _may_decline(request: Settle) -> bool:

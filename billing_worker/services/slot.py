@@ -26,8 +26,9 @@ from billing_worker.persistence.cases import CaseKey, LockedCases
 from billing_worker.persistence.claims import DueInvoice
 from billing_worker.persistence.history import Entry
 from billing_worker.services.arm import why_not
+from billing_worker.services.commit import settle
 from billing_worker.services.ports import Ports
-from billing_worker.services.settle import Settle, settle, wire_data
+from billing_worker.services.settle import Settle, wire_data
 
 BY = "hosted"
 

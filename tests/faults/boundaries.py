@@ -36,6 +36,7 @@ from billing_worker.services.ports import Ports
 from billing_worker.services.reconcile import look_page
 from billing_worker.services.renew import renew_due
 from billing_worker.services.ring import look_due, ring_due
+from tests.faults.killing_worker import use_case_of
 from tests.support.world import START, World
 
 MINUTE = timedelta(minutes=1)
@@ -207,10 +208,10 @@ class _Store:
         self._run = run
 
     def transaction(self) -> Any:
-        return self._transaction(_use_case(sys._getframe(1)))
+        return self._transaction(use_case_of(sys._getframe(1)))
 
     def reading(self) -> Any:
-        return self._reading(_use_case(sys._getframe(1)))
+        return self._reading(use_case_of(sys._getframe(1)))
 
     @contextmanager
     def _transaction(self, use_case: str) -> Iterator[Any]:
@@ -232,20 +233,16 @@ class _Store:
             yield connection
 
 
-def _use_case(frame: Any) -> str:
-    return str(frame.f_globals["__name__"]).rpartition(".")[-1]
-
-
 class _Clock:
     def __init__(self, run: Run) -> None:
         self._run = run
 
     def now(self) -> datetime:
-        self._run.cross("clock", "before", f"clock: now of {_use_case(sys._getframe(1))}")
+        self._run.cross("clock", "before", f"clock: now of {use_case_of(sys._getframe(1))}")
         return self._run.world.clock.now()
 
     def monotonic(self) -> float:
-        self._run.cross("clock", "before", f"clock: monotonic of {_use_case(sys._getframe(1))}")
+        self._run.cross("clock", "before", f"clock: monotonic of {use_case_of(sys._getframe(1))}")
         return self._run.world.clock.monotonic()
 
 

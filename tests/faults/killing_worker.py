@@ -27,6 +27,14 @@ def cross(name: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def use_case_of(frame: Any) -> str:
+    """The module that crosses; of the transaction that settling and arming share, which of them."""
+    module = str(frame.f_globals["__name__"]).rpartition(".")[-1]
+    if module == "commit":
+        return "arm" if frame.f_locals["sales"] else "settle"
+    return module
+
+
 class _Store:
     def __init__(self, store: Any) -> None:
         self._store = store
@@ -35,8 +43,7 @@ class _Store:
         return getattr(self._store, name)
 
     def transaction(self) -> Any:
-        module = sys._getframe(1).f_globals["__name__"]
-        return self._transaction(str(module).rpartition(".")[-1])
+        return self._transaction(use_case_of(sys._getframe(1)))
 
     @contextmanager
     def _transaction(self, use_case: str) -> Iterator[Any]:

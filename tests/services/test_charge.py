@@ -11,7 +11,8 @@ from billing_worker.domain.errors import ConcurrentChange
 from billing_worker.domain.settlement import NothingSent
 from billing_worker.persistence.tables import invoices
 from billing_worker.services.claim import claim
-from billing_worker.services.settle import Settle, settle
+from billing_worker.services.commit import settle
+from billing_worker.services.settle import Settle
 from billing_worker.services.together import EachAlone
 
 HOUR = timedelta(hours=1)

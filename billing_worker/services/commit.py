@@ -1,0 +1,83 @@
+"""The transaction in which attempts move: what was heard is settled, what is to be sold is armed.
+
+Callers that wait at the same time share one. News goes first: an attempt is armed by what is known
+then, a decline or a late payment that came in the same moment included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import structlog
+
+from billing_worker.domain.errors import ConcurrentChange
+from billing_worker.domain.events import Event
+from billing_worker.domain.settlement import Case
+from billing_worker.persistence import history
+from billing_worker.persistence.cases import LockedCases
+from billing_worker.services.arm import Arm, Armed, NotArmed, arm_all
+from billing_worker.services.ports import Ports
+from billing_worker.services.settle import Settle, Settled, settle_all
+
+log = structlog.get_logger()
+
+
+def settle(ports: Ports, request: Settle) -> Case:
+    """Apply one piece of news and return the case as it stands now.
+
+    Raises ConcurrentChange when another claim owns the attempt, CommitUnknown when the commit
+    failed: the sweeps come back to both.
+    """
+    settled: Settled = ports.together(_commit, ports, request)
+    if settled.case is None:
+        raise ConcurrentChange(f"attempt {request.key.attempt_id} was claimed by another")
+    for event in settled.events:
+        if event.alert:
+            _alert(settled.case, event)
+    return settled.case
+
+
+def arm(ports: Ports, request: Arm) -> Armed | NotArmed:
+    """Commit `submitted`, or say what stands in the way.
+
+    Raises ConcurrentChange when the claim is no longer ours, and CommitUnknown when COMMIT itself
+    failed: then the sale must not be sent.
+    """
+    answer: Armed | NotArmed | None = ports.together(_commit, ports, request)
+    if answer is None:
+        raise ConcurrentChange(f"{request.claimed.attempt.reference_id} was claimed by another")
+    return answer
+
+
+def _commit(
+    ports: Ports, requests: Sequence[Settle | Arm]
+) -> list[Settled | Armed | NotArmed | None]:
+    news = [request for request in requests if isinstance(request, Settle)]
+    sales = [request for request in requests if isinstance(request, Arm)]
+    now = ports.clock.now()
+    settled: list[Settled] = []
+    armed: list[Armed | NotArmed | None] = []
+    entries: list[history.Entry] = []
+    with ports.store.transaction() as connection:
+        cases = LockedCases(connection, (request.key for request in requests))
+        if news:
+            settled, said = settle_all(ports, connection, cases, news, now)
+            entries += said
+        if sales:
+            armed, said = arm_all(ports, connection, cases, sales, now)
+            entries += said
+        history.write(connection, entries)
+    of_news, of_sales = iter(settled), iter(armed)
+    return [
+        next(of_news) if isinstance(request, Settle) else next(of_sales) for request in requests
+    ]
+
+
+def _alert(case: Case, event: Event) -> None:
+    log.error(
+        "billing.alert",
+        kind=str(event.kind),
+        attempt=case.attempt.reference_id,
+        invoice=case.invoice.reference_id,
+        details=dict(event.data),
+    )
