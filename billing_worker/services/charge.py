@@ -51,8 +51,7 @@ log = structlog.get_logger()
 
 def charge_page(ports: Ports, invoice_ids: Sequence[int]) -> dict[str, int]:
     """Charge those of the invoices that are due and free. Returns counts by final state."""
-    claimed = claim(ports, invoice_ids)
-    outcomes = ports.crew.map(partial(_charge_safely, ports), claimed)
+    outcomes = ports.crew.take(partial(_charge_safely, ports), lambda: claim(ports, invoice_ids))
     return dict(Counter(outcomes))
 
 

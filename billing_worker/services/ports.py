@@ -30,6 +30,8 @@ class Crew(Protocol):
 
     def map(self, work: Callable[[T], R], items: Sequence[T]) -> list[R]: ...
 
+    def take(self, work: Callable[[T], R], found: Callable[[], Sequence[T]]) -> list[R]: ...
+
 
 class Together(Protocol):
     """Lets callers that ask at the same time share one transaction."""

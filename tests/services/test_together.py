@@ -116,3 +116,28 @@ def test_a_crew_waits_for_all_before_it_tells_of_one_failure():
     with pytest.raises(ValueError, match="first"):
         crew.map(work, [0, 1, 2, 3])
     assert sorted(ended) == [1, 2, 3]
+
+
+def test_a_crew_asks_for_more_only_when_its_threads_are_about_to_be_free():
+    crew = Threads(2)
+    may_end, asked = threading.Event(), threading.Event()
+
+    def found():
+        asked.set()
+        return ["later"]
+
+    with ThreadPoolExecutor(2) as callers:
+        first = callers.submit(crew.map, lambda _: may_end.wait(5), [1, 2, 3, 4])
+        second = callers.submit(crew.take, lambda item: item, found)
+        assert not asked.wait(0.2)
+        may_end.set()
+        assert second.result(5) == ["later"]
+        first.result(5)
+
+
+def test_a_crew_that_is_leaving_asks_for_nothing_more():
+    crew = Threads(1)
+    crew.leave()
+    asked = []
+    assert crew.take(asked.append, lambda: asked.append("asked") or [1]) == []
+    assert asked == []
