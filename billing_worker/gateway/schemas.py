@@ -359,10 +359,13 @@ def _creation_time(invoice: dict[str, Any]) -> int:
     return invoice["created"] or 0
 
 
+# One leading slash: two would name another host.
+_PATH_OF_AN_INVOICE = re.compile(r"(?:/[A-Za-z0-9_-]+)*/payment-invoices/(?P<id>[^/]+)")
+
+
 def _leads_to(link: Any, gateway_id: str) -> bool:
-    # One leading slash: two would name another host.
-    path = rf"(?:/[A-Za-z0-9_-]+)*/payment-invoices/{re.escape(gateway_id)}"
-    return isinstance(link, str) and re.fullmatch(path, link) is not None
+    path = _PATH_OF_AN_INVOICE.fullmatch(link) if isinstance(link, str) else None
+    return path is not None and path["id"] == gateway_id
 
 
 def _statement(invoice: dict[str, Any]) -> Statement:

@@ -50,7 +50,7 @@ LATE_TOKENS = {"flips_to_processed", "late_after_expiry"}
 only be found and flagged as surplus, not prevented."""
 
 HORIZON = timedelta(days=70)
-REST = (1,) * 4 + (60,) * 4 + (1200,) * 6 + (7200,) * 8 + (86_400,) * 6
+REST = (1,) * 2 + (60,) * 2 + (1200,) * 3 + (7200,) * 4 + (86_400,) * 6
 """Least seconds between the last sweeps: what is pending for ever is asked about for ever."""
 
 LONGEST_TASK = 400

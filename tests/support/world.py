@@ -239,13 +239,12 @@ def _discrepancies(
         for attempt in attempts
         if attempt.status in {"succeeded", "surplus"} and attempt.reference_id not in debited
     ]
+    in_flight = {a.invoice_id for a in attempts if a.status == "submitted"}
     for invoice in invoices:
         if invoice.status == "paid" and debits[invoice.reference_id] == 0:
             found.append(f"{invoice.reference_id} is paid and no money moved")
-        live = [a for a in attempts if a.invoice_id == invoice.id and a.submitted_at is not None]
-        in_flight = any(a.status == "submitted" for a in live)
         if invoice.status == "open" and not (
-            invoice.next_attempt_at or invoice.reason or in_flight
+            invoice.next_attempt_at or invoice.reason or invoice.id in in_flight
         ):
             found.append(f"{invoice.reference_id} is open without a next step, reason or attempt")
     return found
