@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import structlog
 from sqlalchemy import select
 
 from billing_worker.domain.attempt import TRANSITIONS
@@ -48,10 +49,15 @@ def test_every_move_of_the_model_is_an_edge_of_the_code_and_no_edge_is_left_out(
     assert moves <= edges
 
 
-@pytest.mark.parametrize("first", range(0, 40, 10))
-def test_the_histories_of_the_simulation_are_runs_of_the_model(sqlite_template, first):
+@pytest.fixture
+def template(sqlite_template):
     silence_logs()
-    template = template_bytes(sqlite_template)
+    yield template_bytes(sqlite_template)
+    structlog.reset_defaults()
+
+
+@pytest.mark.parametrize("first", range(0, 40, 10))
+def test_the_histories_of_the_simulation_are_runs_of_the_model(template, first):
     allowed = search(bounds=Bounds(periods=1)).book_moves | {("submitted", "surplus")}
     for seed in range(first, first + 10):
         simulation = Simulation(seed, template)

@@ -31,11 +31,13 @@ from sqlalchemy.pool import StaticPool
 from billing_worker.gateway.http import Request, Response
 from billing_worker.persistence import tables
 from billing_worker.persistence.store import CommitUnknown, Store
+from billing_worker.persistence.switches import turn_sales
 from billing_worker.sandbox.gateway import Behaviour
 from billing_worker.services.charge import charge_page
 from billing_worker.services.reconcile import look_page
 from billing_worker.services.renew import renew_due
 from billing_worker.services.ring import look_due, ring_due
+from tests.simulation.people import ANSWERS, People, customer_pays
 from tests.support.world import TwinTransport, World
 
 TOKENS = (
@@ -71,6 +73,7 @@ class Task:
     run: greenlet
     at: str = "start"
     crossed: int = 0
+    at_once: bool = False  # nobody comes between its steps
 
 
 class MemoryStore(Store):
@@ -133,6 +136,7 @@ class Simulation:
     template: bytes
     steps: int = 120
     subscriptions: int = 2
+    people_act: int = 7
     trace: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -156,6 +160,8 @@ class Simulation:
         self.world.transport = transport
         self.ports = self.world.ports_of_a_worker(gateway=self.world.gateway(transport))
         self.start = self.world.clock.now()
+        references = [f"sub-{number}" for number in range(self.subscriptions)]
+        self.people = People(self.rng, references)
 
     # --- one run ------------------------------------------------------------------------------
 
@@ -189,6 +195,8 @@ class Simulation:
             (14, self._let_time_pass),
             (2, self._toggle_gateway),
             (3, self._storm_of_callbacks),
+            (self.people_act, self._somebody_acts),
+            (12 if self.people.pages else 0, self._customer_pays),
         )
         weights = [weight for weight, _ in actions]
         self.rng.choices([action for _, action in actions], weights)[0]()
@@ -200,6 +208,8 @@ class Simulation:
         self._drop_tasks()
         self.world.transport.unreachable = False
         self.world.ports = self.ports
+        with self.store.transaction() as connection:
+            turn_sales(connection, on=True, by="calm", reason=None, now=self.world.clock.now())
         self._say("calm")
         for least_seconds in REST:
             self.world.tick()
@@ -215,10 +225,11 @@ class Simulation:
 
     # --- what may happen ----------------------------------------------------------------------
 
-    def _begin(self, name: str, work: Callable[[Any], Any]) -> None:
+    def _begin(self, name: str, work: Callable[[Any], Any], *, at_once: bool = False) -> None:
         if len(self.tasks) >= 6:
             return
-        task = Task(name, greenlet(lambda: self._run(work), parent=self.hub))
+        run = greenlet(lambda: self._run(work), parent=self.hub)
+        task = Task(name, run, at_once=at_once)
         self.tasks.append(task)
         self._switch(task)
 
@@ -227,6 +238,8 @@ class Simulation:
             work(self.ports)
         except CommitUnknown as error:
             self._say(f"task ended: {error}")  # as entrypoints/tasks.py ends it
+        except ANSWERS as answer:
+            self._say(f"told: {answer}")
 
     def _deliver(self) -> None:
         queue = self.world.bell.messages
@@ -270,6 +283,15 @@ class Simulation:
         for _ in range(self.rng.randrange(8) if ids else 0):
             self.world.bell.look([self.rng.choice(ids)])
 
+    def _somebody_acts(self) -> None:
+        name, act = self.people.next_act()
+        self._begin(name, act, at_once=self.rng.random() < 0.6)
+
+    def _customer_pays(self) -> None:
+        page = self.people.page_to_pay()
+        if page is not None:
+            self._say(customer_pays(self.ports, page, self.world.sandbox.pay_hosted))
+
     # --- the machinery ------------------------------------------------------------------------
 
     def _switch(self, task: Task) -> None:
@@ -284,7 +306,7 @@ class Simulation:
             return
         current = greenlet.getcurrent()
         task = next((task for task in self.tasks if task.run is current), None)
-        if task is None:
+        if task is None or task.at_once:
             return
         task.at = name
         task.crossed += 1

@@ -1,0 +1,167 @@
+"""Operators, customers and other services of a simulation: they act at any moment, and at odds.
+
+Each act is drawn by the simulation's own chance and runs as one of its tasks, so it may be overtaken
+and killed at every boundary like all others. Who asks for what is not possible is told so: the typed
+errors of the services are answers, not failures.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy import select
+
+from billing_worker.domain.dunning import POLICIES
+from billing_worker.domain.errors import ConcurrentChange, GatewayError, InvalidInput, NotPayable
+from billing_worker.domain.secret import Secret
+from billing_worker.persistence import switches, tables
+from billing_worker.services import cards, hosted, lifecycle, recover
+from billing_worker.services.pay_page import page_behind
+from billing_worker.services.ports import Ports
+from billing_worker.services.records import BadRecord, CardRecord
+
+ANSWERS = (InvalidInput, BadRecord, NotPayable, GatewayError, ConcurrentChange)
+NEW_CARDS = (
+    "approved",
+    "approved",
+    "decline_insufficient_funds",
+    "decline_card_expired",
+    "needs_3ds",
+)
+
+Act = Callable[[Ports], Any]
+
+
+class People:
+    def __init__(self, rng: random.Random, references: list[str]) -> None:
+        self._rng = rng
+        self._references = references
+        self._new_cards = 0
+        self.pages: list[dict[str, Any]] = []
+
+    def next_act(self) -> tuple[str, Act]:
+        """(what it is called in the trace, what to do)."""
+        reference = self._rng.choice(self._references)
+        name, act = self._rng.choice(
+            [
+                ("pauses", self._pause),
+                ("resumes", self._resume),
+                ("resumes", self._resume),
+                ("cancels", self._cancel),
+                ("keeps", self._uncancel),
+                ("changes", self._change),
+                ("retries", self._retry),
+                ("retries", self._retry),
+                ("replaces the card of", self._replace_card),
+                ("replaces the card of", self._replace_card),
+                ("chooses a policy for", self._choose_policy),
+                ("asks for a page for", self._ask_for_page),
+                ("asks for a page for", self._ask_for_page),
+                ("turns sales for", self._turn_sales),
+                ("gives up what is overdue, not only", self._give_up),
+            ]
+        )
+        return f"somebody {name} {reference}", act(reference)
+
+    def page_to_pay(self) -> dict[str, Any] | None:
+        return self.pages.pop(self._rng.randrange(len(self.pages))) if self.pages else None
+
+    # --- acts --------------------------------------------------------------------------------
+
+    def _pause(self, reference: str) -> Act:
+        return lambda p: lifecycle.pause(p.store, p.clock, reference, by="somebody")
+
+    def _resume(self, reference: str) -> Act:
+        shift = self._rng.random() < 0.5
+        return lambda p: lifecycle.resume(
+            p.store, p.clock, reference, shift_anchor=shift, by="somebody"
+        )
+
+    def _cancel(self, reference: str) -> Act:
+        at_period_end = self._rng.random() < 0.8
+        return lambda p: lifecycle.cancel(
+            p.store, p.clock, reference, at_period_end=at_period_end, by="somebody"
+        )
+
+    def _uncancel(self, reference: str) -> Act:
+        return lambda p: lifecycle.uncancel(p.store, p.clock, reference, by="somebody")
+
+    def _change(self, reference: str) -> Act:
+        wanted = self._rng.choice(
+            [{"amount": "12.50"}, {"interval": "week"}, {"interval": "month", "interval_count": 2}]
+        )
+        return lambda p: lifecycle.change(p.store, p.clock, reference, by="somebody", **wanted)
+
+    def _retry(self, reference: str) -> Act:
+        chosen = self._rng.random()
+
+        def act(ports: Ports) -> Any:
+            invoice = _some_invoice(ports, reference, chosen)
+            return invoice and recover.retry_invoice(
+                ports.store, ports.clock, reference=invoice, by="somebody", why="asked"
+            )
+
+        return act
+
+    def _replace_card(self, reference: str) -> Act:
+        self._new_cards += 1
+        token = f"{self._rng.choice(NEW_CARDS)}.{reference}-{self._new_cards}"
+        brand = self._rng.choice(["visa", "mastercard", None])
+        card = CardRecord(Secret(token), None, brand, 12, 2032)
+        return lambda p: cards.replace_card(
+            p.store, p.vault, p.clock, subscription_reference=reference, card=card,
+            by="somebody", why=None,
+        )  # fmt: skip
+
+    def _choose_policy(self, reference: str) -> Act:
+        policy = self._rng.choice(sorted(POLICIES))
+        return lambda p: recover.choose_policy(
+            p.store, p.clock, subscription_reference=reference, policy=policy,
+            by="somebody", why="asked",
+        )  # fmt: skip
+
+    def _ask_for_page(self, reference: str) -> Act:
+        chosen = self._rng.random()
+
+        def act(ports: Ports) -> None:
+            invoice = _some_invoice(ports, reference, chosen)
+            if invoice:
+                self.pages.append(hosted.start_checkout(ports, {"invoice": invoice}))
+
+        return act
+
+    def _turn_sales(self, _: str) -> Act:
+        on = self._rng.random() < 0.6
+
+        def act(ports: Ports) -> None:
+            with ports.store.transaction() as connection:
+                switches.turn_sales(
+                    connection, on=on, by="somebody", reason=None, now=ports.clock.now()
+                )
+
+        return act
+
+    def _give_up(self, _: str) -> Act:
+        return lambda p: recover.give_up_overdue(p.store, p.clock)
+
+
+def customer_pays(ports: Ports, page: dict[str, Any], pay: Callable[[str], Any]) -> str:
+    """The customer opens our page and pays at once, if it still sends them on."""
+    behind = page_behind(ports.store, ports.vault, page["pay_path"].removeprefix("/pay/"))
+    if behind is None:
+        return f"customer finds {page['reference_id']} closed"
+    return f"customer pays {page['reference_id']}: {pay(page['gateway_id']).status}"
+
+
+def _some_invoice(ports: Ports, reference: str, chosen: float) -> str | None:
+    with ports.store.reading() as connection:
+        query = (
+            select(tables.invoices.c.reference_id)
+            .join(tables.subscriptions)
+            .where(tables.subscriptions.c.reference_id == reference)
+            .order_by(tables.invoices.c.id)
+        )
+        found = list(connection.execute(query).scalars())
+    return found[int(chosen * len(found))] if found else None
