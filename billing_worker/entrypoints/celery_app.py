@@ -14,6 +14,7 @@ from typing import Any
 
 from celery import Celery, bootsteps, signals
 from kombu import Queue
+from kombu.transport.redis import Channel
 
 from billing_worker import bootstrap, logs
 from billing_worker.config import BadSettings, Settings, load
@@ -39,6 +40,11 @@ FREE_THREADS_EVERY_SECONDS = 0.05
 
 TICKS_LIVE_FOR = 3
 """A tick older than three of its intervals is worthless: newer ones are behind it."""
+
+
+# What is in hand when Redis goes away is not put back: the sweeps ring again. kombu 5.7 would use the
+# connection that it has just closed, and the AttributeError ends the worker (seen in a real storm).
+Channel.do_restore = False
 
 
 def _settings_or_exit() -> Settings:

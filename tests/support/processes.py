@@ -55,6 +55,11 @@ class Process:
     def pid(self) -> int:
         return self._child.pid
 
+    @property
+    def status(self) -> int | None:
+        """As the shell has it, negative for a signal; None while it runs."""
+        return self._child.poll()
+
     def signal(self, number: int) -> None:
         os.killpg(self._child.pid, number)
 

@@ -138,9 +138,12 @@ class World:
     # --- what happens ------------------------------------------------------------------------
 
     def subscribe(self, token: str | None = "approved", reference: str = "sub-1", **fields: Any):
+        customer = fields.get("customer", {"reference_id": f"customer-of-{reference}"})
+        if token is not None and "." not in token:  # no two customers have one card
+            token = f"{token}.{customer['reference_id']}"
         record = {
             "reference_id": reference,
-            "customer": {"reference_id": f"customer-of-{reference}"},
+            "customer": customer,
             "card": {"token": token} if token else None,
             "amount": "9.99",
             "currency": "USD",
