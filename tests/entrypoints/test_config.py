@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 from cryptography.fernet import Fernet
 
-from billing_worker.config import DATABASE, BadSettings, described, load
+from billing_worker.config import DATABASE, BadSettings, described, load, sources
 
 GOOD = {
     "BILLING_DATABASE_URL": "postgresql://u:p@db/billing",
@@ -101,9 +101,37 @@ def test_a_secret_given_twice_is_a_fault(tmp_path):
     assert "BILLING_GATEWAY_PASSWORD" in faults(BILLING_GATEWAY_PASSWORD_FILE=str(file))
 
 
+def test_any_setting_may_come_from_a_file(tmp_path):
+    file = tmp_path / "name"
+    file.write_text("coma_from_a_file\n")
+    environ = {k: v for k, v in GOOD.items() if k != "BILLING_GATEWAY_USERNAME"}
+    settings = load(environ | {"BILLING_GATEWAY_USERNAME_FILE": str(file)})
+    assert settings.gateway_username == "coma_from_a_file"
+
+
+def test_a_file_that_is_not_text_is_named(tmp_path):
+    file = tmp_path / "password"
+    file.write_bytes(b"\xff\xfe")
+    found = faults(BILLING_GATEWAY_PASSWORD=None, BILLING_GATEWAY_PASSWORD_FILE=str(file))
+    assert found == {"BILLING_GATEWAY_PASSWORD_FILE": "is not text."}
+
+
+def test_a_user_name_with_a_colon_is_a_fault():
+    found = faults(BILLING_GATEWAY_USERNAME="coma:1")
+    assert "colon" in found["BILLING_GATEWAY_USERNAME"]
+
+
+def test_where_each_setting_comes_from():
+    given = {"BILLING_TEST_MODE": "true", "BILLING_VAULT_KEYS_FILE": "/run/keys", "OTHER": "x"}
+    assert sources(given) == {
+        "BILLING_TEST_MODE": "environment",
+        "BILLING_VAULT_KEYS": "file /run/keys",
+    }
+
+
 def test_an_unreadable_secret_file_is_named():
     found = faults(BILLING_GATEWAY_PASSWORD=None, BILLING_GATEWAY_PASSWORD_FILE="/does/not/exist")
-    assert "BILLING_GATEWAY_PASSWORD_FILE" in found
+    assert set(found) == {"BILLING_GATEWAY_PASSWORD_FILE"}
 
 
 def test_no_secret_is_in_the_repr_of_the_settings():

@@ -15,7 +15,10 @@ _COMMANDS = {
     ),
     "up": (f"{_PACKAGE}.up", "The same set-up kept running on a data folder."),
     "migrate": (f"{_PACKAGE}.operate", "Bring the database to this version's schema."),
-    "check": (f"{_PACKAGE}.operate", "Test settings, database, Redis and gateway."),
+    "check": (
+        f"{_PACKAGE}.operate",
+        "Test settings, database, Redis, gateway, keys and callbacks.",
+    ),
     "sandbox": ("billing_worker.sandbox.cli", "A gateway to practise on."),
     "web": (f"{_PACKAGE}.web", "Callbacks, pay pages and health endpoints."),
     "subscriptions": (
@@ -28,7 +31,10 @@ _COMMANDS = {
     "cards": (f"{_PACKAGE}.cards", "List, replace, add and tokenise cards."),
     "invoices": (f"{_PACKAGE}.invoices", "What people do to one invoice: retry, pay-link."),
     "status": (f"{_PACKAGE}.operate", "What was charged, what is open, what is unknown."),
-    "explain": (f"{_PACKAGE}.operate", "Why one invoice is as it is: states, times, wire calls."),
+    "explain": (
+        f"{_PACKAGE}.operate",
+        "Why one invoice is as it is, what happens next, wire calls.",
+    ),
     "sales": (f"{_PACKAGE}.operate", "The kill switch: stop or start sending sales."),
     "new-key": (f"{_PACKAGE}.operate", "Make a key for BILLING_VAULT_KEYS."),
 }
@@ -72,3 +78,23 @@ def main(**options: Any) -> None:
     except (BillingError, OSError) as error:
         click.echo(f"Error: {error}", err=True)
         raise SystemExit(1) from None
+    except Exception as error:
+        trouble = _of_a_server(error)
+        if trouble is None:
+            raise
+        click.echo(f"Error: {trouble}", err=True)
+        raise SystemExit(1) from None
+
+
+def _of_a_server(error: Exception) -> str | None:
+    """One line about a database or a Redis that went away meanwhile; None: it is our own bug."""
+    from redis.exceptions import RedisError  # noqa: PLC0415 - as above
+    from sqlalchemy.exc import DBAPIError, OperationalError  # noqa: PLC0415
+
+    if isinstance(error, RedisError):
+        return f"Redis: {error}"
+    if isinstance(error, OperationalError) or (
+        isinstance(error, DBAPIError) and error.connection_invalidated
+    ):
+        return f"database: {str(error.orig).strip().splitlines()[0]}"
+    return None

@@ -24,6 +24,7 @@ from billing_worker.persistence.store import Store
 from billing_worker.persistence.vault import FernetVault
 from billing_worker.sandbox.gateway import Behaviour, SandboxGateway
 from billing_worker.services import overview
+from billing_worker.services.in_words import Fate
 from billing_worker.services.records import parse_record
 from billing_worker.services.subscribe import subscribe
 
@@ -50,6 +51,9 @@ QUICK = {
 }
 """The demo's patience: the defaults are made for a real gateway."""
 
+MAY_STAY_OPEN = ("answer_lost_before", "pending_forever")
+"""The gateway never decides these while the demo runs: to keep them as unknown is right."""
+
 LONGEST_SECONDS = 18
 LATER_SECONDS = 3.0
 
@@ -62,12 +66,21 @@ LATER_SECONDS = 3.0
 )
 @json_option
 def demo(folder: Path | None, *, as_json: bool) -> None:
-    """Bill 60 sample subscriptions on this machine, then compare the books with the gateway's."""
-    folder = folder or Path(tempfile.mkdtemp(prefix="billing-demo-"))
+    """Bill 60 sample subscriptions on this machine, then compare the books with the gateway's.
+
+    BILLING_* settings are ignored. Exit 1 if the books and the gateway's ledger differ, or if
+    something that can be decided was not decided in time.
+    """
+    folder = (folder or Path(tempfile.mkdtemp(prefix="billing-demo-"))).absolute()
     environ = {k: v for k, v in os.environ.items() if not k.startswith("BILLING_")} | QUICK
     behaviour = Behaviour(later_seconds=LATER_SECONDS, second_sale="charge")
     started = time.monotonic()
     with LocalStack(folder, environ, behaviour=behaviour) as stack:
+        if (folder / "billing.db").exists():
+            raise click.ClickException(
+                f"there are books in {folder} already: `up --folder {folder}` keeps them running, "
+                "the demo needs an empty folder"
+            )
         store = Store(stack.environ["BILLING_DATABASE_URL"])
         migrate(store)
         _subscribe_all(store, stack)
@@ -86,10 +99,18 @@ def demo(folder: Path | None, *, as_json: bool) -> None:
         raise SystemExit(1)
 
 
+def _cast() -> list[str]:
+    """The outcome of demo-01, demo-02 …"""
+    return [outcome for outcome, count in CAST.items() for _ in range(count)]
+
+
+def _invoices() -> list[str]:
+    return [f"demo-{number:02}-p0" for number in range(1, sum(CAST.values()) + 1)]
+
+
 def _subscribe_all(store: Store, stack: LocalStack) -> None:
     now = SystemClock().now()
     anchor = (now - timedelta(minutes=1)).isoformat()
-    cast = [outcome for outcome, count in CAST.items() for _ in range(count)]
     records = [
         parse_record(
             {
@@ -105,7 +126,7 @@ def _subscribe_all(store: Store, stack: LocalStack) -> None:
                 "description": outcome or "no card",
             }
         )
-        for number, outcome in enumerate(cast, start=1)
+        for number, outcome in enumerate(_cast(), start=1)
     ]
     vault = FernetVault(load(stack.environ).vault_keys)
     subscribe(store, vault, SystemClock(), records, by="demo")
@@ -116,7 +137,9 @@ def _watch(store: Store, stack: LocalStack, *, quiet: bool) -> bool:
     from rich.console import Console  # noqa: PLC0415 - not needed with --json
     from rich.progress import Progress  # noqa: PLC0415
 
-    decided_in_the_end = sum(CAST.values()) - CAST["answer_lost_before"] - CAST["pending_forever"]
+    decided_in_the_end = sum(
+        count for outcome, count in CAST.items() if outcome not in MAY_STAY_OPEN
+    )
     console = Console(quiet=quiet)
     with Progress(console=console, transient=not console.is_terminal) as progress:
         bar = progress.add_task("billing 60 subscriptions", total=decided_in_the_end)
@@ -126,7 +149,7 @@ def _watch(store: Store, stack: LocalStack, *, quiet: bool) -> bool:
             if decided >= decided_in_the_end:
                 return True
             if ended := stack.ended_children():
-                raise click.ClickException(f"{ended} ended early; see {stack.folder}/*.log")
+                raise click.ClickException(stack.told(ended))
             time.sleep(0.2)
     return False
 
@@ -146,10 +169,12 @@ def _compare(store: Store, sandbox: SandboxGateway) -> dict[str, Any]:
     """Our books against the gateway's own ledger of money moved."""
     with store.reading() as connection:
         status = overview.status(connection, SystemClock().now())
-        explained = [
-            overview.explain(connection, f"demo-{n:02}-p0")
-            for n in range(1, sum(CAST.values()) + 1)
-        ]
+        explained = [overview.explain(connection, invoice) for invoice in _invoices()]
+    may_stay_open = {
+        invoice
+        for invoice, outcome in zip(_invoices(), _cast(), strict=True)
+        if outcome in MAY_STAY_OPEN
+    }
     debits = Counter(debit.reference_id.rpartition("-a")[0] for debit in sandbox.ledger)
     books = {item["invoice"]: item["fate"] for item in explained if item}
     return {
@@ -160,7 +185,17 @@ def _compare(store: Store, sandbox: SandboxGateway) -> dict[str, Any]:
         + sum(1 for invoice in debits if books.get(invoice) not in {"paid", "unknown"}),
         "debits": debits.total(),
         "paid": sum(1 for fate in books.values() if fate == "paid"),
-        "unknown": sorted(invoice for invoice, fate in books.items() if fate == "unknown"),
+        "unknown": sorted(invoice for invoice, fate in books.items() if fate == Fate.UNKNOWN),
+        "not_settled": sorted(
+            invoice
+            for invoice, fate in books.items()
+            if invoice not in may_stay_open and fate in {Fate.UNKNOWN, Fate.IN_FLIGHT}
+        )
+        + [
+            invoice
+            for invoice, item in zip(_invoices(), explained, strict=True)
+            if item is None or (not item["attempts"] and item["fate"] == Fate.DATED)
+        ],
         "unknown_seconds": status["oldest_unknown_seconds"],
     }
 
@@ -178,13 +213,20 @@ def _print(result: dict[str, Any]) -> None:
     )
     if unknown:
         click.echo(
-            f"Unknown, {result['unknown_seconds']:.0f} s old, and held until the gateway speaks: "
+            f"Unknown for {result['unknown_seconds']:.0f} s, and held until the gateway speaks: "
             + ", ".join(unknown)
+        )
+    us = Path(sys.argv[0])
+    if not result["settled"]:
+        late = result["not_settled"]
+        click.echo(
+            f"NOT SETTLED within {LONGEST_SECONDS} s, a slow machine or a fault: {len(late)} still "
+            f"open: {', '.join(late) or '-'}. Look with `{us} explain {late[0] if late else 'REF'}`, "
+            f"in {result['folder']}/worker.log and beat.log; `{us} up` below goes on with them."
         )
     click.echo(f"Finished in {result['seconds']} s. Look around next:")
     click.echo(f"  export BILLING_DATABASE_URL=sqlite:///{result['folder']}/billing.db")
-    us = Path(sys.argv[0])
     click.echo(f"  {us} status")
     click.echo(f"  {us} explain demo-45-p0     # an answer that was lost, and found")
     click.echo(f"  {us} subscriptions show demo-39")
-    click.echo(f"  {us} up --folder {result['folder']}  # kept running")
+    click.echo(f"  {us} up --folder {result['folder']}  # kept running, with a new sandbox")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import getpass
+import json
+from datetime import timedelta
 from typing import Any
 
 import click
 
 from billing_worker import config
 from billing_worker.clock import SystemClock
-from billing_worker.domain.events import Event, EventKind
 from billing_worker.entrypoints.cli.shared import (
+    as_words,
     json_option,
     open_store,
     print_json,
@@ -18,9 +20,10 @@ from billing_worker.entrypoints.cli.shared import (
     settings_for,
     shown_url,
 )
-from billing_worker.persistence import history, switches
-from billing_worker.persistence.history import Entry
 from billing_worker.services import overview
+from billing_worker.services.sales import switch
+
+_SHOWN_OF_AN_ANSWER = 300
 
 
 @click.command()
@@ -43,7 +46,11 @@ def migrate(*, as_json: bool) -> None:
 @click.command()
 @json_option
 def check(*, as_json: bool) -> None:
-    """Test every part that the worker needs; exit 1 if one of them does not answer."""
+    """Test every part that the worker needs; exit 1 if something is wrong with one of them.
+
+    Database, schema, Redis, gateway, cardgate, vault keys, callbacks. Nothing is written and no
+    money moves.
+    """
     from billing_worker.entrypoints.checks import run_checks  # noqa: PLC0415 - needs the client
 
     settings = settings_for(*config.EVERYTHING)
@@ -77,45 +84,74 @@ def print_status(data: dict[str, Any]) -> None:
     )
     counts = ", ".join(f"{count} {name}" for name, count in sorted(data["subscriptions"].items()))
     click.echo(f"Subscriptions: {counts or 'none'}. Next period due: {data['next_due_at'] or '-'}.")
-    if data["oldest_unknown_seconds"] is not None:
-        click.echo(f"Oldest unknown outcome: {data['oldest_unknown_seconds']:.0f} s old.")
+    if data["unknown"]:
+        kinds = ", ".join(f"{count} {name}" for name, count in sorted(data["unknown"].items()))
+        age = timedelta(seconds=int(data["oldest_unknown_seconds"] or 0))
+        click.echo(f"Unknown, the oldest for {age}: {kinds}. They are held, and asked about.")
+    for page in data["card_pages"]:
+        click.echo(f"Card pages, {page['fate']}: {page['count']}, {_money(page)}.")
     if not data["sales_on"]:
         click.echo(
             "SALES ARE STOPPED: `billing-worker sales start --reason TEXT` sends them again."
         )
     for service, reason in data["paused_services"].items():
         click.echo(f"PAUSED {service}: {reason}. `sales start --service {service}` resumes it.")
+    _print_surplus(data["surplus"])
     for alert in data["alerts"]:
-        click.echo(f"ALERT {alert['at']} {alert['kind']} {alert['invoice'] or ''} {alert['data']}")
+        told = as_words(alert["data"])
+        click.echo(f"ALERT {alert['at']} {alert['kind']} {alert['invoice'] or ''} {told}")
+
+
+def _print_surplus(surplus: dict[str, Any]) -> None:
+    for total in surplus["totals"]:
+        click.echo(f"SURPLUS, to be given back: {total['count']}, {_money(total)}.")
+    for one in surplus["attempts"]:
+        click.echo(f"  {one['attempt']} ({one['gateway_id']}): {_money(one)}, since {one['at']}")
+
+
+def _money(what: dict[str, Any]) -> str:
+    return f"{what['amount']} {what['currency']}"
 
 
 @click.command()
 @click.argument("reference")
 @json_option
 def explain(reference: str, *, as_json: bool) -> None:
-    """Explain one invoice, by its reference, an attempt's reference, or the gateway's id."""
+    """Explain one invoice or card page: why it is so, what happens next, and every wire call.
+
+    REFERENCE is the invoice's (sub-1-p0), an attempt's (sub-1-p0-a1), a card page's, or the
+    gateway's id (cgi_…).
+    """
     with open_store(settings_for(*config.DATABASE)) as store, store.reading() as connection:
         data = overview.explain(connection, reference)
     if data is None:
-        raise click.ClickException(f"no invoice, attempt or gateway id {reference!r}")
+        raise click.ClickException(f"no invoice, attempt, card page or gateway id {reference!r}")
     if as_json:
         print_json(data)
         return
-    _print_explanation(data)
+    if "invoice" in data:
+        _print_invoice(data)
+    else:
+        click.echo(f"{data['card_page']}: {_money(data)}, {data['fate']}")
+        click.echo(f"  card page of customer {data['customer']}, {data['gateway_id'] or 'no id'}")
+    click.echo(f"  why:  {data['why']}")
+    click.echo(f"  next: {data['next']}")
+    _print_history(data["history"])
 
 
-def _print_explanation(data: dict[str, Any]) -> None:
+def _print_invoice(data: dict[str, Any]) -> None:
     period = data["period"]
-    click.echo(f"{data['invoice']}: {data['amount']} {data['currency']}, {data['fate']}")
+    known = f", {data['known']}" if data["known"] else ""
+    click.echo(f"{data['invoice']}: {_money(data)}, {data['fate']}{known}")
     click.echo(f"  subscription {data['subscription']}, period {period['number']}")
     click.echo(f"  {period['start']} to {period['end']} ({period['timezone']})")
-    if data["reason"]:
-        click.echo(f"  reason: {data['reason']}")
-    if data["next_attempt_at"]:
-        click.echo(f"  next attempt at {data['next_attempt_at']}")
-    for event in data["history"]:
-        details = {k: v for k, v in event["data"].items() if k != "calls"}
-        told = ", ".join(f"{key}={value}" for key, value in details.items())
+    for attempt in data["surplus"]:
+        click.echo(f"  SURPLUS: {attempt} took money that is not owed; give it back")
+
+
+def _print_history(events: list[dict[str, Any]]) -> None:
+    for event in events:
+        told = as_words({k: v for k, v in event["data"].items() if k != "calls"})
         number = f" attempt {event['attempt']}" if event["attempt"] else ""
         alert = " ALERT" if event["alert"] else ""
         click.echo(f"{event['at']}  {event['kind']}{number} by {event['by']}{alert}  {told}")
@@ -123,9 +159,15 @@ def _print_explanation(data: dict[str, Any]) -> None:
             click.echo(f"    {call['at']}  {call['method']} {call['path']} -> {call['outcome']}"
                        f" in {call['duration_ms']} ms")  # fmt: skip
             if call["request"]:
-                click.echo(f"      sent: {call['request']}")
+                click.echo(f"      sent: {json.dumps(call['request'], ensure_ascii=False)}")
             if call["answer"]:
-                click.echo(f"      got:  {call['answer'][:300]}")
+                click.echo(f"      got:  {_beginning(call['answer'])}")
+
+
+def _beginning(answer: str) -> str:
+    if len(answer) <= _SHOWN_OF_AN_ANSWER:
+        return answer
+    return answer[:_SHOWN_OF_AN_ANSWER] + " … (more with --json)"
 
 
 @click.command()
@@ -134,23 +176,15 @@ def _print_explanation(data: dict[str, Any]) -> None:
 @click.option("--by", default=getpass.getuser, help="Who decides; default: the system user.")
 @click.option("--service", help="Only this service, such as payment_card_usd_hpp.")
 def sales(action: str, reason: str, by: str, service: str | None) -> None:
-    """Stop or start sending sales, everywhere, from the next commit on.
+    """Stop or start sending sales, everywhere. Once it returns, no further charge is armed.
 
     A service is paused by itself when the gateway refuses our configuration: start it again here
     once that is mended.
     """
     now = SystemClock().now()
     on = action == "start"
-    with open_store(settings_for(*config.DATABASE)) as store, store.transaction() as connection:
-        if service is None:
-            switches.turn_sales(connection, on=on, by=by, reason=reason, now=now)
-        elif on:
-            switches.resume_service(connection, service)
-        else:
-            switches.pause_service(connection, service, by=by, reason=reason, now=now)
-        data = {"on": on, "reason": reason, "service": service}
-        said = Event(EventKind.SALES_SWITCHED, now, f"operator:{by}", data)
-        history.write(connection, [Entry(said)])
+    with open_store(settings_for(*config.DATABASE)) as store:
+        switch(store, on=on, service=service, by=f"operator:{by}", reason=reason, now=now)
     click.echo("Sales are sent." if on else "Sales are stopped: prepared charges wait.")
 
 

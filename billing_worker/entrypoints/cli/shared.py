@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ from billing_worker.services.ports import Ports
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, nothing else.")
 
+_WIDE = 500
 _WAITS_SECONDS = (0.2, 0.5, 1.0, 2.0)
 
 
@@ -92,6 +93,15 @@ def print_json(data: Any) -> None:
     click.echo(json.dumps(data, indent=2, ensure_ascii=False))
 
 
+def as_words(data: Mapping[str, Any]) -> str:
+    """`name=value, …` of what has a value: how an event's data is shown to people."""
+    return ", ".join(f"{key}={_word(value)}" for key, value in data.items() if value is not None)
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
 def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
     from rich.console import Console  # noqa: PLC0415 - not needed with --json
     from rich.table import Table  # noqa: PLC0415
@@ -101,4 +111,6 @@ def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[obje
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*("" if cell is None else str(cell) for cell in row))
-    Console().print(table)
+    # A pipe or a file has no width: there a reference stays on one line.
+    console = Console()
+    Console(width=None if console.is_terminal else _WIDE).print(table)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -8,10 +9,13 @@ from pathlib import Path
 
 import click
 
-from billing_worker.config import EVERYTHING, load
+from billing_worker.config import EVERYTHING, Settings, described, load
+from billing_worker.entrypoints.checks import redis_trouble
 from billing_worker.entrypoints.cli.shared import open_store, shown_url
-from billing_worker.entrypoints.local import LocalStack
+from billing_worker.entrypoints.local import PROVIDED, LocalStack
 from billing_worker.persistence.migrate import migrate
+
+_REDIS_AGAIN_SECONDS = 2
 
 
 @click.command()
@@ -25,32 +29,62 @@ from billing_worker.persistence.migrate import migrate
 def up(folder: Path) -> None:
     """Run worker and beat on this machine until Ctrl-C.
 
-    Settings that are given are used; embedded Redis, SQLite and the sandbox stand in for the rest.
+    Settings that are given (BILLING_* or BILLING_*_FILE) are used and never overridden; SQLite, an
+    embedded Redis, a vault key and the sandbox stand in for the rest. The sandbox stands in for a
+    whole gateway: give its URL, cardgate, user name and password together, or none of them.
     """
     stopping = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopping.set())
     with LocalStack(folder, os.environ) as stack:
+        if stack.sandbox is None:
+            click.echo("A gateway is given, so the sandbox is not started.", err=True)
         settings = load(stack.environ, EVERYTHING)
         with open_store(settings, migrated=False) as store:
             migrate(store)
+        if not _redis_answers(settings, stopping):
+            return
         stack.start_worker_and_beat()
-        _announce(stack, settings.database_url, settings.gateway_url)
+        _announce(stack, settings)
         while not stopping.wait(1):
             if ended := stack.ended_children():
-                raise click.ClickException(f"{ended} ended; see {stack.folder}/*.log")
+                raise click.ClickException(stack.told(ended))
         click.echo("Stopping: what is in flight is finished first.")
 
 
-def _announce(stack: LocalStack, database_url: str, gateway_url: str) -> None:
-    kind = "sandbox" if stack.sandbox else "gateway"
-    click.echo(f"Running on {stack.folder}; logs are there. Ctrl-C stops.")
-    click.echo(f"  database {shown_url(database_url)}")
-    click.echo(f"  {kind}  {gateway_url}")
+def _redis_answers(settings: Settings, stopping: threading.Event) -> bool:
+    """Wait for it, for as long as it takes. False: we were asked to stop meanwhile."""
+    told = False
+    while trouble := redis_trouble(settings.redis_url):
+        if not told:
+            url = shown_url(settings.redis_url)
+            click.echo(f"Redis {url} is unreachable, trying again: {trouble}", err=True)
+            told = True
+        if stopping.wait(_REDIS_AGAIN_SECONDS):
+            return False
+    return True
+
+
+def _announce(stack: LocalStack, settings: Settings) -> None:
+    shown = {
+        "BILLING_DATABASE_URL": shown_url(settings.database_url),
+        "BILLING_REDIS_URL": shown_url(settings.redis_url),
+    }
+    click.echo(f"Running on {stack.folder}; logs are there. Ctrl-C stops. Settings:")
+    for info in described():
+        source = stack.sources.get(info.variable)
+        if source is not None:
+            hidden = "***" if info.secret else stack.environ.get(info.variable, "")
+            click.echo(f"  {info.variable}={shown.get(info.variable, hidden)}  ({source})")
+    if stack.sandbox:
+        click.echo("The gateway is the sandbox; it forgets its ledger when this process ends.")
+    elif not settings.test_mode:
+        click.echo("LIVE: BILLING_TEST_MODE is false, cards are charged for real.")
     click.echo("In another terminal:")
-    for name in ("BILLING_DATABASE_URL", "BILLING_REDIS_URL", "BILLING_VAULT_KEYS_FILE"):
-        if name not in os.environ and name in stack.environ:
-            click.echo(f"  export {name}={stack.environ[name]}")
+    for variable, source in stack.sources.items():
+        if source == PROVIDED:
+            name = variable if variable in stack.environ else f"{variable}_FILE"
+            click.echo(f"  export {name}={shlex.quote(stack.environ[name])}")
     us = Path(sys.argv[0])
     click.echo(f"  {us} subscriptions import FILE")
     click.echo(f"  {us} status")

@@ -1,0 +1,136 @@
+"""`billing-worker check`: every part is named, and a wrong one says where to look."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+from cryptography.fernet import Fernet
+
+from billing_worker.clock import SystemClock
+from billing_worker.config import load
+from billing_worker.entrypoints.checks import run_checks
+from billing_worker.entrypoints.cli import cli
+from billing_worker.sandbox.gateway import Behaviour, SandboxGateway
+from billing_worker.sandbox.server import SandboxServer
+from tests.entrypoints.test_config import GOOD
+from tests.support.redis_server import RedisServer
+from tests.support.world import KEY, World
+
+NOWHERE = "http://127.0.0.1:1"
+
+
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory):
+    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def sandbox():
+    gateway = SandboxGateway(Behaviour(), SystemClock().now)
+    with SandboxServer(gateway) as server:
+        gateway.url = server.url
+        yield gateway
+
+
+@pytest.fixture
+def environ(sandbox, redis, database_url):
+    return GOOD | {
+        "BILLING_DATABASE_URL": database_url,
+        "BILLING_REDIS_URL": redis.url,
+        "BILLING_GATEWAY_URL": f"{sandbox.url}/api",
+        "BILLING_CARDGATE_URL": sandbox.url,
+        "BILLING_GATEWAY_USERNAME": sandbox.username,
+        "BILLING_GATEWAY_PASSWORD": sandbox.password,
+        "BILLING_VAULT_KEYS": KEY,
+    }
+
+
+@pytest.fixture
+def check(environ):
+    def check(**changes):
+        return {one.part: one for one in run_checks(load(environ | changes))}
+
+    return check
+
+
+def wrong(found):
+    return [part for part, one in found.items() if not one.ok]
+
+
+def test_every_part_is_told_and_none_of_them_moves_money(check, sandbox):
+    found = check()
+    assert wrong(found) == []
+    parts = ["database", "schema", "redis", "gateway", "cardgate", "vault keys", "callbacks"]
+    assert list(found) == parts
+    assert "credentials accepted, test mode" in found["gateway"].details
+    assert "no sale was sent" in found["cardgate"].details
+    assert not sandbox.ledger
+
+
+def test_refused_credentials_name_the_settings_to_look_at(check):
+    found = check(BILLING_GATEWAY_PASSWORD="wrong")
+    assert wrong(found) == ["gateway"]
+    assert found["gateway"].details == (
+        "credentials refused (401): look at BILLING_GATEWAY_USERNAME and BILLING_GATEWAY_PASSWORD"
+    )
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "said"),
+    [
+        ("gateway", {"BILLING_GATEWAY_URL": NOWHERE}, "look at BILLING_GATEWAY_URL"),
+        ("cardgate", {"BILLING_CARDGATE_URL": NOWHERE}, "look at BILLING_CARDGATE_URL"),
+        ("redis", {"BILLING_REDIS_URL": "redis://127.0.0.1:1/0"}, "refused"),
+        ("callbacks", {"BILLING_CALLBACK_URL": "https://b.example.com/x"}, "CALLBACK_SECRET"),
+    ],
+)
+def test_a_part_that_is_wrong_is_the_only_one(check, part, changes, said):
+    found = check(**changes)
+    assert wrong(found) == [part]
+    assert said in found[part].details
+
+
+def test_a_gateway_url_without_its_prefix_is_told(check, sandbox):
+    found = check(BILLING_GATEWAY_URL=f"{sandbox.url}/nothing/here")
+    assert wrong(found) == ["gateway"]
+    assert "no such path (404): look at BILLING_GATEWAY_URL" in found["gateway"].details
+
+
+def test_keys_that_do_not_open_what_is_stored_are_wrong(check, store):
+    World(store).subscribe()
+    assert wrong(check()) == []
+    found = check(BILLING_VAULT_KEYS=Fernet.generate_key().decode())
+    assert wrong(found) == ["vault keys"]
+    assert "BILLING_VAULT_KEYS" in found["vault keys"].details
+
+
+def test_a_redis_that_drops_keys_is_wrong(check, redis):
+    import redis as client  # noqa: PLC0415 - the fixture has the name
+
+    with client.Redis.from_url(redis.url) as connection:
+        connection.config_set("maxmemory-policy", "allkeys-lru")
+        try:
+            found = check()
+        finally:
+            connection.config_set("maxmemory-policy", "noeviction")
+    assert wrong(found) == ["redis"]
+    assert "needs noeviction" in found["redis"].details
+
+
+def test_an_unreachable_database_is_told_once_and_the_rest_is_still_checked(check):
+    found = check(BILLING_DATABASE_URL="postgresql://u:p@127.0.0.1:1/billing")
+    assert wrong(found) == ["database", "schema", "vault keys"]
+    assert "not checked" in found["schema"].details
+
+
+def test_the_command_says_so_and_exits_1(environ, monkeypatch):
+    for name, value in (environ | {"BILLING_GATEWAY_PASSWORD": "wrong"}).items():
+        monkeypatch.setenv(name, value)
+    shown = CliRunner().invoke(cli, ["check"])
+    assert shown.exit_code == 1
+    assert "FAIL  gateway: credentials refused (401)" in shown.output
+    as_data = CliRunner().invoke(cli, ["check", "--json"])
+    assert [p["part"] for p in json.loads(as_data.stdout) if not p["ok"]] == ["gateway"]
