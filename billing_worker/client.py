@@ -115,10 +115,17 @@ class BillingClient:
         trial_end: datetime | None = None,
         paid_through: datetime | None = None,
         ends_after_periods: int | None = None,
+        ends_at: datetime | None = None,
         description: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        catch_up: str | None = None,
+        dunning: str | None = None,
     ) -> Sent:
-        """`amount` is decimal text in major units: "9.99". Datetimes need a time zone."""
+        """`amount` is decimal text in major units: "9.99". Datetimes need a time zone.
+
+        `catch_up` and `dunning` name policies; None means the default of the worker.
+        """
+        optional = {"ends_at": _instant(ends_at), "catch_up": catch_up, "dunning": dunning}
         return self._send(
             "billing.subscribe",
             {
@@ -136,6 +143,8 @@ class BillingClient:
                 "ends_after_periods": ends_after_periods,
                 "description": description,
                 "metadata": dict(metadata or {}),
+                # A worker that is older than this file knows only the names above.
+                **{name: value for name, value in optional.items() if value is not None},
             },
         )
 
@@ -150,11 +159,12 @@ class BillingClient:
         interval_count: int | None = None,
         description: str | None = None,
         catch_up: str | None = None,
+        ends_at: datetime | Literal[""] | None = None,
         by: str | None = None,
         why: str | None = None,
     ) -> Sent:
-        """New terms from the next period on; what is None stays."""
-        changes = {
+        """New terms from the next period on; what is None stays, an empty `ends_at` goes."""
+        changes: dict[str, Any] = {
             "amount": amount,
             "currency": currency,
             "interval": interval,
@@ -162,6 +172,8 @@ class BillingClient:
             "description": description,
             "catch_up": catch_up,
         }
+        if ends_at is not None:
+            changes["ends_at"] = _instant(ends_at) if ends_at else ""
         return self._about(
             "billing.change_subscription", reference_id, subscription, by, why, **changes
         )

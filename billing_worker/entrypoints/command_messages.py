@@ -18,9 +18,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 from billing_worker.gateway.redaction import HIDDEN, excerpt, legible
-from billing_worker.services.command_records import is_too_deep
 from billing_worker.services.commands import Message
-from billing_worker.services.records import Fault
+from billing_worker.services.records import Fault, is_too_deep
+
+LONGEST = 1_048_576
+"""Bytes. The arguments of a command have at most 65,536 characters, and base64 adds a third; what is
+longer is not parsed, for that takes several times its size.
+"""
+LONGEST_ENVELOPE = 8 * LONGEST
 
 LONGEST_NAME = 255
 _MAY_HIDE_A_TOKEN = re.compile(r"[\w+/=-]{16,}")
@@ -40,6 +45,8 @@ class _UnreadableError(Exception):
 
 def read(raw: bytes, now: datetime) -> Envelope:
     """Whatever `raw` is, it becomes a message; one that cannot be read names its faults."""
+    if len(raw) > LONGEST:
+        return _too_long(raw)
     try:
         outer = _json(raw, "")
         headers = _mapping(outer.get("headers") or {}, "headers")
@@ -49,6 +56,14 @@ def read(raw: bytes, now: datetime) -> Envelope:
         task, id_ = _names(raw)
         message = Message(task, None, id_, (error.fault,), unreadable=_hidden(raw))
         return Envelope(message, wants_answer=True)
+
+
+def _too_long(raw: bytes) -> Envelope:
+    """Its sender is answered unless even the envelope is too much to be read."""
+    fault = Fault("", f"must have at most {LONGEST} bytes, and has {len(raw)}.")
+    task, id_ = _names(raw) if len(raw) <= LONGEST_ENVELOPE else ("", None)
+    message = Message(task, None, id_, (fault,), unreadable=_hidden(raw[:LONGEST]))
+    return Envelope(message, wants_answer=True)
 
 
 def _envelope(headers: Mapping[str, Any], body: Any, now: datetime) -> Envelope:

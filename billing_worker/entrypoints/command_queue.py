@@ -37,21 +37,41 @@ class CommandQueue:
         self._client: Any = client  # redis-py's types know only text
         self._name = name
         self._keys = [name + suffix for suffix in PRIORITIES]
+        self._looking = threading.Lock()
 
     def take(self, wait_seconds: float, leaving: threading.Event) -> Taken | None:
-        """Lease the oldest message that nobody works on; None when there is none for a while."""
-        # From a list's end to the same end: waits for a message and leaves it where it is.
-        self._client.blmove(self._name, self._name, wait_seconds, "RIGHT", "RIGHT")
-        waiting = 0
-        for key in self._keys:
-            oldest_last = self._client.lrange(key, -WINDOW, -1)
-            waiting += len(oldest_last)
-            for raw in reversed(oldest_last):
-                if self._lease(key, raw):
-                    return Taken(key, raw)
-        if waiting:
+        """Lease the oldest message that nobody works on; None when there is none for a while.
+
+        Messages may be as large as Redis allows, and nobody is told how large before they have
+        come. So one thread of a process looks at a time, and at one message at a time.
+        """
+        with self._looking:
+            if leaving.is_set():
+                return None
+            # From a list's end to the same end: waits for a message and leaves it where it is.
+            oldest = self._client.blmove(self._name, self._name, wait_seconds, "RIGHT", "RIGHT")
+            if oldest is not None and self._lease(self._name, oldest):
+                return Taken(self._name, oldest)
+            del oldest
+            found, waiting = self._find()
+        if found is None and waiting:
             leaving.wait(_BUSY_WAIT_SECONDS)
-        return None
+        return found
+
+    def _find(self) -> tuple[Taken | None, bool]:
+        """Also whether anything waits at all. Places move meanwhile: the next look sees what this
+        one has passed over.
+        """
+        waiting = False
+        for key in self._keys:
+            for place in range(1, WINDOW + 1):
+                raw = self._client.lindex(key, -place)
+                if raw is None:
+                    break
+                waiting = True
+                if self._lease(key, raw):
+                    return Taken(key, raw), waiting
+        return None, waiting
 
     def done(self, taken: Taken) -> None:
         """What became of it is committed: only now the message goes."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import sqlite3
 from collections import Counter
@@ -17,12 +15,15 @@ from pathlib import Path
 from typing import IO, Any
 
 from billing_worker.clock import Clock
+from billing_worker.domain.card import fingerprint
 from billing_worker.domain.money import Money
+from billing_worker.entrypoints.csv_records import Line, read_lines
+from billing_worker.persistence.customers import FOREIGN_CARD
 from billing_worker.persistence.store import Store
 from billing_worker.services.ports import Vault
 from billing_worker.services.records import BadRecord, SubscriptionRecord, parse_record
-from billing_worker.services.stored_records import Difference
-from billing_worker.services.subscribe import Subscribed, subscribe
+from billing_worker.services.stored_records import Difference, differences_shown
+from billing_worker.services.subscribe import FOREIGN, Subscribed, subscribe
 
 BATCH = 500
 LONGEST_LINE = 1_048_576
@@ -91,13 +92,18 @@ def import_file(
     """
     report = ImportReport()
     with path.open("rb") as file, closing(_EarlierLines(needed=dry_run)) as earlier:
-        lines = _csv_lines(file) if path.suffix.lower() == ".csv" else _json_lines(file)
+        lines = read_lines(file) if path.suffix.lower() == ".csv" else _json_lines(file)
         batches = _batches(_parsed(lines, report))
         write = partial(_write, store, vault, clock, by=by, dry_run=dry_run, held=held)
         for batch, done in _written_meanwhile(batches, write):
             for position, (line, record) in enumerate(batch):
-                outcome = earlier.corrected(record, done.outcomes[position])
-                _account(report, line, record, outcome, done.conflicts.get(position, ()))
+                outcome, conflict = earlier.judged(
+                    record, done.outcomes[position], done.conflicts.get(position, ())
+                )
+                if (refused := done.refused.get(position)) is not None:
+                    report.refuse(line, [(refused.field, f"{refused.reason}.")])
+                    continue
+                _account(report, line, record, outcome, conflict)
             progress(file.tell())
     report.faults.sort(key=lambda fault: fault.line)
     return report
@@ -141,6 +147,8 @@ def _account(
         report.add(record.money)
     elif outcome == "unchanged":
         report.unchanged += 1
+    elif outcome == FOREIGN:
+        report.refuse(line, [("card.token", f"{FOREIGN_CARD}.")])
     else:
         taken = ("reference_id", "is already used by a different record.")
         both = [(d.field, f"stored {d.stored!r}, in the file {d.given!r}.") for d in conflict]
@@ -150,40 +158,59 @@ def _account(
 class _EarlierLines:
     """What a dry run would have added: it stores nothing to be asked later.
 
-    Kept in a temporary SQLite file, because a million references do not fit bounded memory.
+    Kept in a temporary SQLite file, because a million records do not fit bounded memory. Card
+    tokens are not in it.
     """
 
     def __init__(self, *, needed: bool) -> None:
         self._needed = needed
         self._lines = sqlite3.connect("")
-        self._lines.execute("CREATE TABLE lines (reference_id TEXT PRIMARY KEY, digest TEXT)")
+        self._lines.execute(
+            "CREATE TABLE lines (reference_id TEXT PRIMARY KEY, digest TEXT, card TEXT, shown TEXT)"
+        )
+        self._lines.execute("CREATE TABLE owners (card TEXT PRIMARY KEY, customer TEXT)")
 
-    def corrected(self, record: SubscriptionRecord, outcome: str) -> str:
-        """`outcome`, as it would be if earlier lines had been written."""
+    def judged(
+        self, record: SubscriptionRecord, outcome: str, conflict: Sequence[Difference]
+    ) -> tuple[str, Sequence[Difference]]:
+        """Outcome and differences as they would be if earlier lines had been written."""
         if not self._needed or outcome != "added":
-            return outcome
-        row = (record.reference_id, record.digest)
-        if self._lines.execute("INSERT OR IGNORE INTO lines VALUES (?, ?)", row).rowcount:
-            return outcome
-        return "unchanged" if self._has(row) else "conflict"
+            return outcome, conflict
+        card = fingerprint(record.card.token) if record.card else None
+        shown = record.as_json(with_token=False)
+        query = "SELECT digest, card, shown FROM lines WHERE reference_id = ?"
+        earlier = self._lines.execute(query, (record.reference_id,)).fetchone()
+        if earlier is None:
+            if card is not None and self._owner(card, record) != record.customer.reference_id:
+                return FOREIGN, ()
+            row = (record.reference_id, record.digest, card, json.dumps(shown))
+            self._lines.execute("INSERT INTO lines VALUES (?, ?, ?, ?)", row)
+            return outcome, conflict
+        if earlier[0] == record.digest:
+            return "unchanged", ()
+        return "conflict", differences_shown(
+            json.loads(earlier[2]),
+            shown,
+            other_card=card is not None and earlier[1] not in {None, card},
+        )
 
-    def _has(self, row: tuple[str, str]) -> bool:
-        query = "SELECT 1 FROM lines WHERE reference_id = ? AND digest = ?"
-        return self._lines.execute(query, row).fetchone() is not None
+    def _owner(self, card: str, record: SubscriptionRecord) -> str:
+        """The customer of the first line with this card."""
+        row = (card, record.customer.reference_id)
+        self._lines.execute("INSERT OR IGNORE INTO owners VALUES (?, ?)", row)
+        query = "SELECT customer FROM owners WHERE card = ?"
+        return str(self._lines.execute(query, (card,)).fetchone()[0])
 
     def close(self) -> None:
         self._lines.close()
 
 
-_Line = tuple[int, Any, str | None]  # number, raw record, or why it cannot be read
-
-
 def _parsed(
-    lines: Iterator[_Line], report: ImportReport
+    lines: Iterator[Line], report: ImportReport
 ) -> Iterator[tuple[int, SubscriptionRecord]]:
-    for number, raw, trouble in lines:
-        if trouble is not None:
-            report.refuse(number, [("", trouble)])
+    for number, raw, faults in lines:
+        if faults:
+            report.refuse(number, faults)
             continue
         try:
             yield number, parse_record(raw)
@@ -191,77 +218,20 @@ def _parsed(
             report.refuse(number, [(fault.field, fault.reason) for fault in error.faults])
 
 
-def _json_lines(file: IO[bytes]) -> Iterator[_Line]:
+def _json_lines(file: IO[bytes]) -> Iterator[Line]:
     number = 0
     while line := file.readline(LONGEST_LINE):
         number += 1
         if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
             _skip_to_line_end(file)
-            yield number, None, f"is longer than {LONGEST_LINE} bytes."
+            yield number, None, [("", f"is longer than {LONGEST_LINE} bytes.")]
         elif line.strip():
             try:
-                yield number, json.loads(line), None
+                yield number, json.loads(line), ()
             except (ValueError, RecursionError) as error:
-                yield number, None, f"is not JSON: {error}"
+                yield number, None, [("", f"is not JSON: {error}")]
 
 
 def _skip_to_line_end(file: IO[bytes]) -> None:
     while (rest := file.readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
         pass
-
-
-_NUMBERS = frozenset(
-    {
-        "interval_count",
-        "ends_after_periods",
-        "card.expiry_month",
-        "card.expiry_year",
-    }
-)
-
-
-def _csv_lines(file: IO[bytes]) -> Iterator[_Line]:
-    """Columns are the record's fields, nested ones dotted (`card.token`); empty means absent."""
-    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-    reader = csv.DictReader(_bounded(text))
-    try:
-        for row in reader:
-            yield reader.line_num, *_unflattened(row)
-    except (csv.Error, UnicodeDecodeError) as error:
-        yield reader.line_num + 1, None, f"is not CSV, nor is it read further: {error}"
-    finally:
-        text.detach()  # The file is closed by whoever opened it.
-
-
-def _bounded(text: io.TextIOWrapper) -> Iterator[str]:
-    while line := text.readline(LONGEST_LINE):
-        if len(line) == LONGEST_LINE and not line.endswith(("\n", "\r")):
-            raise csv.Error(f"a line is longer than {LONGEST_LINE} characters")
-        yield line
-
-
-def _unflattened(row: dict[str | Any, Any]) -> tuple[Any, str | None]:
-    record: dict[str, Any] = {}
-    if None in row:
-        return None, "has more cells than the header."
-    for name, text in row.items():
-        if text is None or text == "":
-            continue
-        try:
-            value = _cell(name, text)
-        except ValueError as error:
-            return None, f"{name}: {error}"
-        inner = record
-        *parents, leaf = name.split(".")
-        for parent in parents:
-            inner = inner.setdefault(parent, {})
-        inner[leaf] = value
-    return record, None
-
-
-def _cell(name: str, text: str) -> Any:
-    if name in _NUMBERS and text.lstrip("-").isdigit():
-        return int(text)
-    if name == "metadata":
-        return json.loads(text)
-    return text

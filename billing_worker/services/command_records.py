@@ -31,6 +31,8 @@ from billing_worker.services.hosted_records import (
     parse_tokenisation,
 )
 from billing_worker.services.records import (
+    DEEPEST,
+    LONGEST,
     BadRecord,
     CardRecord,
     CardSchema,
@@ -42,6 +44,7 @@ from billing_worker.services.records import (
     card_from,
     digest_of,
     is_reference,
+    is_too_deep,
     loaded,
     metadata,
     parse_record,
@@ -50,12 +53,6 @@ from billing_worker.services.records import (
 
 VERSION = 1
 """Of these schemas. A command of another one is refused, and kept."""
-
-LONGEST = 65_536
-"""Characters of a command's arguments; a longer one is no command."""
-
-DEEPEST = 32
-"""Levels of nesting; whoever reads deeper ones may run out of stack."""
 
 SHOWN_REFERENCE = 160
 
@@ -86,6 +83,7 @@ class Change:
     interval_count: int | None
     description: str | None
     catch_up: str | None
+    ends_at: str | None
     by: str
     why: str | None
 
@@ -150,6 +148,7 @@ class _Change(_ToSubscription):
     interval_count = fields.Integer(load_default=None, allow_none=True, strict=True)
     description = text(500)
     catch_up = text(32)
+    ends_at = text(40)  # empty removes it
 
     @validates_schema
     def names_a_change(self, data: Mapping[str, Any], **_: Any) -> None:
@@ -308,19 +307,6 @@ def _shown_value(field: Any, value: Any) -> Any:
     if isinstance(field, fields.Nested):
         return _shown_fields(field.schema, value)
     return _storable(redact_body(value))
-
-
-def is_too_deep(value: Any) -> bool:
-    """Whether it nests more than DEEPEST levels; itself it uses no stack."""
-    level = [value]
-    for _ in range(DEEPEST):
-        level = [
-            inner
-            for item in level
-            for inner in (item.values() if isinstance(item, Mapping) else item)
-            if isinstance(inner, (Mapping, list))
-        ]
-    return bool(level)
 
 
 def _storable(value: Any) -> Any:

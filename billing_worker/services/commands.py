@@ -24,6 +24,7 @@ from billing_worker.domain.errors import (
     NotPayable,
 )
 from billing_worker.persistence import commands as rows
+from billing_worker.persistence.customers import FOREIGN_CARD
 from billing_worker.persistence.store import CommitUnknown, Within
 from billing_worker.services import lifecycle
 from billing_worker.services.cards import replace_card
@@ -48,7 +49,7 @@ from billing_worker.services.ports import Ports
 from billing_worker.services.records import BadRecord, Fault, SubscriptionRecord, digest_of
 from billing_worker.services.ring import ring_for
 from billing_worker.services.stored_records import differing
-from billing_worker.services.subscribe import TRIES, subscribe
+from billing_worker.services.subscribe import FOREIGN, TRIES, subscribe
 
 DONE, UNCHANGED, REFUSED, FAILED = "done", "unchanged", "refused", "failed"
 
@@ -172,8 +173,16 @@ def _done_once(ports: Ports, row: dict[str, Any], command: Command) -> Answer:
             errors=answer.as_json()["errors"],
             answer=dict(answer.told),
         )
-    ring_for(ports, effect.invoices_to_ring)
+    _rung(ports, effect.invoices_to_ring)
     return answer
+
+
+def _rung(ports: Ports, invoice_ids: Sequence[int]) -> None:
+    """What was done is committed: a bell that is broken must not turn the answer into `failed`."""
+    try:
+        ring_for(ports, invoice_ids)
+    except Exception as error:  # noqa: BLE001 - whatever a bell may raise; the sweep rings again
+        log.warning("command.not_rung", invoices=len(invoice_ids), reason=type(error).__name__)
 
 
 def _again(connection: Connection, row: dict[str, Any]) -> Answer:
@@ -213,6 +222,10 @@ def _subscribe(ports: Ports, record: SubscriptionRecord) -> Effect:
             for d in done.conflicts[0]
         ]
         raise BadRecord(faults)
+    if done.outcomes[0] == FOREIGN:
+        raise InvalidInput("card.token", FOREIGN_CARD)
+    if done.refused:
+        raise done.refused[0]
     return Effect(
         {"subscription": {"reference_id": record.reference_id, "outcome": done.outcomes[0]}}
     )
@@ -227,7 +240,8 @@ def _change(ports: Ports, asked: Change) -> Effect:
     terms = {
         name: getattr(asked, name)
         for name in (
-            "amount", "currency", "interval", "interval_count", "description", "catch_up"
+            "amount", "currency", "interval", "interval_count", "description", "catch_up",
+            "ends_at",
         )
     }  # fmt: skip
     return _moved(ports, lifecycle.change, asked, **terms)

@@ -23,6 +23,7 @@ from billing_worker.domain.money import Money
 from billing_worker.domain.subscription import ONE_OFF
 from billing_worker.persistence import outlook
 from billing_worker.persistence.store import Store
+from billing_worker.services.preview import needs_a_card
 
 _K = EventKind
 STOPS = frozenset(
@@ -42,8 +43,12 @@ STARTS = frozenset(
         _K.CANCELLATION_WITHDRAWN,
         _K.CATCH_UP_DECIDED,
         _K.SALES_SWITCHED,
+        _K.SUBSCRIPTION_ARMED,
     }
 )
+CARDS = frozenset({_K.CARD_ADDED, _K.CARD_STORED})
+"""They start nothing but what only a card kept from being charged."""
+
 MOVES = frozenset({_K.SUBSCRIPTION_RESUMED, _K.SUBSCRIPTION_CHANGED})
 CHANGES = frozenset({_K.SUBSCRIPTION_CHANGED})
 """What each kind of deviation may come from: a new description explains no missing charge."""
@@ -151,13 +156,13 @@ def _decision(
             continue
         if event.kind in kinds and _is_about(event, term):
             return _told(event)
-        if kinds == STARTS and _by_request(event):
+        if kinds >= STARTS and _by_request(event):
             return _told(event)
     return None
 
 
 def _is_about(event: Row[Any], term: str | None) -> bool:
-    return event.kind != _K.SUBSCRIPTION_CHANGED or term in event.data["changes"]
+    return event.kind != _K.SUBSCRIPTION_CHANGED or term in event.data.get("changes", ())
 
 
 def _by_request(event: Row[Any]) -> bool:
@@ -211,8 +216,9 @@ def _compared(fact: _Fact, comparison: Comparison) -> Deviation | None:
 
 
 def _charged_all_the_same(fact: _Fact) -> Deviation:
-    because = fact.decision(STARTS)
-    if fact.line["reason"].startswith("in flight"):
+    reason = fact.line["reason"]
+    because = fact.decision(STARTS | CARDS if needs_a_card(reason) else STARTS)
+    if reason.startswith("in flight"):
         because = "the gateway said that the charge in flight was paid"
     return fact.deviation("charged", "paid", because)
 

@@ -14,15 +14,24 @@ from typing import Any
 from marshmallow import RAISE, Schema, ValidationError, fields, post_load, validate
 
 from billing_worker.domain.calendar import Schedule, Unit
+from billing_worker.domain.catch_up_policy import DEFAULT_POLICY, Policy
+from billing_worker.domain.dunning import POLICIES
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.domain.money import Money
 from billing_worker.domain.secret import Secret
+from billing_worker.gateway.redaction import legible
 
 REFERENCE_LENGTH = 100
 """Leaves room for the period and attempt suffixes in the gateway's reference."""
 
 MAX_PERIODS = 100_000
 """Every day for 270 years: a larger number is a typing error."""
+
+LONGEST = 65_536
+"""Characters of the JSON of a command, or of one record's metadata."""
+
+DEEPEST = 32
+"""Levels of nesting; whoever reads deeper ones may run out of stack."""
 
 is_reference = validate.And(
     validate.Length(min=1, max=REFERENCE_LENGTH),
@@ -47,6 +56,49 @@ class CardRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class State:
+    """What a subscription has become elsewhere, and the policies it was given there.
+
+    All of it is optional in a record. `first_number` is the number of the period that begins at
+    the anchor: periods before it are in the invoice references of another series or another
+    database, and the gateway would find those again. Raises InvalidInput on the field.
+    """
+
+    catch_up: Policy = DEFAULT_POLICY
+    dunning: str | None = None
+    held: bool = False
+    first_number: int = 0
+    paused_at: datetime | None = None
+    cancels_at: datetime | None = None
+
+    def __post_init__(self) -> None:
+        if self.paused_at is not None and self.held:
+            raise InvalidInput("held", "cannot be with paused_at")
+        if self.paused_at is not None and self.cancels_at is not None:
+            raise InvalidInput("cancels_at", "cannot be with paused_at")
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "catch_up": str(self.catch_up),
+            "dunning": self.dunning,
+            "held": self.held,
+            "first_number": self.first_number,
+            "paused_at": _instant(self.paused_at),
+            "cancels_at": _instant(self.cancels_at),
+        }
+
+    def said(self) -> dict[str, Any]:
+        """What differs from a subscription that begins here."""
+        if self == _BEGINS_HERE:
+            return {}
+        usual = _BEGINS_HERE.as_json()
+        return {name: value for name, value in self.as_json().items() if value != usual[name]}
+
+
+_BEGINS_HERE = State()
+
+
+@dataclass(frozen=True, slots=True)
 class SubscriptionRecord:
     reference_id: str
     customer: CustomerRecord
@@ -58,6 +110,8 @@ class SubscriptionRecord:
     ends_after_periods: int | None
     description: str | None
     metadata: dict[str, Any]
+    ends_at: datetime | None = None
+    state: State = field(default_factory=State)
 
     first_period: int = field(init=False, compare=False)
     """Number of the first period that is charged. Raises InvalidInput where that cannot be."""
@@ -72,8 +126,20 @@ class SubscriptionRecord:
         paid_through = self.paid_through
         first = self.schedule.first_period_from(paid_through) if paid_through else 0
         self.schedule.period(first)  # A period past the year 9999 has no dates.
-        object.__setattr__(self, "first_period", first)
+        object.__setattr__(self, "first_period", self.state.first_number + first)
+        if self.ends_at is not None and self.ends_at <= self.schedule.boundary(first):
+            raise InvalidInput("ends_at", "is before the first period to be charged begins")
         object.__setattr__(self, "digest", digest_of(self._meaning()))
+
+    @property
+    def first_from_anchor(self) -> int:
+        """`first_period`, counted as the schedule counts."""
+        return self.first_period - self.state.first_number
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all its periods have been billed elsewhere."""
+        return self.ends_after_periods is not None and self.first_period >= self.ends_after_periods
 
     def _meaning(self) -> dict[str, Any]:
         schedule, card = self.schedule, self.card
@@ -88,6 +154,9 @@ class SubscriptionRecord:
             "paid_through": self.paid_through and self.paid_through.timestamp(),
             "ends_after_periods": self.ends_after_periods,
             "metadata": self.metadata,
+            # Absent where nothing is said, as it was before there was anything to say.
+            **({"ends_at": self.ends_at.timestamp()} if self.ends_at else {}),
+            **self.state.said(),
         }
 
     def as_json(self, *, with_token: bool) -> dict[str, Any]:
@@ -111,8 +180,10 @@ class SubscriptionRecord:
             "trial_end": _instant(self.trial_end),
             "paid_through": _instant(self.paid_through),
             "ends_after_periods": self.ends_after_periods,
+            "ends_at": _instant(self.ends_at),
             "description": self.description,
             "metadata": self.metadata,
+            **self.state.as_json(),
         }
 
 
@@ -182,6 +253,21 @@ def can_be_stored(value: Any) -> None:
         raise ValidationError("must not contain NaN or infinity.")
 
 
+def is_too_deep(value: Any) -> bool:
+    """Whether it nests more than DEEPEST levels; itself it uses no stack."""
+    level = [value]
+    for _ in range(DEEPEST):
+        if not level:
+            return False
+        level = [
+            inner
+            for item in level
+            for inner in (item.values() if isinstance(item, Mapping) else item)
+            if isinstance(inner, (Mapping, list))
+        ]
+    return bool(level)
+
+
 def text(longest: int, *, required: bool = False) -> fields.String:
     """A text field; one that is not required may be absent or null."""
     length = validate.Length(min=1 if required else 0, max=longest)
@@ -191,10 +277,35 @@ def text(longest: int, *, required: bool = False) -> fields.String:
     return fields.String(load_default=None, allow_none=True, validate=rules)
 
 
+class _Said(fields.String):
+    """Empty text says nothing: CSV knows no difference."""
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        return super()._deserialize(value, *args, **kwargs) or None
+
+
+def words(longest: int) -> fields.String:
+    """Text about something that may say nothing: absent, null or empty, all read as None."""
+    length = validate.Length(max=longest)
+    return _Said(load_default=None, allow_none=True, validate=[_if_said(length), can_be_stored])
+
+
+def _if_said(rule: Callable[[str], str]) -> Callable[[str | None], Any]:
+    return lambda value: value is None or rule(value)
+
+
 def metadata() -> fields.Dict:
     return fields.Dict(
-        keys=fields.String(), load_default=dict, allow_none=True, validate=can_be_stored
+        keys=fields.String(),
+        load_default=dict,
+        allow_none=True,
+        validate=[can_be_stored, _is_short],
     )
+
+
+def _is_short(value: Any) -> None:
+    if len(json.dumps(value)) > LONGEST:
+        raise ValidationError(f"must have at most {LONGEST} characters of JSON.")
 
 
 class StrictSchema(Schema):
@@ -204,14 +315,14 @@ class StrictSchema(Schema):
 
 class CustomerSchema(StrictSchema):
     reference_id = fields.String(required=True, validate=is_reference)
-    name = text(200)
-    email = text(254)
+    name = words(200)
+    email = words(254)
 
 
 class CardSchema(StrictSchema):
     token = text(512, required=True)
-    mask = text(32)
-    brand = text(32)
+    mask = words(32)
+    brand = words(32)
     expiry_month = fields.Integer(
         load_default=None, allow_none=True, validate=validate.Range(min=1, max=12)
     )
@@ -238,8 +349,19 @@ class RecordSchema(StrictSchema):
         strict=True,
         validate=validate.Range(min=1, max=MAX_PERIODS),
     )
-    description = text(500)
+    ends_at = Aware(load_default=None, allow_none=True)
+    description = words(500)
     metadata = metadata()
+    catch_up = text(32)
+    dunning = fields.String(
+        load_default=None, allow_none=True, validate=validate.OneOf(sorted(POLICIES))
+    )
+    held = fields.Boolean(load_default=False, truthy={True}, falsy={False})
+    first_number = fields.Integer(
+        load_default=0, strict=True, validate=validate.Range(min=0, max=MAX_PERIODS)
+    )
+    paused_at = Aware(load_default=None, allow_none=True)
+    cancels_at = Aware(load_default=None, allow_none=True)
 
     @post_load
     def build(self, data: dict[str, Any], **_: Any) -> dict[str, Any]:
@@ -257,9 +379,21 @@ class RecordSchema(StrictSchema):
                 data["timezone"],
             ),
         )
+        data["state"] = _checked(faults, lambda: _state(data))
         if faults:
             raise ValidationError(faults)
         return data
+
+
+def _state(data: Mapping[str, Any]) -> State:
+    return State(
+        catch_up=DEFAULT_POLICY if data["catch_up"] is None else Policy.parse(data["catch_up"]),
+        dunning=data["dunning"],
+        held=data["held"],
+        first_number=data["first_number"],
+        paused_at=data["paused_at"],
+        cancels_at=data["cancels_at"],
+    )
 
 
 _RECORD = RecordSchema()
@@ -288,6 +422,8 @@ def parse_record(raw: Any) -> SubscriptionRecord:
             ends_after_periods=data["ends_after_periods"],
             description=data["description"],
             metadata=data["metadata"] or {},
+            ends_at=data["ends_at"],
+            state=data["state"],
         )
     except InvalidInput as error:
         raise BadRecord([Fault(error.field, error.reason)]) from None
@@ -297,12 +433,20 @@ def loaded(schema: Schema, raw: Any) -> dict[str, Any]:
     """`raw` as the schema reads it. Raises BadRecord."""
     if not isinstance(raw, Mapping):
         raise BadRecord([Fault("", "must be a JSON object.")])
+    if is_too_deep(raw):
+        raise BadRecord([Fault(_deep_in(raw), f"must be at most {DEEPEST} levels deep.")])
     try:
         data: dict[str, Any] = schema.load(dict(raw))
     except ValidationError as error:
         messages = error.normalized_messages()  # type: ignore[no-untyped-call] # marshmallow
         raise BadRecord(list(_flattened(messages))) from None
     return data
+
+
+def _deep_in(raw: Mapping[Any, Any]) -> str:
+    """The field that is to blame."""
+    deep = (name for name, value in raw.items() if is_too_deep([value]))
+    return legible(str(next(deep, "")))
 
 
 def card_from(data: dict[str, Any] | None) -> CardRecord | None:
@@ -312,7 +456,7 @@ def card_from(data: dict[str, Any] | None) -> CardRecord | None:
 def _flattened(messages: Any, path: str = "") -> Iterator[Fault]:
     if isinstance(messages, dict):
         for key, inner in messages.items():
-            name = "" if key == "_schema" else str(key)
+            name = "" if key == "_schema" else legible(str(key))
             yield from _flattened(inner, f"{path}.{name}".strip("."))
     else:
         yield from (Fault(path, str(message)) for message in messages)

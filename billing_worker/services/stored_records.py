@@ -14,7 +14,12 @@ from billing_worker.domain.subscription import BILLABLE, Subscription, Subscript
 from billing_worker.gateway.redaction import HIDDEN
 from billing_worker.persistence.rows import subscription_from
 from billing_worker.services.ports import Vault
-from billing_worker.services.records import CardRecord, CustomerRecord, SubscriptionRecord
+from billing_worker.services.records import (
+    CardRecord,
+    CustomerRecord,
+    State,
+    SubscriptionRecord,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,29 +38,58 @@ def record_from(row: Row[Any], vault: Vault | None) -> SubscriptionRecord:
     """What to import so that another database would go on where this subscription stands.
 
     `row` is one of `subscriptions.whole`; without a vault the card's token stays empty. The record
-    says nothing of status, of what is owed, or of policies.
+    says nothing of what is owed, nor of other cards than the one that is charged.
     """
     subscription = subscription_from(row)
-    first_series = subscription.series_start == 0
-    last = subscription.ends_after_periods
     return SubscriptionRecord(
         reference_id=subscription.reference_id,
-        customer=CustomerRecord(row.customer_reference, row.customer_name, row.customer_email),
+        customer=CustomerRecord(
+            row.customer_reference, row.customer_name or None, row.customer_email or None
+        ),
         card=_card_from(row, vault),
         money=subscription.money,
         schedule=subscription.schedule,
-        trial_end=row.trial_end if first_series else None,
-        paid_through=_paid_through(subscription, row.paid_through if first_series else None),
-        # Periods are counted from the anchor there, and from the first one ever here.
-        ends_after_periods=None if last is None else last - subscription.series_start,
-        description=subscription.description,
+        trial_end=_trial_end(subscription, row.trial_end),
+        paid_through=_paid_through(subscription, row.paid_through),
+        ends_after_periods=subscription.ends_after_periods,
+        description=subscription.description or None,
         metadata=row.metadata,
+        ends_at=_ends_at(subscription),
+        state=State(
+            catch_up=subscription.catch_up,
+            dunning=subscription.dunning_policy,
+            held=row.held,
+            first_number=subscription.series_start,
+            paused_at=subscription.paused_at,
+            cancels_at=subscription.cancels_at,
+        ),
     )
+
+
+def _ends_at(subscription: Subscription) -> datetime | None:
+    """None once it leaves no further period: a record that says so is a typing error."""
+    ends_at = subscription.ends_at
+    following = subscription.start_of(subscription.next_period)
+    return None if ends_at is None or ends_at <= following else ends_at
+
+
+def _trial_end(subscription: Subscription, imported: datetime | None) -> datetime | None:
+    """In a record it is the anchor, which a pause may have moved since."""
+    trialing = SubscriptionStatus.TRIALING in {subscription.status, subscription.paused_from}
+    anchor = subscription.schedule.anchor
+    if imported == anchor and subscription.series_start == 0:
+        return imported
+    return anchor if trialing and imported is not None else None
 
 
 def _paid_through(subscription: Subscription, imported: datetime | None) -> datetime | None:
     following = subscription.next_period
-    if imported is not None and subscription.first_number_from(imported) == following:
+    # Of another series it says nothing: the anchor is a later one by now.
+    if (
+        imported is not None
+        and subscription.series_start == 0
+        and subscription.first_number_from(imported) == following
+    ):
         return imported
     return None if following == subscription.series_start else subscription.start_of(following)
 
@@ -65,28 +99,46 @@ def _card_from(row: Row[Any], vault: Vault | None) -> CardRecord | None:
         return None
     return CardRecord(
         token=vault.unlock(row.card_token) if vault else Secret(""),
-        mask=row.card_mask,
-        brand=row.card_brand,
+        mask=row.card_mask or None,
+        brand=row.card_brand or None,
         expiry_month=row.card_expiry_month,
         expiry_year=row.card_expiry_year,
     )
 
 
+OVER = frozenset({SubscriptionStatus.CANCELLED, SubscriptionStatus.ENDED})
+"""Left out of an export without a loss: nothing would come of them elsewhere."""
+
+
 def why_left_out(subscription: Subscription) -> str | None:
-    """Why a subscription is not exported: importing its record would bill what must not be."""
+    """Why a subscription is not exported: no record says it, or it must not be billed again."""
     last = subscription.ends_after_periods
     all_billed = last is not None and subscription.next_period >= last
     if subscription.status is SubscriptionStatus.ENDED and all_billed:
         return None  # There it is born ended.
-    if subscription.cancels_at is not None:
-        return "about to be cancelled"
+    if subscription.paused_at is not None:
+        return None
     return None if subscription.status in BILLABLE else str(subscription.status)
 
 
 def differences(stored: SubscriptionRecord, given: SubscriptionRecord) -> tuple[Difference, ...]:
     """Field by field; empty when both mean the same."""
-    found = differing(stored.as_json(with_token=False), given.as_json(with_token=False))
-    if stored.card and given.card and stored.card.token != given.card.token:
+    one, other = stored.card, given.card
+    return differences_shown(
+        stored.as_json(with_token=False),
+        given.as_json(with_token=False),
+        other_card=one is not None and other is not None and one.token != other.token,
+    )
+
+
+def differences_shown(
+    stored: Mapping[str, Any], given: Mapping[str, Any], *, other_card: bool
+) -> tuple[Difference, ...]:
+    """As `differences`, of records as they are shown, without their tokens."""
+    if not given["held"]:  # It leaves that to the option of the import.
+        stored = {**stored, "held": False}
+    found = differing(stored, given)
+    if other_card:
         found += (Difference("card.token", HIDDEN, f"{HIDDEN} (another one)"),)
     return found
 

@@ -12,9 +12,10 @@ from sqlalchemy.exc import IntegrityError
 
 from billing_worker.clock import Clock
 from billing_worker.domain.card import fingerprint
+from billing_worker.domain.errors import InvalidInput
 from billing_worker.domain.events import Event, EventKind
-from billing_worker.domain.subscription import ONE_OFF, SubscriptionStatus
-from billing_worker.persistence import customers, history, subscriptions
+from billing_worker.domain.subscription import ONE_OFF, SubscriptionStatus, refuse_forgotten_start
+from billing_worker.persistence import cards, customers, history, subscriptions
 from billing_worker.persistence.history import Entry
 from billing_worker.persistence.store import Store
 from billing_worker.services.ports import Vault
@@ -25,13 +26,25 @@ TRIES = 3
 """Somebody else may add the same reference between our look and our insert; hardly ever twice."""
 
 
+FOREIGN = "foreign_token"
+"""The outcome of a record whose card token another customer has: nothing of it is stored."""
+
+REFUSED = "refused"
+"""The outcome of a record that was fine once, and is not today."""
+
+
 @dataclass(frozen=True, slots=True)
 class Subscribed:
-    """What became of each record of a batch, in order: added, unchanged or conflict."""
+    """What became of each record of a batch, in order: added, unchanged, conflict, FOREIGN or
+    REFUSED.
+    """
 
     outcomes: tuple[str, ...]
     conflicts: Mapping[int, tuple[Difference, ...]] = field(default_factory=dict)
     """By the position of the record: where it differs from what is known under its reference."""
+
+    refused: Mapping[int, InvalidInput] = field(default_factory=dict)
+    """By the position of the record: field and reason."""
 
 
 def subscribe(
@@ -74,15 +87,41 @@ def _subscribe(
         known = subscriptions.digests(connection, references)
         outcomes, new = _sorted_out(records, known)
         conflicts = _conflicts(connection, vault, records, outcomes)
+        foreign = _with_foreign_tokens(connection, new)
+        refused = _refused(new, now)
         if not dry_run:
-            _add(connection, vault, new, by, now, held=held)
+            bad = foreign | refused.keys()
+            own = [record for record in new if record.reference_id not in bad]
+            _add(connection, vault, own, by, now, held=held)
     settled = [
         "unchanged" if outcome == "conflict" and not conflicts[position] else outcome
         for position, outcome in enumerate(outcomes)
     ]
+    settled = [
+        FOREIGN if record.reference_id in foreign and outcome != "conflict" else outcome
+        for record, outcome in zip(records, settled, strict=True)
+    ]
+    settled = [
+        REFUSED if record.reference_id in refused and outcome != "conflict" else outcome
+        for record, outcome in zip(records, settled, strict=True)
+    ]
     return Subscribed(
-        tuple(settled), {position: found for position, found in conflicts.items() if found}
+        tuple(settled),
+        {position: found for position, found in conflicts.items() if found},
+        {n: refused[records[n].reference_id] for n, o in enumerate(settled) if o == REFUSED},
     )
+
+
+def _refused(new: Sequence[SubscriptionRecord], now: datetime) -> dict[str, InvalidInput]:
+    """By reference: what only the clock can find wrong with a record."""
+    refused: dict[str, InvalidInput] = {}
+    for record in new:
+        if record.state.paused_at is None and not record.is_over:  # else nothing becomes due
+            try:
+                refuse_forgotten_start(record.schedule, record.first_from_anchor, now)
+            except InvalidInput as error:
+                refused[record.reference_id] = error
+    return refused
 
 
 def _sorted_out(
@@ -101,6 +140,20 @@ def _sorted_out(
         else:
             outcomes.append("conflict")
     return outcomes, new
+
+
+def _with_foreign_tokens(connection: Connection, records: Sequence[SubscriptionRecord]) -> set[str]:
+    """References of new records whose token another customer has, or an earlier one of them."""
+    with_card = [(record, fingerprint(record.card.token)) for record in records if record.card]
+    owners = cards.owners(connection, {known_as for _, known_as in with_card})
+    found: set[str] = set()
+    for record, known_as in with_card:
+        customer = record.customer.reference_id
+        if owners[known_as] - {customer}:
+            found.add(record.reference_id)
+        else:
+            owners[known_as].add(customer)
+    return found
 
 
 def _conflicts(
@@ -200,19 +253,20 @@ def _row(
     *,
     held: bool,
 ) -> dict[str, Any]:
-    schedule, first = record.schedule, record.first_period
-    ended = record.ends_after_periods is not None and first >= record.ends_after_periods
-    starts_at = schedule.boundary(first)
+    schedule, state, ended = record.schedule, record.state, record.is_over
+    starts_at = schedule.boundary(record.first_from_anchor)
     status = SubscriptionStatus.ACTIVE
     if ended:
         status = SubscriptionStatus.ENDED
-    elif record.trial_end is not None and now < record.trial_end:
+    elif record.trial_end is not None and (state.paused_at or now) < record.trial_end:
         status = SubscriptionStatus.TRIALING
+    paused = state.paused_at is not None and not ended
+    held = (held or state.held) and not ended and not paused
     return {
         "reference_id": record.reference_id,
         "customer_id": customer_id,
         "card_id": card_id,
-        "status": status,
+        "status": SubscriptionStatus.PAUSED if paused else status,
         "amount_minor": record.money.minor,
         "currency": record.money.currency,
         "interval": schedule.unit,
@@ -220,15 +274,23 @@ def _row(
         "anchor_at": schedule.anchor,
         "timezone": schedule.tz,
         "ends_after_periods": record.ends_after_periods,
-        "next_period": first,
-        "next_billing_at": None if ended or held else starts_at,
+        "series_start": state.first_number,
+        "next_period": record.first_period,
+        "next_billing_at": None if ended or held or paused else starts_at,
         "description": record.description,
         "metadata": record.metadata,
         "record_digest": record.digest,
         "created_at": now,
-        "held": held and not ended,
+        "held": held,
         "trial_end": record.trial_end,
         "paid_through": record.paid_through,
+        "catch_up": state.catch_up.rule,
+        "catch_up_days": state.catch_up.days,
+        "dunning_policy": state.dunning,
+        "paused_at": state.paused_at if paused else None,
+        "paused_from": status if paused else None,
+        "cancels_at": None if ended else state.cancels_at,
+        "ends_at": record.ends_at,
     }
 
 

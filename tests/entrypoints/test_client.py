@@ -58,9 +58,17 @@ def sent(tmp_path):
     def sent(method, **arguments):
         getattr(client, method)(**arguments)
         [file] = tmp_path.glob("*.msg")
-        return file.read_bytes()
+        raw = file.read_bytes()
+        file.unlink()
+        return raw
 
     return sent
+
+
+def read_again(sent, method, **arguments):
+    message = read(sent(method, **ABOUT, **arguments), NOW).message
+    parse_command(message.task, message.arguments)
+    return message.arguments
 
 
 def test_importing_it_needs_no_settings_and_loads_nothing_heavy():
@@ -89,6 +97,27 @@ def test_what_a_method_sends_is_what_the_worker_reads(sent, method):
     assert (message.task, message.faults) == (f"billing.{method}", ())
     assert parse_command(message.task, message.arguments).reference_id
     assert not envelope.wants_answer
+
+
+def test_what_is_optional_is_sent_only_when_it_is_given(sent):
+    plain = read(sent("subscribe", **CALLS["subscribe"]), NOW).message.arguments
+    assert not {"ends_at", "catch_up", "dunning"} & set(plain)
+    assert "ends_at" not in read_again(sent, "change_subscription", amount="12.00")
+
+
+def test_an_agreed_end_and_policies_reach_the_worker(sent):
+    given = {"ends_at": NOW.replace(year=2027), "catch_up": "collect_all:3", "dunning": "short"}
+    message = read(sent("subscribe", **CALLS["subscribe"], **given), NOW).message
+    record = parse_command(message.task, message.arguments).record
+    assert record.ends_at == given["ends_at"]
+    assert (str(record.state.catch_up), record.state.dunning) == ("collect_all:3", "short")
+
+
+@pytest.mark.parametrize(
+    ("given", "sent_as"), [(NOW, "2026-02-01T00:00:00+00:00"), ("", "")], ids=["given", "removed"]
+)
+def test_an_agreed_end_is_changed_or_removed(sent, given, sent_as):
+    assert read_again(sent, "change_subscription", ends_at=given)["ends_at"] == sent_as
 
 
 def test_a_card_token_is_in_the_body_alone_and_in_no_header(sent):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from billing_worker.entrypoints.command_messages import read
 from billing_worker.services.command_records import TASKS, parse_command
+from billing_worker.services.records import LONGEST
 from tests.support.processes import ROOT
 
 DOCS = (ROOT / "docs/commands.md").read_text()
@@ -53,6 +54,30 @@ def test_a_body_that_is_not_encoded_is_read_too():
         b'"' + base64.b64encode(b"null") + b'"', json.dumps(json.dumps([[RECORD], {}, {}])).encode()
     )
     assert read(plain, NOW).message.arguments == RECORD
+
+
+@pytest.mark.parametrize(
+    ("megabytes", "task", "id_"), [(2, "billing.pause", "id-1"), (9, "", None)]
+)
+def test_a_message_that_is_too_long_is_refused_unparsed_and_answered_if_that_is_cheap(
+    megabytes, task, id_
+):
+    record = RECORD | {"metadata": TOKEN, "why": "x" * megabytes * 2**20}
+    raw = message(([record], {}, {}))
+    envelope = read(raw, NOW)
+    found = envelope.message
+    assert (found.task, found.id, found.arguments) == (task, id_, None)
+    assert [fault.field for fault in found.faults] == [""]
+    assert "bytes" in found.faults[0].reason
+    assert len(found.unreadable) < 10_000
+    assert base64.b64encode(TOKEN.encode()).decode()[4:20] not in found.unreadable
+
+
+def test_the_longest_command_there_may_be_is_not_too_long():
+    """Every character costs six in JSON, and is encoded twice."""
+    record = RECORD | {"why": "\\" * 30_000}
+    assert len(json.dumps(record)) < LONGEST
+    assert read(message(([record], {}, {})), NOW).message.arguments == record
 
 
 def test_a_sender_may_say_that_it_wants_no_answer():

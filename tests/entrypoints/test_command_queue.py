@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+import tracemalloc
 from collections import Counter
 from types import SimpleNamespace
 
@@ -109,6 +111,36 @@ def test_many_takers_do_each_of_many_messages_once(server, redis):
         thread.join()
     assert done == Counter(sent)
     assert redis.keys() == []
+
+
+def test_a_look_holds_one_message_at_a_time_however_large_they_are(redis, queue):
+    megabyte = 2**20
+    large = [str(number).encode() * (2 * megabyte) for number in range(9)]
+    redis.lpush("q", *large)
+    taken = [queue.take(QUICKLY, STAY) for _ in large]
+    assert {message.raw for message in taken} == set(large)
+    del taken, large
+    tracemalloc.start()
+    takers = [threading.Thread(target=queue.take, args=(QUICKLY, STAY)) for _ in range(4)]
+    for taker in takers:
+        taker.start()
+    for taker in takers:
+        taker.join()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 3 * 2 * megabyte * 1.5  # a reply is held two or three times while it comes
+
+
+def test_a_thread_that_is_to_leave_does_not_wait_for_the_one_that_looks(queue):
+    leaving = threading.Event()
+    takers = [threading.Thread(target=queue.take, args=(0.3, leaving)) for _ in range(4)]
+    started = time.monotonic()
+    for taker in takers:
+        taker.start()
+    leaving.set()
+    for taker in takers:
+        taker.join()
+    assert time.monotonic() - started < 1.0  # four looks in a row would be 1.2 s
 
 
 # --- the threads of a worker ---------------------------------------------------------------------

@@ -61,6 +61,14 @@ def test_a_card_that_cannot_be_read_or_charged_is_refused_with_its_field(run, gi
     assert said in run("cards", "replace", "sub-1", input=given, status=1)
 
 
+def test_a_card_of_another_customer_is_refused_with_its_field(declined, run):
+    declined.subscribe("approved.2", "sub-2")
+    given = json.dumps(NEW_CARD | {"token": "approved.2"})
+    said = run("cards", "replace", "sub-1", input=given, status=1)
+    assert "card.token: belongs to another customer" in said
+    assert "approved" not in said
+
+
 def test_a_backup_card_needs_a_consent(run):
     run("cards", "add-backup", "sub-1", input=json.dumps(NEW_CARD), status=2)
     run("cards", "add-backup", "sub-1", "--consent", "form 7", input=json.dumps(NEW_CARD))

@@ -399,6 +399,61 @@ def test_commands_that_bring_the_same_new_customer_at_once_are_all_carried_out(w
     world.deliver()
 
 
+@pytest.mark.parametrize("name", ["na\0me", "na\ud800me"])
+def test_a_field_name_that_no_database_takes_is_refused_by_name_and_kept(world, send, name):
+    for arguments in (RECORD | {name: 1}, RECORD | {"customer": {"reference_id": "c", name: 1}}):
+        answer = send("subscribe", arguments)
+        assert answer["status"] == "refused"
+        [error] = answer["errors"]
+        assert "na" in error["field"]
+        assert name not in error["field"]
+        assert kept(world)[-1].errors == [error]
+
+
+def test_a_bell_that_is_broken_does_not_deny_what_is_committed(world, send, monkeypatch):
+    def broken(_ids):
+        raise ConnectionError("no broker")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.bell, "charge", broken)
+        assert send("charge_once", ORDER)["status"] == "done"
+    assert [row.outcome for row in kept(world)] == ["done"]
+    assert send("charge_once", ORDER)["status"] == "unchanged"
+    world.clock.advance(timedelta(minutes=10))
+    world.tick()
+    assert world.debits() == {"order-1-p0": 1}
+
+
+def test_an_agreed_end_is_given_and_taken_away_by_command(world, send):
+    def ends_at():
+        [row] = rows_of(world, tables.subscriptions)
+        return row.ends_at and row.ends_at.isoformat()
+
+    def change(key, value):
+        asked = {"reference_id": key, "subscription": "sub-1", "ends_at": value}
+        return send("change_subscription", asked)
+
+    assert send("subscribe", RECORD | {"ends_at": "2027-01-31T00:00:00Z"})["status"] == "done"
+    assert ends_at() == "2027-01-31T00:00:00+00:00"
+    assert change("c-1", "2027-06-30T00:00:00Z")["status"] == "done"
+    assert ends_at() == "2027-06-30T00:00:00+00:00"
+    assert change("c-2", "")["status"] == "done"
+    assert ends_at() is None
+    assert fields_of(change("c-3", "tomorrow")) == {"ends_at"}
+    assert fields_of(change("c-4", "2020-01-01T00:00:00Z")) == {"ends_at"}
+
+
+def test_policies_may_be_given_with_a_subscribe_command(world, send):
+    asked = RECORD | {"catch_up": "forgive_older_than:7", "dunning": "slow"}
+    assert send("subscribe", asked)["status"] == "done"
+    [row] = rows_of(world, tables.subscriptions)
+    assert (row.catch_up, row.catch_up_days, row.dunning_policy) == (
+        "forgive_older_than", 7, "slow",
+    )  # fmt: skip
+    assert send("subscribe", asked)["status"] == "unchanged"
+    assert fields_of(send("subscribe", asked | {"dunning": None})) == {"reference_id", "dunning"}
+
+
 def test_importers_at_the_same_time_add_a_subscription_once(world):
     outcomes = []
     gate = threading.Barrier(4)

@@ -11,16 +11,19 @@ from decimal import Decimal
 
 import pytest
 from click.testing import CliRunner
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from billing_worker.domain.errors import InvalidInput
+from billing_worker.domain.secret import Secret
 from billing_worker.entrypoints.cli import cli
 from billing_worker.entrypoints.cli import preview as command
 from billing_worker.persistence import switches, tables
-from billing_worker.services import lifecycle
+from billing_worker.services import adoption, catch_up, lifecycle
+from billing_worker.services.cards import replace_card
 from billing_worker.services.deviations import Comparison, compare
 from billing_worker.services.preview import Totals, preview
-from billing_worker.services.records import parse_record
+from billing_worker.services.records import CardRecord, parse_record
+from billing_worker.services.recover import choose_policy
 from billing_worker.services.subscribe import subscribe
 from tests.entrypoints.test_config import GOOD
 from tests.support.world import START
@@ -296,7 +299,8 @@ def test_the_command_prints_the_same_as_json_csv_and_file_and_compares_it_later(
     rows = list(csv.DictReader(io.StringIO(run("--until", until, "--csv").stdout)))
     saved = [json.loads(line) for line in (tmp_path / "preview.jsonl").read_text().splitlines()]
     assert [c["invoice"] for c in printed["charges"]] == [r["invoice"] for r in rows]
-    assert saved[1:] == printed["charges"]
+    assert saved[1:-1] == printed["charges"]
+    assert saved[-1] == {"lines": 3}
     assert printed["totals"]["charged"] == [{"currency": "USD", "count": 2, "amount": "19.98"}]
     assert "19.98" in run("--until", until).stdout
     world.run_for(9 * DAY, step=DAY / 2)
@@ -320,11 +324,183 @@ def test_the_command_prints_the_same_as_json_csv_and_file_and_compares_it_later(
         (("--until", "tomorrow"), 2),
         (("--until", "2026-03-01T00:00:00"), 2),
         (("--until", "2020-01-01T00:00:00Z"), 1),
-        (("--diff", __file__), 1),
+        (("--diff", __file__), 2),
     ],
 )
 def test_the_command_refuses_what_it_cannot_answer(run, arguments, status):
     run(*arguments, status=status)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2, 3, 100, -1])
+def test_a_saved_preview_that_was_cut_off_is_compared_with_nothing(world, run, tmp_path, kept):
+    """`kept` lines, or some of the bytes."""
+    world.subscribe("approved", interval="week")
+    path = tmp_path / "preview.jsonl"
+    run("--until", (START + 15 * DAY).isoformat(), "--save", str(path))
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 5
+    whole = b"".join(lines)
+    path.write_bytes({100: whole[:400], -1: whole[:-4]}.get(kept, b"".join(lines[:kept])))
+    output = run("--diff", str(path), "--json", status=2).output
+    assert "cut off" in output or "no saved preview" in output
+    assert "deviations" not in output
+
+
+# --- held until armed ------------------------------------------------------------------------
+
+
+def held(world, reference, **fields):
+    record = {
+        "reference_id": reference, "customer": {"reference_id": "mover"},
+        "card": {"token": "approved"}, "amount": "9.99", "currency": "USD", "interval": "month",
+        "anchor_at": (START - 100 * DAY).isoformat(),
+    }  # fmt: skip
+    parsed = parse_record(record | fields)
+    subscribe(world.store, world.vault, world.clock, [parsed], by="test", held=True)
+
+
+def test_a_held_book_is_foreseen_as_it_is_charged_once_it_is_armed(world):
+    held(world, "late", catch_up="collect_all:4")
+    held(world, "weekly", interval="week", paid_through=(START - 3 * DAY).isoformat())
+    held(world, "forgetful", anchor_at=(START - 33 * DAY).isoformat())
+    held(world, "cardless", card=None)
+    world.subscribe("approved", "live", interval="week")
+    before = foreseen(world)
+    assert {line.reason for line in before if line.subscription != "live"} == {
+        "held since its import"
+    }
+    if_armed = {line.invoice: line.at for line in before if line.if_armed == "charged"}
+    adoption.arm_all(world.store, world.clock, by="ann")
+    after = foreseen(world)
+    assert charges(after) == charges(before) | if_armed
+    assert reasons(after) == {
+        line.invoice: line.if_armed for line in before if line.if_armed not in {None, "charged"}
+    }
+    assert any("waived" in reason for reason in reasons(after).values())
+    totals, armed = Totals(), Totals()
+    for line in before:
+        totals.add(line)
+    for line in after:
+        if line.subscription != "live":
+            armed.add(line)
+    assert totals.as_dict()["if_armed"] == armed.as_dict()
+    for moment in sorted(set(charges(after).values())):
+        world.clock.advance(moment - world.clock.now())
+        world.tick()
+    assert debited(world) == charges(after)
+
+
+def test_what_is_held_and_over_is_not_foreseen_even_if_armed(world):
+    held(world, "left")
+    do(world, "cancel", "left", at_period_end=False)
+    assert {(line.reason, line.if_armed) for line in foreseen(world)} == {
+        ("subscription is cancelled", None)
+    }
+
+
+def test_the_command_shows_what_arming_will_charge(world, run):
+    held(world, "late")
+    until = (START + 31 * DAY).isoformat()
+    totals = json.loads(run("--until", until, "--json").stdout)["totals"]
+    assert totals["charged"] == []
+    assert totals["if_armed"]["charged"] == [{"currency": "USD", "count": 2, "amount": "19.98"}]
+    assert "Charges if armed" in run("--until", until).stdout
+
+
+def test_arming_explains_the_charges_of_what_was_held(world):
+    held(world, "mover", paid_through=(START - 10 * DAY).isoformat())
+    kept = Kept(world)
+    world.clock.advance(DAY)
+    adoption.arm_all(world.store, world.clock, by="ann")
+    world.run_for(29 * DAY, step=DAY / 2)
+    deviations, comparison = kept.compared()
+    assert (comparison.unexplained, len(deviations)) == (0, 2)
+    assert {d.kind for d in deviations.values()} == {"charged"}
+    assert all("subscription.armed by ann" in d.because for d in deviations.values())
+
+
+# --- what else explains ----------------------------------------------------------------------
+
+
+def test_a_card_that_was_given_explains_a_charge_that_had_none_and_no_other(world):
+    for name in ("cardless", "paused"):
+        world.subscribe(
+            None if name == "cardless" else "approved",
+            name,
+            anchor_at=(START + 5 * DAY).isoformat(),
+        )
+    do(world, "pause", "paused")
+    kept = Kept(world, 20 * DAY)
+    world.clock.advance(DAY)
+    for name in ("cardless", "paused"):
+        card = CardRecord(Secret(f"approved.{name}"), None, None, 12, 2040)
+        replace_card(
+            world.store, world.vault, world.clock,
+            subscription_reference=name, card=card, by="carl", why="new",
+        )  # fmt: skip
+    with world.store.transaction() as connection:
+        connection.execute(
+            update(tables.subscriptions)
+            .where(tables.subscriptions.c.reference_id == "paused")
+            .values(status="active", paused_at=None, next_billing_at=START + 5 * DAY)
+        )
+    world.run_for(6 * DAY, step=DAY)
+    deviations, comparison = kept.compared()
+    assert "card.added by carl" in deviations["cardless-p0"].because
+    assert deviations["paused-p0"].because is None
+    assert comparison.unexplained == 1
+
+
+def test_another_dunning_policy_is_a_change_that_explains_nothing_and_ends_no_comparison(world):
+    world.subscribe("approved", anchor_at=(START + 5 * DAY).isoformat())
+    kept = Kept(world, 20 * DAY)
+    world.clock.advance(DAY)
+    for policy in ("short", "slow"):
+        choose_policy(
+            world.store, world.clock,
+            subscription_reference="sub-1", policy=policy, by="ann", why="vip",
+        )  # fmt: skip
+    with world.store.transaction() as connection:
+        connection.execute(update(tables.subscriptions).values(next_billing_at=START + 99 * DAY))
+    world.clock.advance(10 * DAY)
+    deviations, _ = kept.compared()
+    assert deviations["sub-1-p0"].because is None
+
+
+# --- a backlog that no single sweep opens ------------------------------------------------------
+
+
+def long_overdue(world, days=1_100):
+    """As if nobody had swept for years: an import would refuse it."""
+    world.subscribe("approved", interval="day", anchor_at=(START - 10 * DAY).isoformat())
+    with world.store.transaction() as connection:
+        at = START - days * DAY
+        connection.execute(update(tables.subscriptions).values(anchor_at=at, next_billing_at=at))
+
+
+def test_more_periods_than_one_sweep_opens_are_foreseen_as_they_are_charged(world):
+    long_overdue(world)
+    lines = foreseen(world, timedelta(hours=1))
+    assert len(lines) == 1_101
+    planned = charges(lines)
+    assert list(planned) == ["sub-1-p1100"]
+    decided = list(catch_up.plan(world.store, world.clock.now(), catch_up.Answer()))
+    assert [line.invoice for line in decided] == [line.invoice for line in lines]
+    world.tick()
+    world.tick()
+    assert debited(world) == planned
+
+
+def test_an_answer_is_complete_only_when_nothing_is_due_any_more(world):
+    long_overdue(world)
+    shown = list(catch_up.plan(world.store, world.clock.now(), catch_up.Answer()))
+    done = catch_up.apply(
+        world.store, world.clock, catch_up.Answer(), catch_up.Caps(), by="ann", why="outage"
+    )
+    assert (done.complete, done.lines) == (True, shown)
+    with world.store.reading() as connection:
+        [row] = connection.execute(select(tables.subscriptions)).all()
+    assert row.next_billing_at > world.clock.now()
 
 
 # --- how fast --------------------------------------------------------------------------------

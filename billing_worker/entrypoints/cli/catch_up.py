@@ -142,7 +142,8 @@ def _totals(lines: Iterable[Line]) -> list[dict[str, Any]]:
     """[{action, currency, count, amount}]."""
     sums: dict[tuple[str, str], list[Money]] = defaultdict(list)
     for line in lines:
-        sums[str(line.planned.action), line.money.currency].append(line.money)
+        if line.money is not None:
+            sums[str(line.planned.action), line.money.currency].append(line.money)
     return [
         {
             "action": action,
@@ -157,7 +158,8 @@ def _totals(lines: Iterable[Line]) -> list[dict[str, Any]]:
 def _cells(line: Line) -> list[str | None]:
     planned = line.planned
     at = planned.at.strftime("%Y-%m-%d %H:%MZ") if planned.at else None
-    return [line.invoice, line.customer, str(line.money), str(planned.action), at, planned.rule]
+    money = str(line.money) if line.money else planned.reason
+    return [line.invoice, line.customer, money, str(planned.action), at, planned.rule]
 
 
 def _print(lines: list[Line]) -> None:

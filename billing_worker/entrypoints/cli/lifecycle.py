@@ -67,6 +67,7 @@ def _do(
     "--catch-up",
     help="From now on: collect_latest, collect_all:DAYS, forgive_older_than:DAYS or hold.",
 )
+@click.option("--ends-at", help="No period begins from this instant on. Empty text removes it.")
 def change(reference_id: str, by: str, *, as_json: bool, **terms: Any) -> None:
     """Change the terms from the next period on, never for one that has begun."""
     _do(lifecycle.change, reference_id, by, as_json=as_json, **terms)

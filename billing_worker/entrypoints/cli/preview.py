@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -27,7 +28,7 @@ from billing_worker.services.preview import preview as expected_charges
 
 COLUMNS = ("invoice", "customer", "at", "amount", "currency", "rule", "reason")
 CSV_COLUMNS = ("subscription", "customer", "invoice", "period", "start", "at", "amount",
-               "currency", "rule", "charged", "reason")  # fmt: skip
+               "currency", "rule", "charged", "reason", "if_armed")  # fmt: skip
 SHOWN = 50
 
 
@@ -97,11 +98,14 @@ def _counted(lines: Iterable[Expected], totals: Totals) -> Iterator[Expected]:
 
 
 def _saved(lines: Iterable[Expected], header: dict[str, str], file: TextIO) -> Iterator[Expected]:
-    """JSON Lines: first the header, then a charge a line."""
+    """JSON Lines: first the header, then a charge a line, and their number, to show it is whole."""
     file.write(json.dumps(header) + "\n")
+    count = 0
     for line in lines:
         file.write(json.dumps(line.as_dict(), ensure_ascii=False) + "\n")
+        count += 1
         yield line
+    file.write(json.dumps({"lines": count}) + "\n")
 
 
 def _show(
@@ -142,31 +146,46 @@ def _print(lines: Iterator[Expected], header: dict[str, str], totals: Totals) ->
             shown.append(line.as_dict())
         else:
             more += 1
+    columns = COLUMNS + (("if_armed",) if any(row["if_armed"] for row in shown) else ())
     print_table(
-        f"Until {header['until']}", COLUMNS, [[row[column] for column in COLUMNS] for row in shown]
+        f"Until {header['until']}", columns, [[row[column] for column in columns] for row in shown]
     )
     if more:
         click.echo(f"… and {more} more: --json and --csv print all of them.")
     sums = totals.as_dict()
+    _print_sums("Charges", "Not charged", sums)
+    if "if_armed" in sums:
+        _print_sums("Charges if armed", "Not charged even then", sums["if_armed"])
+
+
+def _print_sums(charged: str, not_charged: str, sums: dict[str, Any]) -> None:
     columns = ("currency", "count", "amount")
-    print_table("Charges", columns, [[s[column] for column in columns] for s in sums["charged"]])
+    print_table(charged, columns, [[s[column] for column in columns] for s in sums["charged"]])
     if sums["not_charged"]:
-        print_table("Not charged", ("reason", "count"), sums["not_charged"].items())
+        print_table(not_charged, ("reason", "count"), sums["not_charged"].items())
 
 
 # --- afterwards ------------------------------------------------------------------------------
 
 
+class _NoPreview(click.ClickException):
+    exit_code = 2  # 1 says that something is unexplained
+
+
 def _compare(store: Store, path: Path, *, as_json: bool) -> None:
     comparison = Comparison()
     with path.open(encoding="utf-8") as file:
-        try:
-            header = json.loads(next(file, ""))
-            made_at, until = (datetime.fromisoformat(header[name]) for name in ("made_at", "until"))
-        except (ValueError, KeyError, TypeError):
-            raise click.ClickException(f"{path} is no saved preview") from None
+        made_at, until = _header(path, file)
+        lines = _whole(path, file)
+        file.seek(0)
+        next(file)
         deviations = compare(
-            store, SystemClock().now(), made_at, until, map(json.loads, file), comparison
+            store,
+            SystemClock().now(),
+            made_at,
+            until,
+            islice(_objects(path, file), lines),
+            comparison,
         )
         if as_json:
             _print_comparison_json(deviations, comparison)
@@ -174,6 +193,36 @@ def _compare(store: Store, path: Path, *, as_json: bool) -> None:
             _print_comparison(deviations, comparison)
     if comparison.unexplained:
         raise SystemExit(1)
+
+
+def _header(path: Path, file: TextIO) -> tuple[datetime, datetime]:
+    try:
+        header = json.loads(next(file, ""))
+        made_at, until = (datetime.fromisoformat(header[name]) for name in ("made_at", "until"))
+    except (ValueError, KeyError, TypeError):
+        raise _NoPreview(f"{path} is no saved preview") from None
+    return made_at, until
+
+
+def _whole(path: Path, file: TextIO) -> int:
+    """How many charges are in the file, which is read to its end. Nothing is compared with half."""
+    count = 0
+    last: Any = None
+    for last in _objects(path, file):  # noqa: B007 - the last one is the point
+        count += 1
+    if last != {"lines": count - 1}:
+        raise _NoPreview(f"{path} is cut off: its last line does not tell how many came before it")
+    return count - 1
+
+
+def _objects(path: Path, file: TextIO) -> Iterator[Any]:
+    number = 1
+    try:
+        for line in file:
+            number += 1
+            yield json.loads(line)
+    except ValueError:
+        raise _NoPreview(f"{path} is damaged or cut off at line {number}") from None
 
 
 def _print_comparison_json(deviations: Iterable[Deviation], comparison: Comparison) -> None:

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import csv
 import getpass
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -15,9 +16,11 @@ from sqlalchemy import Row
 
 from billing_worker import config
 from billing_worker.clock import SystemClock
+from billing_worker.entrypoints import csv_records
 from billing_worker.entrypoints.cli import lifecycle
 from billing_worker.entrypoints.cli.dunning import dunning
 from billing_worker.entrypoints.cli.shared import (
+    as_words,
     json_option,
     open_store,
     print_json,
@@ -30,7 +33,7 @@ from billing_worker.persistence.rows import subscription_from
 from billing_worker.persistence.store import Store
 from billing_worker.persistence.vault import FernetVault
 from billing_worker.services import adoption, overview
-from billing_worker.services.stored_records import record_from, why_left_out
+from billing_worker.services.stored_records import OVER, record_from, why_left_out
 
 SHOWN_FAULTS = 20
 PAGE = 1_000
@@ -134,24 +137,56 @@ def arm(references: tuple[str, ...], *, everything: bool, as_json: bool) -> None
 
 @subscriptions.command()
 @click.option("--with-tokens", is_flag=True, help="Write card tokens in clear: keep it safe.")
-def export(*, with_tokens: bool) -> None:
-    """Write every subscription that is still billed as JSON Lines, as `import` reads them.
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["jsonl", "csv"]),
+    default="jsonl",
+    show_default=True,
+    help="CSV is imported from a file that ends in .csv.",
+)
+def export(*, with_tokens: bool, format_: str) -> None:
+    """Write every subscription that goes on, as `import` reads them.
 
-    Without --with-tokens cards have no token, and `import` refuses them. What must not be billed
-    again (paused, cancelled, suspended …) is left out, and counted on stderr.
+    Without --with-tokens cards have no token, and `import` refuses them. What is over (cancelled,
+    ended) is left out. So is what no record can say (suspended …): it is counted on stderr, and
+    the exit status is then 1.
     """
     settings = settings_for(*config.DATABASE, *(config.VAULT if with_tokens else ()))
     vault = FernetVault(settings.vault_keys) if with_tokens else None
-    left_out: Counter[str] = Counter()
+    over: Counter[str] = Counter()
+    lost: Counter[str] = Counter()
+    write = _csv_writer(with_tokens=with_tokens) if format_ == "csv" else _write_json
     with open_store(settings) as store:
         for row in _every_whole_row(store):
-            if reason := why_left_out(subscription_from(row)):
-                left_out[reason] += 1
-            else:
-                record = record_from(row, vault).as_json(with_token=with_tokens)
-                click.echo(json.dumps(record, ensure_ascii=False))
-    for reason, count in sorted(left_out.items()):
+            subscription = subscription_from(row)
+            if reason := why_left_out(subscription):
+                (over if subscription.status in OVER else lost)[reason] += 1
+            elif not write(record_from(row, vault).as_json(with_token=with_tokens)):
+                lost["with a line end in its text: use --format jsonl"] += 1
+    for reason, count in [*sorted(over.items()), *sorted(lost.items())]:
         click.echo(f"left out: {count} {reason}", err=True)
+    if lost:
+        raise SystemExit(1)
+
+
+def _write_json(record: dict[str, Any]) -> bool:
+    click.echo(json.dumps(record, ensure_ascii=False))
+    return True
+
+
+def _csv_writer(*, with_tokens: bool) -> Callable[[dict[str, Any]], bool]:
+    """Writes the header; the function returned writes a record, or says that it cannot."""
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(csv_records.header_of(with_tokens=with_tokens))
+
+    def write(record: dict[str, Any]) -> bool:
+        row = csv_records.row_of(record, with_tokens=with_tokens)
+        if row is not None:
+            writer.writerow(row)
+        return row is not None
+
+    return write
 
 
 def _every_whole_row(store: Store) -> Iterator[Row[Any]]:
@@ -197,8 +232,27 @@ def show(reference_id: str, *, as_json: bool) -> None:
         return
     for key, value in data.items():
         if key not in {"invoices", "history"}:
-            click.echo(f"{key:16} {value if value is not None else '-'}")
+            click.echo(f"{key:16} {_shown(key, value)}")
     columns = ("reference_id", "start", "status", "reason", "next_attempt_at", "paid_at")
-    print_table("Invoices", columns, [[i[c] for c in columns] for i in data["invoices"]])
+    rows = [[_minute(i[c]) if c in _MOMENTS else i[c] for c in columns] for i in data["invoices"]]
+    print_table("Invoices (UTC)", columns, rows)
     for event in data["history"]:
-        click.echo(f"{event['at']}  {event['kind']} by {event['by']}  {event['data']}")
+        told = as_words(event["data"])
+        click.echo(f"{event['at']}  {event['kind']} by {event['by']}  {told}")
+
+
+_MOMENTS = {"start", "next_attempt_at", "paid_at"}
+
+
+def _minute(moment: str | None) -> str | None:
+    return moment and moment[:16].replace("T", " ")
+
+
+def _shown(key: str, value: Any) -> str:
+    if key == "card" and value is not None:
+        return " ".join(filter(None, (value["mask"], value["brand"]))) or "on file, mask unknown"
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)

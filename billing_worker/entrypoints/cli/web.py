@@ -7,11 +7,24 @@ from billing_worker.entrypoints.cli.shared import settings_for
 
 
 @click.command()
-@click.option("--host", default="0.0.0.0", show_default=True)  # noqa: S104 - in a container
-@click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535))
-@click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64))
+@click.option(
+    "--host",
+    default="0.0.0.0",  # noqa: S104 - in a container
+    show_default=True,
+    help="Address to listen on.",
+)
+@click.option(
+    "--port", default=8000, show_default=True, type=click.IntRange(1, 65535), help="TCP port."
+)
+@click.option(
+    "--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="Processes."
+)
 def web(host: str, port: int, workers: int) -> None:
-    """Serve callbacks, pay pages and health under gunicorn."""
+    """Serve callbacks, pay pages and health under gunicorn, behind your own TLS.
+
+    POST /callbacks/payment-invoices is for the gateway (BILLING_CALLBACK_SECRET switches it on),
+    /pay/… for customers, /health/live and /health/ready for whoever restarts processes.
+    """
     # Imported here because only this command serves.
     from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped] # noqa: PLC0415
 
