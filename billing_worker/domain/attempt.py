@@ -49,6 +49,8 @@ TRANSITIONS: Mapping[AttemptStatus, frozenset[AttemptStatus]] = {
 LIVE = frozenset({AttemptStatus.PREPARED, AttemptStatus.SUBMITTED})
 """While one of these stands, no other attempt for the same invoice may start."""
 
+PAID = frozenset({AttemptStatus.SUCCEEDED, AttemptStatus.SURPLUS})
+
 
 def move(current: AttemptStatus, to: AttemptStatus) -> AttemptStatus:
     """Return `to`, or raise IllegalTransition when the table has no such edge."""
@@ -82,6 +84,8 @@ class Attempt:
     sale_resolution: str | None
     outcome: str | None  # the gateway's words, or ours, that ended it
     original_code: str | None = None  # the acquirer's own code of a decline, where it is passed on
+    heard_at: datetime | None = None  # when the gateway was asked for what we know of it
+    undecided_since: datetime | None = None  # when the gateway took its "final and unpaid" back
 
 
 def reference_for(invoice_reference: str, number: int) -> str:

@@ -84,7 +84,12 @@ def other_card(
 
     `new_card`: it is the default by now. `backup`: with consent, should this one be dead.
     """
-    if any(other.id == default_id != card.id and obstacle(other, now) is None for other in owned):
+    if any(
+        other.id == default_id
+        and other.fingerprint != card.fingerprint  # the same card entered again is no other one
+        and obstacle(other, now) is None
+        for other in owned
+    ):
         return Origin.NEW_CARD
     dead = replace(card, unusable_reason="refused")
     return Origin.BACKUP if backup_of(dead, owned, now) is not None else None

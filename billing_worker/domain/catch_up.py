@@ -17,7 +17,9 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from billing_worker.domain import lifecycle
+from billing_worker.domain.attempt import Attempt, Origin
 from billing_worker.domain.catch_up_policy import CatchUp, Policy
+from billing_worker.domain.invoice import Invoice
 from billing_worker.domain.subscription import BILLABLE, DuePeriod, Subscription, open_next_period
 
 LATE_AFTER = timedelta(hours=1)
@@ -106,6 +108,22 @@ def plan(
     return Plan(subscription, planned, after, diary)
 
 
+def plans(
+    subscription: Subscription,
+    now: datetime,
+    diary: Diary,
+    policy: Policy | None = None,
+    age_cap: timedelta = AGE_CAP,
+) -> Iterator[Plan]:
+    """Plan after plan until nothing is due: what one sweep after the other makes of a backlog."""
+    while True:
+        done = plan(subscription, now, diary, policy, age_cap)
+        yield done
+        subscription, diary = done.after, done.diary
+        if not is_due(subscription, now):
+            return
+
+
 def plan_held(
     held: Sequence[DuePeriod],
     subscription: Subscription,
@@ -116,8 +134,46 @@ def plan_held(
 ) -> tuple[tuple[Planned, ...], Diary]:
     """Decide anew about periods on hold (oldest first), now that a person has named a policy."""
     newest = subscription.next_period - 1
-    latest = held[-1] if held[-1].number == newest and not _is_due(subscription, now) else None
+    latest = held[-1] if held[-1].number == newest and not is_due(subscription, now) else None
     return _decided(held, latest, policy, now, diary, age_cap)
+
+
+def was_missed(invoice: Invoice, attempts: Sequence[Attempt], now: datetime) -> bool:
+    """Whether its first charge should have been made long ago, and was never sent.
+
+    However that came about (dead workers, an unreachable gateway, switched-off sales, a pause):
+    it is late, and goes by the rules for what is late. A step of recovery has a date of its own.
+    """
+    at = invoice.next_attempt_at
+    return (
+        at is not None
+        and now - at > LATE_AFTER
+        and invoice.next_origin is Origin.SCHEDULED
+        and all(attempt.submitted_at is None for attempt in attempts)
+    )
+
+
+def plan_missed(
+    missed: Sequence[DuePeriod],
+    newest: int,
+    subscription: Subscription,
+    now: datetime,
+    diary: Diary,
+    *,
+    waited_for_older: bool = False,
+) -> tuple[tuple[Planned, ...], Diary]:
+    """Decide anew about opened periods (oldest first) whose first charge `was_missed`.
+
+    `newest` is the number of the latest period that was opened. Those that waited for an older
+    one to be recovered are late by our rules and not by an outage: none of them is waived, but
+    they keep their distance.
+    """
+    policy = subscription.catch_up
+    if waited_for_older and policy.rule is not CatchUp.COLLECT_ALL:
+        policy = Policy(CatchUp.COLLECT_ALL, SHORTEST_GAP.days)
+    coming = is_due(subscription, now) and not cancellation_is_due(subscription)
+    latest = missed[-1] if missed[-1].number == newest and not coming else None
+    return _decided(missed, latest, policy, now, diary, AGE_CAP)
 
 
 def _decided(
@@ -143,7 +199,7 @@ def _decided(
 
 def _due_periods(subscription: Subscription, now: datetime) -> tuple[list[DuePeriod], Subscription]:
     periods: list[DuePeriod] = []
-    while len(periods) < MAX_PERIODS and _is_due(subscription, now):
+    while len(periods) < MAX_PERIODS and is_due(subscription, now):
         if cancellation_is_due(subscription):
             return periods, lifecycle.cancelled(subscription)
         period, subscription = open_next_period(subscription, now)
@@ -151,7 +207,8 @@ def _due_periods(subscription: Subscription, now: datetime) -> tuple[list[DuePer
     return periods, subscription
 
 
-def _is_due(subscription: Subscription, now: datetime) -> bool:
+def is_due(subscription: Subscription, now: datetime) -> bool:
+    """Whether a period is due, or the cancellation that stands before it."""
     return subscription.next_billing_at is not None and subscription.next_billing_at <= now
 
 
@@ -216,21 +273,30 @@ def _free_moment(now: datetime, gap: timedelta, diary: Diary) -> datetime:
 
     Agreed dates of several subscriptions may leave no room at all. Then the debits alone count.
     """
+    debits = sorted(diary.debits)
     at = now
     for _ in range(_TRIES):
-        free = _after_clash(at, now, gap, diary)
+        at = _after_debits(at, gap, debits)
+        free = _after_agreed_date(at, now, gap, diary.calendars)
         if free is None:
             return at
         at = free
-    return _free_moment(now, gap, replace(diary, calendars=()))
+    return _after_debits(now, gap, debits)
 
 
-def _after_clash(at: datetime, now: datetime, gap: timedelta, diary: Diary) -> datetime | None:
-    """When the first thing found too close to `at` lets go of it, or None."""
-    for debit in diary.debits:
+def _after_debits(at: datetime, gap: timedelta, debits: Sequence[datetime]) -> datetime:
+    """The first moment from `at` on that keeps the distance to debits, which are in order."""
+    for debit in debits:
         if abs(at - debit) < gap:
-            return debit + gap
-    for subscription in diary.calendars:
+            at = debit + gap
+    return at
+
+
+def _after_agreed_date(
+    at: datetime, now: datetime, gap: timedelta, calendars: Sequence[Subscription]
+) -> datetime | None:
+    """When the first agreed date found too close to `at` lets go of it, or None."""
+    for subscription in calendars:
         for date, room in _agreed_dates_around(subscription, at, now, gap):
             if abs(at - date) < room:
                 return date + room
@@ -254,9 +320,9 @@ def _agreed_dates_around(
 
 
 def _will_be_charged(subscription: Subscription, number: int, start: datetime) -> bool:
-    last, cancels_at = subscription.ends_after_periods, subscription.cancels_at
+    cancels_at = subscription.cancels_at
     return (
         number >= subscription.next_period
-        and (last is None or number < last)
+        and not subscription.is_past_end(number, start)
         and (cancels_at is None or start < cancels_at)
     )

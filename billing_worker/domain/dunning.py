@@ -157,7 +157,11 @@ class _Situation:
         return f"declined_{self.row.kind}: {self.last.resolution or 'no resolution'}"
 
     def how_often(self, belongs: Callable[[Decline], bool]) -> int:
-        return sum(belongs(decline_for(declined.resolution)) for declined in self.declines)
+        """Among the ladder's own attempts: what somebody asked for between them is not a retry."""
+        return sum(
+            declined.origin in LADDER_ORIGINS and belongs(decline_for(declined.resolution))
+            for declined in self.declines
+        )
 
     def wait_for(self, turn: Turn, rule: str) -> NextStep:
         until = self.declines[0].at + self.policy.max_age
@@ -186,6 +190,29 @@ def after_decline(
             gives_up_at=None,
         )  # fmt: skip
     return step
+
+
+def after_page_declined(
+    policy: Policy,
+    declines: Sequence[Declined],
+    tz: str,
+    *,
+    other_card: Origin | None = None,
+    never: str | None = None,
+) -> NextStep | None:
+    """What a decline on a page changes. None: what was planned before stands as it was.
+
+    The arguments are those of `after_decline`. A page takes any card: only a network's code that
+    says never is held against the card on file. Another hard decline just ends its automatic tries.
+    """
+    situation = _Situation(policy, declines, tz, other_card, never)
+    if never is not None:
+        return _after_hard(situation)
+    if situation.kind is DeclineClass.HARD:
+        return situation.wait_for(Turn.CARD, "link.hard_card_needed")
+    if situation.kind is DeclineClass.UNKNOWN:
+        return hold(situation.reason, "link.unknown_person")
+    return None
 
 
 _ABOUT_THE_CARD = frozenset({DeclineClass.SOFT, DeclineClass.HARD, DeclineClass.NEEDS_CUSTOMER})

@@ -19,6 +19,7 @@ class EventKind(StrEnum):
     CANCELLATION_SCHEDULED = "subscription.cancellation_scheduled"  # at the end of the period
     CANCELLATION_WITHDRAWN = "subscription.cancellation_withdrawn"  # before it took effect
     SUBSCRIPTION_ENDED = "subscription.ended"  # no further period; what is open is still owed
+    SUBSCRIPTION_STUCK = "subscription.stuck"  # its periods cannot be planned: our bug, or its data
     CATCH_UP_HELD = "subscription.catch_up_held"  # late periods wait for a person
     CATCH_UP_DECIDED = "invoice.catch_up_decided"  # a person said what becomes of a held one
     INVOICE_OPENED = "invoice.opened"  # a period became due
@@ -36,7 +37,10 @@ class EventKind(StrEnum):
     ATTEMPT_LOOKED = "attempt.looked"  # asked the gateway, nothing decided
     ATTEMPT_UNPAID_FINAL = "attempt.unpaid_final"  # the gateway ended it; grace runs
     ATTEMPT_QUARANTINED = "attempt.quarantined"  # the answer does not fit the order
+    ATTEMPT_GIVEN_BACK = "attempt.given_back"  # paid, then refunded or charged back
     ATTEMPT_CONTRADICTED = "attempt.contradicted"  # news that a final state does not allow
+    ATTEMPT_UNDECIDED = "attempt.undecided"  # for a day: prepared or submitted, said once
+    GATEWAY_REFUSES_US = "gateway.refuses_us"  # 401 or 403: credentials or permissions
     ATTEMPT_CALLED_BACK = "attempt.called_back"  # a signed callback: the gateway is asked at once
     SALES_SWITCHED = "sales.switched"
     # For the customer or the merchant to be told: written with what they tell about.

@@ -76,16 +76,13 @@ PAID_STATUSES = frozenset(
         "partially_charged_back",
     }
 )
-GIVEN_BACK_STATUSES = frozenset(
-    {
-        "refunding",
-        "refund_pending",
-        "partially_refunded",
-        "refunded",
-        "charged_back",
-        "partially_charged_back",
-    }
-)
+CHARGED_BACK_STATUSES = frozenset({"charged_back", "partially_charged_back"})
+GIVEN_BACK_STATUSES = CHARGED_BACK_STATUSES | {
+    "refunding",
+    "refund_pending",
+    "partially_refunded",
+    "refunded",
+}
 DECLINED_STATUSES = frozenset({"process_failed"})
 UNPAID_FINAL_STATUSES = frozenset({"expired", "terminated", "rejected"})
 PENDING_STATUSES = frozenset({"created", "processing", "process_pending", "process_error"})

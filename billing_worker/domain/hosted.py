@@ -127,7 +127,7 @@ STEPS: Mapping[str, str] = {
     TOKEN_MISSING: "the customer enters the card once more, on a new page",
     FOREIGN_TOKEN: "a person looks: the gateway links this card to somebody else",
 }
-"""What has to happen next, by reason. Nothing is repeated by itself."""
+"""What has to happen next, by reason. No payment is repeated by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,9 +178,10 @@ def _paid(
         return Concluded(replace(payment, look_at=None))
     foreign = token_is_foreign or said.customer_reference not in {None, payment.customer_reference}
     if said.card is None or said.card.token is None:
-        return _without_card(payment, TOKEN_MISSING, context)
+        # The token may be minted a moment after the payment, so it is asked for again.
+        return _without_card(payment, TOKEN_MISSING, context.now + RECHECKS[0], context)
     if foreign:
-        return _without_card(payment, FOREIGN_TOKEN, context)
+        return _without_card(payment, FOREIGN_TOKEN, None, context)
     stored = replace(
         payment,
         status=move(payment.status, HostedStatus.STORED),
@@ -191,10 +192,13 @@ def _paid(
     return Concluded(stored, (), said.card)  # told once the card has a number
 
 
-def _without_card(payment: HostedPayment, reason: str, context: Context) -> Concluded:
-    if payment.status is HostedStatus.NO_CARD:
-        return Concluded(replace(payment, look_at=None))
-    return _ended(payment, HostedStatus.NO_CARD, reason, None, context)
+def _without_card(
+    payment: HostedPayment, reason: str, look_at: datetime | None, context: Context
+) -> Concluded:
+    if payment.status is not HostedStatus.NO_CARD:
+        return _ended(payment, HostedStatus.NO_CARD, reason, look_at, context)
+    again = _next_recheck(payment, context) if look_at else None
+    return Concluded(replace(payment, look_at=again))
 
 
 def _unpaid(payment: HostedPayment, finding: Finding, context: Context) -> Concluded:

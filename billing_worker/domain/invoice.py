@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 from billing_worker.domain.attempt import Origin
@@ -69,25 +69,44 @@ CANCELLED = "cancelled"
 """Why an invoice is void whose subscription was cancelled."""
 
 
-def put_aside(invoice: Invoice) -> Invoice:
+SUSPENDED = "suspended"
+"""Why an invoice waits whose subscription was suspended for an older one."""
+
+
+RECOVERY_ENDED = "recovery_ended: "
+"""Begins the reason of an invoice whose ladder is used up, or whose customer was waited for."""
+
+REFUSED = "gateway refused the invoice"
+"""In the reason of an invoice for which the gateway created none: the fault may be the token's."""
+
+
+def put_aside(invoice: Invoice, reason: str = PAUSED) -> Invoice:
     """Stop what was to happen next, and remember its date. What waits for a person still does."""
     if invoice.next_attempt_at is None:
         return invoice
     return replace(
         invoice,
-        reason=PAUSED,
+        reason=reason,
         paused_attempt_at=invoice.next_attempt_at,
         next_attempt_at=None,
         ring_at=None,
     )
 
 
-def take_up_again(invoice: Invoice, now: datetime) -> Invoice:
-    """Undo `put_aside`: the next step keeps its date, or comes now if that has passed."""
-    if invoice.paused_attempt_at is None:
+def take_up_again(invoice: Invoice, now: datetime, waited: timedelta) -> Invoice:
+    """Undo `put_aside` after `waited`, by which the customer's own time is longer.
+
+    The next step keeps its date. Where that has passed, the sweep rings now, and whoever claims a
+    first charge finds that it `was_missed`: the catch-up rules decide about it.
+    """
+    if invoice.give_up_at is not None:
+        invoice = replace(invoice, give_up_at=invoice.give_up_at + waited)
+    at = invoice.paused_attempt_at
+    if at is None:
         return invoice
-    at = max(invoice.paused_attempt_at, now)
-    return replace(invoice, reason=None, paused_attempt_at=None, next_attempt_at=at, ring_at=at)
+    return replace(
+        invoice, reason=None, paused_attempt_at=None, next_attempt_at=at, ring_at=max(at, now)
+    )
 
 
 def owed_again(invoice: Invoice, now: datetime) -> Invoice:

@@ -26,18 +26,37 @@ _S = SubscriptionStatus
 OVER = frozenset({_S.CANCELLED, _S.ENDED})
 
 
-def changed(subscription: Subscription, *, money: Money, interval: Interval) -> Subscription:
+def changed(
+    subscription: Subscription, *, money: Money, interval: Interval, now: datetime
+) -> Subscription:
     """New terms from the next period on.
 
     Another interval starts a new series, anchored at the start of the next period: its dates
     cannot be counted from the old anchor. Another amount or currency leaves the calendar alone,
     because moving the anchor to a month's end that was cut would drift for good (31st -> 28th).
+
+    While nothing becomes due (paused, suspended), the next period is the first of the old series
+    from `now` on: those before it are skipped by their old length, and a pause counts anew.
     """
     _require(subscription, set(_S) - OVER)
     after = replace(subscription, money=money)
     if interval == subscription.schedule.interval:
         return after
-    return _new_series(after, subscription.start_of(subscription.next_period), interval)
+    if subscription.status not in BILLABLE:
+        following = max(subscription.next_period, subscription.first_number_from(now))
+        after = replace(after, next_period=following, paused_at=subscription.paused_at and now)
+    return _new_series(after, subscription.start_of(after.next_period), interval)
+
+
+def ending(subscription: Subscription, ends_at: datetime | None) -> Subscription:
+    """No period that begins at `ends_at` or later becomes due; None: there is no such date.
+
+    Raises InvalidInput on `ends_at` when it leaves no further period: that is what `end` is for.
+    """
+    _require(subscription, set(_S) - OVER)
+    if ends_at is not None and ends_at <= subscription.start_of(subscription.next_period):
+        raise InvalidInput("ends_at", "leaves no further period: end the subscription instead")
+    return replace(subscription, ends_at=ends_at)
 
 
 def paused(subscription: Subscription, now: datetime) -> Subscription:
@@ -79,12 +98,15 @@ def resumed(subscription: Subscription, now: datetime, *, shift: bool, owes: boo
         after = _new_series(after, start, subscription.schedule.interval)
     else:
         following = max(following, subscription.first_number_from(now))
-    last = subscription.ends_after_periods
-    if last is not None and following >= last:
-        over = replace(ended(subscription), next_period=last)
-        return Resumed(over, range(subscription.next_period, last))
-    after = replace(after, next_period=following, next_billing_at=after.start_of(following))
-    return Resumed(after, range(subscription.next_period, following))
+    if not after.is_past_end(following, after.start_of(following)):
+        after = replace(after, next_period=following, next_billing_at=after.start_of(following))
+        return Resumed(after, range(subscription.next_period, following))
+    while following > subscription.next_period and after.is_past_end(
+        following - 1, after.start_of(following - 1)
+    ):
+        following -= 1  # Only a period before the end can have been skipped.
+    over = replace(ended(subscription), next_period=following)
+    return Resumed(over, range(subscription.next_period, following))
 
 
 def cancelled(subscription: Subscription) -> Subscription:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -24,7 +25,8 @@ class Money:
     """`minor` whole minor units (cents, yen, fils) of one ISO 4217 currency, never negative.
 
     Equal when both fields are equal. Order and sum exist only within one currency; across two
-    they raise CurrencyMismatch.
+    they raise CurrencyMismatch. The currency may have been withdrawn: what was agreed and paid in
+    it stays on the books. Only `parse` takes nothing but what can be paid in today.
     """
 
     minor: int
@@ -34,7 +36,7 @@ class Money:
         # bool is an int to isinstance, and True is nobody's price.
         if type(self.minor) is not int or self.minor < 0:
             raise InvalidInput("amount", "must be a whole number of minor units, zero or more")
-        exponent(self.currency)
+        _decimals(self.currency)
 
     @classmethod
     def parse(cls, text: object, currency: object) -> Money:
@@ -68,7 +70,7 @@ class Money:
     def amount(self) -> Decimal:
         """Major units, exact, written with all of the currency's decimals: Decimal("9.90")."""
         # From text, because arithmetic on decimals would round to the context's precision.
-        return Decimal(f"{self.minor}e-{exponent(self.currency)}")
+        return Decimal(f"{self.minor}e-{_decimals(self.currency)}")
 
     def __str__(self) -> str:
         return f"{self.amount:f} {self.currency}"
@@ -100,6 +102,25 @@ def exponent(currency: object) -> int:
     if digits is None:
         raise InvalidInput("currency", "must be an ISO 4217 code of a currency to pay in")
     return digits
+
+
+WITHDRAWN: Mapping[str, int] = {
+    "ANG": 2, "BGN": 2, "BYR": 0, "CUC": 2, "EEK": 2, "HRK": 2, "LTL": 2, "LVL": 2, "MRO": 2,
+    "SLL": 2, "STD": 2, "VEF": 2, "ZMK": 2, "ZWL": 2,
+}  # fmt: skip
+"""Withdrawn since 2011, with the decimals that ISO 4217 list one gave them while they were in it
+(list three, "historic denominations", names them without:
+https://www.six-group.com/en/products-services/financial-information/data-standards.html).
+
+Whoever upgrades `iso4217` adds what its new list leaves out: the guess that every currency has two
+decimals is the one that must not be made.
+"""
+
+
+def _decimals(currency: str) -> int:
+    """As `exponent`, also for a currency that was withdrawn."""
+    digits = WITHDRAWN.get(currency)
+    return exponent(currency) if digits is None else digits
 
 
 @functools.cache

@@ -8,7 +8,7 @@ So "never again" is at most one, for ever; "retry after 4 days" is at most one i
 An attempt that is still open counts as a decline: it may become one. Rows with codes apply only
 when the acquirer's code reaches us (`original_data.original_resolution`, gateway.md §2.2), and
 nothing says that this gateway passes it on: the gateway's own resolutions prove no network code.
-Where the network of a card is unknown, the rows of all networks apply.
+Where the network of a card is unknown, or a word that nobody listed, the rows of all apply.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 
 from billing_worker.domain.money import Money
@@ -102,6 +102,11 @@ LONGEST_COUNTED = 30 * DAY
 it unusable (`never_again`)."""
 
 
+OPEN_ENDS_WITHIN = timedelta(hours=1)
+"""Most open attempts are known by then: whoever pays a dozen subscriptions at once with one card need
+not wait for a day because ten of them were still open for a second."""
+
+
 @dataclass(frozen=True, slots=True)
 class Try:
     """A declined or still open attempt on a card, whatever its origin and invoice."""
@@ -109,6 +114,7 @@ class Try:
     at: datetime
     money: Money
     code: str | None = None  # the acquirer's, verbatim
+    open: bool = False  # it may still be paid, and then it counts no more
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,9 +135,13 @@ def refusal(brand: str | None, money: Money, tries: Sequence[Try], now: datetime
     """The rule that forbids an attempt of this amount now, or None.
 
     `tries` are those of the card, by its fingerprint. Of several rules the one that forbids it
-    longest is told.
+    longest is told; for an hour only, where no rule would without the open ones among the tries.
     """
-    return max(_refusals(brand, money, tries, now), key=_duration, default=None)
+    longest = max(_refusals(brand, money, tries, now), key=_duration, default=None)
+    ended = [one for one in tries if not one.open]
+    if longest is None or longest.until is None or any(_refusals(brand, money, ended, now)):
+        return longest
+    return replace(longest, until=min(longest.until, now + OPEN_ENDS_WITHIN))
 
 
 def never_again(brand: str | None, code: str | None, now: datetime) -> Refusal | None:
@@ -172,14 +182,25 @@ def _duration(refused: Refusal) -> float:
     return refused.until.timestamp() if refused.until else math.inf
 
 
+_OTHERS = frozenset(
+    {
+        "amex", "americanexpress", "discover", "diners", "dinersclub", "dinersclubinternational",
+        "jcb", "unionpay", "chinaunionpay", "unionpayinternational", "cup", "mir", "elo",
+        "hipercard", "troy", "rupay", "interac", "uatp", "humo", "uzcard", "belkart", "prostir",
+    }
+)  # fmt: skip
+"""Networks of their own, without rows here. Not those whose cards also bear a Visa or Mastercard
+sign (Cartes Bancaires, Dankort, EFTPOS): an attempt may go either way."""
+
+
 def _networks(brand: str | None) -> frozenset[str]:
-    """Cards of neither network have no rows here; a card of unknown brand may be of either."""
-    name = (brand or "").replace(" ", "").lower()
-    if not name:
-        return frozenset({VISA, MASTERCARD})
+    """A card whose brand is unknown, or a word that is not listed, may be of either network."""
+    name = "".join(letter for letter in (brand or "").lower() if letter.isalnum())
+    if name.startswith("visa"):
+        return frozenset({VISA})
     if name.startswith(("mastercard", "maestro")):
         return frozenset({MASTERCARD})
-    return frozenset({VISA}) if name.startswith("visa") else frozenset()
+    return frozenset() if name in _OTHERS else frozenset({VISA, MASTERCARD})
 
 
 _RESPONSE = re.compile(r"([0-9A-Z]{2})(?:\.([0-9]{2}))?")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 from billing_worker.domain.calendar import Schedule
 from billing_worker.domain.catch_up_policy import DEFAULT_POLICY, Policy
-from billing_worker.domain.errors import IllegalTransition
+from billing_worker.domain.errors import IllegalTransition, InvalidInput
 from billing_worker.domain.money import Money
 
 
@@ -72,6 +72,7 @@ class Subscription:
     cancels_at: datetime | None = None  # no period that begins then or later becomes due
     catch_up: Policy = DEFAULT_POLICY
     dunning_policy: str | None = None  # None: the default ladder
+    ends_at: datetime | None = None  # agreed: no period that begins then or later is charged
 
     def period(self, number: int) -> tuple[datetime, datetime]:
         """Start and end of a period. Numbers go on through all series, so none is used twice."""
@@ -83,6 +84,11 @@ class Subscription:
     def first_number_from(self, instant: datetime) -> int:
         """The first number of this series whose period begins at or after `instant`."""
         return self.series_start + self.schedule.first_period_from(instant)
+
+    def is_past_end(self, number: int, start: datetime) -> bool:
+        """Whether the agreement ends before the period of that number and beginning."""
+        last, ends_at = self.ends_after_periods, self.ends_at
+        return (last is not None and number >= last) or (ends_at is not None and start >= ends_at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +109,7 @@ def open_next_period(subscription: Subscription, now: datetime) -> tuple[DuePeri
     if start > now:
         raise IllegalTransition(f"period {number} starts at {start.isoformat()}, after now")
     following = number + 1
-    last = subscription.ends_after_periods
-    ended = last is not None and following >= last
+    ended = subscription.is_past_end(following, end)
     status = subscription.status
     if ended:
         status = move(status, SubscriptionStatus.ENDED)
@@ -120,15 +125,46 @@ def open_next_period(subscription: Subscription, now: datetime) -> tuple[DuePeri
 
 
 def reactivate(subscription: Subscription, now: datetime) -> Subscription:
-    """Money came for a suspended one. Periods that began meanwhile were not served: not billed."""
+    """Money came for a suspended one. Periods that began meanwhile were not served: not billed.
+
+    A cancellation that stood for a date that has passed takes effect now; the sweep carries out
+    one that is still to come, where the next period would begin.
+    """
     number = max(subscription.next_period, subscription.first_number_from(now))
     start = subscription.start_of(number)
-    last, leaves = subscription.ends_after_periods, subscription.cancels_at
-    ended = last is not None and number >= last
+    leaves = subscription.cancels_at
+    if leaves is not None and leaves <= now:
+        over = move(subscription.status, SubscriptionStatus.CANCELLED)
+        return replace(subscription, status=over, next_billing_at=None, cancels_at=None)
+    ended = subscription.is_past_end(number, start)
     status = SubscriptionStatus.ENDED if ended else SubscriptionStatus.ACTIVE
     return replace(
         subscription,
         status=move(subscription.status, status),
         next_period=number,
-        next_billing_at=None if ended or (leaves and leaves <= start) else start,
+        next_billing_at=None if ended else start,
+        cancels_at=None if ended else leaves,
     )
+
+
+MOST_PERIODS_BACK = 1_000
+MOST_YEARS_BACK = 5
+
+
+def refuse_forgotten_start(schedule: Schedule, first: int, now: datetime) -> None:
+    """An anchor so old that it must be a typing error (0026, 1926) would open thousands of periods.
+
+    `first` is the number of the first period to be charged, counted from the anchor: whoever moves
+    in with older agreements says with `paid_through` what was charged before. Raises InvalidInput
+    on `anchor_at`.
+    """
+    start = schedule.boundary(first)
+    if start >= now:
+        return
+    if now - start > timedelta(days=366 * MOST_YEARS_BACK):
+        reason = f"the first period to be charged began more than {MOST_YEARS_BACK} years ago"
+    elif schedule.period_at(now) - first >= MOST_PERIODS_BACK:
+        reason = f"more than {MOST_PERIODS_BACK} periods would be due at once"
+    else:
+        return
+    raise InvalidInput("anchor_at", f"{reason}: say with paid_through what has been charged")

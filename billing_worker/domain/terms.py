@@ -24,7 +24,8 @@ class Terms:
     """The longest a charge can take with every call at its deadline: bounds lease growth."""
 
     sale_gate_seconds: float = 5.0
-    """The sale is sent only this soon after its commit returned; later it is not sent at all.
+    """The call of the sale begins only this soon after its commit, or not at all; then its fresh
+    connection has to stand within the connect timeout, or nothing is sent.
 
     A frame that slept longer may wake up after the invoice was given up.
     """

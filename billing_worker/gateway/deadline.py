@@ -27,9 +27,12 @@ class DeadlineError(TimeoutError):
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """`ends_at` is on the scale of `monotonic`; both are seconds, as is `read_timeout`."""
+    """`ends_at` and `connect_ends_at` are on the scale of `monotonic`: seconds, as is
+    `read_timeout`.
+    """
 
     ends_at: float
+    connect_ends_at: float
     read_timeout: float
     monotonic: Callable[[], float]
 
@@ -51,10 +54,13 @@ _current: ContextVar[Deadline] = ContextVar("deadline")
 
 @contextmanager
 def within(
-    total: float, *, read_timeout: float, monotonic: Callable[[], float]
+    total: float, *, connect: float, read_timeout: float, monotonic: Callable[[], float]
 ) -> Iterator[Deadline]:
-    """Bound everything that this thread reads inside the block to `total` seconds."""
-    deadline = Deadline(monotonic() + total, read_timeout, monotonic)
+    """Bound everything that this thread reads inside the block to `total` seconds, of which
+    `connect` until a new connection stands. Later nothing is sent on it.
+    """
+    now = monotonic()
+    deadline = Deadline(now + total, now + connect, read_timeout, monotonic)
     token = _current.set(deadline)
     try:
         yield deadline
@@ -103,7 +109,8 @@ class _BoundedConnection(HTTPConnection):
         sent.
         """
         super().connect()
-        if _current.get().remaining() <= 0:
+        deadline = _current.get()
+        if deadline.monotonic() >= deadline.connect_ends_at:
             raise ConnectTimeoutError(self, "connected after the deadline")
 
 

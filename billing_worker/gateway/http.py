@@ -60,8 +60,9 @@ class Transport(Protocol):
 class RequestsTransport:
     """Transport on requests. Safe to share between threads and across a fork.
 
-    Seconds everywhere. `connect_timeout` bounds the connection and the TLS handshake,
-    `read_timeout` each silence of the server, and both together the whole call. `ca_bundle` is
+    Seconds everywhere. `connect_timeout` bounds the connection and the TLS handshake (to one
+    address; for a sale everything before its first byte, name look-up included), `read_timeout`
+    each silence of the server, and both together the whole call. `ca_bundle` is
     a PEM file to trust in place of Mozilla's list.
     """
 
@@ -96,7 +97,12 @@ class RequestsTransport:
 
     def _attempt(self, request: Request, *, moves_money: bool) -> Response | GatewayError:
         total = self._connect_timeout + self._read_timeout
-        with within(total, read_timeout=self._read_timeout, monotonic=self._monotonic):
+        # A sale leaves within seconds of its commit, or not at all: a slow name look-up and a list
+        # of dead addresses, which no timeout of theirs bounds, count too.
+        connect = self._connect_timeout if moves_money else total
+        with within(
+            total, connect=connect, read_timeout=self._read_timeout, monotonic=self._monotonic
+        ):
             try:
                 return self._exchange(request, moves_money=moves_money)
             except Exception as error:  # noqa: BLE001 - whatever it is, the request may be out.

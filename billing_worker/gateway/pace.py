@@ -11,24 +11,42 @@ import redis
 
 from billing_worker.clock import Clock, SystemClock
 
+Meanwhile = Callable[[], None]
+
 
 class Pace(Protocol):
-    def wait(self, n: int = 1) -> None:
+    def wait(self, n: int = 1, meanwhile: Meanwhile | None = None) -> None:
         """Block until `n` more requests may be sent. Never raises.
 
         Bounded by the work in flight: at most the permits that others took before this call,
         divided by the cap. Take the permits of a sale before its commit, because the sale must
         follow its commit within seconds.
+
+        A wait that is long calls `meanwhile` every quarter of a second. What that raises ends the
+        wait; its permits are lost.
         """
         ...
 
 
 class Unlimited:
-    def wait(self, n: int = 1) -> None:
+    def wait(self, n: int = 1, meanwhile: Meanwhile | None = None) -> None:
         """Return at once: no cap is configured."""
 
 
 Sleep = Callable[[float], None]
+
+_SLICE_SECONDS: Final = 0.25
+
+
+def _wait_out(sleep: Sleep, seconds: float, meanwhile: Meanwhile | None) -> None:
+    if meanwhile is None:
+        sleep(seconds)
+        return
+    while seconds > 0:
+        sleep(min(seconds, _SLICE_SECONDS))
+        seconds -= _SLICE_SECONDS
+        meanwhile()
+
 
 LONGEST_LEAD_SECONDS: Final = 60
 """How far ahead permits are given out. Whoever finds the minute full comes back for the next.
@@ -82,15 +100,15 @@ class RedisPace:
         self._alone = LocalPace(per_second, clock=clock, sleep=sleep)
         self._ask_again_at = self._monotonic()
 
-    def wait(self, n: int = 1) -> None:
+    def wait(self, n: int = 1, meanwhile: Meanwhile | None = None) -> None:
         """Block for as long as the permits that others took before last under the cap."""
         cost = round(n * self._microseconds_each)
         while (microseconds := self._reserve_at_redis(cost)) == _FULL:
-            self._sleep(LONGEST_LEAD_SECONDS / 2)
+            _wait_out(self._sleep, LONGEST_LEAD_SECONDS / 2, meanwhile)
         if microseconds is None:
-            self._alone.wait(n)
+            self._alone.wait(n, meanwhile)
         elif microseconds > 0:
-            self._sleep(microseconds / 1_000_000)
+            _wait_out(self._sleep, microseconds / 1_000_000, meanwhile)
 
     def _reserve_at_redis(self, cost: int) -> int | None:
         """Microseconds to wait or _FULL; None while Redis does not answer."""
@@ -117,11 +135,11 @@ class LocalPace:
         self._due = self._monotonic()
         self._lock = threading.Lock()
 
-    def wait(self, n: int = 1) -> None:
+    def wait(self, n: int = 1, meanwhile: Meanwhile | None = None) -> None:
         """Block for the permits that this process took before, divided by the cap."""
         with self._lock:
             now = self._monotonic()
             seconds = max(self._due - now, 0.0)
             self._due = now + seconds + n * self._seconds_each
         if seconds > 0:
-            self._sleep(seconds)
+            _wait_out(self._sleep, seconds, meanwhile)

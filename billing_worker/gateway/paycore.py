@@ -34,7 +34,7 @@ from billing_worker.gateway.port import (
     TokenisationOrder,
     WireCall,
 )
-from billing_worker.gateway.redaction import excerpt, legible, redact, redact_body
+from billing_worker.gateway.redaction import excerpt, legible, redact, redact_body, stated
 
 T = TypeVar("T")
 Order = InstantOrder | TokenisationOrder | CheckoutOrder
@@ -319,5 +319,32 @@ def _wire_call(
         duration_ms=round(seconds * 1000),
         outcome=outcome,
         request=call.shown,
-        answer=excerpt(response.body, call.secrets) if response else None,
+        answer=_shown_of(call, response) if response else None,
     )
+
+
+def _shown_of(call: _Call, response: Response) -> str:
+    """A look knows no card token that it could hide: only what decides is shown of its answer."""
+    if call.shown is None:
+        return stated(response.body, _DECIDING)
+    return excerpt(response.body, call.secrets)
+
+
+_DECIDING: Final = frozenset(
+    {
+        "id",
+        "status",
+        "resolution",
+        "original_resolution",
+        "reference_id",
+        "amount",
+        "payment_amount",
+        "processed_amount",
+        "currency",
+        "test_mode",
+        "moderation_required",
+        "created",
+        "updated",
+        "processed",
+    }
+)

@@ -13,7 +13,7 @@ import functools
 import html
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -29,13 +29,17 @@ _SECRET_NAME: Final = re.compile(
     r"|cvv2?|cvc2?|pan|card_?number",
     re.IGNORECASE,
 )
+# Of an answer: whoever has the address of a page may pay there, and with it comes what it needs.
+_PAGE_NAME: Final = re.compile(r"action|params|sid|hpp_?url", re.IGNORECASE)
 # `"name":`, and `\"name\":` as it looks in JSON inside a JSON string (`callback_logs`).
 _NAME: Final = re.compile(r'"([\w-]{1,64}+)\\{0,3}+"\s{0,9}+:\s{0,9}+')
-# A string up to its own kind of quote, a number, or a list or object up to its first end.
+# A string up to its own kind of quote, a number, a list up to its first end, or an object up to its
+# first end outside of a string.
 # Not null, true and false: whether there is a token at all may be known.
 _VALUE: Final = re.compile(
     r'(?P<quote>\\{0,3}")(?:(?!(?P=quote))(?:\\.|.))*(?P=quote)?'
-    r"|-?[0-9][^\s,}\]]*|\[[^\]]*\]?|\{[^}]*\}?",
+    r"|-?[0-9][^\s,}\]]*|\[[^\]]*\]?"
+    r'|\{(?:"(?:[^"\\]|\\.)*+"?|\\"(?:[^"\\]|\\[^"])*+(?:\\")?|[^}"\\]|\\)*+\}?',
     re.DOTALL,
 )
 _FORM_VALUE: Final = re.compile(r"=[^&\s\"'<>\\]+")
@@ -58,14 +62,44 @@ def redact(text: str, secrets: Iterable[Secret] = ()) -> str:
     """`text` without the given secrets and without anything that looks like one."""
     if "&quot;" in text or "&#34;" in text:
         text = html.unescape(text)
-    for secret in secrets:
-        for spelling in _spellings(secret.reveal()):
-            text = text.replace(spelling, HIDDEN)
+    text = hide(text, secrets)
     text = _hide_named_values(text)
     text = _FORM_VALUE.sub(_hide_form_value, text)
     text = _AUTHORIZATION.sub(HIDDEN, text)
     text = _JWT.sub(HIDDEN, text)
     return _DIGITS.sub(_hide_card_numbers, text)
+
+
+def hide(text: str, secrets: Iterable[Secret]) -> str:
+    """`text` without the given secrets, and otherwise as it is."""
+    for secret in secrets:
+        for spelling in _spellings(secret.reveal()):
+            text = text.replace(spelling, HIDDEN)
+    return text
+
+
+def stated(body: bytes, names: Collection[str]) -> str:
+    """What an answer says under these names, and whatever else it holds left out.
+
+    For answers about a card whose token is not at hand: free text may quote it.
+    """
+    try:
+        said = json.dumps(_named(json.loads(body), names), ensure_ascii=False)
+    except (ValueError, RecursionError):
+        return f"no JSON, {len(body)} bytes"
+    return legible(redact(said))[:LONGEST_EXCERPT]
+
+
+def _named(value: Any, names: Collection[str]) -> Any:
+    if isinstance(value, list):
+        return [kept for item in value if (kept := _named(item, names)) not in ({}, [], None)]
+    if not isinstance(value, dict):
+        return None
+    found = {
+        name: item if name in names and not isinstance(item, dict | list) else _named(item, names)
+        for name, item in value.items()
+    }
+    return {name: item for name, item in found.items() if item not in ({}, [], None)}
 
 
 def redact_body(value: Any, secrets: Iterable[Secret] = ()) -> Any:
@@ -111,7 +145,7 @@ def _hide_named_values(text: str) -> str:
     shown = []
     done = 0
     for name in _NAME.finditer(text):
-        if name.start() < done or not _names_a_secret(name[1]):
+        if name.start() < done or not _is_hidden_in_answers(name[1]):
             continue
         if value := _VALUE.match(text, name.end()):
             quote_mark = value["quote"] or '"'
@@ -129,6 +163,11 @@ def _hide_form_value(value: re.Match[str]) -> str:
 @functools.lru_cache(maxsize=1024)
 def _names_a_secret(name: str) -> bool:
     return _SECRET_NAME.fullmatch(name) is not None
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_hidden_in_answers(name: str) -> bool:
+    return _names_a_secret(name) or _PAGE_NAME.fullmatch(name) is not None
 
 
 def _hide_card_numbers(digits: re.Match[str]) -> str:

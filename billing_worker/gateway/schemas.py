@@ -394,11 +394,13 @@ def _month_or_none(value: Any) -> int | None:
 
 
 def _year_or_none(value: Any) -> int | None:
-    """The gateway prints "32" for 2032."""
+    """The gateway prints "32" for 2032. What is no year of a card is not known."""
     year = _whole_number_or_none(value)
     if year is None:
         return None
-    return 2000 + year if year < 100 else year  # noqa: PLR2004
+    if year < 100:  # noqa: PLR2004
+        return 2000 + year
+    return year if 2000 <= year <= 2100 else None  # noqa: PLR2004
 
 
 class _CardAnswer(_Incoming):

@@ -9,14 +9,15 @@ from typing import Any
 
 from sqlalchemy import (
     BindParameter,
-    ColumnElement,
     Connection,
     Row,
     and_,
     bindparam,
     func,
+    literal_column,
     or_,
     select,
+    text,
     update,
 )
 
@@ -24,7 +25,7 @@ from billing_worker.domain.card import Card
 from billing_worker.domain.money import Money
 from billing_worker.domain.network_rules import Try
 from billing_worker.domain.subscription import BILLABLE
-from billing_worker.persistence.tables import attempts, cards, subscriptions
+from billing_worker.persistence.tables import attempts, cards, customers, subscriptions
 
 # Not the token: what is only asked about need not be carried.
 _COLUMNS: tuple[Any, ...] = (
@@ -54,6 +55,27 @@ def card_from(row: Row[Any]) -> Card:
     )
 
 
+def oldest_and_newest_token(connection: Connection) -> list[bytes]:
+    """Encrypted; both are the same while there is one card."""
+    by_age = select(cards.c.token).limit(1)
+    ends = (by_age.order_by(cards.c.id), by_age.order_by(cards.c.id.desc()))
+    return [token for query in ends for token in connection.execute(query).scalars()]
+
+
+_other = cards.alias("other")
+# Not `card_id IN (…) OR fingerprint IN (…)`: that reads the whole table.
+_ALIKE = or_(_other.c.id == cards.c.id, _other.c.fingerprint == cards.c.fingerprint)
+
+# As the index `ix_attempts_budget` says it, in letters: with bound values it would not be used.
+_COUNTED = text("attempts.status IN ('prepared', 'submitted', 'declined')")
+_LIVE_ON_ALIKE = (
+    select(func.count())
+    .select_from(_other.join(attempts, attempts.c.card_id == _other.c.id))
+    .where(_ALIKE, _COUNTED, attempts.c.status != literal_column("'declined'"))
+    .correlate(cards)
+    .scalar_subquery()
+)
+
 # Asked for every batch of charges, so built once.
 _THESE: BindParameter[int] = bindparam("ids", expanding=True)
 _BY_IDS = select(*_COLUMNS).where(cards.c.id.in_(_THESE))
@@ -61,7 +83,8 @@ _WITH_A_PAST = _BY_IDS.where(
     or_(
         cards.c.unusable_reason.is_not(None),
         cards.c.declined_at > bindparam("since", type_=cards.c.declined_at.type),
-        cards.c.expiry_year <= bindparam("year"),
+        cards.c.expiry_year * 12 + cards.c.expiry_month < bindparam("month"),
+        _LIVE_ON_ALIKE > 1,
     )
 )
 
@@ -74,11 +97,12 @@ def by_ids(connection: Connection, card_ids: Collection[int]) -> dict[int, Card]
 def with_a_past(
     connection: Connection, card_ids: Collection[int], since: datetime, now: datetime
 ) -> dict[int, Card]:
-    """Those of the cards that something may stand against: dead, declined since then, or expired.
+    """Those of the cards that something may stand against: dead, declined since then, expired, or
+    with more than one live attempt on them and all cards alike.
 
     Hardly any, so that asking for all the cards of a batch costs little more than the question.
     """
-    asked = {"ids": sorted(card_ids), "since": since, "year": now.year}
+    asked = {"ids": sorted(card_ids), "since": since, "month": now.year * 12 + now.month}
     return {row.id: card_from(row) for row in connection.execute(_WITH_A_PAST, asked)}
 
 
@@ -102,13 +126,13 @@ def of_subscription(connection: Connection, subscription_id: int) -> list[Card]:
     return [card_from(row) for row in connection.execute(query)]
 
 
-def _alike(card_ids: Collection[int]) -> ColumnElement[bool]:
-    """These cards, and every other one with the fingerprint of one of them."""
-    ids = sorted(card_ids)
-    prints = select(cards.c.fingerprint).where(
-        cards.c.id.in_(ids), cards.c.fingerprint.is_not(None)
-    )
-    return or_(cards.c.id.in_(ids), cards.c.fingerprint.in_(prints))
+_ALIKE_IDS = select(_other.c.id).join(cards, _ALIKE).where(cards.c.id.in_(_THESE))
+_BUDGETS = (
+    select(*_COLUMNS)
+    .where(cards.c.id.in_(_ALIKE_IDS.correlate(None)))
+    .order_by(cards.c.id)
+    .with_for_update(key_share=True)
+)
 
 
 def lock_budgets(connection: Connection, card_ids: Collection[int]) -> dict[int, Card]:
@@ -117,59 +141,102 @@ def lock_budgets(connection: Connection, card_ids: Collection[int]) -> dict[int,
     Until the transaction ends nobody else counts their tries: two attempts cannot both be the
     last one that is allowed. The lock is the weak one: foreign keys do not wait for it.
     """
-    query = (
-        select(*_COLUMNS)
-        .where(_alike(card_ids))
-        .order_by(cards.c.id)
-        .with_for_update(key_share=True)
-    )
-    return {row.id: card_from(row) for row in connection.execute(query)}
+    rows = connection.execute(_BUDGETS, {"ids": sorted(card_ids)})
+    return {row.id: card_from(row) for row in rows}
+
+
+_PREPARED = select(
+    attempts.c.id, attempts.c.card_id, attempts.c.amount_minor, attempts.c.currency
+).where(attempts.c.card_id.in_(_THESE), _COUNTED, attempts.c.status == literal_column("'prepared'"))
+_TRIES = select(
+    attempts.c.id,
+    attempts.c.card_id,
+    attempts.c.status,
+    attempts.c.submitted_at,
+    attempts.c.amount_minor,
+    attempts.c.currency,
+    attempts.c.original_code,
+).where(
+    attempts.c.card_id.in_(_THESE),
+    _COUNTED,
+    attempts.c.submitted_at > bindparam("since", type_=attempts.c.submitted_at.type),
+)
 
 
 def tries_on(
-    connection: Connection, locked: Collection[Card], since: datetime
+    connection: Connection, locked: Collection[Card], since: datetime, now: datetime
 ) -> dict[str, list[Try]]:
-    """Declined and still open attempts on these cards by fingerprint, whatever their origin."""
+    """Declined and still open attempts on these cards by fingerprint, whatever their origin.
+
+    Also those that another transaction may be arming this moment: one that met no other attempt
+    took no lock of the card, and its `submitted` cannot be read yet. It holds its own row.
+    """
     fingerprint_of = {card.id: card.fingerprint for card in locked}
-    query = select(
-        attempts.c.card_id,
-        attempts.c.submitted_at,
-        attempts.c.amount_minor,
-        attempts.c.currency,
-        attempts.c.original_code,
-    ).where(
-        attempts.c.card_id.in_(sorted(fingerprint_of)),
-        attempts.c.status.in_(["submitted", "declined"]),
-        attempts.c.submitted_at > since,
-    )
+    asked = {"ids": sorted(fingerprint_of), "since": since}
+    # In this order: what is armed between two of these statements is seen by the last one.
+    prepared = connection.execute(_PREPARED, asked).all()
+    idle = _PREPARED.with_for_update(read=True, key_share=True, skip_locked=True)
+    idle_ids = {row.id for row in connection.execute(idle, asked)} if prepared else set()
+    made = connection.execute(_TRIES, asked).all()
+    settled_or_idle = idle_ids | {row.id for row in made}
+    being_armed = [row for row in prepared if row.id not in settled_or_idle]
     found: dict[str, list[Try]] = defaultdict(list)
-    for row in connection.execute(query):
+    for row in made:
         money = Money.from_minor(row.amount_minor, row.currency)
-        found[fingerprint_of[row.card_id]].append(Try(row.submitted_at, money, row.original_code))
+        is_open = row.status == "submitted"
+        made_then = Try(row.submitted_at, money, row.original_code, open=is_open)
+        found[fingerprint_of[row.card_id]].append(made_then)
+    for one in being_armed:
+        money = Money.from_minor(one.amount_minor, one.currency)
+        found[fingerprint_of[one.card_id]].append(Try(now, money, open=True))
     return found
 
 
-def remember_decline(
-    connection: Connection, card_id: int, now: datetime, unusable_reason: str | None
+def remember_declines(
+    connection: Connection, declined: Sequence[tuple[int, str | None]], now: datetime
 ) -> None:
-    """Note a decline on all cards alike; with a reason, none of them is ever charged again."""
-    lock_budgets(connection, [card_id])  # in the order of their ids, as everybody locks them
-    connection.execute(
-        update(cards)
-        .where(_alike([card_id]))
-        .values(
-            declined_at=now,
-            unusable_reason=func.coalesce(cards.c.unusable_reason, unusable_reason),
+    """Note declines, as (card id, why it must never be charged again), on all cards alike.
+
+    The caller holds the budgets of the cards locked.
+    """
+    by_reason: dict[str | None, list[int]] = defaultdict(list)
+    for card_id, reason in declined:
+        by_reason[reason].append(card_id)
+    for reason, card_ids in by_reason.items():
+        connection.execute(
+            update(cards)
+            .where(cards.c.id.in_(_ALIKE_IDS.correlate(None)))
+            .values(
+                declined_at=now, unusable_reason=func.coalesce(cards.c.unusable_reason, reason)
+            ),
+            {"ids": sorted(card_ids)},
         )
-    )
 
 
-def remembered(connection: Connection, fingerprints: Collection[str]) -> dict[str, Card]:
-    """By fingerprint, of those that were ever declined: what a card that is stored anew inherits."""
-    query = select(*_COLUMNS).where(
-        cards.c.fingerprint.in_(sorted(fingerprints)), cards.c.declined_at.is_not(None)
+def lock_known(connection: Connection, fingerprints: Collection[str]) -> Sequence[Row[Any]]:
+    """The stored cards of these fingerprints, oldest first, locked: their past is what a card that
+    is stored anew inherits, and a decline that is being written has to be waited for.
+    """
+    query = (
+        select(*_COLUMNS)
+        .where(cards.c.fingerprint.in_(sorted(fingerprints)))
+        .order_by(cards.c.id)
+        .with_for_update(key_share=True)
     )
-    return {row.fingerprint: card_from(row) for row in connection.execute(query)}
+    return connection.execute(query).all()
+
+
+def owners(connection: Connection, fingerprints: Collection[str]) -> defaultdict[str, set[str]]:
+    """References of the customers who have a card of each fingerprint."""
+    query = (
+        select(cards.c.fingerprint, customers.c.reference_id)
+        .join(customers, customers.c.id == cards.c.customer_id)
+        .where(cards.c.fingerprint.in_(sorted(fingerprints)))
+    )
+    found: defaultdict[str, set[str]] = defaultdict(set)
+    for row in connection.execute(query):
+        found[row.fingerprint].add(row.reference_id)
+    return found
 
 
 def listed(connection: Connection, customer_id: int) -> Sequence[Row[Any]]:
@@ -203,20 +270,30 @@ def allow_backup(connection: Connection, card_id: int, now: datetime, consent: s
 
 def expiring(
     connection: Connection, months: Collection[tuple[int, int]], after_id: int, limit: int
-) -> Sequence[Row[Any]]:
-    """Cards that expire in one of the (year, month) pairs and pay for a billable subscription:
-    the card's columns and `subscription_id`, in the order of that id, from `after_id` on.
+) -> list[tuple[int, int]]:
+    """(card id, subscription id) of cards that expire in one of the (year, month) pairs and pay for
+    a billable subscription, in the order of the latter id, from `after_id` on.
     """
     due = or_(*(and_(cards.c.expiry_year == y, cards.c.expiry_month == m) for y, m in months))
     query = (
-        select(cards, subscriptions.c.id.label("subscription_id"))
+        select(cards.c.id.label("card_id"), subscriptions.c.id)
         .join(subscriptions, subscriptions.c.card_id == cards.c.id)
         .where(due, subscriptions.c.status.in_(sorted(BILLABLE)), subscriptions.c.id > after_id)
         .order_by(subscriptions.c.id)
         .limit(limit)
-        .with_for_update(of=cards, key_share=True)
     )
-    return connection.execute(query).all()
+    return [(row.card_id, row.id) for row in connection.execute(query)]
+
+
+def lock(connection: Connection, card_ids: Collection[int]) -> dict[int, Row[Any]]:
+    """Whole rows by id."""
+    query = (
+        select(cards)
+        .where(cards.c.id.in_(sorted(card_ids)))
+        .order_by(cards.c.id)
+        .with_for_update(key_share=True)
+    )
+    return {row.id: row for row in connection.execute(query)}
 
 
 def remember_warning(connection: Connection, card_ids: Collection[int], days: int) -> None:

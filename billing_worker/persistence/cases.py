@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Table, bindparam, select, update
+from sqlalchemy import Connection, Table, and_, bindparam, exists, or_, select, update
 from sqlalchemy import case as case_when
 
 from billing_worker.domain.attempt import Attempt
 from billing_worker.domain.card import Card, other_card
 from billing_worker.domain.errors import ConcurrentChange
-from billing_worker.domain.invoice import Invoice
+from billing_worker.domain.invoice import Invoice, InvoiceStatus
 from billing_worker.domain.settlement import Case
-from billing_worker.domain.subscription import Subscription
+from billing_worker.domain.subscription import Subscription, SubscriptionStatus
 from billing_worker.persistence import cards
-from billing_worker.persistence.rows import attempt_from, invoice_from, subscription_from
+from billing_worker.persistence.rows import TERMS, attempt_from, invoice_from, subscription_from
 from billing_worker.persistence.tables import attempts, invoices, subscriptions
 
 _T = TypeVar("_T")
@@ -58,7 +58,15 @@ class LockedCases:
         }
         self._tries: dict[int, list[Attempt]] = defaultdict(list)
         self._cards: dict[int, list[Card]] = {}
+        self._debts: dict[int, set[int]] = defaultdict(set)
         self._before = (dict(self._attempts), dict(self._invoices), dict(self._subscriptions))
+
+    def find_debts(self) -> None:
+        """Also read what else is owed by those who would be in good standing once they pay."""
+        behind = [s.id for s in self._subscriptions.values() if s.status in _BEHIND]
+        if behind:
+            for row in self._connection.execute(_DEBTS, {"ids": behind}):
+                self._debts[row.subscription_id].add(row.id)
 
     def look_back(self, keys: Sequence[CaseKey], now: datetime) -> None:
         """Also read what a decline is judged by: earlier attempts, the card, a backup card."""
@@ -75,7 +83,8 @@ class LockedCases:
         attempt = self._attempts[key.attempt_id]
         subscription = self._subscriptions[key.subscription_id]
         owned = self._cards.get(subscription.customer_id, [])
-        card = next((card for card in owned if card.id == attempt.card_id), None)
+        by_id = {card.id: card for card in owned}
+        card = by_id.get(attempt.card_id or 0)
         return Case(
             attempt,
             self._invoices[key.invoice_id],
@@ -83,7 +92,15 @@ class LockedCases:
             tuple(self._tries[key.invoice_id]),
             card,
             other_card(card, subscription.card_id, owned, self._now) if card else None,
+            by_id.get(subscription.card_id or 0),
+            owes_more=self._owes_more(key),
         )
+
+    def _owes_more(self, key: CaseKey) -> bool:
+        """What this very transaction has settled is owed no longer."""
+        others = self._debts[key.subscription_id] - {key.invoice_id}
+        mine = (self._invoices.get(invoice_id) for invoice_id in others)
+        return any(invoice is None or invoice.status is InvoiceStatus.OPEN for invoice in mine)
 
     def put(self, case: Case) -> None:
         self._attempts[case.attempt.id] = case.attempt
@@ -104,16 +121,33 @@ def _changed(before: dict[int, _T], after: dict[int, _T]) -> list[tuple[_T, _T]]
 
 # Built once: putting a statement together costs as much as sending it.
 _LOCK = {
-    table: select(table)
+    table: select(*columns)
     .where(table.c.id.in_(bindparam("ids", expanding=True)))
     .order_by(table.c.id)
     .with_for_update()
-    for table in (subscriptions, invoices, attempts)
+    for table, columns in ((subscriptions, TERMS), (invoices, [invoices]), (attempts, [attempts]))
 }
 
 
 def _locked(connection: Connection, table: Table, ids: set[int]) -> Any:
     return connection.execute(_LOCK[table], {"ids": sorted(ids)})
+
+
+_BEHIND = frozenset({SubscriptionStatus.PAST_DUE, SubscriptionStatus.SUSPENDED})
+_DEBTS = select(invoices.c.id, invoices.c.subscription_id).where(
+    invoices.c.subscription_id.in_(bindparam("ids", expanding=True)),
+    invoices.c.status == "open",
+    or_(
+        invoices.c.first_declined_at.is_not(None),
+        # Held for a person after a try; what nobody has tried yet is no sign of trouble.
+        and_(
+            invoices.c.next_attempt_at.is_(None),
+            invoices.c.paused_attempt_at.is_(None),
+            invoices.c.reason.is_not(None),
+            exists().where(attempts.c.invoice_id == invoices.c.id),
+        ),
+    ),
+)
 
 
 _TO_ASK = (
@@ -210,6 +244,9 @@ _SAVE_ATTEMPT = (
         sale_resolution=bindparam("new_sale_resolution"),
         outcome=bindparam("new_outcome"),
         original_code=bindparam("new_original_code"),
+        undecided_since=bindparam("new_undecided_since"),
+        heard_at=bindparam("new_heard_at"),
+        submitted_at=bindparam("new_submitted_at"),
         # The bearer is of no use once the sale is explained: it is not kept.
         bearer=case_when(
             (
@@ -248,6 +285,7 @@ _SAVE_SUBSCRIPTION = (
         status=bindparam("new_status"),
         next_period=bindparam("new_next_period"),
         next_billing_at=bindparam("new_next_billing_at"),
+        cancels_at=bindparam("new_cancels_at"),
     )
 )
 
@@ -280,6 +318,9 @@ def _save_attempts(connection: Connection, changes: list[tuple[Attempt, Attempt]
             "new_sale_resolution": after.sale_resolution,
             "new_outcome": after.outcome,
             "new_original_code": after.original_code,
+            "new_undecided_since": after.undecided_since,
+            "new_heard_at": after.heard_at,
+            "new_submitted_at": after.submitted_at,
         }
         for before, after in changes
     ]
@@ -317,6 +358,7 @@ def _save_subscriptions(
             "new_status": after.status,
             "new_next_period": after.next_period,
             "new_next_billing_at": after.next_billing_at,
+            "new_cancels_at": after.cancels_at,
         }
         for before, after in changes
     ]

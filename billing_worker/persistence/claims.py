@@ -22,7 +22,7 @@ from sqlalchemy import (
 
 from billing_worker.domain import attempt as attempt_rules
 from billing_worker.domain.attempt import LIVE, Attempt, AttemptStatus, Origin
-from billing_worker.domain.errors import InvariantBroken
+from billing_worker.domain.errors import ConcurrentChange, InvariantBroken
 from billing_worker.domain.invoice import Invoice
 from billing_worker.persistence.cases import CaseKey
 from billing_worker.persistence.rows import attempt_from, invoice_from
@@ -63,6 +63,11 @@ _AFTER_OLDER = (
 )
 
 
+HAS_LIVE_ATTEMPT = exists().where(
+    attempts.c.invoice_id == invoices.c.id, attempts.c.status.in_(sorted(LIVE))
+)
+
+
 # What runs for every page is built once: putting a statement together costs as much as sending it.
 _THESE: BindParameter[int] = bindparam("ids", expanding=True)
 _WITH_TERMS = select(
@@ -85,11 +90,11 @@ def lock_due(connection: Connection, invoice_ids: Sequence[int], now: datetime) 
     return _with_attempts(connection, _DUE, {"ids": list(invoice_ids), "now": now})
 
 
-def lock_open(connection: Connection, subscription_id: int) -> list[DueInvoice]:
-    """Lock every open invoice of a subscription that the caller has locked, due or not."""
+def lock_open(connection: Connection, *subscription_ids: int) -> list[DueInvoice]:
+    """Lock every open invoice of subscriptions that the caller has locked, due or not."""
     query = (
         _WITH_TERMS.where(
-            invoices.c.subscription_id == subscription_id, invoices.c.status == "open"
+            invoices.c.subscription_id.in_(subscription_ids), invoices.c.status == "open"
         )
         .order_by(invoices.c.id)
         .with_for_update(of=invoices)
@@ -115,11 +120,13 @@ def lock_given_up(connection: Connection, subscription_id: int) -> list[Invoice]
 
 
 def overdue(connection: Connection, now: datetime, limit: int) -> list[tuple[int, str]]:
-    """(invoice id, subscription reference) where the customer has been waited for long enough."""
+    """(invoice id, subscription reference) where the customer has been waited for long enough, and
+    nothing is under way.
+    """
     query = (
         select(invoices.c.id, subscriptions.c.reference_id)
         .join(subscriptions, subscriptions.c.id == invoices.c.subscription_id)
-        .where(invoices.c.give_up_at <= now, subscriptions.c.status != "paused")
+        .where(invoices.c.give_up_at <= now, subscriptions.c.status != "paused", ~HAS_LIVE_ATTEMPT)
         .order_by(invoices.c.give_up_at)
         .limit(limit)
     )
@@ -214,6 +221,35 @@ def take_over(connection: Connection, lapsed: Sequence[tuple[Attempt, datetime]]
     return [
         replace(a, fence=a.fence + 1, claims=a.claims + 1, lease_until=lease) for a, lease in lapsed
     ]
+
+
+def renew(connection: Connection, attempt: Attempt, until: datetime) -> None:
+    """Hold a claim for longer. Raises ConcurrentChange when it is not ours any more."""
+    ours = connection.execute(
+        update(attempts)
+        .where(
+            attempts.c.id == attempt.id,
+            attempts.c.fence == attempt.fence,
+            attempts.c.status == "prepared",
+        )
+        .values(lease_until=until)
+    )
+    if ours.rowcount != 1:
+        raise ConcurrentChange(f"{attempt.reference_id} was claimed by another")
+
+
+def outlived(connection: Connection, attempt: Attempt) -> None:
+    """The claim that was replaced was slow and not dead: it does not count as a crash."""
+    connection.execute(
+        update(attempts)
+        .where(
+            attempts.c.id == attempt.id,
+            attempts.c.fence > attempt.fence,
+            attempts.c.status == "prepared",
+            attempts.c.claims > 1,
+        )
+        .values(claims=attempts.c.claims - 1)
+    )
 
 
 _RING_LATER = (

@@ -21,6 +21,20 @@ def add(connection: Connection, name: str, number: int, now: datetime) -> None:
     )
 
 
+def add_unless_recent(connection: Connection, name: str, now: datetime, since: datetime) -> bool:
+    """Count once in a while. False: it was counted after `since`, and is not again."""
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    statement = dialect.insert(counters).values(name=name, total=1, changed_at=now)
+    counted = connection.execute(
+        statement.on_conflict_do_update(
+            index_elements=["name"],
+            set_={"total": counters.c.total + 1, "changed_at": now},
+            where=counters.c.changed_at <= since,
+        ).returning(counters.c.name)
+    )
+    return counted.first() is not None
+
+
 def counts(connection: Connection, prefix: str) -> dict[str, int]:
     """By name, without the prefix."""
     query = select(counters.c.name, counters.c.total).where(

@@ -4,11 +4,14 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Row, select
 
+from billing_worker.domain.errors import InvalidInput
 from billing_worker.persistence import cards as stored_cards
 from billing_worker.persistence.bulk import insert_rows
 from billing_worker.persistence.tables import cards, customers
+
+FOREIGN_CARD = "belongs to another customer"
 
 
 def ids_for(
@@ -40,15 +43,29 @@ def _known(connection: Connection, references: Sequence[str]) -> dict[str, int]:
 def add_cards(connection: Connection, rows: Sequence[dict[str, Any]]) -> list[int]:
     """Insert cards (tokens already encrypted); the ids come back in the order of `rows`.
 
-    A card that is known by its fingerprint keeps its past: refused for good stays refused.
+    A card that is known by its fingerprint keeps its past: refused for good stays refused. Raises
+    InvalidInput on `card.token` when another customer has it.
     """
     if not rows:
         return []
-    past = stored_cards.remembered(connection, {row["fingerprint"] for row in rows})
+    owner_of: dict[str, int] = {}
+    for row in rows:
+        _require_own(
+            owner_of.setdefault(row["fingerprint"], row["customer_id"]), row["customer_id"]
+        )
+    past: dict[str, Row[Any]] = {}
+    for known in stored_cards.lock_known(connection, owner_of):
+        _require_own(known.customer_id, owner_of[known.fingerprint])
+        past[known.fingerprint] = known
+    inherited = (past.get(row["fingerprint"]) for row in rows)
     rows = [
         row | {"declined_at": known and known.declined_at,
                "unusable_reason": known and known.unusable_reason}
-        for row in rows
-        for known in (past.get(row["fingerprint"]),)
+        for row, known in zip(rows, inherited, strict=True)
     ]  # fmt: skip
     return insert_rows(connection, cards, rows)
+
+
+def _require_own(owner_id: int, customer_id: int) -> None:
+    if owner_id != customer_id:
+        raise InvalidInput("card.token", FOREIGN_CARD)

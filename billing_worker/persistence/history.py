@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, insert, or_, select
+from sqlalchemy import Connection, Row, case, func, insert, or_, select
 
 from billing_worker.domain.events import Event
 from billing_worker.persistence.tables import attempts, events, invoices
@@ -56,6 +57,54 @@ def of_subscription(connection: Connection, subscription_id: int) -> Sequence[Ro
     query = (
         select(events)
         .where(events.c.subscription_id == subscription_id, events.c.invoice_id.is_(None))
+        .order_by(events.c.id)
+    )
+    return connection.execute(query).all()
+
+
+@dataclass(frozen=True, slots=True)
+class Last:
+    """The newest event about an attempt, and whether a kind of event was ever said of it."""
+
+    kind: str
+    at: datetime
+    data: dict[str, Any]
+    was_said: bool
+
+
+def last_of(
+    connection: Connection, attempts: Sequence[tuple[int, int]], said: str
+) -> dict[int, Last]:
+    """By attempt id. `attempts`: (invoice id, attempt id), as the index is on invoices."""
+    ids = (
+        select(
+            func.max(events.c.id).label("id"),
+            func.max(case((events.c.kind == said, 1), else_=0)).label("was_said"),
+        )
+        .where(
+            events.c.invoice_id.in_([invoice_id for invoice_id, _ in attempts]),
+            events.c.attempt_id.in_([attempt_id for _, attempt_id in attempts]),
+        )
+        .group_by(events.c.attempt_id)
+        .subquery()
+    )
+    query = select(events, ids.c.was_said).join(ids, ids.c.id == events.c.id)
+    return {
+        row.attempt_id: Last(row.kind, row.at, row.data, bool(row.was_said))
+        for row in connection.execute(query)
+    }
+
+
+def of_hosted_payment(connection: Connection, reference_id: str) -> Sequence[Row[Any]]:
+    """What happened to a payment on a page that pays no invoice, oldest first."""
+    query = (
+        select(events)
+        .where(
+            # The index on subscriptions narrows it to the few events that are about none.
+            events.c.subscription_id.is_(None),
+            events.c.invoice_id.is_(None),
+            events.c.data["reference_id"].as_string() == reference_id,
+        )
         .order_by(events.c.id)
     )
     return connection.execute(query).all()

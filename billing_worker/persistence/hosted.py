@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, insert, select, update
+from sqlalchemy import Connection, Row, Select, exists, func, insert, or_, select, update
 
 from billing_worker.domain.errors import ConcurrentChange
 from billing_worker.domain.hosted import HostedPayment, HostedStatus
+from billing_worker.domain.invoice import RECOVERY_ENDED
 from billing_worker.domain.money import Money
-from billing_worker.persistence.tables import cards, customers, hosted_payments, subscriptions
+from billing_worker.persistence import links
+from billing_worker.persistence.tables import (
+    attempts,
+    cards,
+    customers,
+    hosted_payments,
+    invoices,
+    subscriptions,
+)
 
 
 def payment_from(row: Row[Any]) -> HostedPayment:
@@ -125,11 +134,15 @@ def _change(connection: Connection, before: HostedPayment, values: Mapping[str, 
 
 
 def page_of(connection: Connection, payment_id: int) -> bytes | None:
-    """The encrypted page while the customer may pay there."""
+    """The encrypted page while the customer may pay there, and may pay its invoice if it has one."""
     query = select(hosted_payments.c.page).where(
         hosted_payments.c.id == payment_id,
         hosted_payments.c.status == HostedStatus.OPEN,
         hosted_payments.c.unpaid_since.is_(None),
+        or_(
+            hosted_payments.c.attempt_id.is_(None),
+            links.payable(hosted_payments.c.attempt_id),
+        ),
     )
     return connection.execute(query).scalar()
 
@@ -160,6 +173,34 @@ def customer_reference(connection: Connection, customer_id: int) -> str:
     return str(connection.execute(query).scalar_one())
 
 
+# --- what operators ask -----------------------------------------------------------------------
+
+
+def find_by_any(connection: Connection, reference: str) -> HostedPayment | None:
+    """By the caller's reference, by the one that the gateway knows, or by the gateway's id."""
+    table = hosted_payments.c
+    by = (table.reference_id, table.gateway_reference, table.gateway_id)
+    rows = connection.execute(_payments().where(or_(*(column == reference for column in by))))
+    found = [payment_from(row) for row in rows]
+    return min(found, key=lambda one: one.reference_id != reference, default=None)
+
+
+def summary(connection: Connection) -> Sequence[Row[Any]]:
+    """Count and sum of those that pay no invoice, by status and currency."""
+    keys = (hosted_payments.c.status, hosted_payments.c.currency)
+    query = (
+        select(
+            *keys,
+            func.count().label("payments"),
+            func.sum(hosted_payments.c.amount_minor).label("minor"),
+        )
+        .where(hosted_payments.c.attempt_id.is_(None))
+        .group_by(*keys)
+        .order_by(*keys)
+    )
+    return connection.execute(query).all()
+
+
 # --- the card that comes of it ----------------------------------------------------------------
 
 
@@ -179,14 +220,33 @@ def owners_of(connection: Connection, fingerprint: str) -> dict[int, int]:
     return {row.customer_id: row.id for row in connection.execute(query.order_by(cards.c.id))}
 
 
-def subscriptions_of(connection: Connection, customer_id: int) -> list[tuple[str, int | None]]:
-    """(reference, id of the default card) of all that the customer may still be billed for."""
+def subscriptions_of(
+    connection: Connection, payment: HostedPayment
+) -> list[tuple[str, int | None, bool]]:
+    """All that the customer may still be billed for: (reference, id of the default card, whether
+    this card was asked for: an invoice waits for the customer, was waited for in vain, or was to be
+    paid on this page).
+    """
+    waits = exists().where(
+        invoices.c.subscription_id == subscriptions.c.id,
+        invoices.c.status == "open",
+        or_(invoices.c.give_up_at.is_not(None), invoices.c.reason.startswith(RECOVERY_ENDED)),
+    )
+    is_paid_here = exists().where(
+        invoices.c.subscription_id == subscriptions.c.id,
+        attempts.c.invoice_id == invoices.c.id,
+        attempts.c.id == payment.attempt_id,
+    )
     query = (
-        select(subscriptions.c.reference_id, subscriptions.c.card_id)
+        select(
+            subscriptions.c.reference_id,
+            subscriptions.c.card_id,
+            or_(waits, is_paid_here, subscriptions.c.status == "suspended").label("asked"),
+        )
         .where(
-            subscriptions.c.customer_id == customer_id,
+            subscriptions.c.customer_id == payment.customer_id,
             subscriptions.c.status.not_in(["cancelled"]),
         )
         .order_by(subscriptions.c.id)
     )
-    return [(row.reference_id, row.card_id) for row in connection.execute(query)]
+    return [(row.reference_id, row.card_id, row.asked) for row in connection.execute(query)]

@@ -7,11 +7,15 @@ from typing import Any
 from sqlalchemy import (
     BindParameter,
     Column,
+    ColumnElement,
     Connection,
     Integer,
     Row,
     Select,
+    and_,
     bindparam,
+    case,
+    exists,
     func,
     or_,
     select,
@@ -20,9 +24,12 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from billing_worker.domain import invoice as invoice_rules
+from billing_worker.domain.attempt import Origin
 from billing_worker.domain.catch_up import Action, Planned
+from billing_worker.domain.events import EventKind
+from billing_worker.domain.evidence import UNSOLD_STATUSES
 from billing_worker.domain.subscription import Subscription
-from billing_worker.persistence.tables import attempts, invoices, subscriptions
+from billing_worker.persistence.tables import attempts, events, invoices, subscriptions
 
 
 def open_periods(
@@ -151,30 +158,106 @@ def attempts_of(connection: Connection, invoice_id: int) -> Sequence[Row[Any]]:
     return connection.execute(query).all()
 
 
+PAGE, SILENT, UNDECIDED, MISFIT = "page", "silent", "undecided", "misfit"
+"""What is known of a submitted attempt: nobody has paid on its page yet, as far as the gateway
+says; nobody has answered; the gateway answers and has not decided; its answer does not fit.
+"""
+
+_SAYS_NOTHING = ("no answer", "nothing new")
+
+
+def _looked(*, found_none_of: Sequence[str]) -> ColumnElement[bool]:
+    return exists().where(
+        events.c.invoice_id == attempts.c.invoice_id,
+        events.c.attempt_id == attempts.c.id,
+        events.c.kind == EventKind.ATTEMPT_LOOKED,
+        events.c.data["found"].as_string().not_in(found_none_of),
+    )
+
+
+# A fresh page is pending before anybody has opened it.
+_UNTOUCHED_PAGE = and_(
+    attempts.c.origin == Origin.LINK,
+    attempts.c.outcome.is_(None),
+    ~_looked(found_none_of=[*_SAYS_NOTHING, *sorted(UNSOLD_STATUSES)]),
+)
+_KNOWN_OF_SUBMITTED = case(
+    (attempts.c.outcome.is_not(None), MISFIT),
+    (_UNTOUCHED_PAGE, PAGE),
+    (attempts.c.sale_status.is_not(None), UNDECIDED),
+    (_looked(found_none_of=_SAYS_NOTHING), UNDECIDED),
+    else_=SILENT,
+)
+
+
+def known_of_submitted(connection: Connection, attempt_id: int) -> str:
+    """PAGE, SILENT, UNDECIDED or MISFIT."""
+    query = select(_KNOWN_OF_SUBMITTED).where(attempts.c.id == attempt_id)
+    return str(connection.execute(query).scalar_one())
+
+
 def summary(connection: Connection) -> Sequence[Row[Any]]:
-    """Count and sum by fate: status, currency, and the state of the newest attempt."""
+    """Count and sum by what makes the fate: status, state of the newest attempt, what is known of
+    it while it is submitted, and, of those for which no attempt is dated, why and whether for long.
+    """
+    tries = attempts.alias("tries")
     newest = (
-        select(attempts.c.status)
-        .where(attempts.c.invoice_id == invoices.c.id)
-        .order_by(attempts.c.number.desc())
+        select(tries.c.id)
+        .where(tries.c.invoice_id == invoices.c.id)
+        .order_by(tries.c.number.desc())
         .limit(1)
         .scalar_subquery()
     )
-    fate = select(
-        invoices.c.status,
-        newest.label("attempt_status"),
-        invoices.c.currency,
-        invoices.c.amount_minor,
-        invoices.c.next_attempt_at.is_(None).label("waits"),
-    ).subquery()
-    keys = (fate.c.status, fate.c.attempt_status, fate.c.waits, fate.c.currency)
-    query = select(
+    waits = and_(invoices.c.status == "open", invoices.c.next_attempt_at.is_(None))
+    fate = (
+        select(
+            invoices.c.status,
+            attempts.c.status.label("attempt_status"),
+            case((attempts.c.status == "submitted", _KNOWN_OF_SUBMITTED)).label("known"),
+            invoices.c.currency,
+            invoices.c.amount_minor,
+            invoices.c.next_attempt_at.is_(None).label("waits"),
+            case((waits, invoices.c.reason)).label("reason"),
+            and_(waits, invoices.c.give_up_at.is_not(None)).label("patient"),
+        )
+        .select_from(invoices.outerjoin(attempts, attempts.c.id == newest))
+        .subquery()
+    )
+    columns = ("status", "attempt_status", "known", "waits", "reason", "patient", "currency")
+    keys = [fate.c[name] for name in columns]
+    query: Select[Any] = select(
         *keys, func.count().label("invoices"), func.sum(fate.c.amount_minor).label("minor")
     )
     return connection.execute(query.group_by(*keys).order_by(*keys)).all()
 
 
 def oldest_unknown(connection: Connection) -> datetime | None:
-    """When the oldest attempt whose outcome is unknown was submitted."""
-    query = select(func.min(attempts.c.submitted_at)).where(attempts.c.status == "submitted")
+    """When the oldest attempt whose outcome is unknown was submitted. A page on which nobody has
+    paid is not unknown: it waits for the customer.
+    """
+    query = select(func.min(attempts.c.submitted_at)).where(
+        attempts.c.status == "submitted", ~_UNTOUCHED_PAGE
+    )
     return connection.execute(query).scalar()
+
+
+def surplus(connection: Connection) -> Sequence[Row[Any]]:
+    """Attempts that took money which is not owed, oldest first, unless it has all gone back."""
+    query: Select[Any] = (
+        select(
+            attempts.c.reference_id,
+            attempts.c.gateway_id,
+            attempts.c.amount_minor,
+            attempts.c.currency,
+            attempts.c.settled_at,
+            invoices.c.reference_id.label("invoice_reference"),
+        )
+        .join(invoices, invoices.c.id == attempts.c.invoice_id)
+        .where(
+            attempts.c.status == "surplus",
+            attempts.c.outcome.is_distinct_from("refunded"),
+            attempts.c.outcome.is_distinct_from("charged_back"),
+        )
+        .order_by(attempts.c.id)
+    )
+    return connection.execute(query).all()

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Any
 
-from sqlalchemy import Connection, Select, bindparam, select, union, update
+from sqlalchemy import Connection, Row, Select, bindparam, func, or_, select, union, update
 
-from billing_worker.domain.catch_up import HELD, Action, Diary, Planned
+from billing_worker.domain.catch_up import HELD, LATE_AFTER, Action, Diary, Planned
 from billing_worker.domain.catch_up_policy import MAX_DAYS
 from billing_worker.domain.invoice import Invoice
 from billing_worker.domain.subscription import COLLECTABLE, Subscription
-from billing_worker.persistence.rows import invoice_from, subscription_from
+from billing_worker.persistence.claims import HAS_LIVE_ATTEMPT
+from billing_worker.persistence.rows import TERMS, Unreadable, invoice_from, readable
 from billing_worker.persistence.tables import attempts, customers, invoices, subscriptions
 
 _MADE = ("submitted", "succeeded", "surplus")
@@ -39,7 +41,7 @@ def diaries(
     """By customer: debits of the last year, those that are dated, and the agreed dates to come."""
     if not customer_ids:
         return {}
-    debits = _debits(connection, customer_ids, now - timedelta(days=MAX_DAYS))
+    debits = _debits(connection, customer_ids, now)
     calendars = _calendars(connection, customer_ids)
     return {
         customer: Diary(tuple(sorted(debits[customer])), tuple(calendars[customer]))
@@ -48,7 +50,7 @@ def diaries(
 
 
 def _debits(
-    connection: Connection, customer_ids: Collection[int], since: datetime
+    connection: Connection, customer_ids: Collection[int], now: datetime
 ) -> dict[int, set[datetime]]:
     made = (
         select(subscriptions.c.customer_id, attempts.c.submitted_at.label("at"))
@@ -57,7 +59,7 @@ def _debits(
         .where(
             subscriptions.c.customer_id.in_(customer_ids),
             attempts.c.status.in_(_MADE),
-            attempts.c.submitted_at >= since,
+            attempts.c.submitted_at >= now - timedelta(days=MAX_DAYS),
         )
     )
     dated = (
@@ -66,7 +68,11 @@ def _debits(
         .where(
             subscriptions.c.customer_id.in_(customer_ids),
             invoices.c.status == "open",
-            invoices.c.next_attempt_at.is_not(None),
+            # What was missed has no date any more: it gets another one (`catch_up.was_missed`).
+            or_(
+                invoices.c.next_attempt_at >= now - LATE_AFTER,
+                (invoices.c.next_attempt_at < now) & (invoices.c.next_origin != "scheduled"),
+            ),
         )
     )
     found: dict[int, set[datetime]] = defaultdict(set)
@@ -80,7 +86,7 @@ def _calendars(
     connection: Connection, customer_ids: Collection[int]
 ) -> dict[int, list[Subscription]]:
     query = (
-        select(subscriptions)
+        select(*TERMS)
         .where(
             subscriptions.c.customer_id.in_(customer_ids),
             subscriptions.c.next_billing_at.is_not(None),
@@ -88,9 +94,21 @@ def _calendars(
         .order_by(subscriptions.c.id)
     )
     found: dict[int, list[Subscription]] = defaultdict(list)
-    for row in connection.execute(query):
-        found[row.customer_id].append(subscription_from(row))
+    # One that cannot be read has no dates that could be kept; the sweep over it raises the alert.
+    agreed, _ = readable(connection.execute(query))
+    for subscription in agreed:
+        found[subscription.customer_id].append(subscription)
     return found
+
+
+def newest_periods(connection: Connection, subscription_ids: Collection[int]) -> dict[int, int]:
+    """By subscription: the number of the latest period that was opened."""
+    query = (
+        select(invoices.c.subscription_id, func.max(invoices.c.period_number).label("number"))
+        .where(invoices.c.subscription_id.in_(subscription_ids))
+        .group_by(invoices.c.subscription_id)
+    )
+    return {row.subscription_id: row.number for row in connection.execute(query)}
 
 
 # --- for the person who decides --------------------------------------------------------------
@@ -101,7 +119,6 @@ class LateSubscription:
     """A subscription with due periods, or periods on hold, or both."""
 
     subscription: Subscription
-    customer_reference: str
     held: tuple[Invoice, ...]  # oldest first
 
 
@@ -122,13 +139,22 @@ def customers_with_late(
     return list(connection.execute(query).scalars())
 
 
+@dataclass(frozen=True, slots=True)
+class LateOf:
+    """What one customer is late with."""
+
+    customer_reference: str
+    readable: list[LateSubscription] = field(default_factory=list)
+    unreadable: list[Unreadable] = field(default_factory=list)
+
+
 def late_of(
     connection: Connection, customer_ids: Collection[int], now: datetime, *, lock: bool
-) -> dict[int, list[LateSubscription]]:
+) -> dict[int, LateOf]:
     """By customer, in the order in which the sweep takes them. `lock` to write afterwards."""
     held_ids = _held().with_only_columns(subscriptions.c.id)
-    query = (
-        select(subscriptions, customers.c.reference_id.label("customer_reference"))
+    query: Select[Any] = (
+        select(*TERMS, customers.c.reference_id.label("customer_reference"))
         .join(customers, customers.c.id == subscriptions.c.customer_id)
         .where(
             subscriptions.c.customer_id.in_(customer_ids),
@@ -138,14 +164,21 @@ def late_of(
     )
     if lock:
         query = query.with_for_update(of=subscriptions)
-    rows = connection.execute(query).all()
+    rows: Sequence[Row[Any]] = connection.execute(query).all()
+    if lock:
+        lock_customers(connection, customer_ids)
     held = _held_of(connection, [row.id for row in rows], lock=lock)
-    found: dict[int, list[LateSubscription]] = defaultdict(list)
-    for row in rows:
-        one = LateSubscription(subscription_from(row), row.customer_reference, tuple(held[row.id]))
-        found[row.customer_id].append(one)
+    found = {row.customer_id: LateOf(row.customer_reference) for row in rows}
+    read, unreadable = readable(rows)
+    for subscription in read:
+        one = LateSubscription(subscription, tuple(held[subscription.id]))
+        found[subscription.customer_id].readable.append(one)
+    for broken in unreadable:
+        found[broken.customer_id].unreadable.append(broken)
     for late in found.values():
-        late.sort(key=lambda one: (one.subscription.next_billing_at or now, one.subscription.id))
+        late.readable.sort(
+            key=lambda one: (one.subscription.next_billing_at or now, one.subscription.id)
+        )
     return found
 
 
@@ -157,6 +190,7 @@ def _held() -> Select[tuple[Invoice]]:
             invoices.c.status == "open",
             invoices.c.next_attempt_at.is_(None),
             invoices.c.reason.startswith(HELD, autoescape=True),
+            ~HAS_LIVE_ATTEMPT,  # somebody was given a page for it: it decides
             subscriptions.c.status.in_(COLLECTABLE),
         )
     )

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import ColumnElement, Connection, exists, select, update
 
 from billing_worker.domain.attempt import Attempt, AttemptStatus, Origin
 from billing_worker.domain.errors import ConcurrentChange
+from billing_worker.domain.subscription import COLLECTABLE, SubscriptionStatus
 from billing_worker.persistence import claims
 from billing_worker.persistence.cases import CaseKey
 from billing_worker.persistence.claims import DueInvoice
-from billing_worker.persistence.tables import attempts, invoices
+from billing_worker.persistence.rows import attempt_from
+from billing_worker.persistence.switches import SALES
+from billing_worker.persistence.tables import attempts, invoices, subscriptions, switches
 
 
 def prepare(
@@ -83,19 +86,55 @@ def open_page(
         raise ConcurrentChange("the link or its invoice moved before it was handed out")
 
 
-def page_of(connection: Connection, attempt_id: int) -> bytes | None:
-    """The encrypted page while the customer may pay there; None: paid, ended or released."""
-    query = (
-        select(attempts.c.page)
-        .join(invoices, invoices.c.id == attempts.c.invoice_id)
-        .where(
-            attempts.c.id == attempt_id,
-            attempts.c.status == AttemptStatus.SUBMITTED,
-            attempts.c.unpaid_since.is_(None),
-            invoices.c.status == "open",
-        )
+_undecided = attempts.alias("undecided")
+_PAYABLE = (
+    select(attempts.c.page)
+    .join(invoices, invoices.c.id == attempts.c.invoice_id)
+    .join(subscriptions, subscriptions.c.id == invoices.c.subscription_id)
+    .where(
+        attempts.c.status == AttemptStatus.SUBMITTED,
+        attempts.c.unpaid_since.is_(None),
+        invoices.c.status == "open",
+        subscriptions.c.status.in_(sorted(COLLECTABLE | {SubscriptionStatus.SUSPENDED})),
+        exists().where(switches.c.name == SALES, switches.c.is_on),
+        ~exists().where(
+            _undecided.c.invoice_id == attempts.c.invoice_id,
+            _undecided.c.undecided_since.is_not(None),
+        ),
     )
-    return connection.execute(query).scalar()
+)
+
+
+def payable(attempt_id: ColumnElement[int]) -> ColumnElement[bool]:
+    """Whether the customer may pay on the page of this attempt now."""
+    return _PAYABLE.where(attempts.c.id == attempt_id).exists()
+
+
+def page_of(connection: Connection, attempt_id: int) -> bytes | None:
+    """The encrypted page while the customer may pay there; None: paid, ended, released, stopped,
+    or another attempt of the invoice may still be paid.
+    """
+    return connection.execute(_PAYABLE.where(attempts.c.id == attempt_id)).scalar()
+
+
+def others(connection: Connection, attempt: Attempt) -> list[Attempt]:
+    """The other attempts of its invoice, the oldest first."""
+    query = (
+        select(attempts)
+        .where(attempts.c.invoice_id == attempt.invoice_id, attempts.c.id != attempt.id)
+        .order_by(attempts.c.number)
+    )
+    return [attempt_from(row) for row in connection.execute(query)]
+
+
+def key_of(connection: Connection, attempt_id: int) -> CaseKey:
+    query = (
+        select(attempts.c.invoice_id, invoices.c.subscription_id)
+        .join(invoices, invoices.c.id == attempts.c.invoice_id)
+        .where(attempts.c.id == attempt_id)
+    )
+    row = connection.execute(query).one()
+    return CaseKey(row.subscription_id, row.invoice_id, attempt_id)
 
 
 def lapsed(connection: Connection, attempt_ids: Sequence[int], now: datetime) -> list[CaseKey]:

@@ -10,14 +10,11 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, or_, select
 
 from billing_worker.domain.attempt import AttemptStatus
+from billing_worker.persistence.rows import TERMS
 from billing_worker.persistence.tables import attempts, customers, events, invoices, subscriptions
 
 IN = 500
 """Values in one IN list: a statement takes only so many parameters."""
-
-
-_TERMS: list[Any] = [column for column in subscriptions.c if column.name != "metadata"]
-"""The caller's own data can be large, and says nothing about charges."""
 
 
 def customers_after(connection: Connection, after_id: int, limit: int) -> list[int]:
@@ -31,7 +28,7 @@ def agreements_of(connection: Connection, customer_ids: Sequence[int]) -> Sequen
     if not customer_ids:
         return []
     query: Any = (
-        select(*_TERMS, customers.c.reference_id.label("customer_reference"))
+        select(*TERMS, customers.c.reference_id.label("customer_reference"))
         .join(customers, customers.c.id == subscriptions.c.customer_id)
         .where(subscriptions.c.customer_id.between(customer_ids[0], customer_ids[-1]))
         .order_by(subscriptions.c.customer_id, subscriptions.c.next_billing_at, subscriptions.c.id)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Row
@@ -12,6 +15,7 @@ from billing_worker.domain.catch_up_policy import CatchUp, Policy
 from billing_worker.domain.invoice import Invoice, InvoiceStatus
 from billing_worker.domain.money import Money
 from billing_worker.domain.subscription import Subscription, SubscriptionStatus
+from billing_worker.persistence.tables import subscriptions
 
 
 def attempt_from(row: Row[Any]) -> Attempt:
@@ -39,6 +43,8 @@ def attempt_from(row: Row[Any]) -> Attempt:
         sale_resolution=row.sale_resolution,
         outcome=row.outcome,
         original_code=row.original_code,
+        undecided_since=row.undecided_since,
+        heard_at=row.heard_at,
     )
 
 
@@ -65,6 +71,47 @@ def invoice_from(row: Row[Any]) -> Invoice:
     )
 
 
+LONGEST_TROUBLE = 500
+
+TERMS: list[Any] = [column for column in subscriptions.c if column.name != "metadata"]
+"""Of a subscription. The caller's own data can be large, or too deep to be read, and says nothing
+about charges."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A subscription's row that this version cannot read: it must not stop the others."""
+
+    id: int
+    reference_id: str
+    customer_id: int
+    next_period: int
+    next_billing_at: datetime | None
+    trouble: str | None  # what was told of it before
+    reason: str
+
+
+def readable(rows: Iterable[Row[Any]]) -> tuple[list[Subscription], list[Unreadable]]:
+    """The subscriptions of the rows, in order, and the rows that could not be read."""
+    read: list[Subscription] = []
+    unreadable: list[Unreadable] = []
+    for row in rows:
+        try:
+            read.append(subscription_from(row))
+        except Exception as error:  # noqa: BLE001 - reported by the caller, one row at a time
+            unreadable.append(
+                Unreadable(
+                    row.id, row.reference_id, row.customer_id, row.next_period,
+                    row.next_billing_at, row.trouble, trouble_of(error),
+                )
+            )  # fmt: skip
+    return read, unreadable
+
+
+def trouble_of(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:LONGEST_TROUBLE]
+
+
 def subscription_from(row: Row[Any]) -> Subscription:
     return Subscription(
         id=row.id,
@@ -84,4 +131,5 @@ def subscription_from(row: Row[Any]) -> Subscription:
         cancels_at=row.cancels_at,
         catch_up=Policy(CatchUp(row.catch_up), row.catch_up_days),
         dunning_policy=row.dunning_policy,
+        ends_at=row.ends_at,
     )

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from typing import Any, Self
 
 from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import QueuePool
 
 from billing_worker.domain.errors import BillingError
@@ -29,6 +30,10 @@ _POOL_OVERFLOW = 10
 
 class CommitUnknown(BillingError):
     """COMMIT raised: the changes may or may not have been kept. Read the rows again."""
+
+
+AWAY = (CommitUnknown, OperationalError, InterfaceError, PoolTimeoutError)
+"""The database could not be asked, or not in time. Any other error of SQLAlchemy is our bug."""
 
 
 class Store:

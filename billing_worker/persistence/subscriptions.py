@@ -1,37 +1,83 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, func, select, update
+from sqlalchemy import Connection, Row, bindparam, func, or_, select, update
 
 from billing_worker.domain.errors import InvariantBroken
 from billing_worker.domain.subscription import Subscription
 from billing_worker.persistence.bulk import insert_rows
-from billing_worker.persistence.rows import subscription_from
+from billing_worker.persistence.rows import TERMS, Unreadable, readable, subscription_from
 from billing_worker.persistence.tables import cards, customers, subscriptions
 
 
-def claim_due(connection: Connection, now: datetime, limit: int) -> list[Subscription]:
-    """Lock up to `limit` subscriptions that are due, passing over those another sweep holds."""
+def claim_due(
+    connection: Connection, now: datetime, limit: int
+) -> tuple[list[Subscription], list[Unreadable]]:
+    """Lock up to `limit` subscriptions that are due, passing over those another sweep holds, and
+    those that made trouble a short while ago.
+    """
+    again = subscriptions.c.plan_again_at
     query = (
-        select(subscriptions)
-        .where(subscriptions.c.next_billing_at <= now)
+        select(*TERMS)
+        .where(subscriptions.c.next_billing_at <= now, or_(again.is_(None), again <= now))
         .order_by(subscriptions.c.next_billing_at, subscriptions.c.id)
         .limit(limit)
         .with_for_update(skip_locked=True)
     )
-    return [subscription_from(row) for row in connection.execute(query)]
+    return readable(connection.execute(query))
+
+
+def claim_leaving(
+    connection: Connection, now: datetime, limit: int
+) -> tuple[list[Subscription], list[Unreadable]]:
+    """As `claim_due`: suspended ones whose cancellation stood for a date that has come."""
+    again = subscriptions.c.plan_again_at
+    query = (
+        select(*TERMS)
+        .where(
+            subscriptions.c.status == "suspended",
+            subscriptions.c.cancels_at <= now,
+            or_(again.is_(None), again <= now),
+        )
+        .order_by(subscriptions.c.cancels_at, subscriptions.c.id)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    return readable(connection.execute(query))
+
+
+def trouble_told(connection: Connection, subscription_id: int) -> str | None:
+    query = select(subscriptions.c.trouble).where(subscriptions.c.id == subscription_id)
+    return connection.execute(query).scalar()
+
+
+def put_off(connection: Connection, trouble: Sequence[tuple[int, str]], until: datetime) -> None:
+    """Subscriptions that cannot be planned: (id, why). The sweep leaves them alone `until` then."""
+    if trouble:
+        connection.execute(
+            update(subscriptions)
+            .where(subscriptions.c.id == bindparam("row_id"))
+            .values(trouble=bindparam("why"), plan_again_at=until),
+            [{"row_id": row_id, "why": why} for row_id, why in trouble],
+        )
 
 
 def lock(connection: Connection, reference_id: str) -> Subscription | None:
     """One subscription, locked until the end of the transaction. Waits for whoever holds it."""
-    query = (
-        select(subscriptions).where(subscriptions.c.reference_id == reference_id).with_for_update()
-    )
+    query = select(*TERMS).where(subscriptions.c.reference_id == reference_id).with_for_update()
     row = connection.execute(query).one_or_none()
     return subscription_from(row) if row else None
+
+
+def lock_these(
+    connection: Connection, ids: Collection[int]
+) -> tuple[list[Subscription], list[Unreadable]]:
+    """Several, by ascending id."""
+    query = select(*TERMS).where(subscriptions.c.id.in_(ids)).order_by(subscriptions.c.id)
+    return readable(connection.execute(query.with_for_update()))
 
 
 def save(connection: Connection, after: Subscription) -> None:
@@ -57,6 +103,7 @@ def save(connection: Connection, after: Subscription) -> None:
             catch_up=after.catch_up.rule,
             catch_up_days=after.catch_up.days,
             dunning_policy=after.dunning_policy,
+            ends_at=after.ends_at,
         )
     )
 
@@ -72,6 +119,8 @@ _ADVANCE = (
         next_period=bindparam("new_next_period"),
         next_billing_at=bindparam("new_next_billing_at"),
         cancels_at=bindparam("new_cancels_at"),
+        trouble=None,
+        plan_again_at=None,
     )
 )
 
@@ -186,7 +235,7 @@ def lock_held_page(connection: Connection, after_id: int, limit: int) -> list[Su
 
 def _held() -> Any:
     return (
-        select(subscriptions)
+        select(*TERMS)
         .where(subscriptions.c.held.is_(True))
         .order_by(subscriptions.c.id)
         .with_for_update()

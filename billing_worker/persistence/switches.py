@@ -3,13 +3,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, delete, select, update
+from sqlalchemy import Connection, delete, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from billing_worker.persistence.tables import switches
+from billing_worker.persistence.tables import invoices, switches
 
 SALES = "sales"
 _SERVICE = "service:"
+
+SALES_OFF = "sales are switched off"
+_PAUSED = " is paused: "
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +21,14 @@ class Switches:
 
     sales_on: bool
     paused: dict[str, str]
+
+    def obstacle(self, service: str) -> str | None:
+        """What stands against a sale through this service."""
+        if not self.sales_on:
+            return SALES_OFF
+        if service in self.paused:
+            return f"{service}{_PAUSED}{self.paused[service]}"
+        return None
 
 
 _ALL = select(switches.c.name, switches.c.is_on, switches.c.reason)
@@ -71,8 +82,36 @@ def sales_are_on(connection: Connection) -> bool:
 def turn_sales(
     connection: Connection, *, on: bool, by: str, reason: str | None, now: datetime
 ) -> None:
+    """Whoever reads the switch after this commit sees it. A transaction that has read "on" before
+    may still commit afterwards: `wait_for_readers` returns when there is none left.
+    """
     connection.execute(
         update(switches)
         .where(switches.c.name == SALES)
         .values(is_on=on, by=by, reason=reason, changed_at=now)
+    )
+
+
+def wait_for_readers(connection: Connection) -> None:
+    """Return when every transaction that has read the switches before has ended.
+
+    Call it in a transaction of its own, after the one that turned them. The lock conflicts with
+    every reader, and those who come later queue behind it, so a busy night cannot keep it waiting;
+    row locks taken by the readers could, and would cost each charge a write. On SQLite the
+    transaction that turned them was already alone with the database.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("LOCK TABLE switches IN ACCESS EXCLUSIVE MODE"))
+
+
+def ring_again(connection: Connection, service: str | None, now: datetime) -> None:
+    """Ring for what was put off because sales, or this service, were off."""
+    if service is None:
+        put_off = invoices.c.reason == SALES_OFF
+    else:
+        put_off = invoices.c.reason.startswith(service + _PAUSED, autoescape=True)
+    connection.execute(
+        update(invoices)
+        .where(invoices.c.status == "open", invoices.c.ring_at > now, put_off)
+        .values(ring_at=now)
     )

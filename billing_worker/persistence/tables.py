@@ -145,6 +145,9 @@ subscriptions = Table(
     Column("catch_up", String(24), nullable=False, server_default="collect_latest"),
     Column("catch_up_days", Integer),
     Column("dunning_policy", String(32)),  # a name in domain/dunning.py; None: the default
+    Column("ends_at", Instant),  # no period that begins then or later becomes due
+    Column("trouble", Text),  # why the sweep could not plan it; told once
+    Column("plan_again_at", Instant),  # when the sweep tries again, after trouble
     _one_of("catch_up", "collect_latest", "collect_all", "forgive_older_than", "hold"),
     CheckConstraint(
         "(catch_up IN ('collect_all', 'forgive_older_than')) = (catch_up_days IS NOT NULL)",
@@ -181,6 +184,13 @@ subscriptions = Table(
         "next_billing_at",
         postgresql_where=text("next_billing_at IS NOT NULL"),
         sqlite_where=text("next_billing_at IS NOT NULL"),
+    ),
+    # Nothing becomes due while suspended, and yet a cancellation takes effect.
+    Index(
+        "ix_subscriptions_leaving",
+        "cancels_at",
+        postgresql_where=text("status = 'suspended' AND cancels_at IS NOT NULL"),
+        sqlite_where=text("status = 'suspended' AND cancels_at IS NOT NULL"),
     ),
 )
 
@@ -232,7 +242,7 @@ invoices = Table(
 _LIVE = text("status IN ('prepared', 'submitted')")
 _SUCCEEDED = text("status = 'succeeded'")
 _TO_LOOK = text("look_at IS NOT NULL")
-_COUNTED = text("status IN ('submitted', 'declined')")
+_COUNTED = text("status IN ('prepared', 'submitted', 'declined')")
 
 attempts = Table(
     "attempts",
@@ -263,6 +273,8 @@ attempts = Table(
     Column("sale_resolution", Text),
     Column("outcome", Text),
     Column("original_code", Text),  # the acquirer's own, where the gateway passes it on
+    Column("heard_at", Instant),  # when the gateway was asked for what we know of it
+    Column("undecided_since", Instant),  # ended, and the gateway took its "final" back
     UniqueConstraint("invoice_id", "number"),
     _one_of(
         "status",
@@ -298,7 +310,8 @@ attempts = Table(
         sqlite_where=_SUCCEEDED,
     ),
     Index("ix_attempts_look", "look_at", postgresql_where=_TO_LOOK, sqlite_where=_TO_LOOK),
-    # What counts towards a card's network budget.
+    # What counts towards a card's network budget, or is about to. `persistence/cards.py` repeats
+    # the condition letter by letter: SQLite uses the index for nothing else.
     Index(
         "ix_attempts_budget",
         "card_id",

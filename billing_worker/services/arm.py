@@ -8,7 +8,9 @@ from datetime import datetime
 
 from sqlalchemy import Connection
 
+from billing_worker.domain import card as card_rules
 from billing_worker.domain.attempt import Attempt, AttemptStatus, Origin
+from billing_worker.domain.declines import DeclineClass, classify
 from billing_worker.domain.errors import InvariantBroken
 from billing_worker.domain.events import Event, EventKind
 from billing_worker.domain.evidence import Statement
@@ -17,8 +19,8 @@ from billing_worker.domain.secret import Secret
 from billing_worker.domain.settlement import Case, Forbidden
 from billing_worker.domain.subscription import COLLECTABLE, SubscriptionStatus
 from billing_worker.gateway.port import WireCall
+from billing_worker.persistence import cards, links, switches
 from billing_worker.persistence import cases as case_rows
-from billing_worker.persistence import switches
 from billing_worker.persistence.cases import CaseKey, LockedCases, Submission
 from billing_worker.persistence.history import Entry
 from billing_worker.persistence.switches import Switches
@@ -75,7 +77,7 @@ def arm_all(
     # Read in here: a pause between COMMIT and a later reading would go unseen.
     armed = Armed(ports.clock.monotonic())
     switched = switches.read(connection)
-    budget = Budget(connection, _card_ids(requests), now)
+    budget = Budget(connection, card_ids(requests), now)
     answers: list[Armed | NotArmed | None] = []
     for request in requests:
         case = cases.case(request.key)
@@ -108,21 +110,41 @@ def _obstacle(ports: Ports, case: Case, switched: Switches) -> NotArmed | None:
         return NotArmed(f"invoice is {case.invoice.status}")
     if case.subscription.status not in _collectable(case.attempt):
         return NotArmed(f"subscription is {case.subscription.status}")
-    if not switched.sales_on:
-        return NotArmed("sales are switched off", later=True)
-    service = ports.gateway.service(case.attempt.money.currency)
-    if service in switched.paused:
-        return NotArmed(f"{service} is paused: {switched.paused[service]}", later=True)
-    return None
+    off = switched.obstacle(ports.gateway.service(case.attempt.money.currency))
+    return NotArmed(off, later=True) if off is not None else None
 
 
 def why_not(ports: Ports, connection: Connection, case: Case, now: datetime) -> str | None:
-    """What stands against a page for the customer: the same that stands against a charge."""
-    obstacle = _obstacle(ports, case, switches.read(connection))
-    card_id = case.attempt.card_id
-    if obstacle is None and card_id is not None:
-        obstacle = _forbidden(Budget(connection, {card_id}, now), case)
-    return obstacle.obstacle if obstacle else None
+    """What stands against a page for the customer: the same that stands against a charge.
+
+    `case`: a link that is prepared, or one whose page is open. Its invoice is locked.
+    """
+    against = _obstacle(ports, case, switches.read(connection))
+    if against is not None:
+        return against.obstacle
+    return _others_may_pay(connection, case) or _card_forbidden(connection, case.attempt, now)
+
+
+def _others_may_pay(connection: Connection, case: Case) -> str | None:
+    """`_held` does not tell it of a page: an invoice that waits for its customer has no date."""
+    others = links.others(connection, case.attempt)
+    for other in others:
+        if other.undecided_since is not None:
+            return f"{other.reference_id} is undecided again: it may still be paid"
+    newest = next((a for a in reversed(others) if a.status is AttemptStatus.DECLINED), None)
+    if newest is not None and classify(newest.outcome) is DeclineClass.UNKNOWN:
+        return f"{newest.reference_id} may have been paid ({newest.outcome}): a person looks first"
+    return None
+
+
+def _card_forbidden(connection: Connection, attempt: Attempt, now: datetime) -> str | None:
+    if attempt.card_id is None:
+        return None
+    if attempt.status is AttemptStatus.SUBMITTED:  # its budget counts it already
+        card = cards.by_ids(connection, {attempt.card_id})[attempt.card_id]
+        return card_rules.obstacle(card, now)
+    forbidden = Budget(connection, {attempt.card_id}, now).spend(attempt.card_id, attempt.money)
+    return forbidden.reason if forbidden else None
 
 
 def _collectable(attempt: Attempt) -> frozenset[SubscriptionStatus]:
@@ -131,7 +153,8 @@ def _collectable(attempt: Attempt) -> frozenset[SubscriptionStatus]:
     return COLLECTABLE | {SubscriptionStatus.SUSPENDED} if asked_for else COLLECTABLE
 
 
-def _card_ids(requests: Sequence[Arm]) -> set[int]:
+def card_ids(requests: Sequence[Arm]) -> set[int]:
+    """Of the cards that are to be charged."""
     return {card_id for r in requests if (card_id := r.claimed.attempt.card_id) is not None}
 
 

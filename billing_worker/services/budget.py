@@ -1,8 +1,9 @@
 """What stands against charging a card now: asked inside the transaction that arms an attempt.
 
 One budget per card fingerprint, spent by every attempt whatever its origin. A network limit counts
-declines, so a card without a recent one has all of its budget: for first charges this costs one
-query by primary key for a whole batch. Only cards that have declined lately are locked and counted.
+declines and attempts that may become one, so a card without a recent decline and without another
+live attempt has all of its budget: for ordinary charges this costs one query for a whole batch. Only
+cards that may share theirs with somebody are locked and counted.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ class Budget:
         self._tries: dict[str, list[Try]] = {}
         since = now - network_rules.LONGEST_COUNTED
         self._cards = cards.with_a_past(connection, card_ids, since, now)
-        declined = [c.id for c in self._cards.values() if c.declined_at and c.declined_at > since]
-        if declined:
-            locked = cards.lock_budgets(connection, declined)
+        counted = [c.id for c in self._cards.values() if card_rules.obstacle(c, now) is None]
+        if counted:
+            locked = cards.lock_budgets(connection, counted)
             self._cards |= locked
             self._tries = {card.fingerprint: [] for card in locked.values()}
-            self._tries |= cards.tries_on(connection, locked.values(), since)
+            self._tries |= cards.tries_on(connection, locked.values(), since, now)
 
     def spend(self, card_id: int, money: Money) -> Forbidden | None:
         """Count an attempt of this amount as made, or say which rule forbids it."""
@@ -45,7 +46,7 @@ class Budget:
             return None
         forbidden = self._against(card, money)
         if forbidden is None and card.fingerprint in self._tries:
-            self._tries[card.fingerprint].append(Try(self._now, money))
+            self._tries[card.fingerprint].append(Try(self._now, money, open=True))
         return forbidden
 
     def _against(self, card: Card, money: Money) -> Forbidden | None:

@@ -45,27 +45,46 @@ def replace_card(
 ) -> dict[str, Any]:
     """Make `card` the subscription's default, and try it once on every invoice that waits for one.
 
-    A suspended subscription's uncollectible invoices are owed again, so that paying them brings it
-    back. Returns {subscription, card_id, tried: [invoice], in_flight: [invoice]}. Raises
-    InvalidInput on `reference_id`, or on the field of a card that cannot be charged.
+    The uncollectible invoices of a suspended or ended subscription are owed again, so that paying
+    them brings it back. A paused one's are tried when it is resumed. Returns {subscription,
+    card_id, tried: [invoice], in_flight: [invoice]}. Raises InvalidInput on `reference_id`, or on
+    the field of a card that cannot be charged or is another customer's.
     """
     now = clock.now()
     with store.transaction() as connection:
         subscription = _locked(connection, subscription_reference)
         card_id = _add(connection, vault, subscription, card, now)
-        cards.make_default(connection, subscription.id, card_id)
-        tried, in_flight = _try_it(connection, subscription, by, now)
-        asked = {"by": by, "why": why, "card_id": card_id}
-        added = Event(EventKind.CARD_ADDED, now, by, asked | {"role": "default"})
-        ordered = Event(EventKind.RETRY_ORDERED, now, by, asked | {"origin": Origin.NEW_CARD})
-        history.write(connection, [Entry(added, subscription.id)])
-        history.write(connection, [Entry(ordered, subscription.id, i.id) for i in tried])
+        tried, in_flight = pay_with(connection, subscription, card_id, by=by, why=why, now=now)
     return {
         "subscription": subscription_reference,
         "card_id": card_id,
         "tried": [invoice.reference_id for invoice in tried],
         "in_flight": in_flight,
     }
+
+
+def pay_with(
+    connection: Connection,
+    subscription: Subscription,
+    card_id: int,
+    *,
+    by: str,
+    why: str | None,
+    now: datetime,
+) -> tuple[list[Invoice], list[str]]:
+    """Make a stored card the default of a locked subscription, and try it on what waits for one.
+
+    Its invoices are locked after the card: whoever holds one of them without the subscription
+    waits for no card. Returns (invoices that it is tried on, references of those in flight).
+    """
+    cards.make_default(connection, subscription.id, card_id)
+    tried, in_flight = _try_it(connection, subscription, by, now)
+    asked = {"by": by, "why": why, "card_id": card_id}
+    added = Event(EventKind.CARD_ADDED, now, by, asked | {"role": "default"})
+    ordered = Event(EventKind.RETRY_ORDERED, now, by, asked | {"origin": Origin.NEW_CARD})
+    history.write(connection, [Entry(added, subscription.id)])
+    history.write(connection, [Entry(ordered, subscription.id, i.id) for i in tried])
+    return tried, in_flight
 
 
 def add_backup_card(
@@ -126,11 +145,11 @@ def warn_expiring(store: Store, clock: Clock) -> int:
     told, last_id = 0, 0
     while True:
         with store.transaction() as connection:
-            rows = cards.expiring(connection, _months_ahead(clock.now()), last_id, BATCH)
-            told += _warn(connection, rows, clock.now())
-        if len(rows) < BATCH:
+            found = cards.expiring(connection, _months_ahead(clock.now()), last_id, BATCH)
+            told += _warn(connection, found, clock.now())
+        if len(found) < BATCH:
             return told
-        last_id = rows[-1].subscription_id
+        _, last_id = found[-1]
 
 
 # --- replacing --------------------------------------------------------------------------------
@@ -166,17 +185,21 @@ def _try_it(
     """(invoices that the new card is tried on, references of those in flight)."""
     items = claims.lock_open(connection, subscription.id)
     in_flight = [i.invoice.reference_id for i in items if _is_in_flight(i.live)]
-    pairs = [
-        (item.invoice, _tried_now(item.invoice, now))
+    waiting = [
+        item.invoice
         for item in items
         if not _is_in_flight(item.live) and _waits_for_a_card(item.invoice)
     ]
-    if subscription.status is SubscriptionStatus.SUSPENDED:
-        given_up = claims.lock_given_up(connection, subscription.id)
-        pairs += [(invoice, _tried_now(invoice, now)) for invoice in given_up]
+    if subscription.status in _PAID_LATE:
+        waiting += claims.lock_given_up(connection, subscription.id)
+    pairs = [(invoice, _tried_now(invoice, subscription, now)) for invoice in waiting]
     _withdraw_old_card(connection, items, by, now)
     cases.save_open(connection, [], pairs)
     return [after for _, after in pairs], in_flight
+
+
+_PAID_LATE = frozenset({SubscriptionStatus.SUSPENDED, SubscriptionStatus.ENDED})
+"""What was given up there is all that a new card could be for."""
 
 
 def _is_in_flight(live: Attempt | None) -> bool:
@@ -187,13 +210,19 @@ def _is_in_flight(live: Attempt | None) -> bool:
 
 
 def _waits_for_a_card(invoice: Invoice) -> bool:
-    """In the ladder, or for the customer. What waits for a person may have been paid: not tried."""
+    """In the ladder or at its end, or for the customer; or the gateway would not even create an
+    invoice with the old token. What else waits for a person may have been paid: not tried.
+    """
     in_ladder = invoice.first_declined_at is not None and invoice.next_attempt_at is not None
-    return in_ladder or invoice.give_up_at is not None
+    reason = invoice.reason or ""
+    ended = reason.startswith(invoices.RECOVERY_ENDED)
+    return in_ladder or invoice.give_up_at is not None or ended or invoices.REFUSED in reason
 
 
-def _tried_now(invoice: Invoice, now: datetime) -> Invoice:
-    return replace(invoices.owed_again(invoice, now), next_origin=Origin.NEW_CARD)
+def _tried_now(invoice: Invoice, subscription: Subscription, now: datetime) -> Invoice:
+    owed = replace(invoices.owed_again(invoice, now), next_origin=Origin.NEW_CARD)
+    paused = subscription.status is SubscriptionStatus.PAUSED
+    return invoices.put_aside(owed) if paused else owed
 
 
 def _withdraw_old_card(
@@ -223,9 +252,11 @@ def _months_ahead(now: datetime) -> list[tuple[int, int]]:
     return [(m // 12, m % 12 + 1) for m in range(first, first + 3)]
 
 
-def _warn(connection: Connection, rows: Sequence[Any], now: datetime) -> int:
+def _warn(connection: Connection, expiring: Sequence[tuple[int, int]], now: datetime) -> int:
     entries: list[Entry] = []
-    for row in rows:
+    locked = cards.lock(connection, {card_id for card_id, _ in expiring})
+    for card_id, subscription_id in expiring:
+        row = locked[card_id]
         days = card_rules.warning_due(cards.card_from(row), row.warned_days, now)
         if days is None:
             continue
@@ -236,8 +267,6 @@ def _warn(connection: Connection, rows: Sequence[Any], now: datetime) -> int:
             "expires": f"{row.expiry_year}-{row.expiry_month:02}",
             "days": days,
         }
-        entries.append(
-            Entry(Event(EventKind.CARD_EXPIRING, now, "cards", data), row.subscription_id)
-        )
+        entries.append(Entry(Event(EventKind.CARD_EXPIRING, now, "cards", data), subscription_id))
     history.write(connection, entries)
     return len(entries)

@@ -25,8 +25,10 @@ from billing_worker.domain.money import Money
 from billing_worker.domain.subscription import DuePeriod, Subscription
 from billing_worker.persistence import history, late
 from billing_worker.persistence.history import Entry
-from billing_worker.persistence.late import LateSubscription
+from billing_worker.persistence.late import LateOf, LateSubscription
+from billing_worker.persistence.rows import trouble_of
 from billing_worker.persistence.store import Store
+from billing_worker.services.overdue import TROUBLE
 from billing_worker.services.renew import open_planned
 from billing_worker.services.withdraw import Moment
 
@@ -55,7 +57,7 @@ class Line:
     invoice: str
     period: int
     start: datetime
-    money: Money
+    money: Money | None  # None: it cannot be read, and so neither can it be planned
     planned: Planned
 
     def as_dict(self) -> dict[str, Any]:
@@ -66,8 +68,8 @@ class Line:
             "invoice": self.invoice,
             "period": self.period,
             "start": self.start.isoformat(),
-            "amount": f"{self.money.amount:f}",
-            "currency": self.money.currency,
+            "amount": f"{self.money.amount:f}" if self.money else None,
+            "currency": self.money.currency if self.money else None,
             "action": str(self.planned.action),
             "at": at.isoformat() if at else None,
             "rule": self.planned.rule,
@@ -110,7 +112,8 @@ class Caps:
 
     def take(self, lines: Sequence[Line]) -> bool:
         """Count the debits among the lines, or refuse them all."""
-        debits = [line.money for line in lines if line.planned.action is Action.COLLECT]
+        collected = [line for line in lines if line.planned.action is Action.COLLECT]
+        debits = [line.money for line in collected if line.money is not None]
         count, amount = self.count + len(debits), dict(self.amount)
         for money in debits:
             amount[money.currency] = amount.get(money.currency, Money.zero(money.currency)) + money
@@ -170,6 +173,7 @@ class _Customer:
     reference: str
     held: list[tuple[Subscription, Invoice, Planned]] = field(default_factory=list)
     due: list[Plan] = field(default_factory=list)
+    trouble: list[Line] = field(default_factory=list)  # for each that cannot be planned
 
     def lines(self) -> Iterator[Line]:
         for subscription, invoice, planned in self.held:
@@ -177,6 +181,7 @@ class _Customer:
         for plan in self.due:
             for planned in plan.planned:
                 yield _line(plan.before, self.reference, plan.before.money, planned)
+        yield from self.trouble
 
     def write(self, connection: Connection, moment: Moment, why: str | None) -> None:
         decided = [(i, planned) for _, i, planned in self.held if planned.action is not Action.HOLD]
@@ -223,31 +228,49 @@ def _planned(
     lock: bool,
 ) -> Iterator[_Customer]:
     found = late.late_of(connection, customer_ids, moment.now, lock=lock)
-    if lock:
-        late.lock_customers(connection, customer_ids)
     diaries = late.diaries(connection, customer_ids, moment.now)
     for customer_id in customer_ids:
-        if found[customer_id]:
+        if customer_id in found:
             yield _planned_for(found[customer_id], diaries[customer_id], moment.now, answer)
 
 
-def _planned_for(
-    subscriptions: Sequence[LateSubscription], diary: Diary, now: datetime, answer: Answer
-) -> _Customer:
-    customer = _Customer(subscriptions[0].customer_reference)
-    for one in subscriptions:
+def _planned_for(found: LateOf, diary: Diary, now: datetime, answer: Answer) -> _Customer:
+    customer = _Customer(found.customer_reference)
+    for row in found.unreadable:
+        start = row.next_billing_at or now
+        customer.trouble.append(
+            _in_trouble(row.reference_id, found, row.next_period, start, row.reason)
+        )
+    for one in found.readable:
         if one.held:
             planned, diary = _held(one, diary, now, answer)
             customer.held += [
                 (one.subscription, invoice, item)
                 for invoice, item in zip(one.held, planned, strict=True)
             ]
-    for one in subscriptions:
-        plan = catch_up.plan(one.subscription, now, diary, answer.policy, answer.age_cap)
-        diary = plan.diary
-        if plan.planned or plan.after != plan.before:
-            customer.due.append(plan)
+    for one in found.readable:
+        agreed = one.subscription
+        try:
+            plans = list(catch_up.plans(agreed, now, diary, answer.policy, answer.age_cap))
+        except Exception as error:  # noqa: BLE001 - shown, and the sweep raises the alert
+            start = agreed.next_billing_at or now
+            customer.trouble.append(
+                _in_trouble(
+                    agreed.reference_id, found, agreed.next_period, start, trouble_of(error)
+                )
+            )
+            continue
+        diary = plans[-1].diary
+        customer.due += [plan for plan in plans if plan.planned or plan.after != plan.before]
     return customer
+
+
+def _in_trouble(reference: str, found: LateOf, number: int, start: datetime, reason: str) -> Line:
+    planned = Planned(
+        DuePeriod(number, start, start), Action.HOLD, TROUBLE, f"cannot be planned: {reason}"
+    )
+    invoice = reference_for(reference, number)
+    return Line(reference, found.customer_reference, invoice, number, start, None, planned)
 
 
 def _held(

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 
 import structlog
-from sqlalchemy.exc import SQLAlchemyError
 
 from billing_worker.domain.attempt import AttemptStatus
 from billing_worker.domain.errors import (
@@ -23,6 +24,7 @@ from billing_worker.domain.errors import (
     OutcomeUnknown,
     Refused,
 )
+from billing_worker.domain.events import Event, EventKind
 from billing_worker.domain.evidence import (
     DECLINED_STATUSES,
     PAID_STATUSES,
@@ -34,9 +36,14 @@ from billing_worker.domain.evidence import (
     judge,
     may_be_sold,
 )
+from billing_worker.domain.invoice import REFUSED
 from billing_worker.domain.settlement import News, NoAnswer, NothingSent, Postponed, Stated
-from billing_worker.gateway.port import CallLog, InstantOrder
-from billing_worker.persistence.store import CommitUnknown
+from billing_worker.gateway.port import CallLog, InstantOrder, WireCall
+from billing_worker.gateway.redaction import hide
+from billing_worker.persistence import claims, counters, history
+from billing_worker.persistence.history import Entry
+from billing_worker.persistence.store import AWAY
+from billing_worker.services import turn
 from billing_worker.services.arm import Arm, Armed, NotArmed
 from billing_worker.services.claim import BY, Claimed, claim
 from billing_worker.services.commit import arm, settle
@@ -45,6 +52,14 @@ from billing_worker.services.settle import Settle
 
 CONFIGURATION_ANSWERS = frozenset({401, 403})
 """Our credentials or permissions, not this charge: the same attempt goes ahead once mended."""
+
+OTHER_MODE = "prepared in the other test mode"
+"""Nothing was sold, so the next attempt is made in the present one."""
+
+STALE_AFTER_SECONDS = 5.0
+"""Who waited longer than this for the turn of a sale looks at the invoice again before it."""
+
+ALERT_AGAIN_AFTER = timedelta(minutes=10)
 
 log = structlog.get_logger()
 
@@ -58,11 +73,8 @@ def charge_page(ports: Ports, invoice_ids: Sequence[int]) -> dict[str, int]:
 def _charge_safely(ports: Ports, claimed: Claimed) -> str:
     """One charge's trouble must not stop its page: what is left undone, the sweeps find."""
     try:
-        return charge(ports, claimed)
-    except ConcurrentChange as moved:
-        log.info("charge.left_to_another", reason=str(moved))
-        return "left_to_another"
-    except (CommitUnknown, SQLAlchemyError) as error:
+        return _charge_or_leave(ports, claimed)
+    except AWAY as error:
         log.warning(
             "charge.interrupted",
             attempt=claimed.attempt.reference_id,
@@ -75,25 +87,38 @@ def _charge_safely(ports: Ports, claimed: Claimed) -> str:
         return "crashed"
 
 
+def _charge_or_leave(ports: Ports, claimed: Claimed) -> str:
+    try:
+        return charge(ports, claimed)
+    except ConcurrentChange as moved:
+        log.info("charge.left_to_another", reason=str(moved))
+        with ports.store.transaction() as connection:
+            claims.outlived(connection, claimed.attempt)
+        return "left_to_another"
+
+
 def charge(ports: Ports, claimed: Claimed) -> str:
     """Drive one claimed attempt as far as it goes now. Returns the attempt's state."""
     calls: CallLog = []
     obstacle = _earlier_attempts_may_pay(ports, claimed)
     if obstacle:
         return _settle(ports, claimed, obstacle, calls)
-    found = _invoice_at_gateway(ports, claimed, calls)
+    found = _fit(ports, claimed, _invoice_at_gateway(ports, claimed, calls))
+    may_look = True
+    if isinstance(found, Statement):
+        # The turns of the sale and of the look after it are waited for before the commit: the
+        # sale must follow that at once.
+        waited = turn.take(ports, claimed, 2)
+        if waited > STALE_AFTER_SECONDS:
+            may_look = False  # its turn is used up here
+            found = _fit(ports, claimed, _seen_again(ports, found, calls))
     if not isinstance(found, Statement):
         return _settle(ports, claimed, found, calls)
-    unfit = _why_not_sold(claimed, found)
-    if unfit:
-        return _settle(ports, claimed, unfit, calls)
-    # Waiting for the shared request cap happens before the commit: the sale must follow it at once.
-    ports.pace.wait(2)
-    request = Arm(claimed, found, tuple(calls))
+    request = Arm(claimed, found, _shown(ports, claimed, calls))
     armed = arm(ports, request)
     if isinstance(armed, NotArmed):
         return _settle(ports, claimed, _why_not_armed(armed), calls)
-    return _sell(ports, request, armed)
+    return _sell(ports, request, armed, may_look=may_look)
 
 
 # --- before the commit: nothing here moves money ---------------------------------------------
@@ -104,11 +129,12 @@ def _earlier_attempts_may_pay(ports: Ports, claimed: Claimed) -> News | None:
     for key, gateway_id in claimed.earlier:
         calls: CallLog = []
         try:
-            ports.pace.wait()
-            news: News = Stated(ports.gateway.look(gateway_id, calls))
+            turn.take(ports, claimed)
+            asked_at = ports.clock.now()
+            news: News = Stated(ports.gateway.look(gateway_id, calls), asked_at)
         except GatewayError as error:
             return Postponed(f"an earlier attempt could not be asked about: {error.reason}")
-        case = settle(ports, Settle(key, news, BY, tuple(calls)))
+        case = settle(ports, Settle(key, news, BY, _shown(ports, claimed, calls)))
         if case.attempt.status in {AttemptStatus.SUCCEEDED, AttemptStatus.SURPLUS}:
             return NothingSent("an earlier attempt turned out paid")
         if case.invoice.next_attempt_at is None:
@@ -121,6 +147,8 @@ def _invoice_at_gateway(ports: Ports, claimed: Claimed, calls: CallLog) -> State
     reached the gateway before, created otherwise.
     """
     try:
+        if claimed.attempt.test_mode != ports.test_mode:
+            return _found(ports, claimed, calls) or NothingSent(OTHER_MODE)
         if claimed.create_may_have_been_sent:
             return _found(ports, claimed, calls) or _created(ports, claimed, calls)
         return _created(ports, claimed, calls)
@@ -133,7 +161,7 @@ def _invoice_at_gateway(ports: Ports, claimed: Claimed, calls: CallLog) -> State
 
 
 def _created(ports: Ports, claimed: Claimed, calls: CallLog) -> Statement:
-    ports.pace.wait()
+    turn.take(ports, claimed)
     return ports.gateway.create(_order(ports, claimed), calls)
 
 
@@ -157,13 +185,17 @@ def _found(ports: Ports, claimed: Claimed, calls: CallLog) -> Statement | None:
     Several may exist, because a create may be repeated; at most one of them was ever sold, so
     one that is not merely pending decides, and otherwise the newest is as good as any.
     """
-    ports.pace.wait(2)
+    turn.take(ports, claimed, 2)
     matches = ports.gateway.find(claimed.attempt.reference_id, calls)
     if not matches:
         return None
     touched = [s for s in matches if s.status not in UNSOLD_STATUSES]
     paid = [s for s in touched if s.status in PAID_STATUSES]
     chosen = (paid or touched or matches)[-1]
+    if len(paid) > 1:
+        others = [f"{s.gateway_id} is {s.status}" for s in paid if s is not chosen]
+        evidence = f"paid more than once: {chosen.gateway_id} counts, and {', '.join(others)}"
+        _alert(ports, claimed, EventKind.ATTEMPT_QUARANTINED, evidence=evidence)
     return ports.gateway.look(chosen.gateway_id, calls)
 
 
@@ -171,18 +203,24 @@ def _after_refusal(
     ports: Ports, claimed: Claimed, error: Refused, calls: CallLog
 ) -> Statement | News:
     if error.http_status in CONFIGURATION_ANSWERS:
-        log.error("billing.alert", kind="gateway.refuses_us", reason=error.reason)
-        return Postponed(f"gateway refuses our credentials: {error.reason}")
+        return _refuses_us(ports, claimed, error)
     if claimed.create_may_have_been_sent:
         # Only a first send is refused for sure: this one may collide with its own twin (§1.2).
         return _found_after_doubt(ports, claimed, error, calls)
-    return NothingSent(f"gateway refused the invoice: {error.reason}", hold=True)
+    return NothingSent(f"{REFUSED}: {error.reason}", hold=True)
+
+
+def _refuses_us(ports: Ports, claimed: Claimed, error: GatewayError) -> News:
+    _alert_now_and_then(ports, claimed, EventKind.GATEWAY_REFUSES_US, reason=error.reason)
+    return Postponed(f"gateway refuses our credentials: {error.reason}")
 
 
 def _found_after_doubt(
-    ports: Ports, claimed: Claimed, error: GatewayError, calls: CallLog
+    ports: Ports, claimed: Claimed, error: Refused | OutcomeUnknown, calls: CallLog
 ) -> Statement | News:
     """The create may have worked. Look for it once now; if it cannot be seen yet, later."""
+    if error.http_status in CONFIGURATION_ANSWERS:
+        return _refuses_us(ports, claimed, error)
     doubt = Postponed(f"outcome of create unknown: {error.reason}")
     try:
         found = _found(ports, claimed, calls)
@@ -190,20 +228,33 @@ def _found_after_doubt(
         return doubt
     if found is None and isinstance(error, Refused):
         # Refused, and no twin that it could have collided with: the refusal is meant.
-        return NothingSent(f"gateway refused the invoice: {error.reason}", hold=True)
+        return NothingSent(f"{REFUSED}: {error.reason}", hold=True)
     return found or doubt
 
 
-def _why_not_sold(claimed: Claimed, statement: Statement) -> News | None:
+def _seen_again(ports: Ports, found: Statement, calls: CallLog) -> Statement | News:
+    """What was read before a long wait may have expired in it."""
+    try:
+        return ports.gateway.look(found.gateway_id, calls)
+    except GatewayError as error:
+        return Postponed(f"could not be looked at again before the sale: {error.reason}")
+
+
+def _fit(ports: Ports, claimed: Claimed, found: Statement | News) -> Statement | News:
+    """The gateway's invoice if it may be sold; otherwise what it means that it may not."""
+    if not isinstance(found, Statement):
+        return found
     attempt = claimed.attempt
     expected = Expected(attempt.reference_id, attempt.money, test_mode=attempt.test_mode)
-    if judge(statement, expected).verdict is not Verdict.PENDING:
-        return Stated(statement)
-    reason = may_be_sold(statement, expected)
+    if judge(found, expected).verdict is not Verdict.PENDING:
+        return Stated(found)
+    if attempt.test_mode != ports.test_mode:
+        return NothingSent(OTHER_MODE, statement=found)
+    reason = may_be_sold(found, expected)
     if reason is None:
-        return None
+        return found
     # Without a bearer a new attempt helps; a touched or moderated invoice needs a person.
-    return NothingSent(reason, hold=statement.bearer is not None, statement=statement)
+    return NothingSent(reason, hold=found.bearer is not None, statement=found)
 
 
 def _why_not_armed(obstacle: NotArmed) -> News:
@@ -217,7 +268,7 @@ def _why_not_armed(obstacle: NotArmed) -> News:
 # --- after the commit -------------------------------------------------------------------------
 
 
-def _sell(ports: Ports, request: Arm, armed: Armed) -> str:
+def _sell(ports: Ports, request: Arm, armed: Armed, *, may_look: bool) -> str:
     """Send the sale this frame has just committed, once, and only if it is still that moment."""
     claimed = request.claimed
     calls: CallLog = []
@@ -230,16 +281,18 @@ def _sell(ports: Ports, request: Arm, armed: Armed) -> str:
     except (Refused, OutcomeUnknown) as error:
         # Even a clear "no" to a sale was seen to be wrong (§0 E): only the invoice decides.
         return _settle(ports, claimed, NoAnswer(f"sale: {error.reason}"), calls)
-    news = _verdict_of(ports, request.statement.gateway_id, answer, calls)
+    if not may_look or answer.status not in PAID_STATUSES | DECLINED_STATUSES:
+        # A final answer is worth asking the invoice about at once; any other can wait.
+        news: News = NoAnswer(f"sale answered {answer.status}")
+    else:
+        news = _seen_after(ports, request.statement.gateway_id, calls)
     return _settle(ports, claimed, news, calls, answer)
 
 
-def _verdict_of(ports: Ports, gateway_id: str, answer: SaleAnswer, calls: CallLog) -> News:
-    """A final answer is worth asking the invoice about at once; any other can wait."""
-    if answer.status not in PAID_STATUSES | DECLINED_STATUSES:
-        return NoAnswer(f"sale answered {answer.status}")
+def _seen_after(ports: Ports, gateway_id: str, calls: CallLog) -> News:
+    asked_at = ports.clock.now()
     try:
-        return Stated(ports.gateway.look(gateway_id, calls))
+        return Stated(ports.gateway.look(gateway_id, calls), asked_at)
     except GatewayError as error:
         return NoAnswer(f"look: {error.reason}")
 
@@ -247,5 +300,34 @@ def _verdict_of(ports: Ports, gateway_id: str, answer: SaleAnswer, calls: CallLo
 def _settle(
     ports: Ports, claimed: Claimed, news: News, calls: CallLog, hint: SaleAnswer | None = None
 ) -> str:
-    request = Settle(claimed.key, news, BY, tuple(calls), hint, claimed.attempt.fence)
+    shown = _shown(ports, claimed, calls)
+    request = Settle(claimed.key, news, BY, shown, hint, claimed.attempt.fence)
     return str(settle(ports, request).attempt.status)
+
+
+# --- what is written down ---------------------------------------------------------------------
+
+
+def _shown(ports: Ports, claimed: Claimed, calls: CallLog) -> tuple[WireCall, ...]:
+    """The calls without the card's token, which only the create knew when it was answered."""
+    token = ports.vault.unlock(claimed.payer.card_token)
+    return tuple(
+        replace(call, answer=hide(call.answer, (token,))) if call.answer else call for call in calls
+    )
+
+
+def _alert_now_and_then(ports: Ports, claimed: Claimed, kind: EventKind, **data: object) -> None:
+    """One line for what meets every charge alike, whatever number of processes meets it."""
+    now = ports.clock.now()
+    with ports.store.transaction() as connection:
+        first = counters.add_unless_recent(connection, kind, now, now - ALERT_AGAIN_AFTER)
+    if first:
+        _alert(ports, claimed, kind, **data)
+
+
+def _alert(ports: Ports, claimed: Claimed, kind: EventKind, **data: object) -> None:
+    key, event = claimed.key, Event(kind, ports.clock.now(), BY, data, alert=True)
+    with ports.store.transaction() as connection:
+        entry = Entry(event, key.subscription_id, key.invoice_id, key.attempt_id)
+        history.write(connection, [entry])
+    log.error("billing.alert", kind=str(kind), attempt=claimed.attempt.reference_id, details=data)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
+import structlog
 from sqlalchemy import Connection
 
 from billing_worker.domain import card as card_rules
 from billing_worker.domain.attempt import Attempt, AttemptStatus, Origin
 from billing_worker.domain.card import Card
+from billing_worker.domain.catch_up import was_missed
 from billing_worker.domain.dunning import LADDER_ORIGINS, policy_named
 from billing_worker.domain.events import Event, EventKind
 from billing_worker.domain.terms import Terms
@@ -18,15 +20,30 @@ from billing_worker.persistence import cards, claims, history, switches
 from billing_worker.persistence.cases import CaseKey
 from billing_worker.persistence.claims import DueInvoice, Payer
 from billing_worker.persistence.history import Entry
+from billing_worker.persistence.switches import Switches
+from billing_worker.services.overdue import decide_again
 from billing_worker.services.ports import Ports
+
+log = structlog.get_logger()
 
 BY = "charge"
 
 PUT_OFF = timedelta(minutes=15)
-"""How long an invoice is left alone whose service is paused, or whose elder is unpaid."""
+"""How long an invoice is left alone whose service is paused, or whose elder is unpaid: turning
+sales on, and the elder's end, ring at once."""
+
+KEEPS_CRASHING = "keeps_crashing"
 
 MAX_CLAIMS = 10
 """A row whose workers died this often in a row kills workers: it waits for a person."""
+
+
+@dataclass(slots=True)
+class Lease:
+    """How long a claim holds unless its frame renews it, which nobody else does."""
+
+    until: datetime
+    length: timedelta
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +55,7 @@ class Claimed:
     payer: Payer
     earlier: tuple[tuple[CaseKey, str], ...]
     """Ended attempts of the same invoice, with gateway ids: proven unpaid before this one runs."""
+    lease: Lease
 
     @property
     def create_may_have_been_sent(self) -> bool:
@@ -49,38 +67,65 @@ def claim(ports: Ports, invoice_ids: Sequence[int]) -> list[Claimed]:
     now = ports.clock.now()
     with ports.store.transaction() as connection:
         due = claims.lock_due(connection, invoice_ids, now)
-        ready = _readiness(ports, connection, [item for item in due if item.live is None], now)
-        lapsed = [item for item in due if _lease_is_over(item, now)]
+        switched = switches.read(connection)
+        free = [item for item in due if item.live is None or _lease_is_over(item, now)]
+        lapsed = [item for item in free if item.live is not None and not _was_missed(item, now)]
+        fresh = [item for item in free if item.live is None or _was_missed(item, now)]
+        ready = _readiness(ports, connection, fresh, switched, now)
+        if not switched.sales_on:
+            ready.later.extend((item, switches.SALES_OFF) for item in lapsed)
+            lapsed = []
         poison = [item for item in lapsed if _is_poison(item)]
         retaken = [item for item in lapsed if not _is_poison(item)]
 
         prepared = _prepare(connection, ports, ready.chargeable, now)
         taken_over = _take_over(connection, ports.terms, retaken, now)
-        _hold(connection, [(item, "keeps_crashing") for item in poison], now)
+        _hold(connection, [(item, KEEPS_CRASHING) for item in poison], now)
         _await_cards(connection, ready.without_card, now)
         _put_off(connection, ready.later, now)
-        return _claimed(connection, [*prepared, *taken_over], due)
+        claimed = _claimed(connection, [*prepared, *taken_over], due, now)
+    for item in poison:
+        log.error(
+            "billing.alert",
+            kind=str(EventKind.INVOICE_WAITING),
+            invoice=item.invoice.reference_id,
+            details={"reason": KEEPS_CRASHING},
+        )
+    if ready.missed:  # In its own transaction: subscriptions are locked before their invoices.
+        decide_again(ports, {item.invoice.subscription_id for item in ready.missed})
+    return claimed
+
+
+def _was_missed(item: DueInvoice, now: datetime) -> bool:
+    return was_missed(item.invoice, item.attempts, now)
 
 
 @dataclass(frozen=True, slots=True)
 class _Readiness:
-    """Due invoices without a live attempt, sorted by what can be done about them now."""
+    """Due invoices that nobody works on, sorted by what can be done about them now."""
 
     chargeable: list[DueInvoice]  # with the card that is to be charged
     without_card: list[tuple[DueInvoice, str]]  # (…, why none can be charged)
     later: list[tuple[DueInvoice, str]]  # (…, what comes first)
+    missed: list[DueInvoice]  # so late that the catch-up rules decide about them again
 
 
 def _readiness(
-    ports: Ports, connection: Connection, items: Sequence[DueInvoice], now: datetime
+    ports: Ports,
+    connection: Connection,
+    items: Sequence[DueInvoice],
+    switched: Switches,
+    now: datetime,
 ) -> _Readiness:
-    ready = _Readiness([], [], [])
-    paused = switches.read(connection).paused
+    ready = _Readiness([], [], [], [])
     default = cards.by_ids(connection, {item.card_id for item in items if item.card_id})
     for item in items:
-        first = _what_comes_first(ports, item, paused)
+        first = _what_comes_first(ports, item, switched)
         if first is not None:
             ready.later.append((item, first))
+            continue
+        if _was_missed(item, now):
+            ready.missed.append(item)
             continue
         chosen = _card_for(connection, item, default.get(item.card_id or 0), now)
         if isinstance(chosen, Card):
@@ -90,12 +135,11 @@ def _readiness(
     return ready
 
 
-def _what_comes_first(ports: Ports, item: DueInvoice, paused: Mapping[str, str]) -> str | None:
+def _what_comes_first(ports: Ports, item: DueInvoice, switched: Switches) -> str | None:
     """One collection at a time: two ladders on one card would ask it twice as often."""
     if item.after_older and item.invoice.next_origin in LADDER_ORIGINS:
         return claims.AFTER_OLDER
-    service = ports.gateway.service(item.invoice.money.currency)
-    return f"{service} is paused: {paused[service]}" if service in paused else None
+    return switched.obstacle(ports.gateway.service(item.invoice.money.currency))
 
 
 def _card_for(
@@ -163,9 +207,9 @@ def _is_poison(item: DueInvoice) -> bool:
     return item.live is not None and item.live.claims >= MAX_CLAIMS
 
 
-def lease(terms: Terms, claims_so_far: int) -> timedelta:
-    """Doubles with every claim that died, so that a lease too short for the work grows past it."""
-    doubled = terms.stuck_after * (1 << min(claims_so_far, MAX_CLAIMS))
+def lease(terms: Terms, fence: int) -> timedelta:
+    """Doubles with every claim that was replaced: one too short for a single call grows past it."""
+    doubled = terms.stuck_after * (1 << min(fence, MAX_CLAIMS))
     return min(doubled, max(terms.stuck_after, terms.longest_charge))
 
 
@@ -192,21 +236,30 @@ def _prepare(
 def _take_over(
     connection: Connection, terms: Terms, items: Sequence[DueInvoice], now: datetime
 ) -> list[Attempt]:
-    lapsed = [(live, now + lease(terms, live.claims)) for item in items if (live := item.live)]
+    lapsed = [(live, now + lease(terms, live.fence)) for item in items if (live := item.live)]
     taken = claims.take_over(connection, lapsed)
     for attempt, until in lapsed:
         claims.ring_later(connection, [attempt.invoice_id], until)
     history.write(
         connection,
-        (_entry(item, attempt, EventKind.ATTEMPT_CLAIMED, now)
-         for item, attempt in zip(items, taken, strict=True)),
+        (_entry(item, attempt, EventKind.ATTEMPT_CLAIMED, now, **_silence(before))
+         for item, (before, _), attempt in zip(items, lapsed, taken, strict=True)
+         if before.claims > 0),  # otherwise the last one gave it back, and said so
     )  # fmt: skip
     return taken
 
 
-def _entry(item: DueInvoice, attempt: Attempt, kind: EventKind, now: datetime) -> Entry:
+def _silence(before: Attempt) -> dict[str, object]:
+    """Claims that ended without a word leave a gap in the history: this tells what it is."""
+    ended = before.lease_until.isoformat() if before.lease_until else None
+    return {"claims_without_a_word": before.claims, "the_last_until": ended}
+
+
+def _entry(
+    item: DueInvoice, attempt: Attempt, kind: EventKind, now: datetime, **more: object
+) -> Entry:
     data = {"reference_id": attempt.reference_id, "fence": attempt.fence, "origin": attempt.origin}
-    event = Event(kind, now, BY, data)
+    event = Event(kind, now, BY, data | more)
     return Entry(event, item.invoice.subscription_id, attempt.invoice_id, attempt.id)
 
 
@@ -226,7 +279,7 @@ def _hold(connection: Connection, held: Sequence[tuple[DueInvoice, str]], now: d
 
 
 def _claimed(
-    connection: Connection, attempts: Sequence[Attempt], due: Sequence[DueInvoice]
+    connection: Connection, attempts: Sequence[Attempt], due: Sequence[DueInvoice], now: datetime
 ) -> list[Claimed]:
     if not attempts:
         return []
@@ -238,9 +291,15 @@ def _claimed(
             attempt,
             payers[attempt.id],
             _earlier(by_invoice[attempt.invoice_id], attempt),
+            _lease_of(attempt, now),
         )
         for attempt in attempts
     ]
+
+
+def _lease_of(attempt: Attempt, now: datetime) -> Lease:
+    until = attempt.lease_until or now
+    return Lease(until, until - now)
 
 
 def _earlier(item: DueInvoice, attempt: Attempt) -> tuple[tuple[CaseKey, str], ...]:

@@ -11,13 +11,14 @@ from collections.abc import Sequence
 import structlog
 
 from billing_worker.domain.errors import ConcurrentChange
-from billing_worker.domain.events import Event
+from billing_worker.domain.events import Event, EventKind
 from billing_worker.domain.settlement import Case
 from billing_worker.persistence import history
 from billing_worker.persistence.cases import LockedCases
-from billing_worker.services.arm import Arm, Armed, NotArmed, arm_all
+from billing_worker.services.arm import Arm, Armed, NotArmed, arm_all, card_ids
 from billing_worker.services.ports import Ports
 from billing_worker.services.settle import Settle, Settled, settle_all
+from billing_worker.services.silence import worth_saying
 
 log = structlog.get_logger()
 
@@ -61,12 +62,17 @@ def _commit(
     with ports.store.transaction() as connection:
         cases = LockedCases(connection, (request.key for request in requests))
         if news:
-            settled, said = settle_all(ports, connection, cases, news, now)
-            entries += said
+            to_arm = card_ids(sales)
+            settled, said = settle_all(ports, connection, cases, news, now, to_arm)
+            now_as = [one.case.attempt for one in settled if one.case is not None]
+            entries += worth_saying(connection, said, now_as, now)
         if sales:
             armed, said = arm_all(ports, connection, cases, sales, now)
             entries += said
         history.write(connection, entries)
+    for entry in entries:
+        if entry.event.kind is EventKind.ATTEMPT_UNDECIDED:
+            log.error("billing.alert", kind=str(entry.event.kind), details=dict(entry.event.data))
     of_news, of_sales = iter(settled), iter(armed)
     return [
         next(of_news) if isinstance(request, Settle) else next(of_sales) for request in requests

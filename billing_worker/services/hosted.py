@@ -30,7 +30,8 @@ from billing_worker.domain.events import Event, EventKind
 from billing_worker.domain.evidence import PAID_STATUSES, Expected, may_be_paid
 from billing_worker.domain.hosted import HostedPayment, HostedStatement, HostedStatus, Page
 from billing_worker.domain.money import Money
-from billing_worker.domain.settlement import Context
+from billing_worker.domain.settlement import Case, Context
+from billing_worker.domain.subscription import Subscription
 from billing_worker.gateway.port import CallLog, CheckoutOrder, TokenisationOrder
 from billing_worker.persistence import claims, customers, history, hosted, links
 from billing_worker.persistence.cases import CaseKey
@@ -89,14 +90,14 @@ def start_checkout(ports: Ports, record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _take_link(ports: Ports, invoice: str) -> Slot | dict[str, Any]:
     """The invoice's slot, or the answer that was given for the page that is open already."""
-    now = ports.clock.now()
     with ports.store.transaction() as connection:
-        _, item = slots.locked_open_invoice(connection, invoice)
+        subscription, item = slots.locked_open_invoice(connection, invoice)
         if item.card_id is None:
             raise NotPayable("card_missing: there is no card on file; start a tokenisation")
         live = item.live
         if live is None or not slots.is_link(live, item.card_id) or live.gateway_id is None:
-            return slots.take(ports, connection, item, now)
+            return slots.take(ports, connection, subscription, item)
+        slots.require_payable(ports, connection, Case(live, item.invoice, subscription))
         locked = links.page_of(connection, live.id)
         if locked is None:
             raise SlotTaken(f"the page of {live.reference_id} has ended and is not settled yet")
@@ -170,7 +171,8 @@ def start_tokenisation(ports: Ports, record: Mapping[str, Any]) -> dict[str, Any
 
     Idempotent by `reference_id`: asked again, it looks for what it may have created before, and
     returns the page that is open. Raises BadRecord or InvalidInput; SlotTaken while another attempt
-    for the invoice is live; NotPayable when this reference is used up; GatewayError, and then the
+    for the invoice is live; NotPayable when the invoice may not be paid now, or this reference is
+    used up; GatewayError, and then the
     same record may be sent again.
     """
     wanted = parse_tokenisation(record)
@@ -204,20 +206,24 @@ def _take_card_page(ports: Ports, wanted: TokenisationRecord) -> _CardPage | dic
             raise InvalidInput("reference_id", "is known, with other contents")
         if payment.status is HostedStatus.PREPARED:
             return _continue(ports, connection, payment)
-        locked = hosted.page_of(connection, payment.id)
-        if locked is None or payment.gateway_id is None:
+        if payment.status is not HostedStatus.OPEN or payment.gateway_id is None:
             raise NotPayable(f"it has ended ({payment.outcome}): use a new reference_id")
+        if payment.attempt_id is not None:
+            _require_still_payable(ports, connection, payment)
+        locked = hosted.page_of(connection, payment.id)
+        if locked is None:
+            raise NotPayable("nobody paid on its page in time: it is not settled yet")
         page = unlock_page(ports.vault, locked)
         return _card_page_answer(ports, payment, payment.gateway_id, page, wanted)
 
 
 def _begin(ports: Ports, connection: Connection, wanted: TokenisationRecord) -> _CardPage:
     now = ports.clock.now()
-    item = _invoice_to_pay(connection, wanted)
+    subscription, item = _invoice_to_pay(connection, wanted) or (None, None)
     person = wanted.customer
     known = {"reference_id": person.reference_id, "name": person.name, "email": person.email}
     customer_id = customers.ids_for(connection, [known], now)[person.reference_id]
-    slot = slots.take(ports, connection, item, now) if item else None
+    slot = slots.take(ports, connection, subscription, item) if subscription and item else None
     money = item.invoice.money if item else wanted.money
     if money is None:
         raise InvalidInput("amount", "is missing")
@@ -244,7 +250,9 @@ def _begin(ports: Ports, connection: Connection, wanted: TokenisationRecord) -> 
     return _CardPage(found[0], slot)
 
 
-def _invoice_to_pay(connection: Connection, wanted: TokenisationRecord) -> DueInvoice | None:
+def _invoice_to_pay(
+    connection: Connection, wanted: TokenisationRecord
+) -> tuple[Subscription, DueInvoice] | None:
     """The open invoice, locked, as one that is paid with a card nobody knows yet."""
     if wanted.invoice is None:
         return None
@@ -254,7 +262,7 @@ def _invoice_to_pay(connection: Connection, wanted: TokenisationRecord) -> DueIn
         raise InvalidInput("invoice", "belongs to another customer")
     if wanted.money not in {None, item.invoice.money}:
         raise InvalidInput("amount", f"the invoice asks for {item.invoice.money}")
-    return replace(item, card_id=None)
+    return subscription, replace(item, card_id=None)
 
 
 def _continue(ports: Ports, connection: Connection, payment: HostedPayment) -> _CardPage:
@@ -269,10 +277,18 @@ def _continue(ports: Ports, connection: Connection, payment: HostedPayment) -> _
 
 
 def _slot_of(ports: Ports, connection: Connection, payment: HostedPayment) -> Slot:
-    _, item = slots.locked_open_invoice(connection, payment.gateway_reference)
+    subscription, item = slots.locked_open_invoice(connection, payment.gateway_reference)
     if item.live is None or item.live.id != payment.attempt_id:
         raise NotPayable("it was given up before it was handed out: use a new reference_id")
-    return slots.take(ports, connection, replace(item, card_id=None), ports.clock.now())
+    return slots.take(ports, connection, subscription, replace(item, card_id=None))
+
+
+def _require_still_payable(ports: Ports, connection: Connection, payment: HostedPayment) -> None:
+    """The page is open. What it pays may have been paid, cancelled or stopped meanwhile."""
+    subscription, item = slots.locked_open_invoice(connection, payment.gateway_reference)
+    if item.live is None or item.live.id != payment.attempt_id:
+        raise NotPayable("its attempt on the invoice has ended: use a new reference_id")
+    slots.require_payable(ports, connection, Case(item.live, item.invoice, subscription))
 
 
 def _tokenisation_order(payment: HostedPayment, wanted: TokenisationRecord) -> TokenisationOrder:

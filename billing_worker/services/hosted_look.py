@@ -13,16 +13,15 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from billing_worker.domain import card as card_rules
 from billing_worker.domain import hosted as rules
-from billing_worker.domain.errors import BillingError, GatewayError, InvalidInput
+from billing_worker.domain.errors import BillingError, GatewayError
 from billing_worker.domain.events import Event
 from billing_worker.domain.hosted import HostedPayment, HostedStatement, HostedStatus, StoredCard
 from billing_worker.domain.secret import Secret
 from billing_worker.domain.settlement import Context
 from billing_worker.gateway.port import CallLog, WireCall
-from billing_worker.persistence import cards, customers, history, hosted
+from billing_worker.persistence import cards, customers, history, hosted, links, subscriptions
 from billing_worker.persistence.history import Entry
-from billing_worker.persistence.store import Within
-from billing_worker.services.cards import replace_card
+from billing_worker.services.cards import pay_with
 from billing_worker.services.ports import Ports
 from billing_worker.services.records import CardRecord
 from billing_worker.services.settle import wire_data
@@ -54,6 +53,10 @@ def _look_safely(ports: Ports, payment: HostedPayment) -> str:
     except (BillingError, SQLAlchemyError) as error:
         log.warning("hosted.interrupted", payment=payment.id, reason=type(error).__name__)
         return "interrupted"
+    except Exception:
+        # Our bug. The row keeps its state and is asked about again; the others must not wait.
+        log.exception("billing.alert", kind="hosted.crashed", page=payment.reference_id)
+        return "crashed"
 
 
 def look(ports: Ports, payment: HostedPayment) -> HostedPayment:
@@ -92,11 +95,20 @@ def settle_page(
             card_id = _keep(ports, connection, before, concluded.keep, owners)
             events.append(rules.stored(before, card_id, concluded.keep.mask, context))
         hosted.save(connection, before, concluded.payment, card_id)
-        history.write(connection, [Entry(event) for event in _with_calls(events, calls)])
-        if concluded.keep is not None:
-            _pay_with(ports, connection, before, concluded.keep)
+        told = _with_calls(events, calls)
+        history.write(connection, [_entry(connection, before, event) for event in told])
+        if card_id is not None:
+            _pay_with(ports, connection, before, card_id)
     _alert(concluded.payment, events)
     return concluded.payment
+
+
+def _entry(connection: Connection, payment: HostedPayment, event: Event) -> Entry:
+    """Also told of the invoice that the page pays, if any."""
+    if payment.attempt_id is None:
+        return Entry(event)
+    key = links.key_of(connection, payment.attempt_id)
+    return Entry(event, key.subscription_id, key.invoice_id, key.attempt_id)
 
 
 def _owners(connection: Connection, token: Secret | None) -> dict[int, int]:
@@ -137,25 +149,25 @@ def _record(card: StoredCard) -> CardRecord:
     )
 
 
-def _pay_with(
-    ports: Ports, connection: Connection, payment: HostedPayment, card: StoredCard
-) -> None:
-    """Make it the default of the customer's subscriptions that have no card to be charged.
+def _pay_with(ports: Ports, connection: Connection, payment: HostedPayment, card_id: int) -> None:
+    """Make it the default of the customer's subscriptions that have no card to be charged, that
+    wait for the customer or did so in vain, or whose invoice was to be paid on this page.
 
-    One with a good card keeps it: the customer may have two for a reason.
+    Any other one with a good card keeps it: the customer may have two for a reason.
     """
     now = ports.clock.now()
-    for reference, card_id in hosted.subscriptions_of(connection, payment.customer_id):
-        default = cards.by_ids(connection, {card_id}).get(card_id) if card_id else None
-        if default is not None and card_rules.obstacle(default, now) is None:
+    obstacle = card_rules.obstacle(cards.by_ids(connection, {card_id})[card_id], now)
+    if obstacle is not None:
+        log.warning("hosted.card_not_used", page=payment.reference_id, reason=obstacle)
+        return
+    for reference, default_id, asked in hosted.subscriptions_of(connection, payment):
+        default = cards.by_ids(connection, {default_id}).get(default_id) if default_id else None
+        if not asked and default is not None and card_rules.obstacle(default, now) is None:
             continue
-        try:
-            replace_card(
-                Within(connection), ports.vault, ports.clock, subscription_reference=reference,
-                card=_record(card), by=BY, why=f"entered on page {payment.reference_id}",
-            )  # fmt: skip
-        except InvalidInput as error:
-            log.warning("hosted.card_not_used", subscription=reference, reason=error.reason)
+        subscription = subscriptions.lock(connection, reference)
+        if subscription is not None:
+            why = f"entered on page {payment.reference_id}"
+            pay_with(connection, subscription, card_id, by=BY, why=why, now=now)
 
 
 def _with_calls(events: Sequence[Event], calls: Sequence[WireCall]) -> list[Event]:

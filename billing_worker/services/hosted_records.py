@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +47,15 @@ def _is_web_address(url: str) -> None:
         raise ValidationError("must be an http(s) URL.")
 
 
+_OF_AN_ATTEMPT = re.compile(r"-p\d+-a\d+$")
+
+
+def _is_no_attempts(reference: str) -> None:
+    """A charge that looks itself up by its own reference would find somebody else's payment."""
+    if _OF_AN_ATTEMPT.search(reference):
+        raise ValidationError("must not end like the reference of an attempt (-p0-a1).")
+
+
 def _return_url() -> fields.String:
     return fields.String(
         load_default=None,
@@ -55,7 +65,7 @@ def _return_url() -> fields.String:
 
 
 class TokenisationSchema(StrictSchema):
-    reference_id = fields.String(required=True, validate=is_reference)
+    reference_id = fields.String(required=True, validate=[is_reference, _is_no_attempts])
     customer = fields.Nested(CustomerSchema, required=True)
     phone = text(32)
     amount = fields.Raw(load_default=None)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 from sqlalchemy import Connection
@@ -23,10 +23,11 @@ from sqlalchemy import Connection
 from billing_worker.clock import Clock
 from billing_worker.domain import lifecycle as rules
 from billing_worker.domain.calendar import Interval, Unit
+from billing_worker.domain.catch_up import MAX_PERIODS, is_due
 from billing_worker.domain.catch_up_policy import Policy
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.domain.events import EventKind
-from billing_worker.domain.money import Money
+from billing_worker.domain.money import Money, exponent
 from billing_worker.domain.subscription import Subscription, SubscriptionStatus
 from billing_worker.persistence import claims, history, subscriptions
 from billing_worker.persistence.history import Entry
@@ -68,14 +69,17 @@ def change(
     interval_count: int | None = None,
     description: str | None = None,
     catch_up: str | None = None,
+    ends_at: str | None = None,
     by: str,
     why: str | None = None,
 ) -> Outcome:
     """New terms from the next period on; None leaves a term as it is.
 
     `amount` is decimal text in major units and needed with a new currency; an empty `description`
-    removes it; `catch_up` ("hold", "collect_all:3") counts from now on. Raises InvalidInput on the
-    argument's own name, `reference_id`, or `status` when the subscription is over.
+    removes it; `catch_up` ("hold", "collect_all:3") counts from now on; `ends_at` is an instant in
+    ISO 8601 with its offset, from which on no period begins, and an empty one removes it. Raises
+    InvalidInput on the argument's own name, `reference_id`, or `status` when the subscription is
+    over.
     """
 
     def decide(asked: _Asked) -> None:
@@ -84,7 +88,13 @@ def change(
             before,
             money=_money(before.money, amount, currency),
             interval=_interval(before.schedule.interval, interval, interval_count),
+            now=asked.now,
         )
+        if ends_at is not None:
+            after = rules.ending(after, _instant("ends_at", ends_at))
+        if before.paused_at and after.paused_at != before.paused_at:
+            # The pause counts anew; so far it has taken nothing of the customer's own time.
+            withdraw.wait_longer(asked.connection, before.id, asked.now - before.paused_at)
         after = replace(
             after,
             description=_description(before.description, description),
@@ -129,6 +139,7 @@ def resume(
         if before.status in {_S.TRIALING, _S.ACTIVE, _S.PAST_DUE}:
             return
         owes = bool(claims.lock_open(asked.connection, before.id))
+        waited = asked.now - before.paused_at if before.paused_at else timedelta(0)
         done = rules.resumed(before, asked.now, shift=shift_anchor, owes=owes)
         skipped = [done.skipped[0], done.skipped[-1]] if done.skipped else None
         asked.becomes(
@@ -139,7 +150,7 @@ def resume(
             paused_at=before.paused_at.isoformat() if before.paused_at else None,
             anchor_at=done.subscription.schedule.anchor.isoformat(),
         )
-        withdraw.take_up_again(asked.connection, before.id, asked.moment)
+        withdraw.take_up_again(asked.connection, before.id, asked.moment, waited)
 
     return _ask(store, clock, reference_id, by, why, decide)
 
@@ -162,7 +173,8 @@ def cancel(
 
     def decide(asked: _Asked) -> None:
         before = asked.subscription
-        if before.status is _S.CANCELLED or (at_period_end and before.cancels_at is not None):
+        scheduled = before.cancels_at is not None and before.next_billing_at is not None
+        if before.status is _S.CANCELLED or (at_period_end and scheduled):
             return
         after = rules.cancelling(before) if at_period_end else rules.cancelled(before)
         if after.status is not _S.CANCELLED:
@@ -196,8 +208,9 @@ def end(
         before = asked.subscription
         if before.status is _S.ENDED:
             return
+        waited = asked.now - before.paused_at if before.paused_at else timedelta(0)
         asked.becomes(rules.ended(before), EventKind.SUBSCRIPTION_ENDED)
-        withdraw.take_up_again(asked.connection, before.id, asked.moment)
+        withdraw.take_up_again(asked.connection, before.id, asked.moment, waited)
 
     return _ask(store, clock, reference_id, by, why, decide)
 
@@ -265,12 +278,19 @@ def _ask(
 
 
 def _up_to_date(connection: Connection, subscription: Subscription, moment: Moment) -> Subscription:
-    """Open what is due on the terms of its time: the sweep may be late, the decision is not."""
-    while subscription.next_billing_at is not None and subscription.next_billing_at <= moment.now:
-        plans = list(plans_for(connection, [subscription], moment.now, lock=True))
-        open_planned(connection, plans, moment, ring_at=moment.now)
-        subscription = plans[0].after
-    return subscription
+    """Open what is due on the terms of its time: the sweep may be late, the decision is not.
+
+    As much as one transaction may take; a larger backlog is left to the sweep, which commits in
+    between. Raises InvalidInput on `status` then.
+    """
+    if subscription.next_billing_at is None or subscription.next_billing_at > moment.now:
+        return subscription
+    plans = list(plans_for(connection, [subscription], moment.now, lock=True))
+    if is_due(plans[0].after, moment.now):
+        most = f"more than {MAX_PERIODS} periods are due"
+        raise InvalidInput("status", f"{most}: ask again when the sweep has opened them")
+    open_planned(connection, plans, moment, ring_at=moment.now)
+    return plans[0].after
 
 
 # --- new terms -------------------------------------------------------------------------------
@@ -281,7 +301,7 @@ def _money(before: Money, amount: str | None, currency: str | None) -> Money:
         return Money.parse(amount, before.currency if currency is None else currency)
     if currency is None or currency == before.currency:
         return before
-    Money.zero(currency)  # An unknown currency is the first thing to say.
+    exponent(currency)  # An unknown currency is the first thing to say.
     raise InvalidInput("amount", "is needed with a new currency: prices do not convert themselves")
 
 
@@ -292,6 +312,18 @@ def _interval(before: Interval, unit: str | None, count: int | None) -> Interval
     if count is None:
         count = before.count if unit == before.unit else 1
     return Interval(cast("Unit", unit), count)  # It checks its unit itself.
+
+
+def _instant(field: str, text: str) -> datetime | None:
+    if not text:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise InvalidInput(field, "must be an ISO 8601 date and time") from error
+    if moment.tzinfo is None:
+        raise InvalidInput(field, "needs a UTC offset, such as a final Z")
+    return moment.astimezone(UTC)
 
 
 def _description(before: str | None, description: str | None) -> str | None:
@@ -322,6 +354,7 @@ def _terms(subscription: Subscription) -> dict[str, Any]:
         "anchor_at": schedule.anchor.isoformat(),
         "description": subscription.description,
         "catch_up": str(subscription.catch_up),
+        "ends_at": subscription.ends_at.isoformat() if subscription.ends_at else None,
     }
 
 

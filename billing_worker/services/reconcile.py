@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from functools import partial
 
 import structlog
-from sqlalchemy.exc import SQLAlchemyError
 
-from billing_worker.domain.errors import BillingError, GatewayError
+from billing_worker.domain.errors import ConcurrentChange, GatewayError
 from billing_worker.domain.settlement import NeverHandedOut, News, NoAnswer, Stated
 from billing_worker.gateway.port import CallLog
 from billing_worker.persistence import cases, links
 from billing_worker.persistence.cases import CaseKey
+from billing_worker.persistence.store import AWAY
 from billing_worker.services.commit import settle
 from billing_worker.services.ports import Ports
 from billing_worker.services.settle import Settle
@@ -36,21 +36,26 @@ def look_page(ports: Ports, attempt_ids: Sequence[int]) -> dict[str, int]:
 def _look_safely(ports: Ports, asked: tuple[CaseKey, str]) -> str:
     try:
         return look(ports, *asked)
-    except (BillingError, SQLAlchemyError) as error:
+    except (ConcurrentChange, *AWAY) as error:
         log.warning(
             "reconcile.interrupted",
             attempt_id=asked[0].attempt_id,
             reason=type(error).__name__,
         )
         return "interrupted"
+    except Exception:
+        # Our bug. The attempt stays as it is, and is asked about again.
+        log.exception("billing.alert", kind="reconcile.crashed", attempt_id=asked[0].attempt_id)
+        return "crashed"
 
 
 def look(ports: Ports, key: CaseKey, gateway_id: str) -> str:
     """Ask about one attempt. No answer proves nothing: it is asked again later."""
     calls: CallLog = []
     ports.pace.wait()
+    asked_at = ports.clock.now()
     try:
-        news: News = Stated(ports.gateway.look(gateway_id, calls))
+        news: News = Stated(ports.gateway.look(gateway_id, calls), asked_at)
     except GatewayError as error:
         news = NoAnswer(error.reason)
     return str(settle(ports, Settle(key, news, BY, tuple(calls))).attempt.status)

@@ -14,7 +14,7 @@ from billing_worker.domain.attempt import Origin
 from billing_worker.domain.dunning import POLICIES
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.domain.events import Event, EventKind
-from billing_worker.domain.invoice import Invoice, InvoiceStatus
+from billing_worker.domain.invoice import InvoiceStatus
 from billing_worker.domain.settlement import Context, give_up
 from billing_worker.domain.subscription import COLLECTABLE, Subscription, SubscriptionStatus
 from billing_worker.domain.terms import Terms
@@ -23,7 +23,9 @@ from billing_worker.persistence import invoices as stored_invoices
 from billing_worker.persistence.claims import DueInvoice
 from billing_worker.persistence.history import Entry
 from billing_worker.persistence.store import Store
+from billing_worker.services import withdraw
 from billing_worker.services.budget import Budget
+from billing_worker.services.withdraw import Moment
 
 BATCH = 500
 RETRIABLE = COLLECTABLE | {SubscriptionStatus.SUSPENDED}
@@ -124,21 +126,25 @@ def _give_up_one(store: Store, invoice_id: int, reference: str, now: datetime) -
     with store.transaction() as connection:
         subscription = subscriptions.lock(connection, reference)
         item = claims.lock_one(connection, invoice_id)
-        if subscription is None or item is None or not _is_overdue(item.invoice, now):
+        if subscription is None or item is None or not _is_overdue(item, now):
             return False
         context = Context(now, "recover", Terms())
         after, moved, events = give_up(item.invoice, subscription, "patience.over", context)
         cases.save_open(connection, [], [(item.invoice, after)])
         if moved != subscription:
             subscriptions.save(connection, moved)
+            withdraw.follow(connection, subscription, moved, Moment(now, "recover"))
         claims.stop_waiting(connection, [subscription.id], now)
         history.write(connection, [Entry(event, subscription.id, invoice_id) for event in events])
     return True
 
 
-def _is_overdue(invoice: Invoice, now: datetime) -> bool:
+def _is_overdue(item: DueInvoice, now: datetime) -> bool:
+    """A page in front of the customer, or a sale on its way, may still pay it: its end comes first."""
+    invoice = item.invoice
     return (
         invoice.status is InvoiceStatus.OPEN
+        and item.live is None
         and invoice.give_up_at is not None
         and invoice.give_up_at <= now
     )

@@ -1,4 +1,8 @@
-"""Due subscriptions become invoices: to be charged now or later, waived, or held for a person."""
+"""Due subscriptions become invoices: to be charged now or later, waived, or held for a person.
+
+One that cannot be read or planned (our bug, a zone or currency that is gone) stops nobody else: it
+is told of once, left alone for a while, and tried again.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+import structlog
 from sqlalchemy import Connection
 
-from billing_worker.domain import catch_up
+from billing_worker.domain import catch_up, lifecycle
 from billing_worker.domain.catch_up import Action, Diary, Plan, Planned
 from billing_worker.domain.catch_up_policy import Policy
 from billing_worker.domain.events import Event, EventKind
 from billing_worker.domain.subscription import Subscription, SubscriptionStatus
 from billing_worker.persistence import history, invoices, late, subscriptions
 from billing_worker.persistence.history import Entry
+from billing_worker.persistence.rows import Unreadable, trouble_of
 from billing_worker.services.ports import Ports
 from billing_worker.services.ring import ring_for
 from billing_worker.services.withdraw import Moment, give_up
@@ -28,7 +34,12 @@ MAX_ROWS = 5_000
 
 MESSAGE_LOST_AFTER = timedelta(seconds=60)
 
+PLAN_AGAIN_AFTER = timedelta(hours=1)
+"""What made trouble is mended by a person, or by the next version: no need to try every sweep."""
+
 BY = "renew"
+
+log = structlog.get_logger()
 
 
 def renew_due(ports: Ports) -> int:
@@ -39,6 +50,7 @@ def renew_due(ports: Ports) -> int:
     by the catch-up policy.
     """
     total = 0
+    _let_leave(ports)
     for _ in range(MAX_BATCHES):
         opened, more = _renew_batch(ports)
         ring_for(ports, opened.to_charge)
@@ -51,12 +63,63 @@ def renew_due(ports: Ports) -> int:
 def _renew_batch(ports: Ports) -> tuple[Opened, bool]:
     now = ports.clock.now()
     with ports.store.transaction() as connection:
-        claimed = subscriptions.claim_due(connection, now, BATCH)
-        plans = within_limits(plans_for(connection, claimed, now, lock=True))
+        claimed, unreadable = subscriptions.claim_due(connection, now, BATCH)
+        trouble = [_unread(row) for row in unreadable]
+        plans = within_limits(plans_for(connection, claimed, now, lock=True, trouble=trouble))
         ring_at = now + max(ports.terms.stuck_after, MESSAGE_LOST_AFTER)
         opened = open_planned(connection, plans, Moment(now, BY), ring_at)
-    more = len(claimed) == BATCH or len(plans) < len(claimed) or opened.still_due
+        _put_off(connection, trouble, now)
+    found = len(claimed) + len(unreadable)
+    more = found == BATCH or len(plans) + len(trouble) < found or opened.still_due
     return opened, more
+
+
+def _let_leave(ports: Ports) -> None:
+    """Carry out cancellations that stood for a date, of subscriptions that have no next period."""
+    with ports.store.transaction() as connection:
+        moment = Moment(ports.clock.now(), BY)
+        leaving, unreadable = subscriptions.claim_leaving(connection, moment.now, BATCH)
+        for subscription in leaving:
+            over = lifecycle.cancelled(subscription)
+            subscriptions.save(connection, over)
+            _tell_cancelled(connection, over, moment)
+        _put_off(connection, [_unread(row) for row in unreadable], moment.now)
+
+
+# --- what cannot be planned ------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Why one subscription cannot be planned."""
+
+    subscription_id: int
+    reference_id: str
+    reason: str
+    told: bool = False  # in an earlier sweep
+
+
+def _unread(row: Unreadable) -> Trouble:
+    return Trouble(row.id, row.reference_id, row.reason, told=row.trouble == row.reason)
+
+
+def _put_off(connection: Connection, trouble: Sequence[Trouble], now: datetime) -> None:
+    again = now + PLAN_AGAIN_AFTER
+    subscriptions.put_off(connection, [(t.subscription_id, t.reason) for t in trouble], again)
+    untold = [t for t in trouble if not t.told]
+    for one in untold:
+        log.error("billing.alert", kind=str(EventKind.SUBSCRIPTION_STUCK),
+                  subscription=one.reference_id, reason=one.reason)  # fmt: skip
+    history.write(
+        connection,
+        (
+            Entry(
+                Event(EventKind.SUBSCRIPTION_STUCK, now, BY, {"reason": t.reason}, alert=True),
+                t.subscription_id,
+            )
+            for t in untold
+        ),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +136,13 @@ def plans_for(
     *,
     lock: bool,
     policy: Policy | None = None,
+    trouble: list[Trouble] | None = None,
 ) -> Iterator[Plan]:
     """Plan due subscriptions, in order. `lock` unless nothing will be written.
 
     Order matters only within a customer: each plan keeps its distance to the ones before. By next
-    date, whoever plans: so that what was shown is what is done.
+    date, whoever plans: so that what was shown is what is done. What cannot be planned is passed
+    over and added to `trouble`; without that list it raises.
     """
     customer_ids = {s.customer_id for s in due if catch_up.is_late(s, now)}
     if lock:
@@ -85,9 +150,21 @@ def plans_for(
     diaries = late.diaries(connection, customer_ids, now)
     for subscription in due:
         diary = diaries.get(subscription.customer_id, Diary())
-        plan = catch_up.plan(subscription, now, diary, policy)
+        try:
+            plan = catch_up.plan(subscription, now, diary, policy)
+        except Exception as error:
+            if trouble is None:
+                raise
+            trouble.append(_unplanned(connection, subscription, error))
+            continue
         diaries[subscription.customer_id] = plan.diary
         yield plan
+
+
+def _unplanned(connection: Connection, subscription: Subscription, error: Exception) -> Trouble:
+    reason = trouble_of(error)
+    told = subscriptions.trouble_told(connection, subscription.id) == reason
+    return Trouble(subscription.id, subscription.reference_id, reason, told=told)
 
 
 def within_limits(plans: Iterable[Plan]) -> list[Plan]:
@@ -121,12 +198,8 @@ def open_planned(
     return Opened(
         len(rows),
         [row[0] for row in rows if by_period[row[1], row[2]][1].at == moment.now],
-        any(_still_due(plan.after, moment.now) for plan in plans),
+        any(catch_up.is_due(plan.after, moment.now) for plan in plans),
     )
-
-
-def _still_due(subscription: Subscription, now: datetime) -> bool:
-    return subscription.next_billing_at is not None and subscription.next_billing_at <= now
 
 
 def _tell_about(connection: Connection, plan: Plan, moment: Moment) -> None:
@@ -142,9 +215,13 @@ def _tell_about(connection: Connection, plan: Plan, moment: Moment) -> None:
         said = Event(EventKind.CATCH_UP_HELD, moment.now, moment.by, data, alert=True)
         history.write(connection, [Entry(said, plan.before.id)])
     if plan.after.status is SubscriptionStatus.CANCELLED:
-        voided = give_up(connection, plan.before.id, moment)
-        said = moment.event(EventKind.SUBSCRIPTION_CANCELLED, at_period_end=True, voided=voided)
-        history.write(connection, [Entry(said, plan.before.id)])
+        _tell_cancelled(connection, plan.after, moment)
+
+
+def _tell_cancelled(connection: Connection, over: Subscription, moment: Moment) -> None:
+    voided = give_up(connection, over.id, moment)
+    said = moment.event(EventKind.SUBSCRIPTION_CANCELLED, at_period_end=True, voided=voided)
+    history.write(connection, [Entry(said, over.id)])
 
 
 def _said(subscription: Subscription, planned: Planned, moment: Moment) -> Event:

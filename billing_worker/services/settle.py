@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
@@ -12,20 +12,24 @@ from billing_worker.domain.attempt import AttemptStatus
 from billing_worker.domain.events import Event, EventKind
 from billing_worker.domain.evidence import DECLINED_STATUSES, UNPAID_FINAL_STATUSES, SaleAnswer
 from billing_worker.domain.settlement import (
+    NEEDS_CUSTOMER,
     Case,
     Conclusion,
     Context,
+    NeverHandedOut,
     News,
     NothingSent,
-    Postponed,
     Stated,
     conclude,
 )
+from billing_worker.domain.subscription import Subscription
 from billing_worker.gateway.port import WireCall
 from billing_worker.persistence import cards, claims, switches
 from billing_worker.persistence.cases import CaseKey, LockedCases
 from billing_worker.persistence.history import Entry
+from billing_worker.services import withdraw
 from billing_worker.services.ports import Ports
+from billing_worker.services.withdraw import Moment
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +56,19 @@ def settle_all(
     cases: LockedCases,
     requests: Sequence[Settle],
     now: datetime,
+    to_arm: Collection[int] = (),
 ) -> tuple[list[Settled], list[Entry]]:
     """Apply each piece of news to its case, in order, and save them. One result for each request,
-    and what the history is to say.
+    and what the history is to say. `to_arm`: ids of cards to be charged in the same transaction.
     """
     results: list[Settled] = []
     entries: list[Entry] = []
-    cases.look_back([request.key for request in requests if _may_decline(request)], now)
+    declined: list[tuple[int, str | None]] = []
+    moved: list[tuple[Subscription, Subscription, str]] = []
+    may_decline = [request.key for request in requests if _may_decline(request)]
+    _lock_cards(connection, cases, may_decline, to_arm)
+    cases.look_back([request.key for request in requests if _may_end_unpaid(request)], now)
+    cases.find_debts()
     for request in requests:
         before = cases.case(request.key)
         if _is_outdated(before, request):
@@ -67,12 +77,36 @@ def settle_all(
         context = Context(now, request.by, ports.terms)
         concluded = conclude(_with_hint(before, request.hint), request.news, context)
         cases.put(concluded.case)
+        if before.subscription.status is not concluded.case.subscription.status:
+            moved.append((before.subscription, concluded.case.subscription, request.by))
         results.append(Settled(concluded.case, concluded.events))
         said = _with_calls(concluded, request, context)
         said += _carry_out(ports, connection, before, concluded, context)
+        if AttemptStatus.DECLINED is concluded.case.attempt.status is not before.attempt.status:
+            declined += _refused(concluded)
         entries += [_entry(request.key, event) for event in said]
     cases.save()
+    for was, is_, by in moved:
+        withdraw.follow(connection, was, is_, Moment(now, by))
+    cards.remember_declines(connection, declined, now)
     return results, entries
+
+
+def _lock_cards(
+    connection: Connection, cases: LockedCases, keys: Sequence[CaseKey], to_arm: Collection[int]
+) -> None:
+    """All that this transaction will lock, at once and in order: two of them never wait for each
+    other in a circle. What cannot be declined locks no card here.
+    """
+    asked = {card_id for key in keys if (card_id := cases.case(key).attempt.card_id) is not None}
+    if asked:
+        cards.lock_budgets(connection, asked.union(to_arm))
+
+
+def _refused(concluded: Conclusion) -> list[tuple[int, str | None]]:
+    """The card that was asked, if it is known, and why it must never be charged again."""
+    card_id = concluded.case.attempt.card_id
+    return [] if card_id is None else [(card_id, concluded.kills_card)]
 
 
 def _may_decline(request: Settle) -> bool:
@@ -81,14 +115,19 @@ def _may_decline(request: Settle) -> bool:
     return request.news.statement.status in DECLINED_STATUSES | UNPAID_FINAL_STATUSES
 
 
+def _may_end_unpaid(request: Settle) -> bool:
+    return _may_decline(request) or isinstance(request.news, NothingSent | NeverHandedOut)
+
+
 def _carry_out(
     ports: Ports, connection: Connection, before: Case, concluded: Conclusion, context: Context
 ) -> list[Event]:
     """What a conclusion means beyond its own rows: for the card, the service, the next invoice."""
     case = concluded.case
     said: list[Event] = []
-    if AttemptStatus.DECLINED is case.attempt.status is not before.attempt.status:
-        said += _remember_decline(connection, concluded, context)
+    card_id = case.attempt.card_id
+    if (dead := concluded.kills_card) and card_id is not None:
+        said.append(context.event(EventKind.CARD_UNUSABLE, card_id=card_id, reason=dead))
     if reason := concluded.pauses_service:
         service = ports.gateway.service(case.attempt.money.currency)
         if switches.pause_service(connection, service, by=context.by, reason=reason,
@@ -103,35 +142,23 @@ def _carry_out(
     return said
 
 
-def _remember_decline(
-    connection: Connection, concluded: Conclusion, context: Context
-) -> list[Event]:
-    card_id = concluded.case.attempt.card_id
-    if card_id is None:
-        return []
-    cards.remember_decline(connection, card_id, context.now, concluded.kills_card)
-    if concluded.kills_card is None:
-        return []
-    return [context.event(EventKind.CARD_UNUSABLE, card_id=card_id, reason=concluded.kills_card)]
-
-
 def _is_outdated(case: Case, request: Settle) -> bool:
     """Does the news come from a claim that another one has replaced?
 
-    What the gateway states of a submitted attempt is true whoever brings it. Everything else (that
-    nothing was sent, that it goes on later) is the word of the claim that holds the attempt: an old
+    What the gateway states of a submitted attempt is true whoever brings it. Every other kind of
+    news (that nothing was sent, that it goes on later) is the word of the claim that holds the attempt: an old
     one knows nothing of the sale that its successor may have sent.
     """
     if request.fence is None or request.fence == case.attempt.fence:
         return False
-    is_own_word = isinstance(request.news, NothingSent | Postponed)
+    is_own_word = not isinstance(request.news, Stated)
     return is_own_word or case.attempt.status is AttemptStatus.PREPARED
 
 
 def _with_hint(case: Case, hint: SaleAnswer | None) -> Case:
     if hint is None:
         return case
-    status = "needs_customer" if hint.needs_customer else hint.status
+    status = NEEDS_CUSTOMER if hint.needs_customer else hint.status
     return replace(
         case,
         attempt=replace(case.attempt, sale_status=status, sale_resolution=hint.resolution),

@@ -18,7 +18,7 @@ from billing_worker.domain.errors import InvalidInput, NotPayable, SlotTaken
 from billing_worker.domain.events import Event, EventKind
 from billing_worker.domain.evidence import Expected, Statement, Verdict, judge
 from billing_worker.domain.invoice import InvoiceStatus
-from billing_worker.domain.settlement import NothingSent, Stated
+from billing_worker.domain.settlement import Case, NothingSent, Stated
 from billing_worker.domain.subscription import Subscription
 from billing_worker.gateway.port import CallLog, WireCall
 from billing_worker.persistence import claims, history, invoices, links, subscriptions
@@ -66,12 +66,15 @@ def locked_open_invoice(connection: Connection, reference: str) -> tuple[Subscri
     return subscription, item
 
 
-def take(ports: Ports, connection: Connection, item: DueInvoice, now: datetime) -> Slot:
+def take(
+    ports: Ports, connection: Connection, subscription: Subscription, item: DueInvoice
+) -> Slot:
     """Take the slot, or take over a prepared link of the same kind whose caller may be gone.
 
     `item.card_id` None: the customer will type a new card. Raises SlotTaken while another attempt
-    is live.
+    is live, NotPayable for what forbids a charge too: nothing of the transaction is to be kept.
     """
+    now = ports.clock.now()
     live, until = item.live, lapses_at(ports, now)
     if live is None:
         attempt = links.prepare(
@@ -81,11 +84,19 @@ def take(ports: Ports, connection: Connection, item: DueInvoice, now: datetime) 
         attempt = links.take_over(connection, live, until)
     else:
         raise SlotTaken(f"{live.reference_id}, of origin {live.origin}, is {live.status}")
+    require_payable(ports, connection, Case(attempt, item.invoice, subscription))
     slot = Slot(_key(item, attempt), attempt, _earlier(item, attempt))
     data = {"reference_id": attempt.reference_id, "fence": attempt.fence, "origin": attempt.origin}
     kind = EventKind.ATTEMPT_CLAIMED if live else EventKind.ATTEMPT_PREPARED
     _write(connection, slot, Event(kind, now, BY, data))
     return slot
+
+
+def require_payable(ports: Ports, connection: Connection, case: Case) -> None:
+    """Raises NotPayable with what stands against a page for this attempt, open or not yet."""
+    obstacle = why_not(ports, connection, case, ports.clock.now())
+    if obstacle is not None:
+        raise NotPayable(obstacle)
 
 
 def is_link(attempt: Attempt, card_id: int | None) -> bool:
@@ -114,8 +125,9 @@ def require_unpaid(ports: Ports, slot: Slot) -> None:
     for key, gateway_id in slot.earlier:
         calls: CallLog = []
         ports.pace.wait()
+        asked_at = ports.clock.now()
         statement = ports.gateway.look(gateway_id, calls)
-        case = settle(ports, Settle(key, Stated(statement), BY, tuple(calls)))
+        case = settle(ports, Settle(key, Stated(statement, asked_at), BY, tuple(calls)))
         attempt = case.attempt
         if attempt.status in {AttemptStatus.SUCCEEDED, AttemptStatus.SURPLUS}:
             raise NotPayable("an earlier attempt turned out paid")
@@ -137,10 +149,7 @@ def open_page(
     Raises NotPayable for what forbids a charge too, ConcurrentChange when the slot is not ours.
     """
     now = ports.clock.now()
-    case = LockedCases(connection, [slot.key]).case(slot.key)
-    obstacle = why_not(ports, connection, case, now)
-    if obstacle is not None:
-        raise NotPayable(obstacle)
+    require_payable(ports, connection, LockedCases(connection, [slot.key]).case(slot.key))
     links.open_page(
         connection,
         slot.attempt,

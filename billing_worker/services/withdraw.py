@@ -1,4 +1,4 @@
-"""Open invoices of a subscription that is paused, resumed or over.
+"""Open invoices of a subscription that is paused, suspended, taken up again or over.
 
 What is in flight is never touched: only the gateway's word ends it. A prepared attempt ends here,
 because nothing can have been sent: the subscription's lock, which every caller holds, is taken by
@@ -8,17 +8,19 @@ whoever arms a charge too.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection
 
 from billing_worker.domain import invoice as invoices
 from billing_worker.domain.attempt import Attempt, AttemptStatus
+from billing_worker.domain.dunning import LADDER_ORIGINS
 from billing_worker.domain.events import Event, EventKind
 from billing_worker.domain.invoice import Invoice
 from billing_worker.domain.settlement import withdrawn
+from billing_worker.domain.subscription import Subscription, SubscriptionStatus
 from billing_worker.persistence import cases, claims, history
 from billing_worker.persistence.claims import DueInvoice
 from billing_worker.persistence.history import Entry
@@ -35,25 +37,61 @@ class Moment:
         return Event(kind, self.now, self.by, data)
 
 
-def put_aside(connection: Connection, subscription_id: int, moment: Moment) -> int:
-    """Stop collecting what is open, until `take_up_again`. Returns how many invoices wait."""
+def put_aside(
+    connection: Connection, subscription_id: int, moment: Moment, reason: str = invoices.PAUSED
+) -> int:
+    """Stop collecting what is open, until `take_up_again`. Returns how many invoices wait.
+
+    While suspended, what somebody asks for is charged all the same: that is the way back.
+    """
     items = claims.lock_open(connection, subscription_id)
-    _end_prepared(connection, items, invoices.PAUSED, moment)
-    return _change(connection, items, invoices.put_aside, _waits, moment)
+    if reason == invoices.SUSPENDED:
+        items = [item for item in items if item.invoice.next_origin in LADDER_ORIGINS]
+    end_prepared(connection, items, reason, moment)
+    return _change(connection, items, lambda i: invoices.put_aside(i, reason), _waits, moment)
 
 
-def take_up_again(connection: Connection, subscription_id: int, moment: Moment) -> int:
-    """Collect again what was put aside: the sweep rings for it. Returns how many invoices."""
+def take_up_again(
+    connection: Connection,
+    subscription_id: int,
+    moment: Moment,
+    waited: timedelta = timedelta(0),
+) -> int:
+    """Collect again what was put aside: the sweep rings for it. Returns how many invoices.
+
+    Whatever the customer was waited for is waited for `waited` longer.
+    """
     items = claims.lock_open(connection, subscription_id)
     return _change(
-        connection, items, lambda i: invoices.take_up_again(i, moment.now), _waits, moment
+        connection, items, lambda i: invoices.take_up_again(i, moment.now, waited), _waits, moment
     )
+
+
+def wait_longer(connection: Connection, subscription_id: int, by: timedelta) -> None:
+    """Whatever the customer is waited for, is waited for that much longer."""
+    waiting = [i.invoice for i in claims.lock_open(connection, subscription_id)]
+    pairs = [(i, replace(i, give_up_at=i.give_up_at + by)) for i in waiting if i.give_up_at]
+    cases.save_open(connection, [], pairs)
+
+
+def follow(
+    connection: Connection, before: Subscription, after: Subscription, moment: Moment
+) -> None:
+    """What a new status means for the other invoices, when money or its absence has moved it."""
+    if before.status is after.status:
+        return
+    if after.status is SubscriptionStatus.SUSPENDED:
+        put_aside(connection, after.id, moment, invoices.SUSPENDED)
+    elif after.status is SubscriptionStatus.CANCELLED:
+        give_up(connection, after.id, moment)
+    elif before.status is SubscriptionStatus.SUSPENDED:
+        take_up_again(connection, after.id, moment)
 
 
 def give_up(connection: Connection, subscription_id: int, moment: Moment) -> int:
     """Void what is open and not in flight. Returns how many invoices."""
     items = claims.lock_open(connection, subscription_id)
-    _end_prepared(connection, items, invoices.CANCELLED, moment)
+    end_prepared(connection, items, invoices.CANCELLED, moment)
     idle = [item for item in items if not _in_flight(item)]
     return _change(
         connection, idle, lambda i: invoices.voided(i, invoices.CANCELLED), _is_void, moment
@@ -64,9 +102,10 @@ def _in_flight(item: DueInvoice) -> bool:
     return item.live is not None and item.live.status is AttemptStatus.SUBMITTED
 
 
-def _end_prepared(
+def end_prepared(
     connection: Connection, items: Sequence[DueInvoice], reason: str, moment: Moment
 ) -> None:
+    """End what was prepared for invoices that the caller has locked, with their subscriptions."""
     prepared = [live for i in items if (live := i.live) and not _in_flight(i)]
     ended: list[tuple[Attempt, Attempt]] = [
         (attempt, withdrawn(attempt, reason, moment.now)) for attempt in prepared

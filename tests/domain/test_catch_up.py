@@ -224,3 +224,28 @@ def test_a_policy_that_makes_no_sense_is_refused_with_its_field(text):
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
 def test_a_policy_reads_back_what_it_prints(policy):
     assert Policy.parse(str(policy)) == policy
+
+
+@pytest.mark.parametrize("count", [0, 1, 199, 202, 5_000])
+def test_any_number_of_debits_leaves_a_moment_that_keeps_the_distance_to_each(count):
+    now = ANCHOR + timedelta(hours=2)
+    made = tuple(now - timedelta(hours=1) + timedelta(seconds=n) for n in range(count))
+    late = subscription(Unit.MONTH)
+    [line] = planned(late, now, Diary(made, (late,)))
+    assert all(abs(line.at - debit) >= DAY for debit in made)
+    assert line.at == (made[-1] + DAY if made else now)
+
+
+def test_debits_in_any_order_are_kept_away_from():
+    now = ANCHOR + 2 * DAY
+    late = subscription(Unit.MONTH)
+    made = (now + 2.5 * DAY, now - 0.5 * DAY, now + 1.2 * DAY)
+    [line] = planned(late, now, Diary(made, (late,)))
+    assert line.at == now + 3.5 * DAY
+
+
+def test_no_period_that_begins_at_the_agreed_end_is_due():
+    ending = subscription(policy=Policy.parse("collect_all:1"), ends_at=ANCHOR + 2 * DAY)
+    result = plan(ending, ANCHOR + 5 * DAY, Diary())
+    assert [line.period.number for line in result.planned] == [0, 1]
+    assert result.after.status is SubscriptionStatus.ENDED

@@ -119,6 +119,20 @@ def test_a_low_cap_code_is_retried_once_and_then_needs_another_card(code):
     assert not second.kills_card
 
 
+ASKED = [Origin.MANUAL, Origin.NEW_CARD, Origin.LINK, Origin.BACKUP]
+
+
+@pytest.mark.parametrize("origin", ASKED)
+@pytest.mark.parametrize("code", ["issuer_decline", "fatal_error"])
+def test_what_somebody_asked_for_does_not_take_the_ladders_one_retry(origin, code):
+    asked = declined(code, origin, START + timedelta(hours=1))
+    step = decide(declined(), asked, declined(code, Origin.DUNNING, START + 2 * DAY))
+    assert step.turn is Turn.OURS
+    last = declined(code, Origin.DUNNING, START + 7 * DAY)
+    after_two = decide(declined(), asked, declined(code, Origin.DUNNING, START + 2 * DAY), last)
+    assert after_two.turn is not Turn.OURS
+
+
 HARD = [code for code, row in DECLINES.items() if row.kind is DeclineClass.HARD]
 
 

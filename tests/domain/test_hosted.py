@@ -28,6 +28,7 @@ from billing_worker.domain.settlement import Context
 from billing_worker.domain.terms import Terms
 
 NOW = datetime(2026, 3, 1, 9, 0, tzinfo=UTC)
+IN_AN_HOUR = NOW + timedelta(hours=1)
 CARD = StoredCard(token=Secret("4c9jHUgeL1SD7g5byDYn9Gc0RC60NN3x"), mask="512381******0000")
 OPEN = HostedPayment(
     id=1, reference_id="card-1", gateway_reference="card-1", customer_id=1,
@@ -67,18 +68,20 @@ def test_whatever_happened_to_the_money_afterwards_the_card_is_kept(status):
 
 
 @pytest.mark.parametrize(
-    ("news", "options", "reason"),
+    ("news", "options", "reason", "look_at"),
     [
-        (said("processed", card=None), {}, "token_missing"),
-        (said("processed", card=replace(CARD, token=None)), {}, "token_missing"),
-        (said("processed", customer="cust-2"), {}, "token_of_another_customer"),
-        (said("processed"), {"token_is_foreign": True}, "token_of_another_customer"),
+        (said("processed", card=None), {}, "token_missing", IN_AN_HOUR),
+        (said("processed", card=replace(CARD, token=None)), {}, "token_missing", IN_AN_HOUR),
+        (said("processed", customer="cust-2"), {}, "token_of_another_customer", None),
+        (said("processed"), {"token_is_foreign": True}, "token_of_another_customer", None),
     ],
 )
-def test_paid_without_a_token_that_may_be_used_ends_with_a_reason_and_a_step(news, options, reason):
+def test_paid_without_a_token_that_may_be_used_ends_with_a_reason_and_a_step(
+    news, options, reason, look_at
+):
     concluded = told(news, **options)
     assert concluded.payment.outcome == reason
-    assert concluded.payment.look_at is None
+    assert concluded.payment.look_at == look_at
     assert concluded.keep is None
     (event,) = concluded.events
     assert event.alert
@@ -92,6 +95,19 @@ def test_a_customer_whom_the_gateway_does_not_name_is_taken_for_the_one_we_order
 def test_a_token_that_comes_late_is_kept():
     without = told(said("processed", card=None)).payment
     assert told(said("processed"), without).payment.status is HostedStatus.STORED
+
+
+def test_a_token_that_never_comes_is_asked_for_after_an_hour_a_day_and_three_and_told_of_once():
+    payment, now, events, asked = OPEN, NOW, [], []
+    while payment.look_at is not None:
+        now = payment.look_at
+        asked.append(now - NOW)
+        concluded = told(said("processed", card=None), payment, now)
+        payment = concluded.payment
+        events += concluded.events
+    hour, day = timedelta(hours=1), timedelta(days=1)
+    assert asked == [timedelta(0), hour, day, 3 * day]
+    assert len(events) == 1
 
 
 @pytest.mark.parametrize(

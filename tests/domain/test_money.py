@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from billing_worker.domain.errors import CurrencyMismatch, InvalidInput
-from billing_worker.domain.money import MAX_MAJOR_UNITS, Money, exponent
+from billing_worker.domain.money import MAX_MAJOR_UNITS, WITHDRAWN, Money, exponent
 
 CURRENCIES = st.sampled_from(["JPY", "USD", "EUR", "KWD", "CLF"])
 MINOR_UNITS = st.integers(min_value=0, max_value=10**13)
@@ -201,3 +201,38 @@ def _refused_field(text, currency):
     with pytest.raises(InvalidInput) as refusal:
         Money.parse(text, currency)
     return refusal.value.field
+
+
+# Every code that a subscription could be made in with the list of 2026-01-01, or one before it.
+EVER_SOLD_IN = """
+    AED AFN ALL AMD AOA ARS AUD AWG AZN BAM BBD BDT BHD BIF BMD BND BOB BOV BRL BSD BTN
+    BWP BYN BZD CAD CDF CHE CHF CHW CLF CLP CNY COP COU CRC CUP CVE CZK DJF DKK DOP DZD
+    EGP ERN ETB EUR FJD FKP GBP GEL GHS GIP GMD GNF GTQ GYD HKD HNL HTG HUF IDR ILS INR
+    IQD IRR ISK JMD JOD JPY KES KGS KHR KMF KPW KRW KWD KYD KZT LAK LBP LKR LRD LSL LYD
+    MAD MDL MGA MKD MMK MNT MOP MRU MUR MVR MWK MXN MXV MYR MZN NAD NGN NIO NOK NPR NZD
+    OMR PAB PEN PGK PHP PKR PLN PYG QAR RON RSD RUB RWF SAR SBD SCR SDG SEK SGD SHP SLE
+    SOS SRD SSP STN SVC SYP SZL THB TJS TMT TND TOP TRY TTD TWD TZS UAH UGX USD USN UYI
+    UYU UYW UZS VED VES VND VUV WST XAD XAF XCD XCG XOF XPF YER ZAR ZMW ZWG
+"""
+
+
+@pytest.mark.parametrize("currency", [*EVER_SOLD_IN.split(), *WITHDRAWN])
+def test_what_was_once_agreed_can_still_be_read(currency):
+    """Fails when an upgrade of iso4217 leaves a code out: it belongs into WITHDRAWN then."""
+    money = Money.from_minor(1999, currency)
+    assert str(money + Money.zero(currency)) == f"{money.amount:f} {currency}"
+
+
+@pytest.mark.parametrize(
+    ("currency", "shown"), [("HRK", "19.99"), ("BGN", "19.99"), ("BYR", "1999")]
+)
+def test_a_withdrawn_currency_keeps_its_decimals_and_takes_no_new_price(currency, shown):
+    assert f"{Money.from_minor(1999, currency).amount:f}" == shown
+    with pytest.raises(InvalidInput) as refused:
+        Money.parse("19.99", currency)
+    assert refused.value.field == "currency"
+
+
+def test_a_code_that_never_was_a_currency_cannot_be_read():
+    with pytest.raises(InvalidInput):
+        Money.from_minor(1999, "QQQ")

@@ -98,7 +98,16 @@ def test_a_card_of_unknown_brand_obeys_the_rules_of_all_networks():
     assert rule("", tries(1, code="43")) == "visa.category_1_never"
 
 
-@pytest.mark.parametrize("brand", ["amex", "mir", "unionpay"])
+@pytest.mark.parametrize(
+    "brand", ["unknown", "other", "mc", "MC", "master", "electron", "eurocard"]
+)
+def test_a_brand_that_nobody_listed_obeys_the_rules_of_all_networks(brand):
+    assert rule(brand, tries(10, apart=HOUR)) == "mastercard.10_declines_in_24_hours"
+    assert rule(brand, tries(21)) == "visa.20_reattempts_in_30_days"
+    assert never_again(brand, "43", NOW).rule == "visa.category_1_never"
+
+
+@pytest.mark.parametrize("brand", ["amex", "American Express", "Mir", "UNION_PAY", "Diners Club"])
 def test_other_networks_have_no_rows(brand):
     assert rule(brand, tries(60, apart=HOUR)) is None
 
@@ -106,6 +115,16 @@ def test_other_networks_have_no_rows(brand):
 @pytest.mark.parametrize("brand", ["VISA", "Visa Electron", "visa"])
 def test_brands_are_recognised_however_they_are_spelt(brand):
     assert rule(brand, tries(21)) == "visa.20_reattempts_in_30_days"
+
+
+def test_what_only_open_attempts_forbid_is_asked_again_within_the_hour():
+    settled = tries(5, apart=HOUR)
+    under_way = [Try(NOW, PRICE, open=True)] * 5
+    refused = refusal("mastercard", PRICE, [*settled, *under_way], NOW)
+    assert refused.rule == "mastercard.10_declines_in_24_hours"
+    assert refused.until == NOW + HOUR
+    forbidden_anyway = refusal("mastercard", PRICE, [*tries(10, apart=HOUR), *under_way], NOW)
+    assert forbidden_anyway.until > NOW + HOUR
 
 
 def test_nothing_older_than_the_longest_window_counts():

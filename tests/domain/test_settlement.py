@@ -12,19 +12,22 @@ from hypothesis import strategies as st
 
 from billing_worker.domain.attempt import TRANSITIONS, Attempt, AttemptStatus, Origin, move
 from billing_worker.domain.calendar import Schedule, Unit
+from billing_worker.domain.card import Card
 from billing_worker.domain.errors import IllegalTransition
-from billing_worker.domain.evidence import PAID_STATUSES, Statement
+from billing_worker.domain.evidence import GIVEN_BACK_STATUSES, PAID_STATUSES, Statement
 from billing_worker.domain.invoice import Invoice, InvoiceStatus
 from billing_worker.domain.money import Money
 from billing_worker.domain.settlement import (
     RECHECKS,
     Case,
     Context,
+    NeverHandedOut,
     NoAnswer,
     NothingSent,
     Postponed,
     Stated,
     conclude,
+    withdrawn,
 )
 from billing_worker.domain.subscription import Subscription, SubscriptionStatus
 from billing_worker.domain.terms import Terms
@@ -308,3 +311,310 @@ def test_only_attempts_that_were_armed_count_towards_giving_up():
     prepared = case(AttemptStatus.PREPARED, submitted_at=None)
     assert told(NothingSent("sales off"), prepared).case.invoice.not_charged_count == 0
     assert told(NothingSent("too late"), case()).case.invoice.not_charged_count == 1
+
+
+# --- a sale that asked for the customer -------------------------------------------------------
+
+
+def after_the_grace(status, before):
+    waiting = told(stated(status), before).case
+    return told(stated(status), waiting, NOW + TERMS.expiry_grace)
+
+
+@pytest.mark.parametrize("said", [None, "ok", "declined", "auth_3ds_required"])
+def test_a_sale_that_asked_for_3d_secure_waits_for_the_customer_and_is_not_repeated(said):
+    asked = case(sale_status="needs_customer", sale_resolution=said)
+    concluded = after_the_grace("expired", asked)
+    after = concluded.case
+    assert after.attempt.status is AttemptStatus.DECLINED
+    assert after.invoice.reason == "declined_needs_customer: auth_3ds_required"
+    assert after.invoice.next_attempt_at is None
+    assert after.invoice.give_up_at is not None
+    assert "customer.step_needed" in kinds(concluded)
+
+
+def test_the_step_that_the_bank_named_is_the_reason():
+    asked = case(sale_status="needs_customer", sale_resolution="auth_otp_required")
+    after = after_the_grace("expired", asked).case
+    assert after.invoice.reason == "declined_needs_customer: auth_otp_required"
+
+
+@pytest.mark.parametrize("sale_status", ["needs_customer", "process_failed"])
+def test_an_invoice_ended_by_a_moderator_waits_for_a_person_whatever_the_sale_said(sale_status):
+    before = case(sale_status=sale_status, sale_resolution="insufficient_funds")
+    concluded = after_the_grace("terminated", before)
+    assert concluded.case.attempt.status is AttemptStatus.NOT_CHARGED
+    assert concluded.case.invoice.give_up_at is None
+    assert any(event.alert for event in concluded.events)
+
+
+def kinds(concluded):
+    return [str(event.kind) for event in concluded.events]
+
+
+# --- pay pages --------------------------------------------------------------------------------
+
+
+def card(card_id=1, **changes):
+    made = Card(card_id, f"print-{card_id}", "visa", 12, 2032, None, None)
+    return replace(made, **changes)
+
+
+LATER = NOW + timedelta(days=2)
+IN_LADDER = {
+    "first_declined_at": NOW, "next_attempt_at": LATER, "ring_at": None,
+    "next_origin": Origin.DUNNING, "reason": "declined_soft: insufficient_funds",
+}  # fmt: skip
+WAITS_FOR_CUSTOMER = {
+    "first_declined_at": NOW, "give_up_at": NOW + timedelta(days=30), "reason": "a step is needed",
+}  # fmt: skip
+EARLIER = attempt(AttemptStatus.DECLINED, id=7, number=1, settled_at=NOW,
+                  outcome="insufficient_funds")  # fmt: skip
+
+
+def link(of_invoice, default_card=None, *, status=AttemptStatus.SUBMITTED, **changes):
+    page = attempt(status, number=2, origin=Origin.LINK, **changes)
+    return Case(
+        page, invoice(**of_invoice), subscription(SubscriptionStatus.PAST_DUE),
+        earlier=(EARLIER, page), card=card(), default_card=default_card or card(),
+    )  # fmt: skip
+
+
+def page_declined(before, resolution, original_code=None):
+    news = stated("process_failed", resolution, original_code=original_code)
+    waiting = told(news, before).case
+    return told(news, waiting, NOW + TERMS.expiry_grace)
+
+
+def test_a_network_code_that_says_never_kills_the_card_of_a_pay_page_and_ends_its_ladder():
+    concluded = page_declined(link(IN_LADDER), "issuer_decline", "43")
+    assert concluded.kills_card is not None
+    assert concluded.case.invoice.next_attempt_at is None
+    assert concluded.case.invoice.give_up_at is not None
+    assert "card.needed" in kinds(concluded)
+
+
+def test_a_network_code_that_says_never_kills_no_card_when_the_customer_typed_one():
+    concluded = page_declined(replace(link(IN_LADDER, card_id=None), card=None), "declined", "43")
+    assert concluded.kills_card is None
+    assert concluded.case.invoice.next_attempt_at == LATER
+
+
+def test_a_hard_decline_of_a_pay_page_ends_the_tries_of_the_card_and_does_not_kill_it():
+    concluded = page_declined(link(IN_LADDER), "lost_or_stolen_card")
+    assert concluded.kills_card is None
+    assert concluded.case.invoice.next_attempt_at is None
+    assert concluded.case.invoice.reason == "declined_hard: lost_or_stolen_card"
+    assert "card.needed" in kinds(concluded)
+
+
+def test_a_hard_decline_of_a_pay_page_outlasts_a_pause():
+    aside = {**IN_LADDER, "next_attempt_at": None, "paused_attempt_at": LATER, "reason": "paused"}
+    paused = replace(link(aside), subscription=subscription(SubscriptionStatus.PAUSED))
+    after = page_declined(paused, "lost_or_stolen_card").case
+    assert (after.invoice.next_attempt_at, after.invoice.paused_attempt_at) == (None, None)
+
+
+def test_what_a_pay_page_may_have_been_paid_with_stops_the_ladder_until_a_person_has_looked():
+    concluded = page_declined(link(IN_LADDER), "duplicated_transaction")
+    assert concluded.case.invoice.next_attempt_at is None
+    assert concluded.case.invoice.give_up_at is None
+    assert any(event.alert for event in concluded.events)
+
+
+@pytest.mark.parametrize("resolution", ["insufficient_funds", "auth_3ds_required", "fatal_error"])
+def test_any_other_decline_of_a_pay_page_leaves_the_planned_step_as_it_was(resolution):
+    after = page_declined(link(IN_LADDER), resolution).case
+    assert after.attempt.status is AttemptStatus.DECLINED
+    assert (after.invoice.next_attempt_at, after.invoice.next_origin) == (LATER, Origin.DUNNING)
+
+
+@pytest.mark.parametrize("resolution", ["lost_or_stolen_card", "declined", "unknown"])
+def test_no_decline_of_a_pay_page_releases_an_invoice_that_waits_for_a_person(resolution):
+    held = link({"first_declined_at": NOW, "reason": "declined_unknown: unknown"}, card(2))
+    after = page_declined(held, resolution).case.invoice
+    assert (after.reason, after.next_attempt_at) == ("declined_unknown: unknown", None)
+    assert after.give_up_at is None
+
+
+@pytest.mark.parametrize("of_invoice", [IN_LADDER, WAITS_FOR_CUSTOMER], ids=["dated", "waiting"])
+@pytest.mark.parametrize("how", ["expired", "declined", "never handed out", "given back"])
+def test_a_card_that_came_while_the_page_was_open_is_tried_when_it_ends(of_invoice, how):
+    if how in {"expired", "declined"}:
+        status = "expired" if how == "expired" else "process_failed"
+        news = stated(status, "lost_or_stolen_card")
+        waiting = told(news, link(of_invoice, card(2))).case
+        at = NOW + TERMS.expiry_grace
+        after = told(news, waiting, at).case.invoice
+    else:
+        news = NeverHandedOut() if how == "never handed out" else NothingSent("caller gave up")
+        at = NOW
+        prepared = link(of_invoice, card(2), status=AttemptStatus.PREPARED, lease_until=NOW)
+        after = told(news, prepared).case.invoice
+    assert (after.next_attempt_at, after.next_origin) == (at, Origin.NEW_CARD)
+    assert (after.ring_at, after.give_up_at) == (at, None)
+
+
+@pytest.mark.parametrize(
+    "default_card",
+    [card(1), card(2, unusable_reason="stolen"), card(2, expiry_year=2020)],
+    ids=["the same", "dead", "expired"],
+)
+def test_a_page_that_ends_brings_no_new_card_when_there_is_none_to_try(default_card):
+    before = link(WAITS_FOR_CUSTOMER, default_card)
+    after = after_the_grace("expired", before).case.invoice
+    assert after.next_attempt_at is None
+    assert after.give_up_at == WAITS_FOR_CUSTOMER["give_up_at"]
+
+
+def test_a_card_that_only_the_page_has_asked_is_left_alone():
+    before = link(WAITS_FOR_CUSTOMER, card(2), card_id=2)
+    assert page_declined(before, "lost_or_stolen_card").case.invoice.next_attempt_at is None
+
+
+def test_a_withdrawn_attempt_is_never_asked_about():
+    prepared = attempt(AttemptStatus.PREPARED, origin=Origin.LINK, gateway_id=None, look_at=NOW)
+    assert withdrawn(prepared, "paused", NOW).look_at is None
+
+
+# --- money that goes back ---------------------------------------------------------------------
+
+
+def paid_case(status=AttemptStatus.SUCCEEDED):
+    paid = attempt(status, outcome="processed", look_at=None, settled_at=NOW)
+    return Case(paid, invoice(InvoiceStatus.PAID, paid_at=NOW), subscription())
+
+
+@pytest.mark.parametrize("status", sorted(GIVEN_BACK_STATUSES))
+def test_money_that_went_back_alerts_once_for_each_status_and_leaves_the_invoice_paid(status):
+    first = told(stated(status), paid_case())
+    again = told(stated(status), first.case)
+    assert [(str(e.kind), e.alert) for e in first.events] == [("attempt.given_back", True)]
+    assert again.events == ()
+    assert first.case.attempt.status is AttemptStatus.SUCCEEDED
+    assert first.case.invoice == paid_case().invoice
+
+
+def test_a_refund_that_becomes_a_charge_back_is_told_again():
+    refunded = told(stated("refunded"), paid_case()).case
+    assert any(event.alert for event in told(stated("charged_back"), refunded).events)
+
+
+def test_a_charge_whose_money_is_back_before_we_knew_of_it_pays_the_invoice_and_alerts():
+    concluded = told(stated("charged_back"))
+    assert concluded.case.invoice.status is InvoiceStatus.PAID
+    assert [str(e.kind) for e in concluded.events if e.alert] == ["attempt.given_back"]
+
+
+@pytest.mark.parametrize(("status", "alerts"), [("refunded", False), ("charged_back", True)])
+def test_a_surplus_that_is_refunded_is_told_and_alarms_nobody(status, alerts):
+    concluded = told(stated(status), paid_case(AttemptStatus.SURPLUS))
+    assert [(str(e.kind), e.alert) for e in concluded.events] == [("attempt.given_back", alerts)]
+
+
+# --- what else is owed ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("before", "owes_more", "after"),
+    [
+        (SubscriptionStatus.PAST_DUE, False, SubscriptionStatus.ACTIVE),
+        (SubscriptionStatus.PAST_DUE, True, SubscriptionStatus.PAST_DUE),
+        (SubscriptionStatus.SUSPENDED, False, SubscriptionStatus.ACTIVE),
+        (SubscriptionStatus.SUSPENDED, True, SubscriptionStatus.PAST_DUE),
+    ],
+)
+def test_a_payment_ends_the_arrears_only_if_nothing_else_is_owed(before, owes_more, after):
+    owing = Case(attempt(), invoice(), subscription(before), owes_more=owes_more)
+    assert told(stated("processed"), owing).case.subscription.status is after
+
+
+# --- looks that overtake each other -----------------------------------------------------------
+
+
+def heard(status, seconds, *, resolution="ok", before=None):
+    """Asked `seconds` after NOW; settled a minute after it, as a slow answer would be."""
+    asked_at = NOW + timedelta(seconds=seconds)
+    news = replace(stated(status, resolution), asked_at=asked_at)
+    return told(news, before, asked_at + timedelta(minutes=1))
+
+
+@pytest.mark.parametrize("newer", ["expired", "process_failed", "process_pending", "processed"])
+@pytest.mark.parametrize("older", ["expired", "process_failed", "process_pending"])
+def test_an_older_answer_changes_nothing_that_a_newer_one_has_told(older, newer):
+    known = heard(newer, 30, resolution="insufficient_funds").case
+    late = heard(older, 10, resolution="insufficient_funds", before=known)
+    assert late.case == known
+    assert not any(event.alert for event in late.events)
+
+
+def test_an_older_refund_that_failed_meanwhile_is_not_told():
+    known = heard("refund_failed", 30).case
+    assert heard("refund_pending", 10, before=known).case == known
+
+
+@pytest.mark.parametrize("newer", ["expired", "process_failed", "process_pending"])
+def test_money_is_never_too_old_to_hear(newer):
+    known = heard(newer, 30, resolution="insufficient_funds").case
+    assert heard("processed", 10, before=known).case.invoice.status is InvoiceStatus.PAID
+
+
+def test_a_slow_pending_does_not_start_the_grace_anew():
+    known = heard("expired", 30).case
+    assert heard("process_pending", 10, before=known).case.attempt.unpaid_since is not None
+    assert heard("process_pending", 40, before=known).case.attempt.unpaid_since is None
+
+
+def test_a_slow_expired_ends_nothing_that_was_taken_back():
+    expired = heard("expired", 0).case
+    taken_back = heard("process_pending", 4000, before=expired).case
+    after = heard("expired", 3990, before=taken_back).case
+    assert after.attempt.status is AttemptStatus.SUBMITTED
+    assert after.attempt.unpaid_since is None
+
+
+# --- sold by somebody else --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "status", ["partially_processed", "processing", "process_error", "verified", "something_new"]
+)
+@pytest.mark.parametrize("brought", ["stated", "nothing sent"])
+def test_a_prepared_attempt_that_somebody_has_touched_is_unknown_and_nothing_follows(
+    status, brought
+):
+    dated = {"next_attempt_at": NOW, "ring_at": NOW}
+    prepared = attempt(AttemptStatus.PREPARED, gateway_id=None, submitted_at=None)
+    before = Case(prepared, invoice(**dated), subscription())
+    said = stated(status)
+    news = said if brought == "stated" else NothingSent("no", hold=True, statement=said.statement)
+    concluded = told(news, before)
+    after = concluded.case
+    assert (after.attempt.status, after.attempt.submitted_at) == (AttemptStatus.SUBMITTED, NOW)
+    assert after.attempt.look_at > NOW
+    assert (after.invoice.next_attempt_at, after.invoice.ring_at) == (None, None)
+    assert "attempt.not_charged" not in kinds(concluded)
+    assert any(event.alert for event in concluded.events)
+
+
+def test_what_somebody_may_have_sold_leaves_an_invoice_void_with_its_reason():
+    prepared = attempt(AttemptStatus.PREPARED, gateway_id=None, submitted_at=None)
+    waived = invoice(InvoiceStatus.VOID, reason="waived by ann")
+    after = told(stated("processing"), Case(prepared, waived, subscription())).case
+    assert after.attempt.status is AttemptStatus.SUBMITTED
+    assert after.invoice == waived
+
+
+@pytest.mark.parametrize("status", ["created", "process_pending", "expired"])
+def test_a_prepared_attempt_that_nobody_has_touched_was_certainly_not_charged(status):
+    prepared = attempt(AttemptStatus.PREPARED, gateway_id=None, submitted_at=None)
+    before = Case(prepared, invoice(next_attempt_at=NOW), subscription())
+    assert told(stated(status), before).case.attempt.status is AttemptStatus.NOT_CHARGED
+
+
+@pytest.mark.parametrize("status", ["processed", "process_failed"])
+def test_what_a_twin_has_sold_is_submitted_before_it_ends(status):
+    prepared = attempt(AttemptStatus.PREPARED, gateway_id=None, submitted_at=None)
+    concluded = told(stated(status, "declined"), Case(prepared, invoice(), subscription()))
+    assert kinds(concluded)[0] == "attempt.submitted"
+    assert concluded.case.attempt.submitted_at == NOW

@@ -25,9 +25,9 @@ import requests
 from sqlalchemy import bindparam, update
 from urllib3.util import Retry
 
-from billing_worker.domain import evidence, settlement
+from billing_worker.domain import evidence
 from billing_worker.domain.secret import Secret
-from billing_worker.domain.settlement import NothingSent
+from billing_worker.domain.settlement import NothingSent, moves, unpaid
 from billing_worker.gateway import http, paycore
 from billing_worker.persistence import cases, claims
 from billing_worker.persistence.tables import attempts
@@ -215,6 +215,7 @@ WRONG = {field: scenario(f"wrong_{field}", "person", "0", horizon=2 * HOUR) for 
          ("amount", "currency", "payment_amount", "test_mode", "reference")}  # fmt: skip
 
 SLEPT_WHILE_CREATING = Trial(PENDING, ((NAP, f"{CREATE}: after effect"),))
+SLEPT_BEFORE_ARMING = Trial(PENDING, ((NAP, "begin#1 of arm: before"),))
 LOST_ITS_CLAIM = Trial(
     TWINS_REFUSED,
     ((NAP, f"{CREATE}: before effect"), (DIES, f"{CREATE_AGAIN}: after effect")),
@@ -243,7 +244,11 @@ _FENCE_STANDS_STILL = both(
     altered(claims.take_over, (r"fence=a\.fence \+ 1", "fence=a.fence")),
 )
 
-_LIVE_ATTEMPT_UNSEEN = altered(claiming.claim, (r"if item\.live is None", "if True"))
+_LIVE_ATTEMPT_UNSEEN = altered(
+    claiming.claim,
+    (r"item for item in due if item\.live is None", "item for item in due if True"),
+    (r"item for item in free if item\.live is None", "item for item in free if True"),
+)
 _TWO_LIVE = without("DROP INDEX uq_attempts_one_live")
 
 
@@ -287,7 +292,7 @@ SAFEGUARDS: Sequence[Safeguard] = (
                 "ports.gateway.sale(request.bearer, calls)\n    armed = arm(ports, request)",
             ),
             (
-                r"return _sell\(ports, request, armed\)",
+                r"return _sell\(ports, request, armed, may_look=may_look\)",
                 "return _settle(ports, claimed, NoAnswer('sold'), calls)",
             ),
         ),
@@ -328,24 +333,30 @@ SAFEGUARDS: Sequence[Safeguard] = (
     Safeguard(
         "arming checks that the claim is still ours",
         _IS_OURS,
-        (SLEPT_WHILE_CREATING,),
+        (SLEPT_BEFORE_ARMING,),
         covered_by="the conditional UPDATE of the same transaction",
     ),
     Safeguard(
         "`submitted` is written by compare-and-set",
         _SUBMIT_BLINDLY,
-        (SLEPT_WHILE_CREATING,),
+        (SLEPT_BEFORE_ARMING,),
         covered_by="the check of the locked row",
     ),
     Safeguard(
         "arming checks the claim, compare-and-set, and the hold",
         both(_IS_OURS, _SUBMIT_BLINDLY, _HOLDS_IGNORED),
+        (SLEPT_BEFORE_ARMING,),
+    ),
+    Safeguard(
+        "a lease is renewed only by its own claim",
+        altered(claims.renew, (r"if ours\.rowcount != 1:", "if False:")),
         (SLEPT_WHILE_CREATING,),
+        covered_by="the check of arming",
     ),
     Safeguard(
         "the fence grows with every claim",
         _FENCE_STANDS_STILL,
-        (SLEPT_WHILE_CREATING, LOST_ITS_CLAIM),
+        (SLEPT_BEFORE_ARMING, LOST_ITS_CLAIM),
     ),
     Safeguard(
         "news of a lost claim is dropped",
@@ -355,19 +366,19 @@ SAFEGUARDS: Sequence[Safeguard] = (
     Safeguard(
         "a claim passes over an invoice with a live attempt",
         _LIVE_ATTEMPT_UNSEEN,
-        (SLEPT_WHILE_CREATING,),
+        (SLEPT_BEFORE_ARMING,),
         covered_by="the unique index",
     ),
     Safeguard(
         "unique index: one live attempt",
         _TWO_LIVE,
-        (SLEPT_WHILE_CREATING,),
+        (SLEPT_BEFORE_ARMING,),
         covered_by="the claim, which reads under the invoice's lock",
     ),
     Safeguard(
         "one live attempt, by the claim, by the index and by the hold",
         both(_LIVE_ATTEMPT_UNSEEN, _TWO_LIVE, _HOLDS_IGNORED),
-        (SLEPT_WHILE_CREATING,),
+        (SLEPT_BEFORE_ARMING,),
     ),
     Safeguard(
         "look up before re-create",
@@ -422,7 +433,7 @@ SAFEGUARDS: Sequence[Safeguard] = (
     ),
     Safeguard(
         "an expired invoice counts as unpaid only after a grace",
-        altered(settlement._unpaid_final, (r"since \+ context\.terms\.expiry_grace", "since")),
+        altered(unpaid._unpaid_final, (r"since \+ context\.terms\.expiry_grace", "since")),
         (Trial(FINALS[2]),),
     ),
     Safeguard(
@@ -432,7 +443,7 @@ SAFEGUARDS: Sequence[Safeguard] = (
     ),
     Safeguard(
         "what ended unpaid is asked about again",
-        altered(settlement._ended, (r"context\.now \+ RECHECKS\[0\] if asks else None", "None")),
+        altered(moves.end_attempt, (r"context\.now \+ RECHECKS\[0\] if asks else None", "None")),
         (Trial(replace(FINALS[1], horizon=2 * HOUR)),),
     ),
     Safeguard(
@@ -451,7 +462,7 @@ SAFEGUARDS: Sequence[Safeguard] = (
     ),
     Safeguard(
         "arming reads the kill switch",
-        altered(arm._obstacle, (r"if not (switched\.)?sales_on:", "if False:")),
+        altered(arm._obstacle, (r"if off is not None", "if False")),
         (Trial(_acted_on(APPROVED), ((SWITCH_OFF, f"{CREATE}: after effect"),)),),
     ),
     Safeguard(

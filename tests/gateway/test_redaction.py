@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import pytest
 
 from billing_worker.domain.secret import Secret
-from billing_worker.gateway.redaction import LONGEST_EXCERPT, excerpt, legible, redact, redact_body
+from billing_worker.gateway.redaction import (
+    LONGEST_EXCERPT,
+    excerpt,
+    legible,
+    redact,
+    redact_body,
+    stated,
+)
 from tests.gateway.samples import BEARER, PASSWORD, TOKEN, body
 
 
@@ -49,6 +57,11 @@ def test_an_empty_secret_hides_nothing():
         ('{"card_number": ["4111", "1111"], "a": 1}', '{"card_number": "***", "a": 1}'),
         ('{"token": {"value": "abc"}, "a": 1}', '{"token": "***", "a": 1}'),
         ('{"log": "{\\"token\\": \\"abc\\", \\"a\\": 1}"}', '{"log": "{\\"token\\": \\"***\\", \\"a\\": 1}"}'),
+        ('{"action": "https://x.test/hpp/cgi_1", "a": 1}', '{"action": "***", "a": 1}'),
+        ('{"params": {"MD": "a} b", "x": "y"}, "a": 1}', '{"params": "***", "a": 1}'),
+        ('{"params": {"MD": "a\\" } b"}, "a": 1}', '{"params": "***", "a": 1}'),
+        ('{"params": {"MD": "cut } sho', '{"params": "***"'),
+        ('{"log": "{\\"params\\": {\\"x\\": \\"y}\\"}, \\"a\\": 1}"}', '{"log": "{\\"params\\": "***", \\"a\\": 1}"}'),
         ("&quot;token&quot;:&quot;abc&quot;", '"token":"***"'),
         ("/return?access_token=abc&a=1", "/return?access_token=***&a=1"),
         ("Authorization: Basic Y29tYV8x", "Authorization: ***"),
@@ -81,13 +94,14 @@ def test_what_is_no_secret_stays(text):
 
 
 @pytest.mark.parametrize("number", ["06", "17", "19", "09"])
-def test_an_example_loses_its_bearer_and_nothing_else(number):
+def test_an_example_loses_its_bearer_and_its_page_and_nothing_else(number):
     lines = body(number).decode().splitlines()
     hidden = redact("\n".join(lines)).splitlines()
     changed = [
         old.split(":")[0].strip() for old, new in zip(lines, hidden, strict=True) if old != new
     ]
-    assert changed == ([] if number == "09" else ['"token"'])
+    page = ['"action"', '"params"', '"sid"', '"token"']
+    assert changed == ([] if number == "09" else page + ['"hpp_url"'] * (number == "17"))
 
 
 def test_a_request_is_hidden_by_name_and_by_value():
@@ -125,7 +139,7 @@ def test_an_excerpt_fits_a_database_and_a_terminal():
 @pytest.mark.parametrize(
     "unit",
     ['"token":"', '"', "a", "4", "\\", "1-", "1 ", "1" + " " * 11, "eyJ", "token=", "a=b", "=", "&quot;",
-     "Bearer ", '"token":[', '\\"', '"a":', '"token"' + " " * 50, "eyJaaaaaa ", "\x00"],
+     "Bearer ", '"token":[', '"params":{', '"params":{"', '"params":{}', '\\"', '"a":', '"token"' + " " * 50, "eyJaaaaaa ", "\x00"],
 )  # fmt: skip
 def test_a_quarter_megabyte_of_anything_is_redacted_in_linear_time(unit):
     text = unit * (2**18 // len(unit))
@@ -133,3 +147,41 @@ def test_a_quarter_megabyte_of_anything_is_redacted_in_linear_time(unit):
     redact(text, [Secret(TOKEN)])
     # About 0.1 s at the worst; anything quadratic takes minutes.
     assert time.process_time() - started < 5
+
+
+def test_of_an_answer_only_the_named_fields_are_stated():
+    said = {
+        "data": {
+            "id": "cpi_1",
+            "attributes": {
+                "status": "processed",
+                "amount": 9.99,
+                "message": "card 4c9jHU is new",
+                "callback_logs": [{"status": 200, "response": "card 4c9jHU"}, "4c9jHU"],
+                "resolution": {"card": "4c9jHU"},
+            },
+        },
+        "4c9jHU": "4c9jHU",
+    }
+    assert json.loads(
+        stated(json.dumps(said).encode(), {"id", "status", "amount", "resolution"})
+    ) == {
+        "data": {
+            "id": "cpi_1",
+            "attributes": {
+                "status": "processed",
+                "amount": 9.99,
+                "callback_logs": [{"status": 200}],
+            },
+        }
+    }
+
+
+@pytest.mark.parametrize("body", [b"", b"card 4c9jHU", b"\xff", b"[" * 100_000, b'{"a":' * 100_000])
+def test_nothing_is_stated_of_what_is_no_json(body):
+    assert stated(body, {"a"}) == f"no JSON, {len(body)} bytes"
+
+
+@pytest.mark.parametrize("body", [b"null", b"[]", b'"card 4c9jHU"', b'{"a": "card 4c9jHU"}'])
+def test_an_answer_without_any_named_field_states_nothing(body):
+    assert "4c9jHU" not in stated(body, {"status"})

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import threading
+from datetime import UTC, datetime
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import text
+from sqlalchemy import insert, select, text
 from sqlalchemy.exc import DBAPIError
 
-from billing_worker.persistence.migrate import migrate, newest_revision
+from billing_worker.persistence import tables
+from billing_worker.persistence.migrate import _config, migrate, newest_revision
 from billing_worker.persistence.store import Store
 from billing_worker.persistence.tables import metadata
 
@@ -45,3 +48,36 @@ def test_history_cannot_be_rewritten(world, statement):
     world.subscribe()
     with pytest.raises(DBAPIError, match="append-only"), world.store.transaction() as connection:
         connection.execute(text(statement))
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def empty_store(request, tmp_path):
+    """A database on which no migration has run."""
+    if request.param == "sqlite":
+        with Store(f"sqlite:///{tmp_path}/empty.db") as store:
+            yield store
+        return
+    with (
+        request.getfixturevalue("postgres").temporary_database() as url,
+        Store(url) as store,
+    ):
+        yield store
+
+
+def test_a_card_that_did_not_hear_of_its_twins_death_is_dead_after_the_migration(empty_store):
+    now = datetime(2026, 1, 31, tzinfo=UTC)
+    with empty_store.transaction() as connection:
+        config = _config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0005")
+        person = {"id": 1, "reference_id": "ann", "created_at": now}
+        connection.execute(insert(tables.customers).values(person))
+        card = {"customer_id": 1, "token": b"x", "created_at": now}
+        dead = {"unusable_reason": "stolen", "declined_at": now}
+        for more in ({"fingerprint": "a"} | dead, {"fingerprint": "a"}, {"fingerprint": "b"}, {}):
+            connection.execute(insert(tables.cards).values(card | more))
+    migrate(empty_store)
+    with empty_store.reading() as connection:
+        c = tables.cards.c
+        rows = connection.execute(select(c.unusable_reason, c.declined_at).order_by(c.id)).all()
+    assert rows == [("stolen", now), ("stolen", now), (None, None), (None, None)]

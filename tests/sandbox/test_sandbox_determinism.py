@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from billing_worker.sandbox.gateway import Behaviour, SandboxGateway
 from billing_worker.sandbox.script import OUTCOMES
+from tests.sandbox.conftest import Merchant
 
 
 def play_every_token(merchant):
@@ -160,3 +161,23 @@ def test_no_field_makes_the_gateway_fall_over(changes):
     reply = gateway.handle("POST", "/payment-invoices", CREDENTIALS, body)
 
     assert reply.status in {201, 422}
+
+
+def test_a_sandbox_that_begins_again_with_another_first_number_gives_no_id_twice(clock):
+    """Whoever kept its books over the restart would take a new invoice for an old one."""
+
+    def ids(gateway):
+        merchant = Merchant(gateway, clock)
+        return [merchant.create(reference_id=f"order-{n}").gateway_id for n in range(3)]
+
+    before = ids(SandboxGateway(Behaviour(), clock.now))
+    after = ids(SandboxGateway(Behaviour(), clock.now, first_number=4))
+    assert before == [f"cpi_sandbox00000000{n}" for n in (1, 2, 3)]
+    assert after == [f"cpi_sandbox00000000{n}" for n in (4, 5, 6)]
+
+
+def test_a_reset_keeps_the_first_number(clock):
+    merchant = Merchant(SandboxGateway(Behaviour(), clock.now, first_number=4), clock)
+    first = merchant.create().gateway_id
+    assert merchant.request("POST", "/_sandbox/reset").status < 300
+    assert merchant.create().gateway_id == first == "cpi_sandbox000000004"

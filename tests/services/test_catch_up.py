@@ -5,17 +5,19 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from datetime import timedelta
+from itertools import pairwise
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from billing_worker.domain.catch_up import Action
 from billing_worker.domain.catch_up_policy import Policy
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.domain.money import Money
-from billing_worker.persistence import subscriptions, tables
+from billing_worker.persistence import subscriptions, switches, tables
 from billing_worker.services import catch_up, lifecycle
 from billing_worker.services.catch_up import Answer, Caps
+from billing_worker.services.preview import preview
 from billing_worker.services.renew import open_planned, plans_for, renew_due
 from billing_worker.services.withdraw import Moment
 from tests.support.world import START
@@ -142,7 +144,7 @@ def test_two_sweeps_at_once_do_not_debit_one_customer_twice(world):
     now = world.clock.now()
     second = threading.Thread(target=renew_due, args=(world.ports,))
     with world.store.transaction() as connection:
-        claimed = subscriptions.claim_due(connection, now, 1)
+        claimed, _ = subscriptions.claim_due(connection, now, 1)
         plans = list(plans_for(connection, claimed, now, lock=True))
         open_planned(connection, plans, Moment(now, "renew"), now)
         second.start()
@@ -173,6 +175,7 @@ def test_a_waived_period_names_its_rule_and_who_applied_it(world):
 def test_periods_on_hold_raise_one_alert_for_all(world):
     world.subscribe("approved", interval="day")
     agree(world, "hold")
+    world.tick()
     world.clock.advance(30 * DAY)
     world.tick()
     with world.store.reading() as connection:
@@ -247,8 +250,252 @@ def test_a_person_may_choose_an_older_age_for_once(world):
 def test_a_cancelled_subscription_leaves_nothing_to_answer_for(world):
     world.subscribe("approved", interval="day")
     agree(world, "hold")
+    world.tick()
     world.clock.advance(3.5 * DAY)
     world.tick()
     lifecycle.cancel(world.store, world.clock, "sub-1", at_period_end=False, by="test")
     assert plan(world, Answer(Policy.parse("collect_all:1"))) == []
     assert fates(world) == {"paid": 1, "void": 3}
+
+
+# --- charges that nobody made in time ----------------------------------------------------------
+
+
+def debits_of_each_sweep(world, steps, step):
+    """How many debits each of the next sweeps makes, the first one now."""
+    made = []
+    for _ in range(steps):
+        before = len(world.sandbox.ledger)
+        world.tick()
+        made.append(len(world.sandbox.ledger) - before)
+        world.clock.advance(step)
+    return made
+
+
+def switch(world, *, on):
+    with world.store.transaction() as connection:
+        switches.turn_sales(connection, on=on, by="ann", reason="incident", now=world.clock.now())
+
+
+def alerts(world):
+    with world.store.reading() as connection:
+        query = select(tables.events).where(tables.events.c.alert).order_by(tables.events.c.id)
+        return [(event.kind, event.data) for event in connection.execute(query)]
+
+
+def test_sales_that_were_off_for_ten_days_bring_one_debit_when_they_are_on_again(world):
+    world.subscribe("approved", interval="day")
+    world.tick()
+    switch(world, on=False)
+    for _ in range(10):
+        world.clock.advance(DAY)
+        world.tick()
+    switch(world, on=True)
+    assert sum(debits_of_each_sweep(world, 6, timedelta(minutes=10))) == 1
+    assert fates(world) == {"paid": 2, "void": 9}
+    assert world.explain("sub-1-p9")["reason"].startswith("waived by catch_up.collect_latest")
+
+
+def test_a_gateway_that_was_unreachable_for_ten_days_brings_one_debit_when_it_is_back(world):
+    world.subscribe("approved", interval="day")
+    world.tick()
+    world.transport.unreachable = True
+    for _ in range(10):
+        world.clock.advance(DAY)
+        world.tick()
+    world.transport.unreachable = False
+    assert sum(debits_of_each_sweep(world, 6, timedelta(minutes=10))) == 1
+    assert fates(world) == {"paid": 2, "void": 9}
+
+
+def test_charge_workers_that_were_dead_for_ten_days_make_one_debit_when_they_are_back(world):
+    world.subscribe("approved", interval="day")
+    world.tick()
+    for _ in range(10):
+        world.clock.advance(DAY)
+        renew_due(world.ports)
+        world.bell.messages.clear()
+    assert sum(debits_of_each_sweep(world, 6, timedelta(minutes=10))) == 1
+    assert fates(world) == {"paid": 2, "void": 9}
+
+
+def test_dated_debits_that_a_second_outage_overtook_are_dated_again(world):
+    world.subscribe("approved", interval="week")
+    agree(world, "collect_all:3")
+    world.tick()
+    world.clock.advance(36 * DAY)
+    world.tick()
+    world.clock.advance(10 * DAY)
+    made = debits_of_each_sweep(world, 40, DAY)
+    assert max(made) == 1
+    late = sorted(debit.at for debit in world.sandbox.ledger)[2:]
+    assert all(after - before >= 3 * DAY for before, after in pairwise(late))
+    assert fates(world)["held"] == 0
+
+
+def test_a_pause_of_400_days_does_not_outlive_the_age_cap(world):
+    world.subscribe("approved", interval="week")
+    agree(world, "collect_all:3")
+    world.tick()
+    world.clock.advance(36 * DAY)
+    world.tick()
+    lifecycle.pause(world.store, world.clock, "sub-1", by="test")
+    waiting = fates(world)["held"]
+    world.clock.advance(400 * DAY)
+    lifecycle.resume(world.store, world.clock, "sub-1", shift_anchor=True, by="test")
+    assert sum(debits_of_each_sweep(world, 5, timedelta(minutes=10))) == 0
+    assert fates(world)["held"] == waiting == 4
+    assert alerts(world)[-1][1]["rules"] == ["catch_up.age_cap"]
+
+
+def test_subscriptions_of_one_customer_are_debited_on_two_days_after_the_gateway_was_away(world):
+    for number in range(2):
+        world.subscribe("approved", f"sub-{number}", customer={"reference_id": "ann"})
+    world.transport.unreachable = True
+    world.run_for(timedelta(hours=3), step=timedelta(minutes=30))
+    world.transport.unreachable = False
+    debits_of_each_sweep(world, 72, timedelta(hours=1))
+    one, other = sorted(debit.at for debit in world.sandbox.ledger)
+    assert other - one >= DAY
+
+
+def test_an_outage_of_less_than_an_hour_decides_nothing_again(world):
+    world.subscribe("approved")
+    agree(world, "hold")
+    world.transport.unreachable = True
+    world.tick()
+    world.clock.advance(timedelta(minutes=50))
+    world.transport.unreachable = False
+    world.tick()
+    assert world.fate() == "paid"
+
+
+def test_what_was_missed_is_held_where_the_policy_says_so_and_a_person_answers(world):
+    world.subscribe("approved")
+    agree(world, "hold")
+    world.transport.unreachable = True
+    world.run_for(timedelta(hours=2), step=timedelta(minutes=10))
+    world.transport.unreachable = False
+    world.run_for(timedelta(hours=2), step=timedelta(minutes=10))
+    assert fates(world) == {"held": 1}
+    assert [data["rules"] for kind, data in alerts(world) if "held" in kind] == [["catch_up.hold"]]
+    apply(world, Answer(Policy.parse("collect_latest")))
+    world.tick()
+    assert world.fate() == "paid"
+
+
+def test_a_step_of_recovery_keeps_its_date_whatever_the_outage(world):
+    world.subscribe("decline_insufficient_funds")
+    agree(world, "hold")
+    world.tick()
+    world.clock.advance(10 * DAY)
+    world.tick()
+    assert len(world.attempts()) == 2
+
+
+# --- one that cannot be planned ----------------------------------------------------------------
+
+
+def spoil(world, reference, **values):
+    with world.store.transaction() as connection:
+        table = tables.subscriptions
+        connection.execute(update(table).where(table.c.reference_id == reference).values(**values))
+
+
+SPOILED = [{"currency": "QQQ"}, {"timezone": "Atlantis/Capital"}, {"interval": "fortnigh"}]
+
+
+@pytest.mark.parametrize("values", SPOILED, ids=str)
+def test_a_subscription_that_cannot_be_read_stops_nobody_else_and_is_told_of_once(world, values):
+    world.subscribe("approved", "bad", interval="day")
+    world.subscribe(
+        "approved", "good", interval="day", customer={"reference_id": "customer-of-bad"}
+    )
+    spoil(world, "bad", **values)
+    for _ in range(4):
+        world.tick()
+        world.clock.advance(DAY)
+    assert world.debits() == {f"good-p{number}": 1 for number in range(4)}
+    assert [kind for kind, _ in alerts(world)] == ["subscription.stuck"]
+
+
+def test_a_subscription_that_cannot_be_planned_stops_nobody_else(world, monkeypatch):
+    world.subscribe("approved", "bad")
+    world.subscribe("approved", "good")
+    real = catch_up.catch_up.plan
+
+    def planned(subscription, *rest, **named):
+        if subscription.reference_id == "bad":
+            raise RecursionError("maximum recursion depth exceeded")
+        return real(subscription, *rest, **named)
+
+    monkeypatch.setattr(catch_up.catch_up, "plan", planned)
+    world.clock.advance(2 * DAY)
+    lines = {line.invoice: line.planned.reason for line in plan(world)}
+    assert lines["bad-p0"] == "cannot be planned: RecursionError: maximum recursion depth exceeded"
+    seen = preview(world.store, world.clock.now(), world.clock.now() + DAY)
+    assert {line.invoice: line.reason for line in seen} == {"good-p0": None, **lines} | {
+        "good-p0": None
+    }
+    world.tick()
+    assert world.debits() == {"good-p0": 1}
+    monkeypatch.undo()
+    world.clock.advance(timedelta(hours=1))
+    world.tick()
+    assert world.debits() == {"good-p0": 1, "bad-p0": 1}, "it is tried again"
+
+
+@pytest.mark.parametrize("values", SPOILED, ids=str)
+def test_plan_and_preview_name_what_cannot_be_read_and_show_the_rest(world, values):
+    world.subscribe("approved", "bad")
+    world.subscribe("approved", "good")
+    spoil(world, "bad", **values)
+    world.clock.advance(2 * DAY)
+    for lines in (
+        {line.invoice: line.planned.reason for line in plan(world)},
+        {
+            line.invoice: line.reason
+            for line in preview(world.store, world.clock.now(), world.clock.now() + DAY)
+        },
+    ):
+        assert lines["good-p0"] is None
+        assert lines["bad-p0"].startswith("cannot be planned: ")
+    assert [line.as_dict()["amount"] for line in plan(world)].count(None) == 1
+
+
+def test_a_missed_charge_of_a_subscription_that_cannot_be_read_waits_for_a_person(world):
+    world.subscribe("approved", "bad")
+    world.subscribe("approved", "good")
+    world.transport.unreachable = True
+    world.tick()
+    spoil(world, "bad", timezone="Atlantis/Capital")
+    world.clock.advance(2 * DAY)
+    world.transport.unreachable = False
+    renew_due(world.ports)
+    world.run("charge", (1, 2))
+    world.tick()
+    assert world.debits() == {"good-p0": 1}
+    with world.store.reading() as connection:
+        reasons = set(connection.execute(select(tables.invoices.c.reason)).scalars())
+    trouble = "InvalidInput: timezone: must be an IANA name such as Europe/Berlin"
+    assert reasons == {None, f"catch_up.trouble: {trouble}"}
+
+
+def test_metadata_too_deep_to_be_read_stops_no_sweep(world):
+    world.subscribe("approved", "deep")
+    deep: list[object] = []
+    for _ in range(900):
+        deep = [deep]
+    spoil(world, "deep", metadata=deep)
+    world.clock.advance(2 * DAY)
+    spent = [0]
+
+    def on_a_deep_stack(level=0):  # as inside a worker's many frames
+        if level < 150:
+            on_a_deep_stack(level + 1)
+        else:
+            world.tick()
+            spent[0] = world.debits().total()
+
+    on_a_deep_stack()
+    assert spent == [1]

@@ -188,7 +188,10 @@ def due_now(world):
 
 def test_equal_tokens_of_two_subscriptions_share_one_budget(world):
     for number in range(1, 7):
-        world.subscribe("decline_insufficient_funds", f"sub-{number}", **NEVER_DUE_AGAIN)
+        world.subscribe(
+            "decline_insufficient_funds.1", f"sub-{number}", customer={"reference_id": "ann"},
+            **NEVER_DUE_AGAIN,
+        )  # fmt: skip
     world.tick()
     world.clock.advance(60)
     for number in range(1, 5):

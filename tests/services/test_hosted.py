@@ -11,6 +11,7 @@ from itertools import permutations
 import pytest
 from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
+from structlog.testing import capture_logs
 
 from billing_worker.domain.errors import (
     ConcurrentChange,
@@ -23,10 +24,10 @@ from billing_worker.domain.errors import (
 from billing_worker.domain.hosted import HostedStatement
 from billing_worker.domain.secret import Secret
 from billing_worker.gateway.http import Response
-from billing_worker.persistence import tables
+from billing_worker.persistence import callbacks, tables
 from billing_worker.persistence.store import CommitUnknown
 from billing_worker.persistence.switches import turn_sales
-from billing_worker.services import hosted
+from billing_worker.services import hosted, hosted_look, lifecycle
 from billing_worker.services import slot as slots
 from billing_worker.services.hosted import start_checkout, start_tokenisation
 from billing_worker.services.hosted_records import parse_checkout, parse_tokenisation
@@ -194,7 +195,7 @@ def test_while_sales_are_stopped_no_link_is_handed_out(declined):
         turn_sales(connection, on=False, by="t", reason="r", now=declined.clock.now())
     with pytest.raises(NotPayable, match="switched off"):
         checkout(declined)
-    assert declined.attempts() == ["declined", "not_charged"]
+    assert declined.attempts() == ["declined"]
 
 
 def test_a_card_that_was_refused_for_good_gets_no_link(world):
@@ -595,6 +596,8 @@ def test_a_bad_record_of_a_link_names_its_field(record, field):
         ({"amount": None}, "amount"),
         ({"currency": "usd"}, "currency"),
         ({"return_url": "javascript:1"}, "return_url"),
+        # A charge that looks itself up by its reference would find this page's payment.
+        ({"reference_id": "sub-1-p0-a1"}, "reference_id"),
     ],
 )
 def test_a_bad_record_of_a_card_page_names_its_field(change, field):
@@ -784,21 +787,35 @@ def test_a_card_page_that_its_caller_never_handed_out_is_given_up(world):
 
 
 @pytest.mark.parametrize("payload", [None, [], {"token": None}, {"payment_card": {"mask": "5*1"}}])
-def test_a_paid_page_without_a_token_has_a_typed_reason_and_is_not_asked_about_again(
+def test_a_paid_page_without_a_token_has_a_typed_reason_and_is_asked_about_thrice_more(
     world, payload
 ):
     page = tokenise(world)
     _answering(world, lambda attributes: attributes.update(payload=payload))
     pay(world, page)
-    world.run_for(DAY, step=HOUR)
+    world.run_for(MINUTE, step=timedelta(seconds=15))
     assert (payment(world).status, payment(world).outcome) == ("no_card", "token_missing")
     (event,) = told(world, "card.not_stored")
     assert event.alert
     assert event.data["needs"] == "the customer enters the card once more, on a new page"
-    assert payment(world).look_at is None
     looks = world.sandbox.requests.total("look")
-    world.run_for(10 * DAY, step=DAY)
-    assert world.sandbox.requests.total("look") == looks
+    world.run_for(10 * DAY, step=HOUR)
+    assert world.sandbox.requests.total("look") == looks + 3
+    assert payment(world).look_at is None
+    assert len(told(world, "card.not_stored")) == 1
+
+
+def test_a_token_that_is_minted_after_the_first_look_still_stores_the_card(world):
+    page = tokenise(world)
+    late = [True]
+    _answering(world, lambda a: a.update(payload=None) if late[0] else None)
+    pay(world, page)
+    world.run_for(MINUTE, step=timedelta(seconds=15))
+    assert payment(world).status == "no_card"
+    late[0] = False
+    world.run_for(2 * HOUR, step=10 * MINUTE)
+    assert payment(world).status == "stored"
+    assert len(rows(world, tables.cards)) == 1
 
 
 def test_a_token_that_the_gateway_links_to_another_customer_is_not_stored(world):
@@ -855,3 +872,305 @@ def test_no_secret_of_a_page_can_be_printed_by_accident(world):
     said = world.ports.gateway.look_hosted(tokenise(world)["gateway_id"], [])
     assert isinstance(said, HostedStatement)
     assert "hpp/" not in repr(said)
+
+
+def test_the_address_of_a_page_and_what_it_submits_are_in_no_event(declined):
+    """Whoever reads the history must not be able to pay, or to take a page over."""
+
+    def post(attributes):
+        attributes["flow_data"]["params"] = {"one": "sesame} open", "two": "abracadabra"}
+        attributes["flow_data"]["method"] = "POST"
+
+    _answering(declined, post)
+    page = checkout(declined)
+    declined.run_for(MINUTE, step=timedelta(seconds=10))
+    assert page["params"] == {"one": "sesame} open", "two": "abracadabra"}
+    tokenise(declined)
+    written = json.dumps([event.data for event in rows(declined, tables.events)])
+    assert "abracadabra" not in written
+    assert "sesame" not in written
+    assert page["action"].rpartition("/")[2] not in written
+    assert "/hpp/" not in written.replace("\\", "")
+
+
+# --- a page is for what is owed and undoubted, as long as it is ---
+
+
+def served(world, page):
+    name = page["pay_path"].removeprefix("/pay/")
+    return page_behind(world.store, world.vault, name) is not None
+
+
+LINK, CARD_PAGE = pytest.param(checkout, id="link"), pytest.param(
+    lambda world: tokenise(world, invoice=INVOICE), id="card page"
+)  # fmt: skip
+EITHER = pytest.mark.parametrize("ask", [LINK, CARD_PAGE])
+
+
+def called_back(world, number=1):
+    """The gateway calls back about an attempt, and we ask."""
+    with world.store.transaction() as connection:
+        gateway_id = world.explain()["attempts"][number - 1]["gateway_id"]
+        key = callbacks.look_now(connection, gateway_id, world.clock.now())
+    world.run("look", (key.attempt_id,))
+
+
+def at_gateway(world, number=1):
+    (invoice,) = world.sandbox._books.with_reference(f"{INVOICE}-a{number}")
+    return invoice
+
+
+@EITHER
+def test_a_page_is_neither_served_nor_given_again_once_an_earlier_charge_has_paid(world, ask):
+    world.subscribe("flips_to_processed")
+    world.tick()
+    page = ask(world)
+    world.clock.advance(30)
+    called_back(world)
+    assert world.fate() == "paid"
+    assert not served(world, page)
+    with pytest.raises(NotPayable, match="is paid"):
+        ask(world)
+
+
+@EITHER
+def test_an_open_page_is_not_served_while_an_earlier_charge_is_undecided_again(declined, ask):
+    page = ask(declined)
+    assert served(declined, page)
+    at_gateway(declined).status = "process_pending"
+    called_back(declined)
+    assert not served(declined, page)
+    with pytest.raises(NotPayable, match="a1 is undecided again"):
+        ask(declined)
+    at_gateway(declined).status = "process_failed"
+    called_back(declined)
+    assert served(declined, page)
+    assert ask(declined)["action"] == page["action"]
+
+
+@EITHER
+def test_no_page_opens_when_an_earlier_charge_is_undecided_again_while_it_is_created(declined, ask):
+    real = declined.transport.send
+
+    def send(request, *, moves_money):
+        response = real(request, moves_money=moves_money)
+        if request.method == "POST":
+            at_gateway(declined).status = "process_pending"
+            called_back(declined)
+        return response
+
+    declined.transport.send = send
+    with pytest.raises(NotPayable, match="a1 is undecided again"):
+        ask(declined)
+    assert declined.attempts() == ["declined", "not_charged"]
+
+
+def test_what_is_undecided_again_is_dated_until_it_is_final_or_paid(declined):
+    def since():
+        return rows(declined, tables.attempts)[0].undecided_since
+
+    assert since() is None
+    at_gateway(declined).status = "process_pending"
+    called_back(declined)
+    first = since()
+    assert first == declined.clock.now()
+    declined.clock.advance(10 * MINUTE)
+    called_back(declined)
+    assert since() == first
+    at_gateway(declined).status = "expired"
+    called_back(declined)
+    assert since() is None
+    at_gateway(declined).status = "process_pending"
+    called_back(declined)
+    declined.sandbox._books.acquirer.charge(at_gateway(declined), declined.clock.now())
+    called_back(declined)
+    assert declined.attempts() == ["succeeded"]
+    assert since() is None
+
+
+@EITHER
+def test_no_page_opens_after_a_decline_that_may_have_been_a_payment(world, ask):
+    world.subscribe("decline_duplicated_transaction")
+    world.tick()
+    with pytest.raises(NotPayable, match="a1 may have been paid"):
+        ask(world)
+    assert world.attempts() == ["declined"]
+
+
+@EITHER
+@pytest.mark.parametrize("change", ["cancelled", "paused", "sales stopped"])
+def test_an_open_page_is_not_served_once_its_invoice_may_not_be_collected(declined, ask, change):
+    page = ask(declined)
+    match change:
+        case "cancelled":
+            lifecycle.cancel(declined.store, declined.clock, "sub-1", at_period_end=False, by="t")
+        case "paused":
+            lifecycle.pause(declined.store, declined.clock, "sub-1", by="t")
+        case _:
+            with declined.store.transaction() as connection:
+                now = declined.clock.now()
+                turn_sales(connection, on=False, by="t", reason="r", now=now)
+    assert not served(declined, page)
+    with pytest.raises(NotPayable):
+        ask(declined)
+    if change == "sales stopped":
+        with declined.store.transaction() as connection:
+            turn_sales(connection, on=True, by="t", reason="r", now=declined.clock.now())
+        assert served(declined, page)
+
+
+@EITHER
+def test_a_page_that_is_refused_leaves_neither_an_attempt_nor_an_alert(declined, ask):
+    lifecycle.pause(declined.store, declined.clock, "sub-1", by="t")
+    before = len(rows(declined, tables.events))
+    for _ in range(3):
+        with pytest.raises(NotPayable, match="subscription is paused"):
+            ask(declined)
+    assert declined.attempts() == ["declined"]
+    assert len(rows(declined, tables.events)) == before
+    assert rows(declined, tables.hosted_payments) == []
+
+
+def test_a_link_whose_card_is_dead_by_now_is_not_given_again(declined):
+    checkout(declined)
+    with declined.store.transaction() as connection:
+        connection.execute(update(tables.cards).values(unusable_reason="lost"))
+    with pytest.raises(NotPayable, match="card_unusable: lost"):
+        checkout(declined)
+
+
+def test_a_link_given_again_is_no_second_try_on_its_card(declined):
+    """The last one that a network allows may still be asked for twice."""
+    _decline_elsewhere(declined, 8)
+    page = checkout(declined)
+    assert checkout(declined)["action"] == page["action"]
+    _decline_elsewhere(declined, 1)
+    declined.run_for(2.5 * HOUR, step=15 * MINUTE)
+    with pytest.raises(NotPayable, match="10_declines"):
+        checkout(declined)
+
+
+def _decline_elsewhere(world, count):
+    """So many declines of another, void invoice on the Mastercard of the world's first attempt."""
+    invoice, attempt = rows(world, tables.invoices)[0], rows(world, tables.attempts)[0]
+    so_far = len(rows(world, tables.attempts))
+    with world.store.transaction() as connection:
+        connection.execute(update(tables.cards).values(brand="mastercard"))
+        for n in range(so_far, so_far + count):
+            other = {"id": 100 + n, "reference_id": f"other-{n}", "period_number": 100 + n}
+            void = {"status": "void", "ring_at": None, "next_attempt_at": None}
+            connection.execute(tables.invoices.insert(), invoice._asdict() | other | void)
+            connection.execute(
+                tables.attempts.insert(),
+                attempt._asdict()
+                | {"id": 100 + n, "reference_id": f"other-{n}-a1", "invoice_id": 100 + n}
+                | {"gateway_id": f"cpi_other{n}", "look_at": None},
+            )
+
+
+# --- the card that was asked for ---
+
+
+def default_card(world, reference="sub-1"):
+    (card_id,) = (
+        s.card_id for s in rows(world, tables.subscriptions) if s.reference_id == reference
+    )
+    return card_id
+
+
+def test_a_card_that_the_customer_was_asked_for_replaces_one_that_could_still_be_charged(world):
+    world.subscribe("decline_declined")
+    world.run_for(5 * DAY, step=8 * HOUR)
+    assert [event.data["reason"] for event in told(world, "card.needed")]
+    pay(world, tokenise(world))
+    world.run_for(HOUR, step=5 * MINUTE)
+    assert default_card(world) == payment(world).card_id
+    assert world.fate() == "paid"
+    assert world.explain()["attempts"][-1]["origin"] == "new_card"
+    assert world.debits() == {"card-1": 1, INVOICE: 1}
+
+
+def test_a_card_that_is_entered_after_the_suspension_brings_the_subscription_back(world):
+    world.subscribe("decline_insufficient_funds")
+    world.run_for(25 * DAY, step=12 * HOUR)
+    assert rows(world, tables.subscriptions)[0].status == "suspended"
+    pay(world, tokenise(world))
+    world.run_for(HOUR, step=5 * MINUTE)
+    assert world.fate() == "paid"
+    assert rows(world, tables.subscriptions)[0].status == "active"
+
+
+def test_the_card_that_pays_an_invoice_on_its_page_becomes_its_subscriptions_default(world):
+    world.subscribe("decline_insufficient_funds")
+    world.subscribe("approved", "sub-2", customer={"reference_id": "customer-of-sub-1"})
+    world.tick()
+    pay(world, tokenise(world, invoice=INVOICE))
+    world.run_for(HOUR, step=5 * MINUTE)
+    assert world.fate() == "paid"
+    assert default_card(world) == payment(world).card_id
+    assert default_card(world, "sub-2") != payment(world).card_id
+    assert world.debits() == {INVOICE: 1, "sub-2-p0": 1}
+
+
+def test_a_card_for_several_subscriptions_is_stored_once_with_all_that_is_known_of_it(world):
+    world.subscribe(None, "sub-1")
+    world.subscribe(None, "sub-2", customer={"reference_id": "customer-of-sub-1"})
+    world.tick()
+    pay(world, tokenise(world))
+    world.run_for(HOUR, step=5 * MINUTE)
+    (card,) = rows(world, tables.cards)
+    assert (card.holder, card.issuer_name) == ("JANE DOE", "FIRST DATA CORPORATION")
+    assert default_card(world, "sub-1") == default_card(world, "sub-2") == card.id
+    assert (world.fate(), world.fate("sub-2-p0")) == ("paid", "paid")
+
+
+@pytest.mark.parametrize("year", ["20312", "100", "1999", 2101])
+def test_a_card_with_a_year_that_is_none_is_stored_without_it(world, year):
+    world.subscribe(None)
+    world.tick()
+    page = tokenise(world)
+    pay(world, page)
+
+    def misprint(attributes):
+        if attributes["payload"]:
+            attributes["payload"]["payment_card"]["expiry_year"] = year
+
+    _answering(world, misprint)
+    world.run_for(HOUR, step=5 * MINUTE)
+    (card,) = rows(world, tables.cards)
+    assert card.expiry_year is None
+    assert world.fate() == "paid"
+
+
+def test_a_bug_in_the_look_at_one_page_is_alerted_and_keeps_no_other_waiting(world, monkeypatch):
+    first, second = tokenise(world, "card-1"), tokenise(world, "card-2", "customer-2")
+    pay(world, first)
+    pay(world, second)
+    real = hosted_look.settle_page
+
+    def trips_over_the_first(ports, payment, *rest):
+        if payment.reference_id == "card-1":
+            raise ValueError("year 20312 is out of range")
+        return real(ports, payment, *rest)
+
+    monkeypatch.setattr(hosted_look, "settle_page", trips_over_the_first)
+    with capture_logs() as logs:
+        world.run_for(MINUTE, step=timedelta(seconds=15))
+    states = {row.reference_id: row.status for row in rows(world, tables.hosted_payments)}
+    assert states == {"card-1": "open", "card-2": "stored"}
+    alerts = [log for log in logs if log["event"] == "billing.alert"]
+    assert {(log["kind"], log["page"]) for log in alerts} == {("hosted.crashed", "card-1")}
+    monkeypatch.undo()
+    world.run_for(5 * MINUTE)
+    assert {row.status for row in rows(world, tables.hosted_payments)} == {"stored"}
+
+
+def test_a_page_that_paid_an_invoice_and_brought_no_card_says_so_in_the_invoices_history(declined):
+    page = tokenise(declined, invoice=INVOICE)
+    _answering(declined, lambda attributes: attributes.update(payload=None))
+    pay(declined, page)
+    declined.run_for(MINUTE, step=timedelta(seconds=10))
+    assert declined.fate() == "paid"
+    (entry,) = (e for e in declined.explain()["history"] if e["kind"] == "card.not_stored")
+    assert entry["alert"]
+    assert entry["data"]["reason"] == "token_missing"

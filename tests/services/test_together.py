@@ -141,3 +141,52 @@ def test_a_crew_that_is_leaving_asks_for_nothing_more():
     asked = []
     assert crew.take(asked.append, lambda: asked.append("asked") or [1]) == []
     assert asked == []
+
+
+def test_each_request_of_a_failed_batch_runs_again_alone_in_the_frame_that_asked():
+    """Not in the frame that led the batch: a sale must follow its own commit within seconds."""
+    runs = []
+    first_may_end = threading.Event()
+
+    def work(_ports, requests):
+        runs.append((threading.current_thread().name, list(requests)))
+        if requests == ["leader"]:
+            assert first_may_end.wait(5)
+        if "bad" in requests:
+            raise ValueError("poison")
+        return [f"{request} done" for request in requests]
+
+    group = GroupCommit()
+    answers = {}
+
+    def ask(request):
+        try:
+            answers[request] = group(work, None, request)
+        except ValueError as error:
+            answers[request] = error
+
+    def begin(request):
+        thread = threading.Thread(target=ask, args=(request,), name=f"frame of {request}")
+        thread.start()
+        return thread
+
+    threads = [begin("leader")]
+    wait_until(lambda: runs)
+    threads += [begin(request) for request in ("good", "bad", "fine")]
+    wait_until(lambda: len(group._queues[work].waiting) == 3)
+    first_may_end.set()
+    for thread in threads:
+        thread.join(5)
+    shared, *again = runs[1:]
+    assert sorted(shared[1]) == ["bad", "fine", "good"]
+    assert sorted(again) == [(f"frame of {one}", [one]) for one in ("bad", "fine", "good")]
+    assert (answers["good"], answers["fine"]) == ("good done", "fine done")
+    assert str(answers["bad"]) == "poison"
+
+
+def wait_until(true):
+    for _ in range(1000):
+        if true():
+            return
+        time.sleep(0.005)
+    pytest.fail("it never came true")

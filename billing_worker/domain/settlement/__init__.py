@@ -1,0 +1,58 @@
+"""The one place where news about an attempt becomes a new state of attempt, invoice, subscription.
+
+Response, poll, callback, operator: all news passes through `conclude`, which is pure. Late and
+repeated news never moves a state back; what does not fit is written down and shown to a person.
+
+    news      what may be heard, what it is about, what is concluded
+    dispatch  which rules apply to which news
+    paid      money came
+    unpaid    a charge ended without money, or is not decided
+    link      a pay page ended without money
+    late      news about an attempt that had ended
+    recovery  what becomes of the debt, and of its subscription
+    moves     the attempt itself, and when the gateway is asked about it next
+"""
+
+from billing_worker.domain.settlement.dispatch import conclude
+from billing_worker.domain.settlement.moves import (
+    EAGER_LOOKS_FOR,
+    LONGEST_EAGER_WAIT,
+    NEEDS_CUSTOMER,
+    PATIENT_WAIT,
+    RECHECKS,
+    withdrawn,
+)
+from billing_worker.domain.settlement.news import (
+    Case,
+    Conclusion,
+    Context,
+    Forbidden,
+    NeverHandedOut,
+    News,
+    NoAnswer,
+    NothingSent,
+    Postponed,
+    Stated,
+)
+from billing_worker.domain.settlement.recovery import give_up
+
+__all__ = [
+    "EAGER_LOOKS_FOR",
+    "LONGEST_EAGER_WAIT",
+    "NEEDS_CUSTOMER",
+    "PATIENT_WAIT",
+    "RECHECKS",
+    "Case",
+    "Conclusion",
+    "Context",
+    "Forbidden",
+    "NeverHandedOut",
+    "News",
+    "NoAnswer",
+    "NothingSent",
+    "Postponed",
+    "Stated",
+    "conclude",
+    "give_up",
+    "withdrawn",
+]

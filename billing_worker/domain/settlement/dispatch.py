@@ -1,0 +1,118 @@
+"""Which rules apply to which news."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+
+from billing_worker.domain import attempt as attempts
+from billing_worker.domain import invoice as invoices
+from billing_worker.domain.attempt import AttemptStatus
+from billing_worker.domain.events import EventKind
+from billing_worker.domain.evidence import PAID_STATUSES, Expected, Statement, Verdict, judge
+from billing_worker.domain.invoice import InvoiceStatus
+from billing_worker.domain.settlement.late import contradict, recheck
+from billing_worker.domain.settlement.link import never_handed_out
+from billing_worker.domain.settlement.moves import ask_again, heard, sold_by_a_twin
+from billing_worker.domain.settlement.news import (
+    Case,
+    Conclusion,
+    Context,
+    Forbidden,
+    NeverHandedOut,
+    News,
+    NoAnswer,
+    NothingSent,
+    Postponed,
+    Stated,
+)
+from billing_worker.domain.settlement.paid import pay
+from billing_worker.domain.settlement.unpaid import (
+    decline,
+    forbid,
+    nothing_sent,
+    postpone,
+    undecided_or_unpaid,
+    unsold,
+)
+from billing_worker.domain.subscription import SubscriptionStatus
+
+
+def conclude(case: Case, news: News, context: Context) -> Conclusion:
+    """Apply one piece of news. Pure; raises IllegalTransition only for a bug of ours."""
+    return _while_paused_or_over(case, _told(case, news, context), context)
+
+
+def _while_paused_or_over(before: Case, concluded: Conclusion, context: Context) -> Conclusion:
+    """What was in flight when its subscription was paused or cancelled has ended without money."""
+    case = concluded.case
+    just_ended = before.attempt.status in attempts.LIVE and case.attempt.status not in attempts.LIVE
+    if not just_ended or case.invoice.status is not InvoiceStatus.OPEN:
+        return concluded
+    if case.subscription.status is SubscriptionStatus.PAUSED:
+        aside = replace(case, invoice=invoices.put_aside(case.invoice))
+        return replace(concluded, case=aside)
+    if case.subscription.status is SubscriptionStatus.CANCELLED:
+        void = replace(case, invoice=invoices.voided(case.invoice, invoices.CANCELLED))
+        said = context.event(EventKind.INVOICE_VOIDED, reason=invoices.CANCELLED)
+        return Conclusion(void, (*concluded.events, said))
+    return concluded
+
+
+def _told(case: Case, news: News, context: Context) -> Conclusion:  # noqa: PLR0911 - a case each
+    match news:
+        case Stated(statement) if case.attempt.gateway_id not in {None, statement.gateway_id}:
+            return _about_another_invoice(case, statement, context)
+        case Stated(statement, asked_at) if _is_older_than_known(case, statement, asked_at):
+            said = context.event(EventKind.ATTEMPT_LOOKED, found="older than what is known")
+            return Conclusion(case, (said,))
+        case Stated(statement, asked_at):
+            return _stated(heard(case, statement, asked_at), statement, context)
+        case NothingSent():
+            return nothing_sent(case, news, context)
+        case Postponed(reason):
+            return postpone(case, reason, context)
+        case Forbidden():
+            return forbid(case, news, context)
+        case NoAnswer(reason):
+            looked = context.event(EventKind.ATTEMPT_LOOKED, found="no answer", reason=reason)
+            return Conclusion(ask_again(case, context), (looked,))
+        case NeverHandedOut():
+            return never_handed_out(case, context)
+
+
+def _about_another_invoice(case: Case, statement: Statement, context: Context) -> Conclusion:
+    """A repeated create left a second invoice under our reference: it says nothing of the sold one."""
+    evidence = f"{statement.gateway_id} is {statement.status}, ours is {case.attempt.gateway_id}"
+    said = context.event(EventKind.ATTEMPT_QUARANTINED, alert=True, evidence=evidence)
+    return Conclusion(case, (said,))
+
+
+def _is_older_than_known(case: Case, statement: Statement, asked_at: datetime | None) -> bool:
+    """Two looks overtook each other. Money that we do not know of yet is never too old to hear."""
+    known = case.attempt.heard_at
+    if asked_at is None or known is None or asked_at >= known:
+        return False
+    return statement.status not in PAID_STATUSES or case.attempt.status in attempts.PAID
+
+
+def _stated(case: Case, statement: Statement, context: Context) -> Conclusion:
+    attempt = case.attempt
+    finding = judge(
+        statement, Expected(attempt.reference_id, attempt.money, test_mode=attempt.test_mode)
+    )
+    if finding.verdict is Verdict.PAID:
+        return pay(case, finding, context)
+    match attempt.status:
+        case AttemptStatus.PREPARED if finding.verdict is Verdict.DECLINED:
+            case, sold = sold_by_a_twin(case, context)
+            declined = decline(case, finding.reason, context)
+            return replace(declined, events=(sold, *declined.events))
+        case AttemptStatus.PREPARED:
+            return unsold(case, statement, finding, context)
+        case AttemptStatus.SUBMITTED:
+            return undecided_or_unpaid(case, finding, context)
+        case AttemptStatus.DECLINED | AttemptStatus.NOT_CHARGED:
+            return recheck(case, finding, context)
+        case AttemptStatus.SUCCEEDED | AttemptStatus.SURPLUS:
+            return contradict(case, finding, context)

@@ -1,0 +1,59 @@
+"""News about an attempt that had ended."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from billing_worker.domain.attempt import Attempt
+from billing_worker.domain.dunning import hold
+from billing_worker.domain.events import EventKind
+from billing_worker.domain.evidence import UNSOLD_STATUSES, Finding, Verdict
+from billing_worker.domain.invoice import InvoiceStatus
+from billing_worker.domain.settlement.moves import (
+    NOT_SENT,
+    PATIENT_WAIT,
+    RECHECKS,
+    asked_for_the_last_time,
+)
+from billing_worker.domain.settlement.news import Case, Conclusion, Context
+from billing_worker.domain.settlement.recovery import stays_owed
+
+
+def recheck(case: Case, finding: Finding, context: Context) -> Conclusion:
+    """A settled attempt was asked about again and is still not paid."""
+    attempt = case.attempt
+    done = attempt.rechecks + 1
+    ended = attempt.settled_at or attempt.created_at
+    # By the clock and not by the count: a callback brings looks of its own.
+    following = next((ended + after for after in RECHECKS if ended + after > context.now), None)
+    asked = replace(attempt, rechecks=done, look_at=following, undecided_since=None)
+    case = replace(case, attempt=asked)
+    unpaid = finding.verdict in {Verdict.DECLINED, Verdict.UNPAID_FINAL}
+    if unpaid or (_was_never_sold(attempt) and finding.reason in UNSOLD_STATUSES):
+        looked = context.event(EventKind.ATTEMPT_LOOKED, found=finding.reason, recheck=done)
+        return Conclusion(case, (looked,))
+    # Undecided again: asked about until it is final once more, however long that takes.
+    since = attempt.undecided_since or context.now
+    undecided = replace(case.attempt, look_at=context.now + PATIENT_WAIT, undecided_since=since)
+    case = replace(case, attempt=undecided)
+    return _reopened(case, finding, context)
+
+
+def _was_never_sold(attempt: Attempt) -> bool:
+    """Then its invoice at the gateway is pending until it expires, which means nothing."""
+    return attempt.submitted_at is None or attempt.sale_status == NOT_SENT
+
+
+def _reopened(case: Case, finding: Finding, context: Context) -> Conclusion:
+    """A "final" that is pending again may still become money: nothing else may be tried."""
+    said = context.event(EventKind.ATTEMPT_CONTRADICTED, alert=True, evidence=finding.reason)
+    if case.invoice.status is not InvoiceStatus.OPEN:
+        return Conclusion(case, (said,))
+    step = hold(f"earlier attempt reopened: {finding.reason}", "recheck.reopened")
+    return stays_owed(case, case.attempt, step, (said,), context)
+
+
+def contradict(case: Case, finding: Finding, context: Context) -> Conclusion:
+    """We know it was paid; the gateway now says otherwise. A person decides, not a poll."""
+    said = context.event(EventKind.ATTEMPT_CONTRADICTED, alert=True, evidence=finding.reason)
+    return Conclusion(asked_for_the_last_time(case), (said,))

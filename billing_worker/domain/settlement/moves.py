@@ -1,0 +1,102 @@
+"""How an attempt itself moves, and when the gateway is asked about it next."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from billing_worker.domain import attempt as attempts
+from billing_worker.domain.attempt import Attempt, AttemptStatus
+from billing_worker.domain.events import Event, EventKind
+from billing_worker.domain.evidence import DECLINED_STATUSES, Statement
+from billing_worker.domain.settlement.news import Case, Context
+
+RECHECKS = (timedelta(hours=1), timedelta(days=1), timedelta(days=3))
+"""When a final, unpaid attempt is asked about again, counted from its end (gateway.md §11.8)."""
+
+NOT_SENT = "not_sent"
+"""Kept as the sale's status when the frame that armed the attempt knows that no sale left it."""
+
+NEEDS_CUSTOMER = "needs_customer"
+"""Kept as the sale's status when its answer asks for a step that only the customer can take."""
+
+EAGER_LOOKS_FOR = timedelta(days=1)
+
+LONGEST_EAGER_WAIT = timedelta(minutes=5)
+"""An outage of hours must not stretch the wait: 10 minutes after it heals everything is known."""
+
+PATIENT_WAIT = timedelta(hours=1)
+
+
+def heard(case: Case, statement: Statement, asked_at: datetime | None = None) -> Case:
+    """Keep what every statement tells of its attempt, whatever it proves about the money."""
+    attempt = replace(case.attempt, heard_at=asked_at or case.attempt.heard_at)
+    if attempt.gateway_id is None and statement.reference_id == attempt.reference_id:
+        attempt = replace(attempt, gateway_id=statement.gateway_id)
+    if statement.status in DECLINED_STATUSES and statement.original_code is not None:
+        attempt = replace(attempt, original_code=statement.original_code)
+    return replace(case, attempt=attempt)
+
+
+def end_attempt(attempt: Attempt, status: AttemptStatus, outcome: str, context: Context) -> Attempt:
+    asks = attempt.gateway_id is not None  # An invoice that never existed cannot turn out paid.
+    return replace(
+        attempt,
+        status=attempts.move(attempt.status, status),
+        outcome=outcome,
+        settled_at=context.now,
+        lease_until=None,
+        look_at=context.now + RECHECKS[0] if asks else None,
+    )
+
+
+def withdrawn(attempt: Attempt, reason: str, now: datetime) -> Attempt:
+    """A prepared attempt that a pause or a cancellation overtook. Nothing was sent, for sure: the
+    caller holds the locks without which it cannot be submitted.
+    """
+    return replace(
+        attempt,
+        status=attempts.move(attempt.status, AttemptStatus.NOT_CHARGED),
+        outcome=reason,
+        settled_at=now,
+        lease_until=None,
+        look_at=None,
+    )
+
+
+def sold_by_a_twin(case: Case, context: Context) -> tuple[Case, Event]:
+    """A copy of this database, or its life before a restore, has sold what we only prepared.
+
+    It counts as submitted from now on, as if we had sold it: it may have been charged.
+    """
+    submitted = replace(
+        case.attempt,
+        status=attempts.move(case.attempt.status, AttemptStatus.SUBMITTED),
+        submitted_at=context.now,
+        lease_until=None,
+    )
+    said = context.event(
+        EventKind.ATTEMPT_SUBMITTED, gateway_id=submitted.gateway_id, sold_by="somebody else"
+    )
+    return replace(case, attempt=submitted), said
+
+
+def ask_again(case: Case, context: Context) -> Case:
+    attempt = case.attempt
+    if attempt.status is AttemptStatus.SUBMITTED:
+        attempt = replace(attempt, look_at=context.now + _wait_before_next_look(attempt, context))
+    elif attempt.look_at is not None:  # a recheck that brought no answer
+        attempt = replace(attempt, look_at=context.now + LONGEST_EAGER_WAIT)
+    return replace(case, attempt=attempt)
+
+
+def _wait_before_next_look(attempt: Attempt, context: Context) -> timedelta:
+    """A quarter of the attempt's age, so that young ones are asked often and old ones rarely."""
+    age = context.now - (attempt.submitted_at or attempt.created_at)
+    if age > EAGER_LOOKS_FOR:
+        return PATIENT_WAIT
+    return min(max(age / 4, context.terms.reconcile_after), LONGEST_EAGER_WAIT)
+
+
+def asked_for_the_last_time(case: Case) -> Case:
+    return replace(case, attempt=replace(case.attempt, look_at=None))

@@ -1,0 +1,36 @@
+"""The kill switch: no sale at all, or none through one service of the gateway."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from billing_worker.domain.events import Event, EventKind
+from billing_worker.persistence import history, switches
+from billing_worker.persistence.history import Entry
+from billing_worker.persistence.store import Store
+
+
+def switch(
+    store: Store, *, on: bool, service: str | None, by: str, reason: str, now: datetime
+) -> None:
+    """Turn sales, or one service (payment_card_usd_hpp), off or on. `by`: "operator:ann".
+
+    Off holds once this returns: no transaction that has read "on" may commit any more. What was
+    armed before is sent within the sale's gate (`Terms.sale_gate_seconds`, and the connection).
+    An error after the first commit leaves the switch turned: then only the waiting, or the
+    ringing, is missing. On rings for what was put off.
+    """
+    with store.transaction() as connection:
+        if service is None:
+            switches.turn_sales(connection, on=on, by=by, reason=reason, now=now)
+        elif on:
+            switches.resume_service(connection, service)
+        else:
+            switches.pause_service(connection, service, by=by, reason=reason, now=now)
+        data = {"on": on, "reason": reason, "service": service}
+        history.write(connection, [Entry(Event(EventKind.SALES_SWITCHED, now, by, data))])
+    with store.transaction() as connection:
+        if on:
+            switches.ring_again(connection, service, now)
+        else:
+            switches.wait_for_readers(connection)
