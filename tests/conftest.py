@@ -4,13 +4,31 @@ import shutil
 import zoneinfo
 
 import pytest
+from sqlalchemy import make_url
 
 from billing_worker.persistence.migrate import migrate
 from billing_worker.persistence.store import Store
+from tests.support.lent_store import Lent
 from tests.support.postgres import EmbeddedPostgres
 from tests.support.world import World
 
 zoneinfo.reset_tzpath(())  # The tests read the same tz data as the product: the package's.
+
+
+RULES = {
+    "test_hosted", "test_lifecycle", "test_catch_up", "test_dunning", "test_preview",
+    "test_commands", "test_cards", "test_overview", "test_charge_troubles",
+}  # fmt: skip
+"""Modules about rules more than about SQL: the quick run takes them through one database."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        parameters = getattr(getattr(item, "callspec", None), "params", {})
+        over_postgres = parameters.get("database_url") == "postgres"
+        if over_postgres and item.module.__name__.rpartition(".")[-1] in RULES:
+            item.add_marker(pytest.mark.again)
 
 
 @pytest.fixture(scope="session")
@@ -51,11 +69,22 @@ def database_url(request):
     return request.getfixturevalue(f"{request.param}_url")
 
 
+@pytest.fixture(scope="session")
+def stores():
+    """One store for each kind of database: what it has compiled serves the tests after it."""
+    kept: dict[str, Lent] = {}
+    yield kept
+    for lent in kept.values():
+        lent.store.close()
+
+
 @pytest.fixture
-def store(database_url):
-    store = Store(database_url)
-    yield store
-    store.close()
+def store(database_url, stores):
+    kind = make_url(database_url).get_backend_name()
+    if kind not in stores:
+        stores[kind] = Lent(database_url)
+    with stores[kind].for_database(database_url) as store:
+        yield store
 
 
 @pytest.fixture

@@ -115,12 +115,12 @@ def test_a_query_in_the_action_of_a_get_form_is_sent_as_fields():
 
 
 @pytest.fixture
-def run(world, monkeypatch):
+def run(world, database_url, monkeypatch):  # noqa: ARG001 - the books that the database has
     """The command line against a sandbox on a socket, with the books of `world`."""
     sandbox = SandboxGateway(Behaviour(), SystemClock().now)
     with SandboxServer(sandbox) as server:
         environment = GOOD | {
-            "BILLING_DATABASE_URL": world.store.engine.url.render_as_string(hide_password=False),
+            "BILLING_DATABASE_URL": database_url,
             "BILLING_GATEWAY_URL": f"{server.url}/api",
             "BILLING_CARDGATE_URL": server.url,
             "BILLING_GATEWAY_USERNAME": sandbox.username,

@@ -69,7 +69,7 @@ MEETINGS = [s for s in DUPLICATE_CREATES if s.token in {"approved", "answer_lost
 
 
 @pytest.mark.parametrize("fault", [BREAKS, LIES, *NAPS], ids=str)
-@named([s for s in MEETINGS if s.behaviour.duplicate_create in {"accept_new", "422"}])
+@named([s for s in MEETINGS if s.behaviour.duplicate_create == "accept_new"])
 def test_a_process_may_lose_the_line_or_sleep_at_any_boundary(bench, scenario, fault):
     assert_unharmed(singles(bench, scenario, [fault]))
 

@@ -69,6 +69,7 @@ def work_through(world, moments):
         assert len(world.sandbox.ledger) - before <= 1, "two debits in one sweep"
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # about rules, not about SQL
 @pytest.mark.parametrize("days", [1, 3, 40, 400])
 @pytest.mark.parametrize(
     "policy", ["collect_latest", "collect_all:3", "forgive_older_than:7", "hold"]

@@ -192,6 +192,7 @@ def test_a_sale_is_sent_only_within_five_seconds_of_its_commit(world, seconds, s
     assert world.attempts() == ["succeeded" if sales else "not_charged"]
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # about rules, not about SQL
 def test_each_period_is_charged_once_over_a_year_of_hourly_sweeps(world):
     world.subscribe("approved", ends_after_periods=12)
     world.run_for(timedelta(days=366), step=timedelta(hours=12))

@@ -350,6 +350,7 @@ def test_a_row_that_kills_its_workers_is_logged_as_an_alert(world, monkeypatch):
 # --- what need not be said again ---
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # about rules, not about SQL
 def test_a_gateway_that_is_away_for_a_day_is_told_once_an_hour(world):
     world.subscribe("approved")
     world.transport.unreachable = True
@@ -366,6 +367,7 @@ def test_an_outcome_that_changes_is_told_at_once(world):
     assert [data["found"] for data in told] == ["no answer", "process_pending"]
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # about rules, not about SQL
 def test_an_attempt_that_is_undecided_for_a_day_is_told_to_a_person_once(world):
     world.subscribe("approved")
     world.transport.unreachable = True

@@ -340,6 +340,7 @@ def test_an_earlier_charge_that_cannot_be_asked_about_refuses_the_link(declined)
     assert declined.attempts() == ["declined", "not_charged"]
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # about rules, not about SQL
 @pytest.mark.parametrize("order", [*permutations(["link", "pay", "retry", "expire"])], ids="-".join)
 def test_no_order_of_link_retry_and_late_payment_pays_an_invoice_twice_unnoticed(declined, order):
     world = declined
@@ -786,6 +787,7 @@ def test_a_card_page_that_its_caller_never_handed_out_is_given_up(world):
         tokenise(world)
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # about rules, not about SQL
 @pytest.mark.parametrize("payload", [None, [], {"token": None}, {"payment_card": {"mask": "5*1"}}])
 def test_a_paid_page_without_a_token_has_a_typed_reason_and_is_asked_about_thrice_more(
     world, payload
@@ -799,7 +801,7 @@ def test_a_paid_page_without_a_token_has_a_typed_reason_and_is_asked_about_thric
     assert event.alert
     assert event.data["needs"] == "the customer enters the card once more, on a new page"
     looks = world.sandbox.requests.total("look")
-    world.run_for(10 * DAY, step=HOUR)
+    world.run_for(10 * DAY, step=3 * HOUR)
     assert world.sandbox.requests.total("look") == looks + 3
     assert payment(world).look_at is None
     assert len(told(world, "card.not_stored")) == 1

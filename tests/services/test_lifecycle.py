@@ -1042,7 +1042,7 @@ class RoughWalk(RuleBasedStateMachine):
 
 
 def test_cards_that_refuse_outages_and_decisions_in_any_order_lose_and_double_nothing(world):
-    examples = 16 if world.store.is_sqlite else 8
+    examples = 10 if world.store.is_sqlite else 4
     walk = type("RoughWalkHere", (RoughWalk,), {"world": world, "visited": set()})
     run_state_machine_as_test(
         walk,

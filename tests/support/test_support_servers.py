@@ -24,6 +24,8 @@ from tests.support import postgres as postgres_module
 from tests.support.postgres import EmbeddedPostgres, EmbeddedPostgresError
 from tests.support.redis_server import RedisServer
 
+pytestmark = pytest.mark.again
+
 COINS = Table("coins", MetaData(), Column("id", Integer, primary_key=True))
 
 PROJECT = Path(__file__).resolve().parents[2]
