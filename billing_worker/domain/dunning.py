@@ -31,6 +31,8 @@ CONFIGURATION_RETRY = timedelta(hours=1)
 """The service is paused by then; this is when the invoice is due again once it is resumed."""
 
 LADDER_ORIGINS = frozenset({Origin.SCHEDULED, Origin.DUNNING})
+ASKED_FOR = frozenset({Origin.MANUAL, Origin.NEW_CARD, Origin.LINK})
+"""What a suspended subscription owes is charged when somebody asks for it, never by a clock."""
 
 
 # --- policies -------------------------------------------------------------------------------

@@ -9,8 +9,9 @@ from datetime import datetime
 from sqlalchemy import Connection
 
 from billing_worker.domain import card as card_rules
-from billing_worker.domain.attempt import Attempt, AttemptStatus, Origin
+from billing_worker.domain.attempt import Attempt, AttemptStatus
 from billing_worker.domain.declines import DeclineClass, classify
+from billing_worker.domain.dunning import ASKED_FOR
 from billing_worker.domain.errors import InvariantBroken
 from billing_worker.domain.events import Event, EventKind
 from billing_worker.domain.evidence import Statement
@@ -148,9 +149,9 @@ def _card_forbidden(connection: Connection, attempt: Attempt, now: datetime) -> 
 
 
 def _collectable(attempt: Attempt) -> frozenset[SubscriptionStatus]:
-    """What a suspended subscription owes is charged when somebody asks for it, never by a clock."""
-    asked_for = attempt.origin in {Origin.MANUAL, Origin.NEW_CARD, Origin.LINK}
-    return COLLECTABLE | {SubscriptionStatus.SUSPENDED} if asked_for else COLLECTABLE
+    if attempt.origin in ASKED_FOR:
+        return COLLECTABLE | {SubscriptionStatus.SUSPENDED}
+    return COLLECTABLE
 
 
 def card_ids(requests: Sequence[Arm]) -> set[int]:

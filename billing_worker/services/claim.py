@@ -20,6 +20,7 @@ from billing_worker.persistence import cards, claims, history, switches
 from billing_worker.persistence.cases import CaseKey
 from billing_worker.persistence.claims import DueInvoice, Payer
 from billing_worker.persistence.history import Entry
+from billing_worker.persistence.store import AWAY
 from billing_worker.persistence.switches import Switches
 from billing_worker.services.overdue import decide_again
 from billing_worker.services.ports import Ports
@@ -92,8 +93,18 @@ def claim(ports: Ports, invoice_ids: Sequence[int]) -> list[Claimed]:
             details={"reason": KEEPS_CRASHING},
         )
     if ready.missed:  # In its own transaction: subscriptions are locked before their invoices.
-        decide_again(ports, {item.invoice.subscription_id for item in ready.missed})
+        _decide_again_safely(ports, {item.invoice.subscription_id for item in ready.missed})
     return claimed
+
+
+def _decide_again_safely(ports: Ports, subscription_ids: set[int]) -> None:
+    """Its trouble must not cost the page what it has claimed; the missed ones are rung again."""
+    try:
+        decide_again(ports, subscription_ids)
+    except AWAY as error:
+        log.warning("overdue.postponed", reason=type(error).__name__)
+    except Exception:
+        log.exception("billing.alert", kind="overdue.crashed")
 
 
 def _was_missed(item: DueInvoice, now: datetime) -> bool:

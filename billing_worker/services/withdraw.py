@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 
 from billing_worker.domain import invoice as invoices
 from billing_worker.domain.attempt import Attempt, AttemptStatus
-from billing_worker.domain.dunning import LADDER_ORIGINS
+from billing_worker.domain.dunning import ASKED_FOR
 from billing_worker.domain.events import Event, EventKind
 from billing_worker.domain.invoice import Invoice
 from billing_worker.domain.settlement import withdrawn
@@ -46,7 +46,7 @@ def put_aside(
     """
     items = claims.lock_open(connection, subscription_id)
     if reason == invoices.SUSPENDED:
-        items = [item for item in items if item.invoice.next_origin in LADDER_ORIGINS]
+        items = [item for item in items if item.invoice.next_origin not in ASKED_FOR]
     end_prepared(connection, items, reason, moment)
     return _change(connection, items, lambda i: invoices.put_aside(i, reason), _waits, moment)
 

@@ -618,3 +618,19 @@ def test_what_a_twin_has_sold_is_submitted_before_it_ends(status):
     concluded = told(stated(status, "declined"), Case(prepared, invoice(), subscription()))
     assert kinds(concluded)[0] == "attempt.submitted"
     assert concluded.case.attempt.submitted_at == NOW
+
+
+def test_what_a_clock_that_was_ahead_has_heard_silences_nobody():
+    before = case(heard_at=NOW + timedelta(hours=1))
+    after = told(replace(stated("process_failed", "insufficient_funds"), asked_at=NOW), before)
+    assert after.case.attempt.status is AttemptStatus.DECLINED
+
+
+def test_a_final_that_has_moved_is_asked_for_once_more_after_it_stands_again():
+    late = NOW + timedelta(days=30)
+    settled = {"settled_at": NOW, "gateway_id": "cpi_1", "submitted_at": NOW}
+    moved = case(AttemptStatus.NOT_CHARGED, **settled, undecided_since=late - timedelta(hours=1))
+    after = told(stated("expired"), moved, late).case.attempt
+    assert (after.undecided_since, after.look_at) == (None, late + timedelta(hours=1))
+    still = case(AttemptStatus.NOT_CHARGED, **settled)
+    assert told(stated("expired"), still, late).case.attempt.look_at is None

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import pytest
 from sqlalchemy import select, update
+from structlog.testing import capture_logs
 
 from billing_worker.domain.catch_up import Action
 from billing_worker.domain.catch_up_policy import Policy
@@ -16,6 +17,7 @@ from billing_worker.domain.errors import InvalidInput
 from billing_worker.domain.money import Money
 from billing_worker.persistence import subscriptions, switches, tables
 from billing_worker.services import catch_up, lifecycle
+from billing_worker.services import claim as claim_module
 from billing_worker.services.catch_up import Answer, Caps
 from billing_worker.services.preview import preview
 from billing_worker.services.renew import open_planned, plans_for, renew_due
@@ -500,3 +502,24 @@ def test_metadata_too_deep_to_be_read_stops_no_sweep(world):
 
     on_a_deep_stack()
     assert spent == [1]
+
+
+def test_trouble_with_what_was_missed_does_not_cost_a_page_what_it_has_claimed(world, monkeypatch):
+    world.subscribe("approved", "missed")
+    renew_due(world.ports)
+    world.clock.advance(timedelta(hours=3))
+    world.subscribe("approved", "fresh")
+    renew_due(world.ports)
+
+    def breaks(*_):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(claim_module, "decide_again", breaks)
+    with world.store.reading() as connection:
+        ids = list(connection.execute(select(tables.invoices.c.id)).scalars())
+    with capture_logs() as logs:
+        world.run("charge", tuple(ids))
+    assert world.debits() == {"fresh-p0": 1}
+    assert [line["kind"] for line in logs if line["event"] == "billing.alert"] == [
+        "overdue.crashed"
+    ]

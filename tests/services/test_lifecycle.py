@@ -18,17 +18,19 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from billing_worker.domain.errors import InvalidInput
+from billing_worker.domain.invoice import SUSPENDED
 from billing_worker.domain.secret import Secret
 from billing_worker.domain.subscription import BILLABLE
 from billing_worker.persistence import subscriptions as stored
 from billing_worker.persistence import tables
-from billing_worker.services import lifecycle
+from billing_worker.services import lifecycle, withdraw
 from billing_worker.services.cards import replace_card
 from billing_worker.services.records import CardRecord
 from billing_worker.services.recover import choose_policy, give_up_overdue
+from billing_worker.services.renew import renew_due
 from billing_worker.services.ring import ring_due
 from tests.support.world import START
 
@@ -1053,3 +1055,18 @@ def test_cards_that_refuse_outages_and_decisions_in_any_order_lose_and_double_no
     )  # fmt: skip
     assert all(count == 1 for count in world.debits().values())
     assert walk.visited >= {"active", "past_due", "suspended"}
+
+
+def test_a_backup_step_of_a_suspended_subscription_waits_for_the_way_back(world):
+    """Found by reading: it was left due, refused when armed, and held for a person."""
+    world.subscribe("approved")
+    renew_due(world.ports)
+    with world.store.transaction() as connection:
+        connection.execute(update(tables.invoices).values(next_origin="backup"))
+        subscription_id = connection.execute(select(tables.subscriptions.c.id)).scalar_one()
+        withdraw.put_aside(
+            connection, subscription_id, withdraw.Moment(world.clock.now(), "test"), SUSPENDED
+        )
+        kept = connection.execute(select(tables.invoices)).one()
+    assert (kept.next_attempt_at, kept.reason) == (None, SUSPENDED)
+    assert kept.paused_attempt_at is not None

@@ -63,7 +63,7 @@ def _told(case: Case, news: News, context: Context) -> Conclusion:  # noqa: PLR0
     match news:
         case Stated(statement) if case.attempt.gateway_id not in {None, statement.gateway_id}:
             return _about_another_invoice(case, statement, context)
-        case Stated(statement, asked_at) if _is_older_than_known(case, statement, asked_at):
+        case Stated(statement, asked_at) if _is_older_than_known(case, statement, asked_at, context.now):
             said = context.event(EventKind.ATTEMPT_LOOKED, found="older than what is known")
             return Conclusion(case, (said,))
         case Stated(statement, asked_at):
@@ -88,10 +88,14 @@ def _about_another_invoice(case: Case, statement: Statement, context: Context) -
     return Conclusion(case, (said,))
 
 
-def _is_older_than_known(case: Case, statement: Statement, asked_at: datetime | None) -> bool:
+def _is_older_than_known(
+    case: Case, statement: Statement, asked_at: datetime | None, now: datetime
+) -> bool:
     """Two looks overtook each other. Money that we do not know of yet is never too old to hear."""
     known = case.attempt.heard_at
     if asked_at is None or known is None or asked_at >= known:
+        return False
+    if known > now:  # A clock that was ahead wrote it: it proves nothing about the order.
         return False
     return statement.status not in PAID_STATUSES or case.attempt.status in attempts.PAID
 

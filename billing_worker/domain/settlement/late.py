@@ -26,6 +26,9 @@ def recheck(case: Case, finding: Finding, context: Context) -> Conclusion:
     ended = attempt.settled_at or attempt.created_at
     # By the clock and not by the count: a callback brings looks of its own.
     following = next((ended + after for after in RECHECKS if ended + after > context.now), None)
+    if following is None and attempt.undecided_since is not None:
+        # A final that has been seen to move is asked for once more after it stands again.
+        following = context.now + RECHECKS[0]
     asked = replace(attempt, rechecks=done, look_at=following, undecided_since=None)
     case = replace(case, attempt=asked)
     unpaid = finding.verdict in {Verdict.DECLINED, Verdict.UNPAID_FINAL}
