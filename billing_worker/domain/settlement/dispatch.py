@@ -63,7 +63,9 @@ def _told(case: Case, news: News, context: Context) -> Conclusion:  # noqa: PLR0
     match news:
         case Stated(statement) if case.attempt.gateway_id not in {None, statement.gateway_id}:
             return _about_another_invoice(case, statement, context)
-        case Stated(statement, asked_at) if _is_older_than_known(case, statement, asked_at, context.now):
+        case Stated(statement, asked_at) if _is_older_than_known(
+            case, statement, asked_at, context.now
+        ):
             said = context.event(EventKind.ATTEMPT_LOOKED, found="older than what is known")
             return Conclusion(case, (said,))
         case Stated(statement, asked_at):
