@@ -106,11 +106,17 @@ def with_a_past(
     return {row.id: card_from(row) for row in connection.execute(_WITH_A_PAST, asked)}
 
 
+_OF_CUSTOMERS = (
+    select(*_COLUMNS)
+    .where(cards.c.customer_id.in_(bindparam("ids", expanding=True)))
+    .order_by(cards.c.id)
+)
+
+
 def of_customers(connection: Connection, customer_ids: Collection[int]) -> dict[int, list[Card]]:
     """By customer id, the oldest first."""
-    chosen = select(*_COLUMNS).where(cards.c.customer_id.in_(customer_ids))
     found: dict[int, list[Card]] = defaultdict(list)
-    for row in connection.execute(chosen.order_by(cards.c.id)):
+    for row in connection.execute(_OF_CUSTOMERS, {"ids": list(customer_ids)}):
         found[row.customer_id].append(card_from(row))
     return found
 

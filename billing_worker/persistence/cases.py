@@ -72,8 +72,8 @@ class LockedCases:
         """Also read what a decline is judged by: earlier attempts, the card, a backup card."""
         if not keys:
             return
-        query = select(attempts).where(attempts.c.invoice_id.in_({key.invoice_id for key in keys}))
-        for row in self._connection.execute(query):
+        invoice_ids = list({key.invoice_id for key in keys})
+        for row in self._connection.execute(_TRIES, {"ids": invoice_ids}):
             self._tries[row.invoice_id].append(attempt_from(row))
         customer_ids = {self._subscriptions[key.subscription_id].customer_id for key in keys}
         self._cards = cards.of_customers(self._connection, customer_ids)
@@ -132,6 +132,8 @@ _LOCK = {
 def _locked(connection: Connection, table: Table, ids: set[int]) -> Any:
     return connection.execute(_LOCK[table], {"ids": sorted(ids)})
 
+
+_TRIES = select(attempts).where(attempts.c.invoice_id.in_(bindparam("ids", expanding=True)))
 
 _BEHIND = frozenset({SubscriptionStatus.PAST_DUE, SubscriptionStatus.SUSPENDED})
 _DEBTS = select(invoices.c.id, invoices.c.subscription_id).where(

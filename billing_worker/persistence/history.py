@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, case, func, insert, or_, select
+from sqlalchemy import Connection, Row, Subquery, bindparam, case, func, insert, or_, select
 
 from billing_worker.domain.events import Event
 from billing_worker.persistence.tables import attempts, events, invoices
@@ -72,26 +72,35 @@ class Last:
     was_said: bool
 
 
-def last_of(
-    connection: Connection, attempts: Sequence[tuple[int, int]], said: str
-) -> dict[int, Last]:
-    """By attempt id. `attempts`: (invoice id, attempt id), as the index is on invoices."""
-    ids = (
-        select(
-            func.max(events.c.id).label("id"),
-            func.max(case((events.c.kind == said, 1), else_=0)).label("was_said"),
-        )
+def _last_ids() -> Subquery:
+    was_said = case((events.c.kind == bindparam("said"), 1), else_=0)
+    return (
+        select(func.max(events.c.id).label("id"), func.max(was_said).label("was_said"))
         .where(
-            events.c.invoice_id.in_([invoice_id for invoice_id, _ in attempts]),
-            events.c.attempt_id.in_([attempt_id for _, attempt_id in attempts]),
+            events.c.invoice_id.in_(bindparam("invoice_ids", expanding=True)),
+            events.c.attempt_id.in_(bindparam("attempt_ids", expanding=True)),
         )
         .group_by(events.c.attempt_id)
         .subquery()
     )
-    query = select(events, ids.c.was_said).join(ids, ids.c.id == events.c.id)
+
+
+_LAST_IDS = _last_ids()
+_LAST = select(events, _LAST_IDS.c.was_said).join(_LAST_IDS, _LAST_IDS.c.id == events.c.id)
+
+
+def last_of(
+    connection: Connection, attempts: Sequence[tuple[int, int]], said: str
+) -> dict[int, Last]:
+    """By attempt id. `attempts`: (invoice id, attempt id), as the index is on invoices."""
+    asked = {
+        "said": said,
+        "invoice_ids": [invoice_id for invoice_id, _ in attempts],
+        "attempt_ids": [attempt_id for _, attempt_id in attempts],
+    }
     return {
         row.attempt_id: Last(row.kind, row.at, row.data, bool(row.was_said))
-        for row in connection.execute(query)
+        for row in connection.execute(_LAST, asked)
     }
 
 

@@ -6,7 +6,18 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, exists, func, insert, or_, select, update
+from sqlalchemy import (
+    Connection,
+    Row,
+    Select,
+    bindparam,
+    exists,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
 
 from billing_worker.domain.errors import ConcurrentChange
 from billing_worker.domain.hosted import HostedPayment, HostedStatus
@@ -147,18 +158,20 @@ def page_of(connection: Connection, payment_id: int) -> bytes | None:
     return connection.execute(query).scalar()
 
 
+_DUE = (
+    _payments()
+    .where(hosted_payments.c.look_at <= bindparam("now"))
+    .order_by(hosted_payments.c.look_at)
+    .limit(bindparam("most"))
+    .with_for_update(skip_locked=True, of=hosted_payments)
+)
+
+
 def take_due(
     connection: Connection, now: datetime, again_at: datetime, limit: int
 ) -> list[HostedPayment]:
     """Take up to `limit` payments that the gateway is to be asked about, and push them on."""
-    chosen = (
-        _payments()
-        .where(hosted_payments.c.look_at <= now)
-        .order_by(hosted_payments.c.look_at)
-        .limit(limit)
-        .with_for_update(skip_locked=True, of=hosted_payments)
-    )
-    due = [payment_from(row) for row in connection.execute(chosen)]
+    due = [payment_from(row) for row in connection.execute(_DUE, {"now": now, "most": limit})]
     if due:
         connection.execute(
             update(hosted_payments)

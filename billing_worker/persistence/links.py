@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Connection, exists, select, update
+from sqlalchemy import ColumnElement, Connection, bindparam, exists, literal_column, select, update
 
 from billing_worker.domain.attempt import Attempt, AttemptStatus, Origin
 from billing_worker.domain.errors import ConcurrentChange
@@ -137,19 +137,21 @@ def key_of(connection: Connection, attempt_id: int) -> CaseKey:
     return CaseKey(row.subscription_id, row.invoice_id, attempt_id)
 
 
+_LAPSED = (
+    select(attempts.c.id, attempts.c.invoice_id, invoices.c.subscription_id)
+    .join(invoices, invoices.c.id == attempts.c.invoice_id)
+    .where(
+        attempts.c.id.in_(bindparam("ids", expanding=True)),
+        # Literals, because the index on them is partial: SQLite would plan this anew at each call.
+        attempts.c.origin == literal_column("'link'"),
+        attempts.c.status == literal_column("'prepared'"),
+        attempts.c.lease_until <= bindparam("now"),
+    )
+    .order_by(attempts.c.id)
+)
+
+
 def lapsed(connection: Connection, attempt_ids: Sequence[int], now: datetime) -> list[CaseKey]:
     """Those of the attempts that are prepared links whose caller has gone away."""
-    query = (
-        select(attempts.c.id, attempts.c.invoice_id, invoices.c.subscription_id)
-        .join(invoices, invoices.c.id == attempts.c.invoice_id)
-        .where(
-            attempts.c.id.in_(attempt_ids),
-            attempts.c.origin == Origin.LINK,
-            attempts.c.status == AttemptStatus.PREPARED,
-            attempts.c.lease_until <= now,
-        )
-        .order_by(attempts.c.id)
-    )
-    return [
-        CaseKey(row.subscription_id, row.invoice_id, row.id) for row in connection.execute(query)
-    ]
+    rows = connection.execute(_LAPSED, {"ids": list(attempt_ids), "now": now})
+    return [CaseKey(row.subscription_id, row.invoice_id, row.id) for row in rows]

@@ -4,13 +4,45 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, func, or_, select, update
+from sqlalchemy import (
+    Connection,
+    Row,
+    bindparam,
+    func,
+    literal_column,
+    or_,
+    select,
+    update,
+)
 
 from billing_worker.domain.errors import InvariantBroken
 from billing_worker.domain.subscription import Subscription
 from billing_worker.persistence.bulk import insert_rows
 from billing_worker.persistence.rows import TERMS, Unreadable, readable, subscription_from
 from billing_worker.persistence.tables import cards, customers, subscriptions
+
+# Built once: sweeps ask every few seconds, and mostly find nothing.
+_NOW = bindparam("now", type_=subscriptions.c.next_billing_at.type)
+_NO_TROUBLE = or_(subscriptions.c.plan_again_at.is_(None), subscriptions.c.plan_again_at <= _NOW)
+_DUE = (
+    select(*TERMS)
+    .where(subscriptions.c.next_billing_at <= _NOW, _NO_TROUBLE)
+    .order_by(subscriptions.c.next_billing_at, subscriptions.c.id)
+    .limit(bindparam("most"))
+    .with_for_update(skip_locked=True)
+)
+_LEAVING = (
+    select(*TERMS)
+    .where(
+        # A literal: SQLite plans a statement anew at each call when a partial index may hang on it.
+        subscriptions.c.status == literal_column("'suspended'"),
+        subscriptions.c.cancels_at <= _NOW,
+        _NO_TROUBLE,
+    )
+    .order_by(subscriptions.c.cancels_at, subscriptions.c.id)
+    .limit(bindparam("most"))
+    .with_for_update(skip_locked=True)
+)
 
 
 def claim_due(
@@ -19,34 +51,14 @@ def claim_due(
     """Lock up to `limit` subscriptions that are due, passing over those another sweep holds, and
     those that made trouble a short while ago.
     """
-    again = subscriptions.c.plan_again_at
-    query = (
-        select(*TERMS)
-        .where(subscriptions.c.next_billing_at <= now, or_(again.is_(None), again <= now))
-        .order_by(subscriptions.c.next_billing_at, subscriptions.c.id)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
-    return readable(connection.execute(query))
+    return readable(connection.execute(_DUE, {"now": now, "most": limit}))
 
 
 def claim_leaving(
     connection: Connection, now: datetime, limit: int
 ) -> tuple[list[Subscription], list[Unreadable]]:
     """As `claim_due`: suspended ones whose cancellation stood for a date that has come."""
-    again = subscriptions.c.plan_again_at
-    query = (
-        select(*TERMS)
-        .where(
-            subscriptions.c.status == "suspended",
-            subscriptions.c.cancels_at <= now,
-            or_(again.is_(None), again <= now),
-        )
-        .order_by(subscriptions.c.cancels_at, subscriptions.c.id)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
-    return readable(connection.execute(query))
+    return readable(connection.execute(_LEAVING, {"now": now, "most": limit}))
 
 
 def trouble_told(connection: Connection, subscription_id: int) -> str | None:
@@ -65,10 +77,16 @@ def put_off(connection: Connection, trouble: Sequence[tuple[int, str]], until: d
         )
 
 
+_NAMED = (
+    select(*TERMS)
+    .where(subscriptions.c.reference_id == bindparam("reference_id"))
+    .with_for_update()
+)
+
+
 def lock(connection: Connection, reference_id: str) -> Subscription | None:
     """One subscription, locked until the end of the transaction. Waits for whoever holds it."""
-    query = select(*TERMS).where(subscriptions.c.reference_id == reference_id).with_for_update()
-    row = connection.execute(query).one_or_none()
+    row = connection.execute(_NAMED, {"reference_id": reference_id}).one_or_none()
     return subscription_from(row) if row else None
 
 
