@@ -25,6 +25,7 @@ from billing_worker.domain.card import Card
 from billing_worker.domain.money import Money
 from billing_worker.domain.network_rules import Try
 from billing_worker.domain.subscription import BILLABLE
+from billing_worker.persistence.bulk import among
 from billing_worker.persistence.tables import attempts, cards, customers, subscriptions
 
 # Not the token: what is only asked about need not be carried.
@@ -225,7 +226,7 @@ def lock_known(connection: Connection, fingerprints: Collection[str]) -> Sequenc
     """
     query = (
         select(*_COLUMNS)
-        .where(cards.c.fingerprint.in_(sorted(fingerprints)))
+        .where(among(connection, cards.c.fingerprint, fingerprints))
         .order_by(cards.c.id)
         .with_for_update(key_share=True)
     )
@@ -237,7 +238,7 @@ def owners(connection: Connection, fingerprints: Collection[str]) -> defaultdict
     query = (
         select(cards.c.fingerprint, customers.c.reference_id)
         .join(customers, customers.c.id == cards.c.customer_id)
-        .where(cards.c.fingerprint.in_(sorted(fingerprints)))
+        .where(among(connection, cards.c.fingerprint, fingerprints))
     )
     found: defaultdict[str, set[str]] = defaultdict(set)
     for row in connection.execute(query):

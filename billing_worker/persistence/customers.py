@@ -8,7 +8,7 @@ from sqlalchemy import Connection, Row, select
 
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.persistence import cards as stored_cards
-from billing_worker.persistence.bulk import insert_rows
+from billing_worker.persistence.bulk import among, insert_rows
 from billing_worker.persistence.tables import cards, customers
 
 FOREIGN_CARD = "belongs to another customer"
@@ -35,7 +35,7 @@ def ids_for(
 
 def _known(connection: Connection, references: Sequence[str]) -> dict[str, int]:
     query = select(customers.c.reference_id, customers.c.id).where(
-        customers.c.reference_id.in_(references)
+        among(connection, customers.c.reference_id, references)
     )
     return {row.reference_id: row.id for row in connection.execute(query)}
 

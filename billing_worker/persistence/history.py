@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, Subquery, bindparam, case, func, insert, or_, select
+from sqlalchemy import Connection, Row, Subquery, bindparam, case, func, or_, select
 
 from billing_worker.domain.events import Event
+from billing_worker.persistence.bulk import insert_many
 from billing_worker.persistence.tables import attempts, events, invoices
 
 
@@ -38,7 +39,7 @@ def write(connection: Connection, entries: Iterable[Entry]) -> None:
         for entry in entries
     ]
     if rows:
-        connection.execute(insert(events), rows)
+        insert_many(connection, events, rows)
 
 
 def of_invoice(connection: Connection, invoice_id: int) -> Sequence[Row[Any]]:

@@ -17,7 +17,7 @@ from sqlalchemy import (
 
 from billing_worker.domain.errors import InvariantBroken
 from billing_worker.domain.subscription import Subscription
-from billing_worker.persistence.bulk import insert_rows
+from billing_worker.persistence.bulk import among, insert_rows
 from billing_worker.persistence.rows import TERMS, Unreadable, readable, subscription_from
 from billing_worker.persistence.tables import cards, customers, subscriptions
 
@@ -219,7 +219,7 @@ def earliest_due(connection: Connection) -> datetime | None:
 def digests(connection: Connection, references: Sequence[str]) -> dict[str, str]:
     """Known reference ids with the digest of the record that made them."""
     query = select(subscriptions.c.reference_id, subscriptions.c.record_digest).where(
-        subscriptions.c.reference_id.in_(references)
+        among(connection, subscriptions.c.reference_id, references)
     )
     return {row.reference_id: row.record_digest for row in connection.execute(query)}
 

@@ -7,11 +7,13 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from functools import cached_property
+from typing import Any, Protocol, runtime_checkable
 
-from marshmallow import RAISE, Schema, ValidationError, fields, post_load, validate
+from marshmallow import RAISE, Schema, ValidationError, fields, missing, post_load, validate
 
 from billing_worker.domain.calendar import Schedule, Unit
 from billing_worker.domain.catch_up_policy import DEFAULT_POLICY, Policy
@@ -37,6 +39,7 @@ is_reference = validate.And(
     validate.Length(min=1, max=REFERENCE_LENGTH),
     validate.Regexp(r"^[!-~]+\Z", error="must be printable ASCII without spaces."),
 )
+_PLAIN_REFERENCE = re.compile(f"[!-~]{{1,{REFERENCE_LENGTH}}}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +119,9 @@ class SubscriptionRecord:
     first_period: int = field(init=False, compare=False)
     """Number of the first period that is charged. Raises InvalidInput where that cannot be."""
 
+    starts_at: datetime = field(init=False, compare=False)
+    """When that period begins."""
+
     digest: str = field(init=False, compare=False)
     """The same reference with another digest is a conflict.
 
@@ -125,9 +131,10 @@ class SubscriptionRecord:
     def __post_init__(self) -> None:
         paid_through = self.paid_through
         first = self.schedule.first_period_from(paid_through) if paid_through else 0
-        self.schedule.period(first)  # A period past the year 9999 has no dates.
+        starts_at, _ = self.schedule.period(first)  # A period past the year 9999 has no dates.
+        object.__setattr__(self, "starts_at", starts_at)
         object.__setattr__(self, "first_period", self.state.first_number + first)
-        if self.ends_at is not None and self.ends_at <= self.schedule.boundary(first):
+        if self.ends_at is not None and self.ends_at <= starts_at:
             raise InvalidInput("ends_at", "is before the first period to be charged begins")
         object.__setattr__(self, "digest", digest_of(self._meaning()))
 
@@ -208,9 +215,11 @@ def _instant(moment: datetime | None) -> str | None:
     return moment.astimezone(UTC).isoformat().replace("+00:00", "Z") if moment else None
 
 
+_canonical = json.JSONEncoder(sort_keys=True, default=str).encode
+
+
 def digest_of(meaning: Any) -> str:
-    canonical = json.dumps(meaning, sort_keys=True, default=str)
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    return hashlib.sha256(_canonical(meaning).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,13 +234,6 @@ class BadRecord(Exception):
     def __init__(self, faults: list[Fault]) -> None:
         super().__init__("; ".join(f"{fault.field}: {fault.reason}" for fault in faults))
         self.faults = faults
-
-
-class Aware(fields.AwareDateTime):
-    default_error_messages = {  # noqa: RUF012 - marshmallow's way to word an error
-        "invalid": "must be an ISO 8601 date and time, such as 2026-01-31T00:00:00Z.",
-        "invalid_awareness": "needs a UTC offset, such as a final Z.",
-    }
 
 
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
@@ -262,45 +264,179 @@ def is_too_deep(value: Any) -> bool:
         level = [
             inner
             for item in level
-            for inner in (item.values() if isinstance(item, Mapping) else item)
-            if isinstance(inner, (Mapping, list))
+            for inner in (item.values() if isinstance(item, (dict, Mapping)) else item)
+            if isinstance(inner, (dict, list))
         ]
     return bool(level)
 
 
-def text(longest: int, *, required: bool = False) -> fields.String:
-    """A text field; one that is not required may be absent or null."""
-    length = validate.Length(min=1 if required else 0, max=longest)
-    rules: list[Callable[[Any], Any]] = [length, can_be_stored]
-    if required:
-        return fields.String(required=True, validate=rules)
-    return fields.String(load_default=None, allow_none=True, validate=rules)
+# --- fields ----------------------------------------------------------------------------------
+#
+# Each of them is marshmallow's, with a way around its machinery for a value that is plainly right:
+# that machinery took two thirds of the time to read a book.
 
 
-class _Said(fields.String):
+class NotPlain(Exception):
+    """A value that may be right or wrong: marshmallow knows, and has the words for it."""
+
+
+@runtime_checkable
+class _Plain(Protocol):
+    def plainly(self, value: Any) -> Any:
+        """What marshmallow makes of a value other than None. Raises NotPlain when in doubt, and
+        whenever it would refuse the value.
+        """
+
+
+class _Reference(fields.String):
+    def __init__(self) -> None:
+        super().__init__(required=True, validate=is_reference)
+
+    def plainly(self, value: Any) -> str:
+        if type(value) is str and _PLAIN_REFERENCE.fullmatch(value):
+            return value
+        raise NotPlain
+
+
+class _Text(fields.String):
+    def __init__(self, longest: int, **options: Any) -> None:
+        self.shortest = 1 if options.get("required") else 0
+        self.longest = longest
+        length = validate.Length(min=self.shortest, max=longest)
+        super().__init__(validate=[_if_said(length), can_be_stored], **options)
+
+    def plainly(self, value: Any) -> str | None:
+        if (
+            type(value) is str
+            and self.shortest <= len(value) <= self.longest
+            and not _UNSTORABLE.search(value)
+        ):
+            return value
+        raise NotPlain
+
+
+class _Said(_Text):
     """Empty text says nothing: CSV knows no difference."""
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
         return super()._deserialize(value, *args, **kwargs) or None
 
-
-def words(longest: int) -> fields.String:
-    """Text about something that may say nothing: absent, null or empty, all read as None."""
-    length = validate.Length(max=longest)
-    return _Said(load_default=None, allow_none=True, validate=[_if_said(length), can_be_stored])
+    def plainly(self, value: Any) -> str | None:
+        return super().plainly(value) or None
 
 
 def _if_said(rule: Callable[[str], str]) -> Callable[[str | None], Any]:
     return lambda value: value is None or rule(value)
 
 
+class _Zone(fields.String):
+    """Any text: the schedule knows the names."""
+
+    def plainly(self, value: Any) -> str:
+        if type(value) is str:
+            return value
+        raise NotPlain
+
+
+class _Choice(fields.String):
+    def __init__(self, values: list[str], **options: Any) -> None:
+        self.values = frozenset(values)
+        super().__init__(validate=validate.OneOf(values), **options)
+
+    def plainly(self, value: Any) -> str:
+        if type(value) is str and value in self.values:
+            return value
+        raise NotPlain
+
+
+class _Whole(fields.Integer):
+    def __init__(self, least: int | None = None, most: int | None = None, **options: Any) -> None:
+        self.least = -math.inf if least is None else least
+        self.most = math.inf if most is None else most
+        rules = [validate.Range(min=least, max=most)]
+        super().__init__(validate=rules, **options)
+
+    def plainly(self, value: Any) -> int:
+        if type(value) is int and self.least <= value <= self.most:
+            return value
+        raise NotPlain
+
+
+class _Flag(fields.Boolean):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(truthy={True}, falsy={False}, **options)
+
+    def plainly(self, value: Any) -> bool:
+        if type(value) is bool:
+            return value
+        raise NotPlain
+
+
+class _Price(fields.Raw):
+    """Amount and currency are for the domain to read."""
+
+    def plainly(self, value: Any) -> Any:
+        return value
+
+
+class Aware(fields.AwareDateTime):
+    default_error_messages = {  # noqa: RUF012 - marshmallow's way to word an error
+        "invalid": "must be an ISO 8601 date and time, such as 2026-01-31T00:00:00Z.",
+        "invalid_awareness": "needs a UTC offset, such as a final Z.",
+    }
+
+    def plainly(self, value: Any) -> datetime:
+        if type(value) is not str:
+            raise NotPlain
+        try:
+            moment = datetime.fromisoformat(value)
+        except ValueError:
+            raise NotPlain from None
+        if moment.tzinfo is None:
+            raise NotPlain
+        return moment
+
+
+class _Metadata(fields.Dict):
+    def __init__(self) -> None:
+        super().__init__(
+            keys=fields.String(),
+            load_default=dict,
+            allow_none=True,
+            validate=[can_be_stored, _is_short],
+        )
+
+    def plainly(self, value: Any) -> dict[str, Any]:
+        if type(value) is not dict or not all(type(key) is str for key in value):
+            raise NotPlain
+        if value:
+            can_be_stored(value)
+            _is_short(value)
+        return dict(value)
+
+
+class _Nested(fields.Nested):
+    def plainly(self, value: Any) -> dict[str, Any]:
+        schema = self.schema
+        if type(value) is dict and isinstance(schema, PlainSchema):
+            return schema.plainly(value)
+        raise NotPlain
+
+
+def text(longest: int, *, required: bool = False) -> fields.String:
+    """A text field; one that is not required may be absent or null."""
+    if required:
+        return _Text(longest, required=True)
+    return _Text(longest, load_default=None, allow_none=True)
+
+
+def words(longest: int) -> fields.String:
+    """Text about something that may say nothing: absent, null or empty, all read as None."""
+    return _Said(longest, load_default=None, allow_none=True)
+
+
 def metadata() -> fields.Dict:
-    return fields.Dict(
-        keys=fields.String(),
-        load_default=dict,
-        allow_none=True,
-        validate=[can_be_stored, _is_short],
-    )
+    return _Metadata()
 
 
 def _is_short(value: Any) -> None:
@@ -308,60 +444,98 @@ def _is_short(value: Any) -> None:
         raise ValidationError(f"must have at most {LONGEST} characters of JSON.")
 
 
+# --- schemas ---------------------------------------------------------------------------------
+
+
 class StrictSchema(Schema):
     class Meta:  # noqa: D106 - marshmallow's way to say it
         unknown = RAISE
 
 
-class CustomerSchema(StrictSchema):
-    reference_id = fields.String(required=True, validate=is_reference)
+class PlainSchema(StrictSchema):
+    """One whose fields all know what is plainly right. Hooks are for its subclass to call."""
+
+    @cached_property
+    def _readers(self) -> dict[str, tuple[Callable[[Any], Any], bool]]:
+        """By name: how a value is read, and whether it may be null."""
+        found: dict[str, tuple[Callable[[Any], Any], bool]] = {}
+        for name, one in self.fields.items():
+            if not isinstance(one, _Plain):
+                raise TypeError(f"{name} does not know what is plainly right")
+            found[name] = (one.plainly, one.allow_none)
+        return found
+
+    @cached_property
+    def _absent(self) -> dict[str, Any]:
+        return {
+            name: one.load_default
+            for name, one in self.fields.items()
+            if one.load_default is not missing
+        }
+
+    def plainly(self, raw: Mapping[str, Any]) -> dict[str, Any]:
+        """As `load`, at a fifth of its cost.
+
+        Raises NotPlain or ValidationError for whatever `load` would refuse, and for some that it
+        takes.
+        """
+        data = {name: it() if callable(it) else it for name, it in self._absent.items()}
+        readers = self._readers
+        for name, value in raw.items():
+            if name not in readers:
+                raise NotPlain
+            read, may_be_null = readers[name]
+            if value is not None:
+                data[name] = read(value)
+            elif may_be_null:
+                data[name] = None
+            else:
+                raise NotPlain
+        if len(data) < len(readers):  # something required is absent
+            raise NotPlain
+        return data
+
+
+class CustomerSchema(PlainSchema):
+    reference_id = _Reference()
     name = words(200)
     email = words(254)
 
 
-class CardSchema(StrictSchema):
+class CardSchema(PlainSchema):
     token = text(512, required=True)
     mask = words(32)
     brand = words(32)
-    expiry_month = fields.Integer(
-        load_default=None, allow_none=True, validate=validate.Range(min=1, max=12)
-    )
-    expiry_year = fields.Integer(
-        load_default=None, allow_none=True, validate=validate.Range(min=2000, max=2100)
-    )
+    expiry_month = _Whole(1, 12, load_default=None, allow_none=True)
+    expiry_year = _Whole(2000, 2100, load_default=None, allow_none=True)
 
 
-class RecordSchema(StrictSchema):
-    reference_id = fields.String(required=True, validate=is_reference)
-    customer = fields.Nested(CustomerSchema, required=True)
-    card = fields.Nested(CardSchema, load_default=None, allow_none=True)
-    amount = fields.Raw(required=True)
-    currency = fields.Raw(required=True)
-    interval = fields.String(required=True, validate=validate.OneOf([unit.value for unit in Unit]))
-    interval_count = fields.Integer(load_default=1, strict=True)
+class RecordSchema(PlainSchema):
+    reference_id = _Reference()
+    customer = _Nested(CustomerSchema, required=True)
+    card = _Nested(CardSchema, load_default=None, allow_none=True)
+    amount = _Price(required=True)
+    currency = _Price(required=True)
+    interval = _Choice([unit.value for unit in Unit], required=True)
+    interval_count = _Whole(load_default=1, strict=True)
     anchor_at = Aware(required=True)
-    timezone = fields.String(load_default="UTC")
+    timezone = _Zone(load_default="UTC")
     trial_end = Aware(load_default=None, allow_none=True)
     paid_through = Aware(load_default=None, allow_none=True)
-    ends_after_periods = fields.Integer(
-        load_default=None,
-        allow_none=True,
-        strict=True,
-        validate=validate.Range(min=1, max=MAX_PERIODS),
-    )
+    ends_after_periods = _Whole(1, MAX_PERIODS, load_default=None, allow_none=True, strict=True)
     ends_at = Aware(load_default=None, allow_none=True)
     description = words(500)
     metadata = metadata()
     catch_up = text(32)
-    dunning = fields.String(
-        load_default=None, allow_none=True, validate=validate.OneOf(sorted(POLICIES))
-    )
-    held = fields.Boolean(load_default=False, truthy={True}, falsy={False})
-    first_number = fields.Integer(
-        load_default=0, strict=True, validate=validate.Range(min=0, max=MAX_PERIODS)
-    )
+    dunning = _Choice(sorted(POLICIES), load_default=None, allow_none=True)
+    held = _Flag(load_default=False)
+    first_number = _Whole(0, MAX_PERIODS, load_default=0, strict=True)
     paused_at = Aware(load_default=None, allow_none=True)
     cancels_at = Aware(load_default=None, allow_none=True)
+
+    def plainly(self, raw: Mapping[str, Any]) -> dict[str, Any]:
+        built: dict[str, Any] = self.build(super().plainly(raw))
+        return built
 
     @post_load
     def build(self, data: dict[str, Any], **_: Any) -> dict[str, Any]:
@@ -435,6 +609,9 @@ def loaded(schema: Schema, raw: Any) -> dict[str, Any]:
         raise BadRecord([Fault("", "must be a JSON object.")])
     if is_too_deep(raw):
         raise BadRecord([Fault(_deep_in(raw), f"must be at most {DEEPEST} levels deep.")])
+    if isinstance(schema, PlainSchema):
+        with suppress(NotPlain, ValidationError):  # which is then told in full
+            return schema.plainly(raw)
     try:
         data: dict[str, Any] = schema.load(dict(raw))
     except ValidationError as error:

@@ -116,7 +116,8 @@ def _refused(new: Sequence[SubscriptionRecord], now: datetime) -> dict[str, Inva
     """By reference: what only the clock can find wrong with a record."""
     refused: dict[str, InvalidInput] = {}
     for record in new:
-        if record.state.paused_at is None and not record.is_over:  # else nothing becomes due
+        becomes_due = record.state.paused_at is None and not record.is_over
+        if becomes_due and record.starts_at < now:
             try:
                 refuse_forgotten_start(record.schedule, record.first_from_anchor, now)
             except InvalidInput as error:
@@ -254,7 +255,6 @@ def _row(
     held: bool,
 ) -> dict[str, Any]:
     schedule, state, ended = record.schedule, record.state, record.is_over
-    starts_at = schedule.boundary(record.first_from_anchor)
     status = SubscriptionStatus.ACTIVE
     if ended:
         status = SubscriptionStatus.ENDED
@@ -276,7 +276,7 @@ def _row(
         "ends_after_periods": record.ends_after_periods,
         "series_start": state.first_number,
         "next_period": record.first_period,
-        "next_billing_at": None if ended or held or paused else starts_at,
+        "next_billing_at": None if ended or held or paused else record.starts_at,
         "description": record.description,
         "metadata": record.metadata,
         "record_digest": record.digest,
