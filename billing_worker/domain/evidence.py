@@ -5,6 +5,7 @@ Every rule here cites `gateway.md` of the project's design papers by section.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import StrEnum
@@ -176,3 +177,20 @@ def may_be_paid(statement: Statement, expected: Expected) -> str | None:
     if statement.moderation_required:
         return "held for moderation"
     return None
+
+
+def most_telling(matches: Sequence[Statement]) -> Statement:
+    """Of several invoices under one reference, newest last, the one that counts.
+
+    A create may be repeated, and at most one of its invoices was ever sold: one that is not merely
+    pending decides, and otherwise the newest is as good as any.
+    """
+    return (paid_of(matches) or _touched(matches) or matches)[-1]
+
+
+def paid_of(matches: Sequence[Statement]) -> list[Statement]:
+    return [statement for statement in matches if statement.status in PAID_STATUSES]
+
+
+def _touched(matches: Sequence[Statement]) -> list[Statement]:
+    return [statement for statement in matches if statement.status not in UNSOLD_STATUSES]

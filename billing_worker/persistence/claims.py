@@ -43,9 +43,12 @@ class DueInvoice:
     def live(self) -> Attempt | None:
         return next((a for a in self.attempts if a.status in LIVE), None)
 
+    def besides(self, attempt: Attempt) -> tuple[Attempt, ...]:
+        return tuple(other for other in self.attempts if other.id != attempt.id)
+
 
 _older = invoices.alias("older")
-_AFTER_OLDER = (
+IS_AFTER_OLDER = (
     exists()
     .where(
         _older.c.subscription_id == invoices.c.subscription_id,
@@ -71,7 +74,7 @@ HAS_LIVE_ATTEMPT = exists().where(
 # What runs for every page is built once: putting a statement together costs as much as sending it.
 _THESE: BindParameter[int] = bindparam("ids", expanding=True)
 _WITH_TERMS = select(
-    invoices, subscriptions.c.card_id, subscriptions.c.dunning_policy, _AFTER_OLDER
+    invoices, subscriptions.c.card_id, subscriptions.c.dunning_policy, IS_AFTER_OLDER
 ).join(subscriptions, subscriptions.c.id == invoices.c.subscription_id)
 _DUE = (
     _WITH_TERMS.where(

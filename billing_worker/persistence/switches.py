@@ -3,13 +3,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, delete, select, text, update
+from sqlalchemy import Connection, delete, insert, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from billing_worker.domain.invoice import Invoice
 from billing_worker.persistence.tables import invoices, switches
 
 SALES = "sales"
 _SERVICE = "service:"
+_RESTORED = "restored"
 
 SALES_OFF = "sales are switched off"
 _PAUSED = " is paused: "
@@ -21,6 +23,18 @@ class Switches:
 
     sales_on: bool
     paused: dict[str, str]
+    restored_at: datetime | None = None
+    """When somebody last said that these books are from a backup, and have forgotten something."""
+
+    def may_be_forgotten(self, invoice: Invoice) -> bool:
+        """Whether these books' life before they were restored may have charged for the invoice.
+
+        A first period too, whatever its date: a command that is sent again, because it came after
+        the backup, opens it at another moment than it did then.
+        """
+        if self.restored_at is None:
+            return False
+        return invoice.period_start <= self.restored_at or invoice.period_number == 0
 
     def obstacle(self, service: str) -> str | None:
         """What stands against a sale through this service."""
@@ -31,11 +45,11 @@ class Switches:
         return None
 
 
-_ALL = select(switches.c.name, switches.c.is_on, switches.c.reason)
+_ALL = select(switches.c.name, switches.c.is_on, switches.c.reason, switches.c.changed_at)
 
 
 def read(connection: Connection) -> Switches:
-    """One query for both. A missing sales row counts as off, as in `sales_are_on`."""
+    """One query for all. A missing sales row counts as off, as in `sales_are_on`."""
     rows = connection.execute(_ALL).all()
     return Switches(
         sales_on=any(row.name == SALES and row.is_on for row in rows),
@@ -44,7 +58,15 @@ def read(connection: Connection) -> Switches:
             for row in rows
             if row.name.startswith(_SERVICE) and not row.is_on
         },
+        restored_at=next((row.changed_at for row in rows if row.name == _RESTORED), None),
     )
+
+
+def mark_restored(connection: Connection, *, by: str, reason: str | None, now: datetime) -> None:
+    """Whatever was due by now may have been charged by a life that these books have forgotten."""
+    connection.execute(delete(switches).where(switches.c.name == _RESTORED))
+    row = {"name": _RESTORED, "is_on": True, "by": by, "reason": reason, "changed_at": now}
+    connection.execute(insert(switches), row)
 
 
 def pause_service(

@@ -341,7 +341,9 @@ events = Table(
 switches = Table(
     "switches",
     metadata,
-    Column("name", String(160), primary_key=True),  # "sales", or "service:" and its code
+    Column(
+        "name", String(160), primary_key=True
+    ),  # "sales", "restored", or "service:" and its code
     Column("is_on", Boolean, nullable=False),
     Column("reason", Text),
     Column("by", Text),

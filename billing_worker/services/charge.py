@@ -16,7 +16,6 @@ from functools import partial
 
 import structlog
 
-from billing_worker.domain.attempt import AttemptStatus
 from billing_worker.domain.errors import (
     ConcurrentChange,
     GatewayError,
@@ -35,6 +34,8 @@ from billing_worker.domain.evidence import (
     Verdict,
     judge,
     may_be_sold,
+    most_telling,
+    paid_of,
 )
 from billing_worker.domain.invoice import REFUSED
 from billing_worker.domain.settlement import News, NoAnswer, NothingSent, Postponed, Stated
@@ -47,6 +48,7 @@ from billing_worker.services import turn
 from billing_worker.services.arm import Arm, Armed, NotArmed
 from billing_worker.services.claim import BY, Claimed, claim
 from billing_worker.services.commit import arm, settle
+from billing_worker.services.earlier import Asking, Obstacle, why_no_other
 from billing_worker.services.ports import Ports
 from billing_worker.services.settle import Settle
 
@@ -55,6 +57,8 @@ CONFIGURATION_ANSWERS = frozenset({401, 403})
 
 OTHER_MODE = "prepared in the other test mode"
 """Nothing was sold, so the next attempt is made in the present one."""
+
+MAYBE_SOLD = "found at the gateway, and restored books cannot tell whether it was sold"
 
 STALE_AFTER_SECONDS = 5.0
 """Who waited longer than this for the turn of a sale looks at the invoice again before it."""
@@ -100,7 +104,7 @@ def _charge_or_leave(ports: Ports, claimed: Claimed) -> str:
 def charge(ports: Ports, claimed: Claimed) -> str:
     """Drive one claimed attempt as far as it goes now. Returns the attempt's state."""
     calls: CallLog = []
-    obstacle = _earlier_attempts_may_pay(ports, claimed)
+    obstacle = _earlier_attempts_may_pay(ports, claimed, calls)
     if obstacle:
         return _settle(ports, claimed, obstacle, calls)
     found = _fit(ports, claimed, _invoice_at_gateway(ports, claimed, calls))
@@ -124,22 +128,16 @@ def charge(ports: Ports, claimed: Claimed) -> str:
 # --- before the commit: nothing here moves money ---------------------------------------------
 
 
-def _earlier_attempts_may_pay(ports: Ports, claimed: Claimed) -> News | None:
+def _earlier_attempts_may_pay(ports: Ports, claimed: Claimed, calls: CallLog) -> News | None:
     """Ask once more about every ended attempt of this invoice: late money pays it (§11.6)."""
-    for key, gateway_id in claimed.earlier:
-        calls: CallLog = []
-        try:
-            turn.take(ports, claimed)
-            asked_at = ports.clock.now()
-            news: News = Stated(ports.gateway.look(gateway_id, calls), asked_at)
-        except GatewayError as error:
-            return Postponed(f"an earlier attempt could not be asked about: {error.reason}")
-        case = settle(ports, Settle(key, news, BY, _shown(ports, claimed, calls)))
-        if case.attempt.status in {AttemptStatus.SUCCEEDED, AttemptStatus.SURPLUS}:
-            return NothingSent("an earlier attempt turned out paid")
-        if case.invoice.next_attempt_at is None:
-            return NothingSent("an earlier attempt is undecided again", hold=True)
-    return None
+    asking = Asking(BY, partial(turn.take, ports, claimed), partial(_shown, ports, claimed))
+    try:
+        obstacle = why_no_other(ports, claimed.key, claimed.earlier, asking, calls)
+    except GatewayError as error:
+        return Postponed(f"an earlier attempt could not be asked about: {error.reason}")
+    if obstacle is Obstacle.PAID:
+        return NothingSent(str(obstacle))
+    return Postponed(str(obstacle)) if obstacle else None
 
 
 def _invoice_at_gateway(ports: Ports, claimed: Claimed, calls: CallLog) -> Statement | News:
@@ -149,9 +147,11 @@ def _invoice_at_gateway(ports: Ports, claimed: Claimed, calls: CallLog) -> State
     try:
         if claimed.attempt.test_mode != ports.test_mode:
             return _found(ports, claimed, calls) or NothingSent(OTHER_MODE)
-        if claimed.create_may_have_been_sent:
-            return _found(ports, claimed, calls) or _created(ports, claimed, calls)
-        return _created(ports, claimed, calls)
+        found = _found(ports, claimed, calls) if claimed.create_may_have_been_sent else None
+        if found and claimed.may_be_forgotten and found.status in UNSOLD_STATUSES:
+            # Before a sale and during one it shows the same (§0 A): it is left to end.
+            return Postponed(MAYBE_SOLD)
+        return found or _created(ports, claimed, calls)
     except NotSent as error:
         return Postponed(f"gateway not reached: {error.reason}")
     except Refused as error:
@@ -180,20 +180,14 @@ def _order(ports: Ports, claimed: Claimed) -> InstantOrder:
 
 
 def _found(ports: Ports, claimed: Claimed, calls: CallLog) -> Statement | None:
-    """Our invoice by reference, whole; None when the gateway has none.
-
-    Several may exist, because a create may be repeated; at most one of them was ever sold, so
-    one that is not merely pending decides, and otherwise the newest is as good as any.
-    """
+    """Our invoice by reference, whole; None when the gateway has none."""
     turn.take(ports, claimed, 2)
     matches = ports.gateway.find(claimed.attempt.reference_id, calls)
     if not matches:
         return None
-    touched = [s for s in matches if s.status not in UNSOLD_STATUSES]
-    paid = [s for s in touched if s.status in PAID_STATUSES]
-    chosen = (paid or touched or matches)[-1]
-    if len(paid) > 1:
-        others = [f"{s.gateway_id} is {s.status}" for s in paid if s is not chosen]
+    chosen = most_telling(matches)
+    others = [f"{s.gateway_id} is {s.status}" for s in paid_of(matches) if s is not chosen]
+    if others:
         evidence = f"paid more than once: {chosen.gateway_id} counts, and {', '.join(others)}"
         _alert(ports, claimed, EventKind.ATTEMPT_QUARANTINED, evidence=evidence)
     return ports.gateway.look(chosen.gateway_id, calls)

@@ -54,13 +54,14 @@ class Claimed:
     key: CaseKey
     attempt: Attempt
     payer: Payer
-    earlier: tuple[tuple[CaseKey, str], ...]
-    """Ended attempts of the same invoice, with gateway ids: proven unpaid before this one runs."""
+    earlier: tuple[Attempt, ...]  # of the same invoice: proven unpaid before this one runs
     lease: Lease
+    may_be_forgotten: bool = False
+    """The books were restored from a backup, and their forgotten life may have charged for it."""
 
     @property
     def create_may_have_been_sent(self) -> bool:
-        return self.attempt.fence > 1
+        return self.attempt.fence > 1 or self.may_be_forgotten
 
 
 def claim(ports: Ports, invoice_ids: Sequence[int]) -> list[Claimed]:
@@ -84,7 +85,7 @@ def claim(ports: Ports, invoice_ids: Sequence[int]) -> list[Claimed]:
         _hold(connection, [(item, KEEPS_CRASHING) for item in poison], now)
         _await_cards(connection, ready.without_card, now)
         _put_off(connection, ready.later, now)
-        claimed = _claimed(connection, [*prepared, *taken_over], due, now)
+        claimed = _claimed(connection, [*prepared, *taken_over], due, switched, now)
     for item in poison:
         log.error(
             "billing.alert",
@@ -290,7 +291,11 @@ def _hold(connection: Connection, held: Sequence[tuple[DueInvoice, str]], now: d
 
 
 def _claimed(
-    connection: Connection, attempts: Sequence[Attempt], due: Sequence[DueInvoice], now: datetime
+    connection: Connection,
+    attempts: Sequence[Attempt],
+    due: Sequence[DueInvoice],
+    switched: Switches,
+    now: datetime,
 ) -> list[Claimed]:
     if not attempts:
         return []
@@ -301,8 +306,9 @@ def _claimed(
             payers[attempt.id].key,
             attempt,
             payers[attempt.id],
-            _earlier(by_invoice[attempt.invoice_id], attempt),
+            by_invoice[attempt.invoice_id].besides(attempt),
             _lease_of(attempt, now),
+            switched.may_be_forgotten(by_invoice[attempt.invoice_id].invoice),
         )
         for attempt in attempts
     ]
@@ -311,12 +317,3 @@ def _claimed(
 def _lease_of(attempt: Attempt, now: datetime) -> Lease:
     until = attempt.lease_until or now
     return Lease(until, until - now)
-
-
-def _earlier(item: DueInvoice, attempt: Attempt) -> tuple[tuple[CaseKey, str], ...]:
-    subscription_id = item.invoice.subscription_id
-    return tuple(
-        (CaseKey(subscription_id, earlier.invoice_id, earlier.id), earlier.gateway_id)
-        for earlier in item.attempts
-        if earlier.id != attempt.id and earlier.gateway_id is not None
-    )

@@ -74,7 +74,7 @@ def start_checkout(ports: Ports, record: Mapping[str, Any]) -> dict[str, Any]:
         return taken
     calls: CallLog = []
     try:
-        slots.require_unpaid(ports, taken)
+        slots.require_unpaid(ports, taken, calls)
         order = _checkout_order(ports, taken, wanted.return_url)
         said, page = _obtained(ports, order, calls, may_exist=taken.create_may_have_been_sent)
         with ports.store.transaction() as connection:
@@ -182,7 +182,7 @@ def start_tokenisation(ports: Ports, record: Mapping[str, Any]) -> dict[str, Any
     calls: CallLog = []
     try:
         if taken.slot is not None:
-            slots.require_unpaid(ports, taken.slot)
+            slots.require_unpaid(ports, taken.slot, calls)
         order = _tokenisation_order(taken.payment, wanted)
         said, page = _obtained(ports, order, calls, may_exist=taken.create_may_have_been_sent)
         _open_card_page(ports, taken, said, page, calls)

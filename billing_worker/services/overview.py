@@ -26,6 +26,7 @@ def status(connection: Connection, now: datetime) -> dict[str, Any]:
     unknown_since = invoices.oldest_unknown(connection)
     due = subscriptions.earliest_due(connection)
     summary = invoices.summary(connection)
+    switched = switches.read(connection)
     return {
         "subscriptions": subscriptions.count_by_status(connection),
         "invoices": _by_fate(summary),
@@ -34,8 +35,9 @@ def status(connection: Connection, now: datetime) -> dict[str, Any]:
         "surplus": _surplus(invoices.surplus(connection)),
         "card_pages": [_card_pages(row) for row in hosted.summary(connection)],
         "next_due_at": due.isoformat() if due else None,
-        "sales_on": switches.sales_are_on(connection),
-        "paused_services": switches.read(connection).paused,
+        "sales_on": switched.sales_on,
+        "paused_services": switched.paused,
+        "restored_at": switched.restored_at.isoformat() if switched.restored_at else None,
         "alerts": [_alert(row) for row in history.alerts(connection, limit=10)],
     }
 

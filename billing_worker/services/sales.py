@@ -11,7 +11,14 @@ from billing_worker.persistence.store import Store
 
 
 def switch(
-    store: Store, *, on: bool, service: str | None, by: str, reason: str, now: datetime
+    store: Store,
+    *,
+    on: bool,
+    service: str | None,
+    by: str,
+    reason: str,
+    now: datetime,
+    restored: bool = False,
 ) -> None:
     """Turn sales, or one service (payment_card_usd_hpp), off or on. `by`: "operator:ann".
 
@@ -19,15 +26,20 @@ def switch(
     armed before is sent within the sale's gate (`Terms.sale_gate_seconds`, and the connection).
     An error after the first commit leaves the switch turned: then only the waiting, or the
     ringing, is missing. On rings for what was put off.
+
+    `restored`: the books are from a backup. From now on nothing that was due by now is created at
+    the gateway before it was looked for there, under the reference that a forgotten charge had.
     """
     with store.transaction() as connection:
+        if restored:
+            switches.mark_restored(connection, by=by, reason=reason, now=now)
         if service is None:
             switches.turn_sales(connection, on=on, by=by, reason=reason, now=now)
         elif on:
             switches.resume_service(connection, service)
         else:
             switches.pause_service(connection, service, by=by, reason=reason, now=now)
-        data = {"on": on, "reason": reason, "service": service}
+        data = {"on": on, "reason": reason, "service": service, "restored": restored}
         history.write(connection, [Entry(Event(EventKind.SALES_SWITCHED, now, by, data))])
     with store.transaction() as connection:
         if on:

@@ -16,17 +16,18 @@ from sqlalchemy import Connection
 from billing_worker.domain.attempt import Attempt, AttemptStatus, Origin
 from billing_worker.domain.errors import InvalidInput, NotPayable, SlotTaken
 from billing_worker.domain.events import Event, EventKind
-from billing_worker.domain.evidence import Expected, Statement, Verdict, judge
+from billing_worker.domain.evidence import Statement
 from billing_worker.domain.invoice import InvoiceStatus
-from billing_worker.domain.settlement import Case, NothingSent, Stated
+from billing_worker.domain.settlement import Case, NothingSent
 from billing_worker.domain.subscription import Subscription
 from billing_worker.gateway.port import CallLog, WireCall
-from billing_worker.persistence import claims, history, invoices, links, subscriptions
+from billing_worker.persistence import claims, history, invoices, links, subscriptions, switches
 from billing_worker.persistence.cases import CaseKey, LockedCases
 from billing_worker.persistence.claims import DueInvoice
 from billing_worker.persistence.history import Entry
 from billing_worker.services.arm import why_not
 from billing_worker.services.commit import settle
+from billing_worker.services.earlier import Asking, why_no_other
 from billing_worker.services.ports import Ports
 from billing_worker.services.settle import Settle, wire_data
 
@@ -39,12 +40,12 @@ class Slot:
 
     key: CaseKey
     attempt: Attempt
-    earlier: tuple[tuple[CaseKey, str], ...]
-    """Ended attempts of the same invoice, with gateway ids: proven unpaid before this one opens."""
+    earlier: tuple[Attempt, ...]  # of the same invoice: proven unpaid before this one opens
+    may_be_forgotten: bool = False  # see `Claimed`
 
     @property
     def create_may_have_been_sent(self) -> bool:
-        return self.attempt.fence > 1
+        return self.attempt.fence > 1 or self.may_be_forgotten
 
 
 def lapses_at(ports: Ports, now: datetime) -> datetime:
@@ -85,7 +86,8 @@ def take(
     else:
         raise SlotTaken(f"{live.reference_id}, of origin {live.origin}, is {live.status}")
     require_payable(ports, connection, Case(attempt, item.invoice, subscription))
-    slot = Slot(_key(item, attempt), attempt, _earlier(item, attempt))
+    forgotten = switches.read(connection).may_be_forgotten(item.invoice)
+    slot = Slot(_key(item, attempt), attempt, item.besides(attempt), forgotten)
     data = {"reference_id": attempt.reference_id, "fence": attempt.fence, "origin": attempt.origin}
     kind = EventKind.ATTEMPT_CLAIMED if live else EventKind.ATTEMPT_PREPARED
     _write(connection, slot, Event(kind, now, BY, data))
@@ -109,31 +111,15 @@ def _key(item: DueInvoice, attempt: Attempt) -> CaseKey:
     return CaseKey(item.invoice.subscription_id, item.invoice.id, attempt.id)
 
 
-def _earlier(item: DueInvoice, attempt: Attempt) -> tuple[tuple[CaseKey, str], ...]:
-    return tuple(
-        (_key(item, earlier), earlier.gateway_id)
-        for earlier in item.attempts
-        if earlier.id != attempt.id and earlier.gateway_id is not None
-    )
-
-
-def require_unpaid(ports: Ports, slot: Slot) -> None:
+def require_unpaid(ports: Ports, slot: Slot, calls: CallLog) -> None:
     """Ask once more about every ended attempt of the invoice: late money pays it (§11.6).
 
     Raises NotPayable when one was paid or may still be, GatewayError when that cannot be told.
     """
-    for key, gateway_id in slot.earlier:
-        calls: CallLog = []
-        ports.pace.wait()
-        asked_at = ports.clock.now()
-        statement = ports.gateway.look(gateway_id, calls)
-        case = settle(ports, Settle(key, Stated(statement, asked_at), BY, tuple(calls)))
-        attempt = case.attempt
-        if attempt.status in {AttemptStatus.SUCCEEDED, AttemptStatus.SURPLUS}:
-            raise NotPayable("an earlier attempt turned out paid")
-        expected = Expected(attempt.reference_id, attempt.money, test_mode=attempt.test_mode)
-        if judge(statement, expected).verdict in {Verdict.PENDING, Verdict.CONTRADICTORY}:
-            raise NotPayable("an earlier attempt is undecided again")
+    asking = Asking(BY, ports.pace.wait, tuple)
+    obstacle = why_no_other(ports, slot.key, slot.earlier, asking, calls)
+    if obstacle is not None:
+        raise NotPayable(str(obstacle))
 
 
 def open_page(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+from datetime import datetime
 
 import pytest
 from click.testing import CliRunner
@@ -174,7 +175,17 @@ def test_sales_are_stopped_and_started_with_a_reason_and_a_name(run):
     run("sales", "stop", "--reason", "incident 12", "--by", "ann")
     assert json.loads(run("status", "--json").stdout)["sales_on"] is False
     run("sales", "start", "--reason", "solved", "--by", "ann")
-    assert json.loads(run("status", "--json").stdout)["sales_on"] is True
+    status = json.loads(run("status", "--json").stdout)
+    assert (status["sales_on"], status["restored_at"]) == (True, None)
+
+
+def test_books_that_were_restored_are_known_from_the_start_of_sales_on(run):
+    for wrong in (("stop",), ("start", "--service", "payment_card_usd_hpp")):
+        run("sales", *wrong, "--restored", "--reason", "x", status=2)
+    run("sales", "start", "--restored", "--reason", "backup of Monday")
+    restored_at = json.loads(run("status", "--json").stdout)["restored_at"]
+    assert datetime.fromisoformat(restored_at).tzinfo is not None
+    assert f"BOOKS RESTORED: what was due by {restored_at}" in run("status").stdout
 
 
 def test_a_new_key_is_a_fernet_key(run):

@@ -32,7 +32,7 @@ from billing_worker.gateway import http, paycore
 from billing_worker.persistence import cases, claims
 from billing_worker.persistence.tables import attempts
 from billing_worker.persistence.vault import FernetVault
-from billing_worker.services import arm, charge, reconcile, ring, settle
+from billing_worker.services import arm, charge, earlier, reconcile, ring, settle
 from billing_worker.services import claim as claiming
 from tests.faults.boundaries import (
     HOUR,
@@ -206,6 +206,12 @@ CANCEL = Acts(
     "UPDATE subscriptions SET status = 'cancelled', next_billing_at = NULL",
 )
 SWITCH_OFF = Acts("an operator stops sales", "UPDATE switches SET is_on = false")
+FORGET = Acts(
+    "a backup of before the create is restored, and what it has prepared is given up",
+    "UPDATE attempts SET status = 'not_charged', outcome = 'overdue', gateway_id = NULL, "
+    "bearer = NULL, look_at = NULL, lease_until = NULL",
+    "UPDATE invoices SET next_attempt_at = created_at, ring_at = created_at",
+)
 VOID = Acts(
     "an operator waives the invoice",
     "UPDATE invoices SET status = 'void', reason = 'waived', next_attempt_at = NULL, "
@@ -438,8 +444,13 @@ SAFEGUARDS: Sequence[Safeguard] = (
     ),
     Safeguard(
         "earlier attempts are asked before a new one",
-        altered(charge._earlier_attempts_may_pay, (r"in claimed\.earlier:", "in ():")),
+        altered(charge._earlier_attempts_may_pay, (r"claimed\.earlier", "()")),
         (Trial(FINALS[3]),),
+    ),
+    Safeguard(
+        "an earlier attempt without an id is looked for by its reference",
+        altered(earlier.why_no_other, (r"if not matches:", "if True:")),
+        (Trial(APPROVED, ((DIES, f"{SALE}: after effect"), (FORGET, "commit#4 of renew: after"))),),
     ),
     Safeguard(
         "what ended unpaid is asked about again",

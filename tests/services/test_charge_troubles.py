@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import get_args
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 from sqlalchemy.exc import DataError, IntegrityError, OperationalError, ProgrammingError
 from structlog.testing import capture_logs
 
@@ -430,3 +430,35 @@ def test_what_a_look_found_is_still_explained(world):
     ]
     assert '"status": "processed"' in look["answer"]
     assert '"amount": 9.99' in look["answer"]
+
+
+# --- earlier attempts ---
+
+
+def test_a_slow_answer_that_an_earlier_attempt_is_undecided_keeps_the_next_one_from_being_sold(
+    world,
+):
+    """The books drop the answer, because another process has heard "declined" while it was under
+    way: that one was asked later, but answered earlier.
+    """
+    world.sandbox.behaviour = replace(world.sandbox.behaviour, lifetime_seconds=10_000_000)
+    world.subscribe("decline_insufficient_funds")
+    world.tick()
+    [invoice] = world.sandbox._books.with_reference("sub-1-p0-a1")
+
+    def overtaken(request):
+        if request.method == "GET" and invoice.gateway_id in request.url:
+            with world.store.transaction() as connection:
+                heard = {"heard_at": world.clock.now() + timedelta(seconds=1)}
+                connection.execute(update(attempts).where(attempts.c.number == 1).values(heard))
+            invoice.status = "process_pending"
+            world.clock.advance(5)
+
+    world.clock.advance(4 * DAY)
+    world.sweep()
+    world.bell.messages = [m for m in world.bell.messages if m[0] == "charge"]
+    world.transport.before_send = overtaken
+    world.deliver()
+    assert world.sales("sub-1-p0-a2") == 0
+    assert world.attempts() == ["declined", "prepared"]
+    assert "undecided again" in world.explain()["why"]

@@ -14,6 +14,7 @@ repeated news never moves a state back; what does not fit is written down and sh
 """
 
 from billing_worker.domain.settlement.dispatch import conclude
+from billing_worker.domain.settlement.late import was_never_sold
 from billing_worker.domain.settlement.moves import (
     EAGER_LOOKS_FOR,
     LONGEST_EAGER_WAIT,
@@ -54,5 +55,6 @@ __all__ = [
     "Stated",
     "conclude",
     "give_up",
+    "was_never_sold",
     "withdrawn",
 ]

@@ -32,7 +32,7 @@ def recheck(case: Case, finding: Finding, context: Context) -> Conclusion:
     asked = replace(attempt, rechecks=done, look_at=following, undecided_since=None)
     case = replace(case, attempt=asked)
     unpaid = finding.verdict in {Verdict.DECLINED, Verdict.UNPAID_FINAL}
-    if unpaid or (_was_never_sold(attempt) and finding.reason in UNSOLD_STATUSES):
+    if unpaid or (was_never_sold(attempt) and finding.reason in UNSOLD_STATUSES):
         looked = context.event(EventKind.ATTEMPT_LOOKED, found=finding.reason, recheck=done)
         return Conclusion(case, (looked,))
     # Undecided again: asked about until it is final once more, however long that takes.
@@ -42,7 +42,7 @@ def recheck(case: Case, finding: Finding, context: Context) -> Conclusion:
     return _reopened(case, finding, context)
 
 
-def _was_never_sold(attempt: Attempt) -> bool:
+def was_never_sold(attempt: Attempt) -> bool:
     """Then its invoice at the gateway is pending until it expires, which means nothing."""
     return attempt.submitted_at is None or attempt.sale_status == NOT_SENT
 

@@ -94,6 +94,8 @@ def print_status(data: dict[str, Any]) -> None:
         click.echo(
             "SALES ARE STOPPED: `billing-worker sales start --reason TEXT` sends them again."
         )
+    if data["restored_at"]:
+        click.echo(f"BOOKS RESTORED: what was due by {data['restored_at']} is looked for first.")
     for service, reason in data["paused_services"].items():
         click.echo(f"PAUSED {service}: {reason}. `sales start --service {service}` resumes it.")
     _print_surplus(data["surplus"])
@@ -175,7 +177,16 @@ def _beginning(answer: str) -> str:
 @click.option("--reason", required=True, help="Kept in the history.")
 @click.option("--by", default=getpass.getuser, help="Who decides; default: the system user.")
 @click.option("--service", help="Only this service, such as payment_card_usd_hpp.")
-def sales(action: str, reason: str, by: str, service: str | None) -> None:
+@click.option(
+    "--restored",
+    is_flag=True,
+    help="With start: the database is from a backup. What was due by now is looked for at the "
+    "gateway before it is created there.",
+)
+@json_option
+def sales(
+    action: str, reason: str, by: str, service: str | None, *, restored: bool, as_json: bool
+) -> None:
     """Stop or start sending sales, everywhere. Once it returns, no further charge is armed.
 
     A service is paused by itself when the gateway refuses our configuration: start it again here
@@ -183,8 +194,15 @@ def sales(action: str, reason: str, by: str, service: str | None) -> None:
     """
     now = SystemClock().now()
     on = action == "start"
+    if restored and (not on or service):
+        raise click.UsageError("--restored is said with `start`, and of all services.")
+    who = f"operator:{by}"
     with open_store(settings_for(*config.DATABASE)) as store:
-        switch(store, on=on, service=service, by=f"operator:{by}", reason=reason, now=now)
+        switch(store, on=on, service=service, by=who, reason=reason, now=now, restored=restored)
+    if as_json:
+        said = {"on": on, "service": service, "reason": reason, "by": who, "restored": restored}
+        print_json(said)
+        return
     click.echo("Sales are sent." if on else "Sales are stopped: prepared charges wait.")
 
 

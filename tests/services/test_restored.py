@@ -1,0 +1,197 @@
+"""Books that are from a backup: what they have forgotten is not charged again, on both databases."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from billing_worker.domain.catch_up_policy import CatchUp, Policy
+from billing_worker.domain.errors import NotPayable
+from billing_worker.services import catch_up, lifecycle, sales
+from billing_worker.services.catch_up import Answer, Caps
+from billing_worker.services.charge_once import charge_once
+from billing_worker.services.command_records import parse_command
+from billing_worker.services.hosted import start_checkout
+from tests.support.backup import backup, restore
+
+MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
+
+
+def go_back(world, kept):
+    """Restore, as a machine would find it: nothing of the broker is left either."""
+    restore(world.store, kept)
+    world.bell.messages.clear()
+
+
+def start_again(world):
+    now = world.clock.now()
+    sales.switch(world.store, on=True, service=None, by="operator:ann", reason="compared",
+                 now=now, restored=True)  # fmt: skip
+
+
+def charged_after_a_backup_of_the_prepared_attempt(world):
+    """Runs one charge to its end; returns the books as they were when its create was sent."""
+    kept = []
+
+    def keep(request):
+        if request.method == "POST" and not kept:
+            kept.append(backup(world.store))
+
+    world.transport.before_send = keep
+    world.tick()
+    world.run_for(5 * MINUTE)
+    return kept[0]
+
+
+# --- attempts that are in the backup ----------------------------------------------------------
+
+
+def test_a_sold_attempt_that_is_prepared_and_long_overdue_in_the_backup_is_not_sold_again(world):
+    world.subscribe("approved")
+    lifecycle.change(world.store, world.clock, "sub-1", catch_up="hold", by="test")
+    kept = charged_after_a_backup_of_the_prepared_attempt(world)
+    assert world.fate() == "paid"
+    go_back(world, kept)
+    assert world.attempts() == ["prepared"]
+    world.clock.advance(5 * DAY)
+    world.run_for(HOUR)
+    assert world.attempts() == ["not_charged"], "the overdue attempt is not decided anew here"
+    catch_up.apply(world.store, world.clock, Answer(Policy(CatchUp.COLLECT_ALL, 1)), Caps(),
+                   by="operator:ann", why="they pay")  # fmt: skip
+    world.run_for(8 * DAY, step=HOUR)
+    assert world.fate() == "paid"
+    assert world.attempts() == ["succeeded", "not_charged"]
+    assert world.debits() == {"sub-1-p0": 1}
+
+
+def test_a_sold_attempt_that_a_pause_ended_after_the_restore_is_not_sold_again(world):
+    world.subscribe("approved")
+    kept = charged_after_a_backup_of_the_prepared_attempt(world)
+    go_back(world, kept)
+    lifecycle.pause(world.store, world.clock, "sub-1", by="test")
+    world.clock.advance(10 * MINUTE)
+    lifecycle.resume(world.store, world.clock, "sub-1", shift_anchor=False, by="test")
+    world.run_for(HOUR)
+    assert world.attempts() == ["succeeded", "not_charged"]
+    assert world.debits() == {"sub-1-p0": 1}
+
+
+def test_while_a_lost_create_may_still_be_paid_no_other_attempt_is_sold(world):
+    world.subscribe("create_answer_lost")
+    world.transport.before_send = lambda _: None
+    world.sweep()
+    world.transport.before_send = _unreachable_for_finds(world)
+    world.deliver()
+    assert world.attempts() == ["prepared"]
+    lifecycle.pause(world.store, world.clock, "sub-1", by="test")
+    lifecycle.resume(world.store, world.clock, "sub-1", shift_anchor=False, by="test")
+    world.transport.before_send = lambda _: None
+    world.transport.unreachable = False
+    world.run_for(10 * MINUTE)
+    assert world.attempts() == ["not_charged", "prepared"]
+    assert "has not ended yet" in world.explain()["why"]
+    assert world.debits() == {}
+    world.run_for(3 * HOUR, step=5 * MINUTE)
+    assert world.attempts()[-1] == "succeeded"
+    assert world.debits() == {"sub-1-p0": 1}
+
+
+def _unreachable_for_finds(world):
+    def cut(request):
+        world.transport.unreachable = request.method == "GET"
+
+    return cut
+
+
+# --- attempts that the backup has never seen --------------------------------------------------
+
+
+def test_a_charge_that_the_backup_has_never_seen_is_found_and_not_repeated(world):
+    world.subscribe("approved")
+    kept = backup(world.store)
+    world.tick()
+    assert world.fate() == "paid"
+    go_back(world, kept)
+    world.clock.advance(10 * MINUTE)
+    start_again(world)
+    world.run_for(HOUR)
+    assert world.fate() == "paid"
+    assert world.sales("sub-1-p0-a1") == 1
+
+
+def test_a_retry_that_the_backup_has_never_seen_is_found_and_not_repeated(world):
+    world.subscribe("decline_insufficient_funds")
+    world.tick()
+    kept = backup(world.store)
+    world.run_for(10 * DAY, step=3 * HOUR)
+    assert world.attempts() == ["declined"] * 3
+    go_back(world, kept)
+    start_again(world)
+    world.run_for(10 * DAY, step=3 * HOUR)
+    assert world.attempts() == ["declined"] * 3
+    assert [world.sales(f"sub-1-p0-a{n}") for n in (1, 2, 3)] == [1, 1, 1]
+
+
+def test_a_charge_that_was_pending_when_the_books_were_restored_is_left_to_end(world):
+    world.sandbox.behaviour = replace(world.sandbox.behaviour, later_seconds=4000)
+    world.subscribe("approved_later")
+    kept = backup(world.store)
+    world.tick()
+    assert world.attempts() == ["submitted"]
+    go_back(world, kept)
+    start_again(world)
+    world.run_for(30 * MINUTE)
+    assert world.attempts() == ["prepared"]
+    assert "restored books" in world.explain()["why"]
+    world.run_for(2 * HOUR)
+    assert world.fate() == "paid"
+    assert world.sales("sub-1-p0-a1") == 1
+
+
+def test_a_one_off_charge_that_is_ordered_again_after_a_restore_is_found(world):
+    kept = backup(world.store)
+    order_once(world)
+    world.run_for(5 * MINUTE)
+    assert world.fate("extra-1-p0") == "paid"
+    go_back(world, kept)
+    start_again(world)
+    world.clock.advance(DAY)
+    order_once(world)
+    world.run_for(5 * MINUTE)
+    assert world.fate("extra-1-p0") == "paid"
+    assert world.sales("extra-1-p0-a1") == 1
+
+
+def order_once(world):
+    order = parse_command("billing.charge_once", {
+        "reference_id": "extra-1", "customer": {"reference_id": "jo"},
+        "card": {"token": "approved.jo"}, "amount": "5.00", "currency": "USD",
+    }).record  # fmt: skip
+    charge_once(world.store, world.vault, world.clock, world.ports.terms, order)
+
+
+def test_a_period_that_comes_due_after_the_restore_is_created_without_a_look(world):
+    world.subscribe("approved")
+    world.tick()
+    start_again(world)
+    world.clock.advance(40 * DAY)
+    world.transport.sent.clear()
+    world.tick()
+    assert world.fate("sub-1-p1") == "paid"
+    assert [r.method for r in world.transport.sent] == ["POST", "POST", "GET"]
+
+
+def test_no_pay_link_opens_for_what_was_charged_after_the_backup(world):
+    world.subscribe("decline_insufficient_funds")
+    world.tick()
+    kept = backup(world.store)
+    page = start_checkout(world.ports, {"invoice": "sub-1-p0"})
+    world.sandbox.pay_hosted(page["gateway_id"])
+    go_back(world, kept)
+    start_again(world)
+    with pytest.raises(NotPayable):
+        start_checkout(world.ports, {"invoice": "sub-1-p0"})
+    world.run_for(6 * DAY, step=3 * HOUR)
+    assert world.debits() == {"sub-1-p0": 1}
