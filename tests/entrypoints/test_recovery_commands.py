@@ -88,6 +88,23 @@ def test_a_subscription_gets_a_ladder_of_its_own(run):
     run("subscriptions", "dunning", "sub-1", "hourly", "--why", "impatience", status=2)
 
 
+def test_a_ladder_and_its_refusal_can_be_read_by_a_program(run):
+    chosen = ("short", "--why", "contract", "--json")
+    assert json.loads(run("subscriptions", "dunning", "sub-1", *chosen)) == {
+        "subscription": "sub-1", "policy": "short", "delays_days": [3, 5, 7], "end": "leave_open",
+    }  # fmt: skip
+    refused = json.loads(run("subscriptions", "dunning", "sub-9", *chosen, status=1))
+    assert refused["error"]["field"] == "reference_id"
+
+
+def test_the_switch_of_sales_can_be_read_by_a_program(run):
+    asked = ("--reason", "audit", "--by", "ann", "--json")
+    told = {"service": None, "reason": "audit", "by": "operator:ann", "restored": False}
+    assert json.loads(run("sales", "stop", *asked)) == {"on": False} | told
+    assert json.loads(run("status", "--json"))["sales_on"] is False
+    assert json.loads(run("sales", "start", *asked)) == {"on": True} | told
+
+
 def test_a_paused_service_is_shown_and_resumed(run):
     service = "payment_card_usd_hpp"
     run("sales", "stop", "--service", service, "--reason", "credentials")

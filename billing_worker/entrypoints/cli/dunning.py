@@ -10,7 +10,12 @@ from billing_worker import config
 from billing_worker.clock import SystemClock
 from billing_worker.domain.dunning import POLICIES
 from billing_worker.domain.errors import InvalidInput
-from billing_worker.entrypoints.cli.shared import open_store, settings_for
+from billing_worker.entrypoints.cli.shared import (
+    json_option,
+    open_store,
+    print_json,
+    settings_for,
+)
 from billing_worker.services.recover import choose_policy
 
 
@@ -19,11 +24,12 @@ from billing_worker.services.recover import choose_policy
 @click.argument("policy", type=click.Choice(list(POLICIES)))
 @click.option("--by", default=getpass.getuser, help="Who decides; default: system user.")
 @click.option("--why", required=True, help="Kept in the history.")
-def dunning(reference_id: str, policy: str, by: str, why: str) -> None:
+@json_option
+def dunning(reference_id: str, policy: str, by: str, why: str, *, as_json: bool) -> None:
     """Choose the ladder by which a subscription's failed charges are tried again."""
     with open_store(settings_for(*config.DATABASE)) as store:
         try:
-            choose_policy(
+            done = choose_policy(
                 store,
                 SystemClock(),
                 subscription_reference=reference_id,
@@ -32,7 +38,13 @@ def dunning(reference_id: str, policy: str, by: str, why: str) -> None:
                 why=why,
             )
         except InvalidInput as error:
+            if as_json:
+                print_json({"error": {"field": error.field, "reason": error.reason}})
+                raise SystemExit(1) from None
             raise click.ClickException(str(error)) from None
     ladder = POLICIES[policy]
+    if as_json:
+        print_json(done | {"delays_days": ladder.delays_days, "end": ladder.end})
+        return
     days = ", ".join(map(str, ladder.delays_days))
     click.echo(f"{reference_id}: retries after {days} days, then {ladder.end}.")

@@ -98,14 +98,16 @@ def _counted(lines: Iterable[Expected], totals: Totals) -> Iterator[Expected]:
 
 
 def _saved(lines: Iterable[Expected], header: dict[str, str], file: TextIO) -> Iterator[Expected]:
-    """JSON Lines: first the header, then a charge a line, and their number, to show it is whole."""
+    """JSON Lines: first the header, then a charge a line, and their number, to show it is whole,
+    with when the last of the book was read: sweeps charged meanwhile.
+    """
     file.write(json.dumps(header) + "\n")
     count = 0
     for line in lines:
         file.write(json.dumps(line.as_dict(), ensure_ascii=False) + "\n")
         count += 1
         yield line
-    file.write(json.dumps({"lines": count}) + "\n")
+    file.write(json.dumps({"lines": count, "read_by": SystemClock().now().isoformat()}) + "\n")
 
 
 def _show(
@@ -176,13 +178,14 @@ def _compare(store: Store, path: Path, *, as_json: bool) -> None:
     comparison = Comparison()
     with path.open(encoding="utf-8") as file:
         made_at, until = _header(path, file)
-        lines = _whole(path, file)
+        lines, read_by = _whole(path, file)
         file.seek(0)
         next(file)
         deviations = compare(
             store,
             SystemClock().now(),
             made_at,
+            read_by or made_at,
             until,
             islice(_objects(path, file), lines),
             comparison,
@@ -204,15 +207,20 @@ def _header(path: Path, file: TextIO) -> tuple[datetime, datetime]:
     return made_at, until
 
 
-def _whole(path: Path, file: TextIO) -> int:
-    """How many charges are in the file, which is read to its end. Nothing is compared with half."""
+def _whole(path: Path, file: TextIO) -> tuple[int, datetime | None]:
+    """How many charges are in the file, which is read to its end, and when the book was. Nothing is
+    compared with half.
+    """
     count = 0
     last: Any = None
     for last in _objects(path, file):  # noqa: B007 - the last one is the point
         count += 1
-    if last != {"lines": count - 1}:
+    if not isinstance(last, dict) or last.get("lines") != count - 1:
         raise _NoPreview(f"{path} is cut off: its last line does not tell how many came before it")
-    return count - 1
+    try:
+        return count - 1, datetime.fromisoformat(last["read_by"]) if "read_by" in last else None
+    except (ValueError, TypeError):
+        raise _NoPreview(f"{path} is no saved preview") from None
 
 
 def _objects(path: Path, file: TextIO) -> Iterator[Any]:
