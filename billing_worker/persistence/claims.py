@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import (
     BindParameter,
     Connection,
+    Row,
     Select,
     bindparam,
     exists,
@@ -25,7 +26,7 @@ from billing_worker.domain.attempt import LIVE, Attempt, AttemptStatus, Origin
 from billing_worker.domain.errors import ConcurrentChange, InvariantBroken
 from billing_worker.domain.invoice import Invoice
 from billing_worker.persistence.cases import CaseKey
-from billing_worker.persistence.rows import attempt_from, invoice_from
+from billing_worker.persistence.rows import attempt_from, invoice_from, trouble_of
 from billing_worker.persistence.tables import attempts, cards, customers, invoices, subscriptions
 
 
@@ -45,6 +46,21 @@ class DueInvoice:
 
     def besides(self, attempt: Attempt) -> tuple[Attempt, ...]:
         return tuple(other for other in self.attempts if other.id != attempt.id)
+
+
+@dataclass(frozen=True, slots=True)
+class UnreadableInvoice:
+    """An open invoice whose row, or an attempt's of it, this version cannot read: it must not stop
+    the others.
+    """
+
+    id: int
+    subscription_id: int
+    reference_id: str
+    period_number: int
+    period_start: datetime
+    told: str | None  # why it waits, as far as anybody was told
+    reason: str
 
 
 _older = invoices.alias("older")
@@ -88,13 +104,17 @@ _DUE = (
 _TRIES = select(attempts).where(attempts.c.invoice_id.in_(_THESE)).order_by(attempts.c.number)
 
 
-def lock_due(connection: Connection, invoice_ids: Sequence[int], now: datetime) -> list[DueInvoice]:
+def lock_due(
+    connection: Connection, invoice_ids: Sequence[int], now: datetime
+) -> tuple[list[DueInvoice], list[UnreadableInvoice]]:
     """Lock those of the invoices that are open and due, passing over what others hold."""
     return _with_attempts(connection, _DUE, {"ids": list(invoice_ids), "now": now})
 
 
 def lock_open(connection: Connection, *subscription_ids: int) -> list[DueInvoice]:
-    """Lock every open invoice of subscriptions that the caller has locked, due or not."""
+    """Lock every open invoice of subscriptions that the caller has locked, due or not. What cannot
+    be read is passed over: nobody can charge it either, and the claim tells of it.
+    """
     query = (
         _WITH_TERMS.where(
             invoices.c.subscription_id.in_(subscription_ids), invoices.c.status == "open"
@@ -102,13 +122,21 @@ def lock_open(connection: Connection, *subscription_ids: int) -> list[DueInvoice
         .order_by(invoices.c.id)
         .with_for_update(of=invoices)
     )
-    return _with_attempts(connection, query)
+    return _with_attempts(connection, query)[0]
 
 
 def lock_one(connection: Connection, invoice_id: int) -> DueInvoice | None:
-    """Lock one invoice, whatever its state, of a subscription that the caller has locked."""
+    """Lock one invoice, whatever its state, of a subscription that the caller has locked.
+
+    Raises InvariantBroken when it cannot be read.
+    """
     query = _WITH_TERMS.where(invoices.c.id == invoice_id).with_for_update(of=invoices)
-    return next(iter(_with_attempts(connection, query)), None)
+    found, unreadable = _with_attempts(connection, query)
+    if unreadable:
+        raise InvariantBroken(
+            f"{unreadable[0].reference_id} cannot be read: {unreadable[0].reason}"
+        )
+    return next(iter(found), None)
 
 
 def lock_given_up(connection: Connection, subscription_id: int) -> list[Invoice]:
@@ -138,21 +166,36 @@ def overdue(connection: Connection, now: datetime, limit: int) -> list[tuple[int
 
 def _with_attempts(
     connection: Connection, query: Select[Any], parameters: dict[str, Any] | None = None
-) -> list[DueInvoice]:
+) -> tuple[list[DueInvoice], list[UnreadableInvoice]]:
     rows = connection.execute(query, parameters).all()
-    by_invoice: dict[int, list[Attempt]] = defaultdict(list)
+    tries: dict[int, list[Row[Any]]] = defaultdict(list)
     for row in connection.execute(_TRIES, {"ids": [row.id for row in rows]}):
-        by_invoice[row.invoice_id].append(attempt_from(row))
-    return [
-        DueInvoice(
-            invoice_from(row),
-            tuple(by_invoice[row.id]),
-            row.card_id,
-            row.dunning_policy,
-            row.after_older,
-        )
-        for row in rows
-    ]
+        tries[row.invoice_id].append(row)
+    return read_with_attempts(rows, tries)
+
+
+def read_with_attempts(
+    rows: Iterable[Row[Any]], tries: Mapping[int, Sequence[Row[Any]]]
+) -> tuple[list[DueInvoice], list[UnreadableInvoice]]:
+    """Rows of invoices and, by invoice id, of their attempts; in the order of the invoices."""
+    read: list[DueInvoice] = []
+    unreadable: list[UnreadableInvoice] = []
+    for row in rows:
+        try:
+            made = tuple(attempt_from(one) for one in tries.get(row.id, ()))
+            item = DueInvoice(
+                invoice_from(row), made, row.card_id, row.dunning_policy, row.after_older
+            )
+        except Exception as error:  # noqa: BLE001 - reported by the caller, one row at a time
+            unreadable.append(
+                UnreadableInvoice(
+                    row.id, row.subscription_id, row.reference_id, row.period_number,
+                    row.period_start, row.reason, trouble_of(error),
+                )
+            )  # fmt: skip
+        else:
+            read.append(item)
+    return read, unreadable
 
 
 def prepare(

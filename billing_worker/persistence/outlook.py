@@ -10,9 +10,14 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, func, or_, select, text
 
-from billing_worker.domain.attempt import Attempt, AttemptStatus
-from billing_worker.persistence.claims import IS_AFTER_OLDER, DueInvoice
-from billing_worker.persistence.rows import TERMS, attempt_from, invoice_from, trouble_of
+from billing_worker.domain.attempt import AttemptStatus
+from billing_worker.persistence.claims import (
+    IS_AFTER_OLDER,
+    DueInvoice,
+    UnreadableInvoice,
+    read_with_attempts,
+)
+from billing_worker.persistence.rows import TERMS
 from billing_worker.persistence.tables import attempts, customers, events, invoices, subscriptions
 
 IN = 500
@@ -56,16 +61,6 @@ def agreements_of(connection: Connection, customer_ids: Sequence[int]) -> Sequen
 
 
 @dataclass(frozen=True, slots=True)
-class UnreadableInvoice:
-    """An open invoice whose row, or an attempt's of it, this version cannot read."""
-
-    reference_id: str
-    period_number: int
-    period_start: datetime
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
 class OpenInvoices:
     """Of one subscription, oldest first. What cannot be read must not hide the others."""
 
@@ -102,27 +97,16 @@ def open_invoices_of(
         for row in connection.execute(made):
             tries[row.invoice_id].append(row)
     found: dict[int, OpenInvoices] = defaultdict(lambda: OpenInvoices([], []))
-    for row in rows:
-        try:
-            item = _with_attempts(row, tries[row.id])
-        except Exception as error:  # noqa: BLE001 - shown, one row at a time
-            found[row.subscription_id].unreadable.append(
-                UnreadableInvoice(
-                    row.reference_id, row.period_number, row.period_start, trouble_of(error)
-                )
-            )
-        else:
-            found[row.subscription_id].readable.append(item)
+    read, unreadable = read_with_attempts(rows, tries)
+    for item in read:
+        found[item.invoice.subscription_id].readable.append(item)
+    for broken in unreadable:
+        found[broken.subscription_id].unreadable.append(broken)
     return dict(found)
 
 
 # Not the secrets: what is only looked at need not carry them.
 _TRIED: list[Any] = [column for column in attempts.c if column.name not in {"bearer", "page"}]
-
-
-def _with_attempts(row: Row[Any], tries: Sequence[Row[Any]]) -> DueInvoice:
-    made: tuple[Attempt, ...] = tuple(attempt_from(one) for one in tries)
-    return DueInvoice(invoice_from(row), made, row.card_id, row.dunning_policy, row.after_older)
 
 
 def _in_flight() -> Any:

@@ -18,7 +18,7 @@ from billing_worker.domain.events import Event, EventKind
 from billing_worker.domain.terms import Terms
 from billing_worker.persistence import cards, claims, history, switches
 from billing_worker.persistence.cases import CaseKey
-from billing_worker.persistence.claims import DueInvoice, Payer
+from billing_worker.persistence.claims import DueInvoice, Payer, UnreadableInvoice
 from billing_worker.persistence.history import Entry
 from billing_worker.persistence.store import AWAY
 from billing_worker.persistence.switches import Switches
@@ -32,6 +32,8 @@ BY = "charge"
 PUT_OFF = timedelta(minutes=15)
 """How long an invoice is left alone whose service is paused, or whose elder is unpaid: turning
 sales on, and the elder's end, ring at once."""
+
+READ_AGAIN = timedelta(hours=1)
 
 KEEPS_CRASHING = "keeps_crashing"
 
@@ -68,7 +70,7 @@ def claim(ports: Ports, invoice_ids: Sequence[int]) -> list[Claimed]:
     """Claim what is due among the invoices; the others are somebody else's, or done."""
     now = ports.clock.now()
     with ports.store.transaction() as connection:
-        due = claims.lock_due(connection, invoice_ids, now)
+        due, unreadable = claims.lock_due(connection, invoice_ids, now)
         switched = switches.read(connection)
         free = [item for item in due if item.live is None or _lease_is_over(item, now)]
         lapsed = [item for item in free if item.live is not None and not _was_missed(item, now)]
@@ -85,6 +87,7 @@ def claim(ports: Ports, invoice_ids: Sequence[int]) -> list[Claimed]:
         _hold(connection, [(item, KEEPS_CRASHING) for item in poison], now)
         _await_cards(connection, ready.without_card, now)
         _put_off(connection, ready.later, now)
+        _set_aside(connection, unreadable, now)
         claimed = _claimed(connection, [*prepared, *taken_over], due, switched, now)
     for item in poison:
         log.error(
@@ -201,6 +204,29 @@ def _put_off(
             )
             for item, why in later
             if item.invoice.reason != why  # told once, not at every ring
+        ),
+    )
+
+
+def _set_aside(
+    connection: Connection, unreadable: Sequence[UnreadableInvoice], now: datetime
+) -> None:
+    """A person mends it, or the next version reads it: it is tried again all the same."""
+    waiting = [(row, f"cannot be read: {row.reason}") for row in unreadable]
+    claims.wait(connection, [(row.id, why) for row, why in waiting], now + READ_AGAIN)
+    untold = [(row, why) for row, why in waiting if row.told != why]
+    for row, why in untold:
+        log.error("billing.alert", kind=str(EventKind.INVOICE_WAITING),
+                  invoice=row.reference_id, details={"reason": why})  # fmt: skip
+    history.write(
+        connection,
+        (
+            Entry(
+                Event(EventKind.INVOICE_WAITING, now, BY, {"reason": why}, alert=True),
+                row.subscription_id,
+                row.id,
+            )
+            for row, why in untold
         ),
     )
 

@@ -32,8 +32,8 @@ from billing_worker.domain.subscription import (
     open_next_period,
 )
 from billing_worker.persistence import cards, late, outlook, switches
-from billing_worker.persistence.claims import AFTER_OLDER, DueInvoice
-from billing_worker.persistence.outlook import OpenInvoices, UnreadableInvoice
+from billing_worker.persistence.claims import AFTER_OLDER, DueInvoice, UnreadableInvoice
+from billing_worker.persistence.outlook import OpenInvoices
 from billing_worker.persistence.rows import readable, trouble_of
 from billing_worker.persistence.store import Store
 from billing_worker.services.overdue import TROUBLE

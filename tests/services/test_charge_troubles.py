@@ -29,9 +29,9 @@ from billing_worker.gateway.paycore import GatewaySettings, PaycoreGateway
 from billing_worker.gateway.port import InstantOrder
 from billing_worker.persistence import switches
 from billing_worker.persistence.store import Store
-from billing_worker.persistence.tables import attempts, events
+from billing_worker.persistence.tables import attempts, events, invoices
 from billing_worker.services import claim as claiming
-from billing_worker.services import sales
+from billing_worker.services import lifecycle, sales
 from billing_worker.services.claim import claim
 from billing_worker.services.commit import settle
 from billing_worker.services.reconcile import look_page
@@ -462,3 +462,40 @@ def test_a_slow_answer_that_an_earlier_attempt_is_undecided_keeps_the_next_one_f
     assert world.sales("sub-1-p0-a2") == 0
     assert world.attempts() == ["declined", "prepared"]
     assert "undecided again" in world.explain()["why"]
+
+
+# --- rows of another version ---
+
+
+@pytest.mark.parametrize("missed", [False, True])
+def test_an_invoice_that_cannot_be_read_keeps_no_other_of_its_page_from_being_charged(
+    world, missed
+):
+    for number in (1, 2, 3):
+        world.subscribe("approved", f"sub-{number}")
+    world.sweep()
+    with world.store.transaction() as connection:
+        broken = update(invoices).where(invoices.c.reference_id == "sub-2-p0")
+        connection.execute(broken.values(next_origin="from_the_future"))
+    if missed:
+        world.clock.advance(2 * HOUR)
+    world.run_for(3 * HOUR, step=10 * MINUTE)
+    assert world.debits() == {"sub-1-p0": 1, "sub-3-p0": 1}
+    [told] = alerts(world, "invoice.waiting")
+    assert "cannot be read: ValueError: 'from_the_future'" in told.data["reason"]
+    with world.store.transaction() as connection:
+        connection.execute(broken.values(next_origin="scheduled"))
+    world.run_for(2 * HOUR, step=10 * MINUTE)
+    assert world.fate("sub-2-p0") == "paid"
+
+
+def test_a_subscription_with_an_invoice_that_cannot_be_read_is_cancelled_all_the_same(world):
+    world.subscribe("decline_insufficient_funds")
+    world.tick()
+    with world.store.transaction() as connection:
+        connection.execute(update(invoices).values(next_origin="from_the_future"))
+    lifecycle.cancel(world.store, world.clock, "sub-1", at_period_end=False, by="test")
+    with world.store.transaction() as connection:
+        connection.execute(update(invoices).values(next_origin="scheduled"))
+    world.run_for(30 * DAY, step=12 * HOUR)
+    assert world.sales("sub-1-p0-a2") == 0
