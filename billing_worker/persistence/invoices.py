@@ -163,6 +163,9 @@ PAGE, SILENT, UNDECIDED, MISFIT = "page", "silent", "undecided", "misfit"
 says; nobody has answered; the gateway answers and has not decided; its answer does not fit.
 """
 
+REOPENED = "reopened"
+"""What is known of an attempt that had ended unpaid: the gateway has taken that back."""
+
 _SAYS_NOTHING = ("no answer", "nothing new")
 
 
@@ -190,6 +193,12 @@ _KNOWN_OF_SUBMITTED = case(
 )
 
 
+_again = attempts.alias("again")
+_REOPENED = exists().where(
+    _again.c.invoice_id == invoices.c.id, _again.c.undecided_since.is_not(None)
+)
+
+
 def known_of_submitted(connection: Connection, attempt_id: int) -> str:
     """PAGE, SILENT, UNDECIDED or MISFIT."""
     query = select(_KNOWN_OF_SUBMITTED).where(attempts.c.id == attempt_id)
@@ -213,7 +222,9 @@ def summary(connection: Connection) -> Sequence[Row[Any]]:
         select(
             invoices.c.status,
             attempts.c.status.label("attempt_status"),
-            case((attempts.c.status == "submitted", _KNOWN_OF_SUBMITTED)).label("known"),
+            case(
+                (attempts.c.status == "submitted", _KNOWN_OF_SUBMITTED), (_REOPENED, REOPENED)
+            ).label("known"),
             invoices.c.currency,
             invoices.c.amount_minor,
             invoices.c.next_attempt_at.is_(None).label("waits"),
@@ -232,11 +243,15 @@ def summary(connection: Connection) -> Sequence[Row[Any]]:
 
 
 def oldest_unknown(connection: Connection) -> datetime | None:
-    """When the oldest attempt whose outcome is unknown was submitted. A page on which nobody has
-    paid is not unknown: it waits for the customer.
+    """When the oldest attempt whose outcome is unknown was submitted, or taken back. A page on which
+    nobody has paid is not unknown: it waits for the customer.
     """
-    query = select(func.min(attempts.c.submitted_at)).where(
-        attempts.c.status == "submitted", ~_UNTOUCHED_PAGE
+    since = func.coalesce(attempts.c.undecided_since, attempts.c.submitted_at)
+    query = select(func.min(since)).where(
+        or_(
+            and_(attempts.c.status == "submitted", ~_UNTOUCHED_PAGE),
+            attempts.c.undecided_since.is_not(None),
+        )
     )
     return connection.execute(query).scalar()
 

@@ -13,7 +13,7 @@ from billing_worker.domain import card as cards
 from billing_worker.domain.declines import decline_for
 from billing_worker.domain.hosted import STEPS, HostedPayment, HostedStatus
 from billing_worker.domain.invoice import CANCELLED, PAUSED
-from billing_worker.persistence.invoices import MISFIT, PAGE, SILENT, UNDECIDED
+from billing_worker.persistence.invoices import MISFIT, PAGE, REOPENED, SILENT, UNDECIDED
 
 
 class Fate(StrEnum):
@@ -36,6 +36,7 @@ KNOWN_IN_WORDS = {
     SILENT: "no answer yet",
     UNDECIDED: "gateway undecided",
     MISFIT: "gateway's answer does not fit the order",
+    REOPENED: "gateway has taken back that it was unpaid",
 }
 
 _NO_CARD = ("card_missing", "card_unusable", cards.EXPIRED)
@@ -50,12 +51,12 @@ def fate_of(
     reason: str | None,
     patient: bool,
 ) -> Fate:
-    """`known` is what is known of a submitted attempt. `waits`: no attempt is dated; `patient`: the
-    customer is waited for until a date.
+    """`known` is what is known of an attempt that may still be paid. `waits`: no attempt is dated;
+    `patient`: the customer is waited for until a date.
     """
     if status != "open":
         return Fate(status)
-    if attempt_status == "submitted":
+    if known is not None:
         return Fate.LINK if known == PAGE else Fate.UNKNOWN
     if attempt_status == "prepared":
         return Fate.IN_FLIGHT
@@ -82,7 +83,9 @@ class Told:
 def about_invoice(
     invoice: Row[Any], newest: Row[Any] | None, fate: Fate, known: str | None, *, sales_on: bool
 ) -> Told:
-    """`newest` is its newest attempt, `known` what is known of that one while it is submitted."""
+    """`newest` is its newest attempt, or the one that may still be paid: what is known of that one
+    is `known`.
+    """
     if newest is not None and fate in {Fate.UNKNOWN, Fate.LINK}:
         return _about_submitted(invoice, newest, known or SILENT)
     reason = reason_in_words(invoice.reason)
@@ -163,6 +166,8 @@ def _about_submitted(invoice: Row[Any], newest: Row[Any], known: str) -> Told:
         UNDECIDED: f"The gateway answers and has not decided about attempt {number}; of a sale that "
         "never arrived it says the same",
         MISFIT: f"What the gateway says of attempt {number} does not fit: {newest.outcome}",
+        REOPENED: f"Attempt {number} had ended unpaid ({newest.outcome}), and the gateway has taken "
+        f"that back at {_moment(newest.undecided_since)}",
     }
     return Told(f"{said[known]}.", f"{asked}; nothing else is tried until it says paid or unpaid.")
 

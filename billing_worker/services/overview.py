@@ -130,11 +130,14 @@ def explain(connection: Connection, reference: str) -> dict[str, Any] | None:
 def _explained_invoice(connection: Connection, invoice: Row[Any]) -> dict[str, Any]:
     tries = invoices.attempts_of(connection, invoice.id)
     newest = tries[-1] if tries else None
-    submitted = newest is not None and newest.status == "submitted"
-    known = invoices.known_of_submitted(connection, newest.id) if newest and submitted else None
+    known = None
+    if newest is not None and newest.status == "submitted":
+        known = invoices.known_of_submitted(connection, newest.id)
+    elif reopened := [row for row in tries if row.undecided_since is not None]:
+        newest, known = reopened[-1], invoices.REOPENED
     fate = fate_of(
         invoice.status,
-        newest.status if newest else None,
+        tries[-1].status if tries else None,
         known=known,
         waits=invoice.next_attempt_at is None,
         reason=invoice.reason,

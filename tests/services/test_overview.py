@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -104,6 +105,24 @@ def test_an_answer_that_does_not_fit_is_unknown_and_says_so(world):
     world.run_for(timedelta(minutes=1), step=timedelta(seconds=30))
     assert world.explain()["known"] == "gateway's answer does not fit the order"
     assert "partially_processed" in world.explain()["why"]
+
+
+def test_a_decline_that_the_gateway_takes_back_is_unknown_again_and_nobody_s_turn(world):
+    world.sandbox.behaviour = replace(world.sandbox.behaviour, lifetime_seconds=10_000_000)
+    world.subscribe("decline_insufficient_funds")
+    world.tick()
+    [invoice] = world.sandbox._books.with_reference(f"{INVOICE}-a1")
+    invoice.status = "process_pending"
+    world.run_for(timedelta(hours=2), step=timedelta(minutes=5))
+    assert counts(world) == {Fate.UNKNOWN: 1}
+    assert world.fate() == Fate.UNKNOWN
+    assert status(world)["unknown"] == {"gateway has taken back that it was unpaid": 1}
+    assert 3000 < status(world)["oldest_unknown_seconds"] < 3700
+    assert "has taken that back" in world.explain()["why"]
+    invoice.status = "process_failed"
+    world.run_for(timedelta(hours=3), step=timedelta(minutes=15))
+    assert counts(world) == {Fate.FOR_A_PERSON: 1}
+    assert status(world)["oldest_unknown_seconds"] is None
 
 
 # --- whose turn it is -----------------------------------------------------------------------------
