@@ -130,7 +130,8 @@ def charge(ports: Ports, claimed: Claimed) -> str:
 
 def _earlier_attempts_may_pay(ports: Ports, claimed: Claimed, calls: CallLog) -> News | None:
     """Ask once more about every ended attempt of this invoice: late money pays it (§11.6)."""
-    asking = Asking(BY, partial(turn.take, ports, claimed), partial(_shown, ports, claimed))
+    wait, shown = partial(turn.take, ports, claimed), partial(_shown, ports, claimed)
+    asking = Asking(BY, wait, shown, patient=True)
     try:
         obstacle = why_no_other(ports, claimed.key, claimed.earlier, asking, calls)
     except GatewayError as error:

@@ -41,11 +41,17 @@ class Obstacle(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Asking:
-    """Who asks: for the history, and for the shared request cap."""
+    """Who asks: for the history, and for the shared request cap.
+
+    `patient`: what is found pending under a reference alone is left to end. By books that have
+    forgotten nothing it was never sold, so nobody can pay it, and whoever is watched by a customer
+    need not wait.
+    """
 
     by: str
     wait: Callable[[], object]  # for the turn of one request
     shown: Callable[[CallLog], tuple[WireCall, ...]]
+    patient: bool
 
 
 def why_no_other(
@@ -70,9 +76,11 @@ def why_no_other(
             asking.wait()
             statement = ports.gateway.look(chosen.gateway_id, heard)
             if statement.status in UNSOLD_STATUSES:
-                # Before a sale and during one it shows the same (§0 A). Not ours to decide: it ends.
+                # Before a sale and during one it shows the same (§0 A).
                 calls += heard
-                return Obstacle.OPEN
+                if asking.patient:
+                    return Obstacle.OPEN
+                continue
         news = Stated(statement, asked_at)
         case = settle(
             ports, Settle(replace(key, attempt_id=one.id), news, asking.by, asking.shown(heard))

@@ -116,7 +116,7 @@ def require_unpaid(ports: Ports, slot: Slot, calls: CallLog) -> None:
 
     Raises NotPayable when one was paid or may still be, GatewayError when that cannot be told.
     """
-    asking = Asking(BY, ports.pace.wait, tuple)
+    asking = Asking(BY, ports.pace.wait, tuple, patient=slot.may_be_forgotten)
     obstacle = why_no_other(ports, slot.key, slot.earlier, asking, calls)
     if obstacle is not None:
         raise NotPayable(str(obstacle))

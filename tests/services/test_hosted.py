@@ -333,6 +333,26 @@ def test_an_earlier_charge_that_is_pending_again_refuses_the_link(declined):
     assert declined.attempts()[-1] == "not_charged"
 
 
+def test_a_link_whose_create_was_lost_does_not_keep_the_customer_from_the_next_one(declined):
+    def lose_the_answer(request):
+        if request.method == "POST":
+            declined.transport.before_send = lambda _: declined.transport.__dict__.update(
+                unreachable=True
+            )
+
+    declined.transport.before_send = lose_the_answer
+    _give_card(declined, "create_answer_lost")
+    with pytest.raises(GatewayError):
+        checkout(declined)
+    declined.transport.before_send = lambda _: None
+    declined.transport.unreachable = False
+    [lost] = declined.sandbox._books.with_reference("sub-1-p0-a2")
+    assert lost.is_open
+    pay(declined, checkout(declined))
+    declined.run_for(5 * MINUTE)
+    assert declined.attempts() == ["declined", "not_charged", "succeeded"]
+
+
 def test_an_earlier_charge_that_cannot_be_asked_about_refuses_the_link(declined):
     declined.transport.unreachable = True
     with pytest.raises(GatewayError):
