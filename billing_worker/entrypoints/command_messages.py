@@ -19,7 +19,8 @@ from typing import Any
 
 from billing_worker.gateway.redaction import HIDDEN, excerpt, legible
 from billing_worker.services.commands import Message
-from billing_worker.services.records import Fault, is_too_deep
+from billing_worker.services.record_fields import is_too_deep
+from billing_worker.services.records import Fault
 
 LONGEST = 1_048_576
 """Bytes. The arguments of a command have at most 65,536 characters, and base64 adds a third; what is

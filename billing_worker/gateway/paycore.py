@@ -29,15 +29,15 @@ from billing_worker.gateway import schemas
 from billing_worker.gateway.http import Request, Response, Transport
 from billing_worker.gateway.port import (
     CallLog,
-    CheckoutOrder,
+    HostedOrder,
     InstantOrder,
+    Order,
     TokenisationOrder,
     WireCall,
 )
 from billing_worker.gateway.redaction import excerpt, legible, redact, redact_body, stated
 
 T = TypeVar("T")
-Order = InstantOrder | TokenisationOrder | CheckoutOrder
 
 AMBIGUOUS_STATUSES: Final = frozenset({408, 409, 425, 429})
 """4xx that do not say "nothing happened": 409 and 429 may mean a duplicate (§1.2)."""
@@ -116,9 +116,7 @@ class PaycoreGateway:
         call = self._create_call(order)
         return self._ask(call, calls, partial(_created, call, schemas.created_invoice))
 
-    def create_hosted(
-        self, order: TokenisationOrder | CheckoutOrder, calls: CallLog
-    ) -> HostedStatement:
+    def create_hosted(self, order: HostedOrder, calls: CallLog) -> HostedStatement:
         self._require_our_mode(order)
         call = self._create_call(order)
         read = partial(schemas.hosted_invoice, just_created=True)

@@ -12,48 +12,44 @@ from billing_worker.domain.money import Money
 from billing_worker.domain.secret import Secret
 
 
-@dataclass(frozen=True, slots=True)
-class InstantOrder:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Order:
+    """What every invoice to create says."""
+
+    reference_id: str
+    money: Money
+    test_mode: bool
+    customer_reference_id: str
+    customer_name: str | None = None
+    customer_email: str | None = None
+    description: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstantOrder(_Order):
     """An instant token invoice to create. The token appears nowhere but in the request body."""
 
-    reference_id: str
-    money: Money
-    test_mode: bool
     card_token: Secret = field(repr=False)
-    customer_reference_id: str
-    customer_name: str | None = None
-    customer_email: str | None = None
-    description: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class TokenisationOrder:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenisationOrder(_Order):
     """A first payment on the gateway's page, after which the card has a token."""
 
-    reference_id: str
-    money: Money
-    test_mode: bool
-    customer_reference_id: str
-    customer_name: str | None = None
-    customer_email: str | None = None
     customer_phone: str | None = None
-    description: str | None = None
     return_url: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class CheckoutOrder:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckoutOrder(_Order):
     """A payment on the gateway's page with the card filled in already."""
 
-    reference_id: str
-    money: Money
-    test_mode: bool
     card_token: Secret = field(repr=False)
-    customer_reference_id: str
-    customer_name: str | None = None
-    customer_email: str | None = None
-    description: str | None = None
     return_url: str | None = None
+
+
+HostedOrder = TokenisationOrder | CheckoutOrder
+Order = InstantOrder | HostedOrder
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +95,7 @@ class Gateway(Protocol):
         """GET one invoice."""
         ...
 
-    def create_hosted(
-        self, order: TokenisationOrder | CheckoutOrder, calls: CallLog
-    ) -> HostedStatement:
+    def create_hosted(self, order: HostedOrder, calls: CallLog) -> HostedStatement:
         """POST /payment-invoices for a payment on the gateway's page. Moves no money."""
         ...
 

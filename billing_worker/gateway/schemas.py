@@ -22,7 +22,7 @@ from marshmallow import EXCLUDE, Schema, ValidationError, fields, post_dump, pre
 from billing_worker.domain.evidence import SaleAnswer, Statement
 from billing_worker.domain.hosted import HostedStatement, Page, StoredCard
 from billing_worker.domain.secret import Secret
-from billing_worker.gateway.port import CheckoutOrder, InstantOrder, TokenisationOrder
+from billing_worker.gateway.port import CheckoutOrder, InstantOrder, Order, TokenisationOrder
 
 GATEWAY_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
 """What we accept as an id: it becomes part of a path, so it must not be able to change it."""
@@ -101,50 +101,25 @@ class _SaleRequest(_Outgoing):
 
 @dataclass(frozen=True, slots=True)
 class _Posting:
-    order: InstantOrder | TokenisationOrder | CheckoutOrder
+    order: Order
     service: str
     callback_url: str | None
 
 
-_INSTANT: Final = _InstantRequest()
-_TOKENISATION: Final = _TokenisationRequest()
-_CHECKOUT: Final = _CheckoutRequest()
+_CREATE: Final[dict[type[Order], _CreateRequest]] = {
+    InstantOrder: _InstantRequest(),
+    TokenisationOrder: _TokenisationRequest(),
+    CheckoutOrder: _CheckoutRequest(),
+}
 _SALE: Final = _SaleRequest()
 
 
-def instant_request(
-    order: InstantOrder, *, service: str, callback_url: str | None = None
-) -> dict[str, Any]:
-    """An invoice that will be charged by `sale_request`, with no customer present."""
-    return _create_request(_INSTANT, _Posting(order, service, callback_url))
-
-
-def tokenisation_request(
-    order: TokenisationOrder, *, service: str, callback_url: str | None = None
-) -> dict[str, Any]:
-    return _create_request(_TOKENISATION, _Posting(order, service, callback_url))
-
-
-def checkout_request(
-    order: CheckoutOrder, *, service: str, callback_url: str | None = None
-) -> dict[str, Any]:
-    return _create_request(_CHECKOUT, _Posting(order, service, callback_url))
-
-
 def create_request(
-    order: InstantOrder | TokenisationOrder | CheckoutOrder,
-    *,
-    service: str,
-    callback_url: str | None = None,
+    order: Order, *, service: str, callback_url: str | None = None
 ) -> dict[str, Any]:
     """The request that this kind of order is created by."""
-    match order:
-        case InstantOrder():
-            return instant_request(order, service=service, callback_url=callback_url)
-        case TokenisationOrder():
-            return tokenisation_request(order, service=service, callback_url=callback_url)
-        case CheckoutOrder():
-            return checkout_request(order, service=service, callback_url=callback_url)
+    attributes = _CREATE[type(order)].dump(_Posting(order, service, callback_url))
+    return {"data": {"type": "payment-invoices", "attributes": attributes}}
 
 
 def sale_request() -> dict[str, Any]:
@@ -154,10 +129,6 @@ def sale_request() -> dict[str, Any]:
 def encode(body: dict[str, Any]) -> bytes:
     """JSON on the wire; decimals keep every digit."""
     return simplejson.dumps(body, use_decimal=True).encode()
-
-
-def _create_request(schema: _CreateRequest, posting: _Posting) -> dict[str, Any]:
-    return {"data": {"type": "payment-invoices", "attributes": schema.dump(posting)}}
 
 
 # ---------------------------------------------------------------- the fields of answers

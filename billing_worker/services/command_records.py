@@ -30,9 +30,16 @@ from billing_worker.services.hosted_records import (
     parse_checkout,
     parse_tokenisation,
 )
-from billing_worker.services.records import (
+from billing_worker.services.record_fields import (
     DEEPEST,
     LONGEST,
+    StrictSchema,
+    is_reference,
+    is_too_deep,
+    metadata,
+    text,
+)
+from billing_worker.services.records import (
     BadRecord,
     CardRecord,
     CardSchema,
@@ -40,15 +47,10 @@ from billing_worker.services.records import (
     CustomerSchema,
     Fault,
     RecordSchema,
-    StrictSchema,
     card_from,
     digest_of,
-    is_reference,
-    is_too_deep,
     loaded,
-    metadata,
     parse_record,
-    text,
 )
 
 VERSION = 1

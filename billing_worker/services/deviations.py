@@ -26,7 +26,7 @@ from billing_worker.persistence import outlook
 from billing_worker.persistence.claims import AFTER_OLDER
 from billing_worker.persistence.store import Store
 from billing_worker.persistence.switches import SALES_OFF
-from billing_worker.services.preview import IN_FLIGHT, LATER, UNPLANNED, UNREADABLE, needs_a_card
+from billing_worker.services.expected import IN_FLIGHT, LATER, UNPLANNED, UNREADABLE, needs_a_card
 
 _K = EventKind
 STOPS = frozenset(

@@ -32,8 +32,8 @@ from billing_worker.domain.hosted import HostedPayment, HostedStatement, HostedS
 from billing_worker.domain.money import Money
 from billing_worker.domain.settlement import Case, Context
 from billing_worker.domain.subscription import Subscription
-from billing_worker.gateway.port import CallLog, CheckoutOrder, TokenisationOrder
-from billing_worker.persistence import claims, customers, history, hosted, links
+from billing_worker.gateway.port import CallLog, CheckoutOrder, HostedOrder, TokenisationOrder
+from billing_worker.persistence import claims, customers, history, hosted, links, switches
 from billing_worker.persistence.cases import CaseKey
 from billing_worker.persistence.claims import DueInvoice
 from billing_worker.persistence.history import Entry
@@ -155,10 +155,12 @@ class _CardPage:
 
     payment: HostedPayment
     slot: Slot | None
+    may_be_forgotten: bool = False
+    """The books were restored from a backup: their forgotten life may have opened it already."""
 
     @property
     def create_may_have_been_sent(self) -> bool:
-        return self.payment.fence > 1
+        return self.payment.fence > 1 or self.may_be_forgotten
 
 
 def start_tokenisation(ports: Ports, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -247,7 +249,8 @@ def _begin(ports: Ports, connection: Connection, wanted: TokenisationRecord) -> 
         raise ConcurrentChange(f"{wanted.reference_id} is being prepared by another") from None
     found = hosted.find(connection, wanted.reference_id)
     assert found is not None  # noqa: S101 - written above
-    return _CardPage(found[0], slot)
+    restored = switches.read(connection).restored_at is not None
+    return _CardPage(found[0], slot, may_be_forgotten=restored and slot is None)
 
 
 def _invoice_to_pay(
@@ -368,7 +371,7 @@ def _card_page_answer(
 
 
 def _obtained(
-    ports: Ports, order: TokenisationOrder | CheckoutOrder, calls: CallLog, *, may_exist: bool
+    ports: Ports, order: HostedOrder, calls: CallLog, *, may_exist: bool
 ) -> tuple[HostedStatement, Page]:
     """The gateway's invoice, found if a create may have reached it before, and fit to be paid.
 
@@ -387,7 +390,7 @@ def _obtained(
 
 
 def _created(
-    ports: Ports, order: TokenisationOrder | CheckoutOrder, calls: CallLog, *, may_exist: bool
+    ports: Ports, order: HostedOrder, calls: CallLog, *, may_exist: bool
 ) -> HostedStatement:
     ports.pace.wait()
     try:

@@ -12,15 +12,8 @@ from marshmallow import ValidationError, fields, post_load, validate
 
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.domain.money import Money
-from billing_worker.services.records import (
-    CustomerRecord,
-    CustomerSchema,
-    StrictSchema,
-    digest_of,
-    is_reference,
-    loaded,
-    text,
-)
+from billing_worker.services.record_fields import StrictSchema, is_reference, text
+from billing_worker.services.records import CustomerRecord, CustomerSchema, digest_of, loaded
 
 
 @dataclass(frozen=True, slots=True)

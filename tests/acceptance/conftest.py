@@ -13,8 +13,8 @@ from billing_worker.persistence.vault import FernetVault
 from billing_worker.sandbox.gateway import Behaviour, SandboxGateway
 from billing_worker.sandbox.server import SandboxServer
 from billing_worker.services import overview
-from billing_worker.services.records import parse_record
 from billing_worker.services.subscribe import subscribe
+from tests.support.records import monthly
 from tests.support.redis_server import RedisServer
 from tests.support.world import KEY
 
@@ -46,21 +46,8 @@ class Installation:
         }
 
     def subscribe(self, token="approved", count=1):
-        anchor = (datetime.now(UTC) - timedelta(minutes=1)).isoformat()  # noqa: TID251 - real time
-        records = [
-            parse_record(
-                {
-                    "reference_id": f"sub-{number}",
-                    "customer": {"reference_id": f"customer-{number}"},
-                    "card": {"token": f"{token}.{number}"},
-                    "amount": "9.99",
-                    "currency": "USD",
-                    "interval": "month",
-                    "anchor_at": anchor,
-                }
-            )
-            for number in range(1, count + 1)
-        ]
+        anchor = datetime.now(UTC) - timedelta(minutes=1)  # noqa: TID251 - real time
+        records = [monthly(number, token, anchor) for number in range(1, count + 1)]
         subscribe(self.store, FernetVault(Secret(KEY)), SystemClock(), records, by="test")
 
     def explain(self, reference="sub-1-p0"):

@@ -73,6 +73,7 @@ def test_no_secret_is_in_the_logs_of_a_worker(installation):
     with worker(installation.settings, installation.folder) as process, \
             beat(installation.settings, installation.folder):  # fmt: skip
         eventually(lambda: installation.paid() == 5, why="5 paid")
+    assert '"task": "billing.charge"' in process.output
     for secret in ("html_502_after", "eyJ", installation.settings["BILLING_VAULT_KEYS"]):
         assert secret not in process.output
 

@@ -28,9 +28,9 @@ from billing_worker.entrypoints.embedded_redis import free_port
 from billing_worker.persistence.store import Store
 from billing_worker.persistence.tables import attempts, invoices
 from billing_worker.persistence.vault import FernetVault
-from billing_worker.services.records import parse_record
 from billing_worker.services.subscribe import subscribe
 from tests.support.processes import CELERY, CLI, Process, clean_environment, eventually, worker
+from tests.support.records import monthly
 from tests.support.redis_server import RedisServer
 from tests.support.world import KEY
 
@@ -76,21 +76,8 @@ def bare_loop(url, threads):
 
 
 def subscribe_many(store):
-    anchor = (SystemClock().now() - timedelta(minutes=1)).isoformat()
-    records = [
-        parse_record(
-            {
-                "reference_id": f"sub-{number}",
-                "customer": {"reference_id": f"customer-{number}"},
-                "card": {"token": f"approved.{number}"},
-                "amount": "9.99",
-                "currency": "USD",
-                "interval": "month",
-                "anchor_at": anchor,
-            }
-        )
-        for number in range(CHARGES)
-    ]
+    anchor = SystemClock().now() - timedelta(minutes=1)
+    records = [monthly(number, "approved", anchor) for number in range(CHARGES)]
     subscribe(store, FernetVault(Secret(KEY)), SystemClock(), records, by="benchmark")
 
 

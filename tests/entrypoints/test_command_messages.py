@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from billing_worker.entrypoints.command_messages import read
 from billing_worker.services.command_records import TASKS, parse_command
-from billing_worker.services.records import LONGEST
+from billing_worker.services.record_fields import LONGEST
 from tests.support.processes import ROOT
 
 DOCS = (ROOT / "docs/commands.md").read_text()

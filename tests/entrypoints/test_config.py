@@ -17,15 +17,15 @@ GOOD = {
     "BILLING_TEST_MODE": "true",
     "BILLING_VAULT_KEYS": Fernet.generate_key().decode(),
 }
-SECONDS = [
-    "GATEWAY_TIMEOUT_SECONDS",
-    "RENEW_EVERY_SECONDS",
-    "RECONCILE_EVERY_SECONDS",
-    "RECONCILE_AFTER_SECONDS",
-    "STUCK_AFTER_SECONDS",
-    "EXPIRY_GRACE_SECONDS",
-    "NOT_CHARGED_RETRY_SECONDS",
-]
+SECONDS = {  # and where the process reads them
+    "GATEWAY_TIMEOUT_SECONDS": lambda settings: settings.gateway_timeout_seconds,
+    "RENEW_EVERY_SECONDS": lambda settings: settings.renew_every_seconds,
+    "RECONCILE_EVERY_SECONDS": lambda settings: settings.reconcile_every_seconds,
+    "RECONCILE_AFTER_SECONDS": lambda settings: settings.terms.reconcile_after.seconds,
+    "STUCK_AFTER_SECONDS": lambda settings: settings.terms.stuck_after.seconds,
+    "EXPIRY_GRACE_SECONDS": lambda settings: settings.terms.expiry_grace.seconds,
+    "NOT_CHARGED_RETRY_SECONDS": lambda settings: settings.terms.not_charged_retry.seconds,
+}
 
 
 def faults(**changes):
@@ -58,17 +58,21 @@ def test_missing_and_malformed_are_named_together():
 
 
 def test_a_process_is_not_asked_for_what_it_does_not_need():
-    load({"BILLING_DATABASE_URL": "sqlite:///x.db"}, DATABASE)
+    settings = load({"BILLING_DATABASE_URL": "sqlite:///x.db"}, DATABASE)
+    assert settings.database_url == "sqlite:///x.db"
+    assert settings.gateway_url == ""
 
 
 def test_a_malformed_setting_is_a_fault_even_where_it_is_not_needed():
-    with pytest.raises(BadSettings):
+    with pytest.raises(BadSettings) as caught:
         load({"BILLING_DATABASE_URL": "sqlite:///x.db", "BILLING_TEST_MODE": "1"}, DATABASE)
+    assert set(caught.value.faults) == {"BILLING_TEST_MODE"}
 
 
 @pytest.mark.parametrize("name", SECONDS)
-def test_one_second_is_allowed(name):
-    load(GOOD | {f"BILLING_{name}": "1"})
+def test_one_second_is_allowed_and_is_what_the_setting_of_that_name_becomes(name):
+    settings = load(GOOD | {f"BILLING_{name}": "1"})
+    assert [one for one, seconds_in in SECONDS.items() if seconds_in(settings) == 1] == [name]
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "1.5", "soon", "999999999999"])
@@ -84,6 +88,7 @@ def test_a_gateway_url_must_be_plain_http(url):
 
 def test_a_fault_never_shows_the_secret():
     found = faults(BILLING_VAULT_KEYS="not-a-key-but-secret")
+    assert set(found) == {"BILLING_VAULT_KEYS"}
     assert "not-a-key-but-secret" not in str(found)
 
 

@@ -159,7 +159,8 @@ def test_a_csv_file_without_line_ends_is_refused(run, tmp_path):
 def test_nothing_is_due_before_the_imported_paid_through_whoever_says_so(run, lines, database):
     imported(run, lines(BOOK[3]))
     early = select(tables.subscriptions.c.anchor_at).scalar_subquery()
-    with pytest.raises(IntegrityError), database.transaction() as connection:
+    refused = pytest.raises(IntegrityError, match="nothing_due_before_paid_through")
+    with refused, database.transaction() as connection:
         connection.execute(update(tables.subscriptions).values(next_billing_at=early))
 
 
@@ -514,13 +515,14 @@ def test_held_is_the_choice_of_the_first_import(run, lines):
 
 
 def test_arm_wants_either_references_or_all(run):
-    run("subscriptions", "arm", status=2)
-    run("subscriptions", "arm", "sub-1", "--all", status=2)
+    for wrong in ([], ["sub-1", "--all"]):
+        assert "either references or --all" in run("subscriptions", "arm", *wrong, status=2).stderr
 
 
 def test_a_held_subscription_cannot_be_due_whoever_says_so(run, lines, database):
     imported(run, lines(RECORD), 0, "--held")
-    with pytest.raises(IntegrityError), database.transaction() as connection:
+    refused = pytest.raises(IntegrityError, match="held_is_not_billed")
+    with refused, database.transaction() as connection:
         connection.execute(
             update(tables.subscriptions).values(next_billing_at=tables.subscriptions.c.anchor_at)
         )

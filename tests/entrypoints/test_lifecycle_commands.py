@@ -56,9 +56,10 @@ def test_an_error_names_the_field_and_the_reason(world, run):
     assert "reference_id" in run("subscriptions", "pause", "nobody", status=1).stderr
 
 
-@pytest.mark.parametrize("arguments", [("resume", "sub-1"), ("cancel", "sub-1")])
-def test_how_to_resume_and_when_to_cancel_must_be_said(run, arguments):
-    run("subscriptions", *arguments, status=2)
+@pytest.mark.parametrize(("command", "unsaid"), [("resume", "--shift-anchor"), ("cancel", "--now")])
+def test_how_to_resume_and_when_to_cancel_must_be_said(run, command, unsaid):
+    told = run("subscriptions", command, "sub-1", status=2).stderr
+    assert f"Missing option '{unsaid}'" in told
 
 
 def test_a_catch_up_is_planned_applied_under_caps_and_finished(world, run):
@@ -81,15 +82,16 @@ def test_a_catch_up_is_planned_applied_under_caps_and_finished(world, run):
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("option", "arguments"),
     [
-        ("plan", "--policy", "collect_all"),
-        ("plan", "--max-age", "0"),
-        ("apply",),
-        ("apply", "--why", "x", "--max-amount", "20"),
-        ("apply", "--why", "x", "--max-amount", "20.001 USD"),
-        ("apply", "--why", "x", "--max-count", "-1"),
+        ("--policy", ("plan", "--policy", "collect_all")),
+        ("--max-age", ("plan", "--max-age", "0")),
+        ("--why", ("apply",)),
+        ("--max-amount", ("apply", "--why", "x", "--max-amount", "20")),
+        ("--max-amount", ("apply", "--why", "x", "--max-amount", "20.001 USD")),
+        ("--max-count", ("apply", "--why", "x", "--max-count", "-1")),
     ],
 )
-def test_arguments_of_catch_up_that_make_no_sense_are_refused(run, arguments):
-    run("catch-up", *arguments, status=2)
+def test_arguments_of_catch_up_that_make_no_sense_are_refused_by_name(run, option, arguments):
+    told = run("catch-up", *arguments, status=2).stderr
+    assert f"'{option}'" in told

@@ -18,14 +18,7 @@ from tests.faults.boundaries import Outcome, Plan, Run
 
 AGREED = Decimal("9.99")
 
-_MOVES = {
-    "attempt.prepared": AttemptStatus.PREPARED,
-    "attempt.submitted": AttemptStatus.SUBMITTED,
-    "attempt.succeeded": AttemptStatus.SUCCEEDED,
-    "attempt.declined": AttemptStatus.DECLINED,
-    "attempt.not_charged": AttemptStatus.NOT_CHARGED,
-    "attempt.surplus": AttemptStatus.SURPLUS,
-}
+_MOVES = {f"attempt.{status}": status for status in AttemptStatus}
 _ENDED_UNPAID = {"attempt.declined", "attempt.not_charged"}
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
+from dataclasses import fields
 from decimal import Decimal
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from billing_worker.domain.errors import NotSent, OutcomeUnknown, Refused
 from billing_worker.domain.evidence import SaleAnswer, Statement
+from billing_worker.domain.hosted import StoredCard
 from billing_worker.domain.secret import Secret
 from billing_worker.gateway.port import CallLog
 from billing_worker.gateway.schemas import UnreadableError, stored_card
@@ -31,6 +33,12 @@ values = st.recursive(
     ),
     max_leaves=8,
 )
+dates = st.integers(0, 2200)
+cards = st.dictionaries(
+    st.sampled_from([*(one.name for one in fields(StoredCard)), "network"]),
+    values | dates | dates.map(str),
+)
+payloads = st.fixed_dictionaries({"payment_card": cards}, optional={"token": values})
 NAMES = [*invoice()["data"]["attributes"], "errors", "error", "auth_payload"]
 attributes = st.dictionaries(st.sampled_from(NAMES), values, max_size=6)
 statuses = st.sampled_from([200, 201, 204, 400, 401, 404, 409, 422, 429, 500, 502, 103, 999])
@@ -75,6 +83,18 @@ def check_statement(statement: object) -> None:
     assert statement.test_mode in {None, True, False}
     assert type(statement.moderation_required) is bool
     assert statement.bearer is None or type(statement.bearer) is Secret
+
+
+def check_card(card: object) -> None:
+    assert type(card) is StoredCard
+    said = {one.name: getattr(card, one.name) for one in fields(card)}
+    assert any(said.values())
+    token, month, year = (said.pop(name) for name in ("token", "expiry_month", "expiry_year"))
+    assert token is None or type(token) is Secret
+    assert month is None or (type(month) is int and 1 <= month <= 12)
+    assert year is None or (type(year) is int and 2000 <= year <= 2100)
+    for text in said.values():
+        assert text is None or (type(text) is str and 0 < len(text) <= 255 and text.isprintable())
 
 
 def ask(verb, status: int, content: bytes):
@@ -147,7 +167,13 @@ def test_a_sale_ends_in_a_typed_hint_or_one_of_three_errors(status, content):
 
 
 @settings(max_examples=80, deadline=None)
-@given(values)
-def test_a_card_is_read_without_an_error_from_any_payload(payload):
-    with contextlib.suppress(UnreadableError):  # Infinity and NaN, which are not JSON.
-        stored_card(json.dumps(invoice(payload=payload)).encode())
+@given(values | payloads)
+def test_a_card_is_read_as_typed_values_from_any_payload_that_is_json(payload):
+    try:
+        card = stored_card(json.dumps(invoice(payload=payload)).encode())
+    except UnreadableError:
+        with pytest.raises(ValueError, match="not JSON compliant"):  # Infinity and NaN
+            json.dumps(payload, allow_nan=False)
+        return
+    if card is not None:
+        check_card(card)

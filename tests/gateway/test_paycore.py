@@ -313,8 +313,9 @@ def test_nothing_found_is_an_empty_list(calls):
 
 def test_only_exact_references_are_found(calls):
     others = ["ORDER12", "ORDER12333", "order1233", "ORDER1233 "]
-    content = listed(*(invoice(reference_id=other) for other in others))
-    assert canned(200, content).find("ORDER1233", calls) == []
+    content = listed(*(invoice(reference_id=said) for said in [*others, "ORDER1233"]))
+    found = canned(200, content).find("ORDER1233", calls)
+    assert [statement.reference_id for statement in found] == ["ORDER1233"]
 
 
 def test_the_newest_invoice_comes_last(calls):

@@ -33,6 +33,7 @@ def test_a_known_secret_is_hidden_in_every_spelling(text):
     hidden = redact(text, [Secret(TOKEN), Secret(PASSWORD)])
     assert TOKEN not in hidden
     assert "s3cr" not in hidden
+    assert "***" in hidden
 
 
 def test_a_known_secret_outside_ascii_is_hidden_in_json():

@@ -38,7 +38,7 @@ def test_the_tokenisation_request_is_the_one_of_the_seed():
         customer_name="John Doe",
         description="TEST",
     )
-    request = schemas.tokenisation_request(order, service="payment_card_usd_hpp")
+    request = schemas.create_request(order, service="payment_card_usd_hpp")
     assert exact(schemas.encode(request)) == exact(body("01"))
 
 
@@ -51,7 +51,7 @@ def test_the_checkout_request_is_the_one_of_the_seed_with_its_callback_inside_th
         customer_reference_id="my_customer_1",
         description="Invoice by Token Example",
     )
-    request = schemas.checkout_request(
+    request = schemas.create_request(
         order, service="payment_card_usd_hpp", callback_url="https://example.com"
     )
     expected = exact(body("03"))

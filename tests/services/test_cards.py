@@ -115,6 +115,7 @@ def test_the_backup_card_is_not_touched_while_the_default_one_may_still_pay(worl
     world.subscribe(token)
     add_backup(world, "approved.backup")
     world.run_for(5 * DAY, step=DAY)
+    assert origins(world)[0] == "scheduled"
     assert "backup" not in origins(world)
     assert world.debits() == {}
 

@@ -147,13 +147,18 @@ def test_a_manual_retry_of_a_paid_invoice_is_refused(world):
         retry(world)
 
 
-def test_a_manual_retry_past_a_network_limit_is_refused_with_the_rule(world):
+def be_declined_ten_times(world):
+    """As often as the network allows within a day."""
     world.subscribe("decline_insufficient_funds", **NEVER_DUE_AGAIN)
     world.tick()
     for _ in range(9):
         world.clock.advance(60)
         retry(world)
         world.tick()
+
+
+def test_a_manual_retry_past_a_network_limit_is_refused_with_the_rule(world):
+    be_declined_ten_times(world)
     with pytest.raises(InvalidInput, match=r"mastercard\.10_declines_in_24_hours"):
         retry(world)
     assert len(world.attempts()) == 10
@@ -162,12 +167,7 @@ def test_a_manual_retry_past_a_network_limit_is_refused_with_the_rule(world):
 def test_an_attempt_past_a_network_limit_is_refused_at_the_last_moment_and_comes_when_allowed(
     world,
 ):
-    world.subscribe("decline_insufficient_funds", **NEVER_DUE_AGAIN)
-    world.tick()
-    for _ in range(9):
-        world.clock.advance(60)
-        retry(world)
-        world.tick()
+    be_declined_ten_times(world)
     due_now(world)
     world.tick()
     assert world.attempts() == ["declined"] * 10 + ["not_charged"]

@@ -163,7 +163,8 @@ def test_no_automatic_attempt_starts_while_a_link_is_open_although_its_date_has_
 
 def test_a_second_live_attempt_is_refused_by_the_database_itself(declined):
     checkout(declined)
-    with pytest.raises(IntegrityError), declined.store.transaction() as connection:
+    rule = r"uq_attempts_one_live|failed: attempts\.invoice_id"  # as SQLite calls it
+    with pytest.raises(IntegrityError, match=rule), declined.store.transaction() as connection:
         connection.execute(
             update(tables.attempts).where(tables.attempts.c.number == 1).values(status="submitted")
         )
@@ -462,21 +463,29 @@ def _raise(error):
     return stand_in
 
 
-def test_a_caller_that_was_overtaken_hands_no_page_out(declined, monkeypatch):
+def overtaken(monkeypatch, ask):
+    """What `ask` hands out to a second caller, while a first one asks the gateway and hands out
+    nothing.
+    """
     real = hosted._obtained
-    overtaken = []
+    pages = []
 
-    def overtaken_first(*args, **options):
-        if not overtaken:
-            overtaken.append(True)
-            overtaken.append(checkout(declined))
+    def second_comes(*args, **options):
+        monkeypatch.setattr(hosted, "_obtained", real)
+        pages.append(ask())
         return real(*args, **options)
 
-    monkeypatch.setattr(hosted, "_obtained", overtaken_first)
+    monkeypatch.setattr(hosted, "_obtained", second_comes)
     with pytest.raises(ConcurrentChange):
-        checkout(declined)
+        ask()
+    [page] = pages
+    return page
+
+
+def test_a_caller_that_was_overtaken_hands_no_page_out(declined, monkeypatch):
+    page = overtaken(monkeypatch, lambda: checkout(declined))
     assert declined.attempts() == ["declined", "submitted"]
-    pay(declined, overtaken[1])
+    pay(declined, page)
     declined.run_for(5 * MINUTE)
     assert declined.debits() == {INVOICE: 1}
 
@@ -755,19 +764,8 @@ def test_a_card_page_whose_create_got_no_answer_is_looked_for_before_it_is_repea
 
 
 def test_of_two_callers_for_one_card_page_only_the_newer_hands_it_out(world, monkeypatch):
-    real = hosted._obtained
-    overtaken = []
-
-    def overtaken_first(*args, **options):
-        if not overtaken:
-            overtaken.append(True)
-            overtaken.append(tokenise(world))
-        return real(*args, **options)
-
-    monkeypatch.setattr(hosted, "_obtained", overtaken_first)
-    with pytest.raises(ConcurrentChange):
-        tokenise(world)
-    assert payment(world).gateway_id == overtaken[1]["gateway_id"]
+    page = overtaken(monkeypatch, lambda: tokenise(world))
+    assert payment(world).gateway_id == page["gateway_id"]
 
 
 def test_a_card_page_for_an_invoice_is_continued_by_its_reference(declined):

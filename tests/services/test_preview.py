@@ -20,8 +20,9 @@ from billing_worker.persistence import outlook, switches, tables
 from billing_worker.services import adoption, catch_up, lifecycle, sales
 from billing_worker.services.cards import replace_card
 from billing_worker.services.deviations import Comparison, compare
+from billing_worker.services.expected import Totals
 from billing_worker.services.hosted import start_checkout
-from billing_worker.services.preview import Totals, preview
+from billing_worker.services.preview import preview
 from billing_worker.services.records import CardRecord, parse_record
 from billing_worker.services.recover import choose_policy, retry_invoice
 from billing_worker.services.subscribe import subscribe
@@ -320,17 +321,17 @@ def test_the_command_prints_the_same_as_json_csv_and_file_and_compares_it_later(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status"),
+    ("arguments", "status", "why"),
     [
-        ((), 2),
-        (("--until", "tomorrow"), 2),
-        (("--until", "2026-03-01T00:00:00"), 2),
-        (("--until", "2020-01-01T00:00:00Z"), 1),
-        (("--diff", __file__), 2),
+        ((), 2, "give either --until TIME or --diff FILE"),
+        (("--until", "tomorrow"), 2, "must be an ISO 8601 date and time"),
+        (("--until", "2026-03-01T00:00:00"), 2, "needs a UTC offset"),
+        (("--until", "2020-01-01T00:00:00Z"), 1, "has passed"),
+        (("--diff", __file__), 2, "no saved preview"),
     ],
 )
-def test_the_command_refuses_what_it_cannot_answer(run, arguments, status):
-    run(*arguments, status=status)
+def test_the_command_refuses_what_it_cannot_answer_and_says_why(run, arguments, status, why):
+    assert why in run(*arguments, status=status).stderr
 
 
 @pytest.mark.parametrize("kept", [0, 1, 2, 3, 100, -1])
@@ -549,6 +550,20 @@ def test_first_charges_that_were_missed_are_foreseen_as_they_are_decided_again(w
     assert "hold" in words
     assert "older than 2 days" in words
     assert kept.compared()[0] == {}
+
+
+def test_missed_first_charges_are_foreseen_from_when_the_first_of_them_is_rung_for(world):
+    world.subscribe("approved", interval="day", ends_after_periods=3)
+    nobody_charges_for(world, 3)
+    with world.store.transaction() as connection:
+        number = tables.invoices.c.period_number
+        for period, hours in enumerate((3, 2, 5)):
+            rung = world.clock.now() + timedelta(hours=hours)
+            connection.execute(update(tables.invoices).where(number == period).values(ring_at=rung))
+    planned = charges(foreseen(world))
+    assert planned == {"sub-1-p2": world.clock.now() + timedelta(hours=2)}
+    run_through(world, planned, world.clock.now() + DAY)
+    assert debited(world) == planned
 
 
 def test_missed_first_charges_that_cannot_be_planned_anew_are_foreseen_as_held(world, monkeypatch):

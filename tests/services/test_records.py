@@ -10,7 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from marshmallow import Schema, ValidationError
 
-from billing_worker.services.records import LONGEST, NotPlain, RecordSchema, parse_record
+from billing_worker.services.record_fields import LONGEST, NotPlain
+from billing_worker.services.records import RecordSchema, parse_record
 from tests.entrypoints.test_import_export import BOOK
 
 RECORDS = RecordSchema()

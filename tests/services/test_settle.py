@@ -140,6 +140,7 @@ def test_the_sweep_of_looks_never_finds_a_link_that_a_pause_withdrew(world):
     world.tick()
     abandon(world)
     lifecycle.pause(world.store, world.clock, "sub-1", by="test")
+    assert world.attempts() == ["declined", "not_charged"]
     world.clock.advance(10 * MINUTE)
     for _ in range(5):
         look_due(world.ports)

@@ -10,10 +10,10 @@ from sqlalchemy import func, select
 
 from billing_worker.persistence import tables
 from billing_worker.sandbox.gateway import Behaviour
-from billing_worker.services.records import parse_record
 from billing_worker.services.subscribe import subscribe
 from tests.simulation.simulator import MemoryStore
 from tests.support.cohort import Cohort
+from tests.support.records import monthly
 from tests.support.world import World
 
 SUBSCRIPTIONS = 1_000
@@ -41,18 +41,10 @@ def subscribe_many(
     tokens, weights = zip(*mix, strict=True)
     start = world.clock.now()
     records = [
-        parse_record(
-            {
-                "reference_id": f"sub-{number}",
-                "customer": {"reference_id": f"customer-{number}"},
-                "card": {"token": f"{rng.choices(tokens, weights)[0]}.{number}"},
-                "amount": "9.99",
-                "currency": "USD",
-                "interval": "month",
-                "anchor_at": (
-                    start + BETWEEN_SWEEPS * rng.randrange(spread_days * SWEEPS_A_DAY + 1)
-                ).isoformat(),
-            }
+        monthly(
+            number,
+            rng.choices(tokens, weights)[0],
+            start + BETWEEN_SWEEPS * rng.randrange(spread_days * SWEEPS_A_DAY + 1),
         )
         for number in range(count)
     ]

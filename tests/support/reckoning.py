@@ -51,14 +51,7 @@ BY_THE_WEATHER = frozenset({"keeps_crashing", "not_charged_repeatedly", "not_cha
 """Why an invoice that could have been paid is dated, or waits for a person: its workers died too
 often, or came too late for the gateway's invoice. The test sees to it that these are few."""
 
-_MOVES = {
-    "attempt.prepared": AttemptStatus.PREPARED,
-    "attempt.submitted": AttemptStatus.SUBMITTED,
-    "attempt.succeeded": AttemptStatus.SUCCEEDED,
-    "attempt.declined": AttemptStatus.DECLINED,
-    "attempt.not_charged": AttemptStatus.NOT_CHARGED,
-    "attempt.surplus": AttemptStatus.SURPLUS,
-}
+_MOVES = {f"attempt.{status}": status for status in AttemptStatus}
 _IS = tables.attempts.c.status
 KEPT_UNKNOWN = and_(_IS == "submitted", tables.attempts.c.outcome.is_not(None))
 """With the evidence why: half of an amount was taken. It is asked about for ever."""

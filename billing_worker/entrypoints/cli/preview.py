@@ -23,7 +23,7 @@ from billing_worker.entrypoints.cli.shared import (
 )
 from billing_worker.persistence.store import Store
 from billing_worker.services.deviations import Comparison, Deviation, compare
-from billing_worker.services.preview import Expected, Totals
+from billing_worker.services.expected import Expected, Totals
 from billing_worker.services.preview import preview as expected_charges
 
 COLUMNS = ("invoice", "customer", "at", "amount", "currency", "rule", "reason")
