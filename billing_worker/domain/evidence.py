@@ -182,15 +182,17 @@ def may_be_paid(statement: Statement, expected: Expected) -> str | None:
 def most_telling(matches: Sequence[Statement]) -> Statement:
     """Of several invoices under one reference, newest last, the one that counts.
 
-    A create may be repeated, and at most one of its invoices was ever sold: one that is not merely
-    pending decides, and otherwise the newest is as good as any.
+    A create may be repeated, and at most one of its invoices was ever sold: the further one has
+    come towards money, the more it tells, and among equals the newest is as good as any.
     """
-    return (paid_of(matches) or _touched(matches) or matches)[-1]
+    return max(enumerate(matches), key=lambda match: (_tells(match[1].status), match[0]))[1]
 
 
-def paid_of(matches: Sequence[Statement]) -> list[Statement]:
-    return [statement for statement in matches if statement.status in PAID_STATUSES]
-
-
-def _touched(matches: Sequence[Statement]) -> list[Statement]:
-    return [statement for statement in matches if statement.status not in UNSOLD_STATUSES]
+def _tells(status: str) -> int:
+    if status in PAID_STATUSES:
+        return 4
+    if status in DECLINED_STATUSES:
+        return 2
+    if status in UNSOLD_STATUSES:
+        return 1
+    return 0 if status in UNPAID_FINAL_STATUSES else 3  # somebody has touched it, undecided

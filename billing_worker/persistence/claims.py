@@ -346,6 +346,11 @@ def await_card(connection: Connection, invoice_id: int, until: datetime) -> None
     )
 
 
+def be_patient(connection: Connection, invoice_id: int, until: datetime) -> None:
+    query = update(invoices).where(invoices.c.id == invoice_id, invoices.c.give_up_at < until)
+    connection.execute(query.values(give_up_at=until))
+
+
 def hold(connection: Connection, held: Sequence[tuple[int, str]]) -> None:
     """Stop ringing for invoices until something changes: (invoice id, reason)."""
     if held:

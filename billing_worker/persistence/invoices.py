@@ -127,6 +127,11 @@ def due_to_look(
     return ids
 
 
+def look_later(connection: Connection, attempt_id: int, when: datetime) -> None:
+    asked = {"ids": [attempt_id], "again": when}
+    connection.execute(_LOOK_AGAIN.where(attempts.c.look_at.is_not(None)), asked)
+
+
 def find(connection: Connection, reference_id: str) -> Row[Any] | None:
     """An invoice by its own reference, or by that of any of its attempts, or by gateway id."""
     by_attempt = select(attempts.c.invoice_id).where(

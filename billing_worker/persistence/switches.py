@@ -29,12 +29,14 @@ class Switches:
     def may_be_forgotten(self, invoice: Invoice) -> bool:
         """Whether these books' life before they were restored may have charged for the invoice.
 
-        A first period too, whatever its date: a command that is sent again, because it came after
-        the backup, opens it at another moment than it did then.
+        One period more than that life has seen, because what is said again (a pause with its
+        resumption) may give a period another date than it had then; and a first period whatever its
+        date, as a command that is sent again opens it when it comes.
         """
         if self.restored_at is None:
             return False
-        return invoice.period_start <= self.restored_at or invoice.period_number == 0
+        one_earlier = invoice.period_start - (invoice.period_end - invoice.period_start)
+        return one_earlier <= self.restored_at or invoice.period_number == 0
 
     def obstacle(self, service: str) -> str | None:
         """What stands against a sale through this service."""

@@ -27,15 +27,12 @@ from billing_worker.domain.events import Event, EventKind
 from billing_worker.domain.evidence import (
     DECLINED_STATUSES,
     PAID_STATUSES,
-    UNSOLD_STATUSES,
     Expected,
     SaleAnswer,
     Statement,
     Verdict,
     judge,
     may_be_sold,
-    most_telling,
-    paid_of,
 )
 from billing_worker.domain.invoice import REFUSED
 from billing_worker.domain.settlement import News, NoAnswer, NothingSent, Postponed, Stated
@@ -48,7 +45,14 @@ from billing_worker.services import turn
 from billing_worker.services.arm import Arm, Armed, NotArmed
 from billing_worker.services.claim import BY, Claimed, claim
 from billing_worker.services.commit import arm, settle
-from billing_worker.services.earlier import Asking, Obstacle, why_no_other
+from billing_worker.services.earlier import Obstacle, why_no_other
+from billing_worker.services.lookup import (
+    LATER_KNOWN,
+    MAYBE_SOLD,
+    Asking,
+    by_reference,
+    knows_later,
+)
 from billing_worker.services.ports import Ports
 from billing_worker.services.settle import Settle
 
@@ -57,8 +61,6 @@ CONFIGURATION_ANSWERS = frozenset({401, 403})
 
 OTHER_MODE = "prepared in the other test mode"
 """Nothing was sold, so the next attempt is made in the present one."""
-
-MAYBE_SOLD = "found at the gateway, and restored books cannot tell whether it was sold"
 
 STALE_AFTER_SECONDS = 5.0
 """Who waited longer than this for the turn of a sale looks at the invoice again before it."""
@@ -130,8 +132,7 @@ def charge(ports: Ports, claimed: Claimed) -> str:
 
 def _earlier_attempts_may_pay(ports: Ports, claimed: Claimed, calls: CallLog) -> News | None:
     """Ask once more about every ended attempt of this invoice: late money pays it (§11.6)."""
-    wait, shown = partial(turn.take, ports, claimed), partial(_shown, ports, claimed)
-    asking = Asking(BY, wait, shown, patient=True)
+    asking = _asking(ports, claimed)
     try:
         obstacle = why_no_other(ports, claimed.key, claimed.earlier, asking, calls)
     except GatewayError as error:
@@ -141,18 +142,47 @@ def _earlier_attempts_may_pay(ports: Ports, claimed: Claimed, calls: CallLog) ->
     return Postponed(str(obstacle)) if obstacle else None
 
 
+def _asking(ports: Ports, claimed: Claimed) -> Asking:
+    wait, shown = partial(turn.take, ports, claimed), partial(_shown, ports, claimed)
+    return Asking(BY, wait, shown, forgetful=claimed.may_be_forgotten)
+
+
+def _known_already(ports: Ports, claimed: Claimed, calls: CallLog) -> Statement | News | None:
+    """What the gateway may know of this attempt before this frame creates it: from an older claim,
+    or from a life that restored books have forgotten.
+    """
+    if claimed.attempt.test_mode == ports.test_mode and not claimed.create_may_have_been_sent:
+        return None
+    try:
+        return _sought(ports, claimed, calls)
+    except NotSent as error:
+        return Postponed(f"gateway not reached: {error.reason}")
+    except (Refused, OutcomeUnknown) as error:
+        if error.http_status in CONFIGURATION_ANSWERS:
+            return _refuses_us(ports, claimed, error)
+        return Postponed(f"it could not be looked for: {error.reason}")
+
+
+def _sought(ports: Ports, claimed: Claimed, calls: CallLog) -> Statement | News | None:
+    asking = _asking(ports, claimed)
+    found = by_reference(ports, claimed.key, claimed.attempt.reference_id, asking, calls)
+    if found is not None:
+        left_to_end = claimed.may_be_forgotten and found.maybe_sold
+        return Postponed(MAYBE_SOLD) if left_to_end else found.statement
+    if claimed.may_be_forgotten and knows_later(ports, claimed.attempt, asking, calls):
+        return NothingSent(LATER_KNOWN)
+    return None if claimed.attempt.test_mode == ports.test_mode else NothingSent(OTHER_MODE)
+
+
 def _invoice_at_gateway(ports: Ports, claimed: Claimed, calls: CallLog) -> Statement | News:
     """The gateway's invoice for this attempt: found by our reference if a create may have
     reached the gateway before, created otherwise.
     """
+    known = _known_already(ports, claimed, calls)
+    if known is not None:
+        return known
     try:
-        if claimed.attempt.test_mode != ports.test_mode:
-            return _found(ports, claimed, calls) or NothingSent(OTHER_MODE)
-        found = _found(ports, claimed, calls) if claimed.create_may_have_been_sent else None
-        if found and claimed.may_be_forgotten and found.status in UNSOLD_STATUSES:
-            # Before a sale and during one it shows the same (§0 A): it is left to end.
-            return Postponed(MAYBE_SOLD)
-        return found or _created(ports, claimed, calls)
+        return _created(ports, claimed, calls)
     except NotSent as error:
         return Postponed(f"gateway not reached: {error.reason}")
     except Refused as error:
@@ -181,17 +211,9 @@ def _order(ports: Ports, claimed: Claimed) -> InstantOrder:
 
 
 def _found(ports: Ports, claimed: Claimed, calls: CallLog) -> Statement | None:
-    """Our invoice by reference, whole; None when the gateway has none."""
-    turn.take(ports, claimed, 2)
-    matches = ports.gateway.find(claimed.attempt.reference_id, calls)
-    if not matches:
-        return None
-    chosen = most_telling(matches)
-    others = [f"{s.gateway_id} is {s.status}" for s in paid_of(matches) if s is not chosen]
-    if others:
-        evidence = f"paid more than once: {chosen.gateway_id} counts, and {', '.join(others)}"
-        _alert(ports, claimed, EventKind.ATTEMPT_QUARANTINED, evidence=evidence)
-    return ports.gateway.look(chosen.gateway_id, calls)
+    asking = _asking(ports, claimed)
+    found = by_reference(ports, claimed.key, claimed.attempt.reference_id, asking, calls)
+    return found.statement if found else None
 
 
 def _after_refusal(

@@ -10,8 +10,8 @@ backup it may even have been sold.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from enum import StrEnum
 
 from billing_worker.domain.attempt import PAID, Attempt
@@ -21,12 +21,12 @@ from billing_worker.domain.evidence import (
     Statement,
     Verdict,
     judge,
-    most_telling,
 )
 from billing_worker.domain.settlement import Stated, was_never_sold
-from billing_worker.gateway.port import CallLog, WireCall
+from billing_worker.gateway.port import CallLog
 from billing_worker.persistence.cases import CaseKey
 from billing_worker.services.commit import settle
+from billing_worker.services.lookup import Asking, by_reference
 from billing_worker.services.ports import Ports
 from billing_worker.services.settle import Settle
 
@@ -39,57 +39,54 @@ class Obstacle(StrEnum):
     OPEN = "what an earlier attempt may have left at the gateway has not ended yet"
 
 
-@dataclass(frozen=True, slots=True)
-class Asking:
-    """Who asks: for the history, and for the shared request cap.
+def why_no_other(
+    ports: Ports,
+    key: CaseKey,
+    earlier: Iterable[Attempt],
+    asking: Asking,
+    calls: CallLog,
+    *,
+    patient: bool = True,
+) -> Obstacle | None:
+    """Settles what it hears about `earlier`, the ended attempts of the invoice of `key`. Calls that
+    found nothing are added to `calls`: the caller tells of them. Raises GatewayError when an
+    attempt cannot be asked about.
 
     `patient`: what is found pending under a reference alone is left to end. By books that have
     forgotten nothing it was never sold, so nobody can pay it, and whoever is watched by a customer
     need not wait.
     """
-
-    by: str
-    wait: Callable[[], object]  # for the turn of one request
-    shown: Callable[[CallLog], tuple[WireCall, ...]]
-    patient: bool
-
-
-def why_no_other(
-    ports: Ports, key: CaseKey, earlier: Iterable[Attempt], asking: Asking, calls: CallLog
-) -> Obstacle | None:
-    """Settles what it hears about `earlier`, the ended attempts of the invoice of `key`. Calls that
-    found nothing are added to `calls`: the caller tells of them. Raises GatewayError when an
-    attempt cannot be asked about.
-    """
     for one in earlier:
         heard: CallLog = []
-        asking.wait()
         asked_at = ports.clock.now()
+        its_key = replace(key, attempt_id=one.id)
         if one.gateway_id is not None:
+            asking.wait()
+            asked_at = ports.clock.now()
             statement = ports.gateway.look(one.gateway_id, heard)
         else:
-            matches = ports.gateway.find(one.reference_id, heard)
-            if not matches:
+            found = by_reference(ports, its_key, one.reference_id, asking, heard)
+            if found is None or found.statement.status in UNSOLD_STATUSES:
                 calls += heard
-                continue
-            chosen = most_telling(matches)
-            asking.wait()
-            statement = ports.gateway.look(chosen.gateway_id, heard)
-            if statement.status in UNSOLD_STATUSES:
-                # Before a sale and during one it shows the same (§0 A).
-                calls += heard
-                if asking.patient:
+                if found is not None and (patient or asking.forgetful):
                     return Obstacle.OPEN
                 continue
+            statement = found.statement
         news = Stated(statement, asked_at)
-        case = settle(
-            ports, Settle(replace(key, attempt_id=one.id), news, asking.by, asking.shown(heard))
-        )
+        case = settle(ports, Settle(its_key, news, asking.by, asking.shown(heard)))
         if case.attempt.status in PAID:
             return Obstacle.PAID
         if case.attempt.undecided_since is not None or _may_still_pay(case.attempt, statement):
             return Obstacle.UNDECIDED
+        if asking.forgetful and _has_just_ended(ports, case.attempt):
+            return Obstacle.OPEN
     return None
+
+
+def _has_just_ended(ports: Ports, attempt: Attempt) -> bool:
+    """Sold by nobody that these books know of: the grace for late money begins when it is seen."""
+    since = attempt.unpaid_since if attempt.submitted_at is None else None
+    return since is not None and ports.clock.now() < since + ports.terms.expiry_grace
 
 
 def _may_still_pay(attempt: Attempt, statement: Statement) -> bool:

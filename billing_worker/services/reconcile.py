@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from datetime import timedelta
 from functools import partial
 
 import structlog
@@ -11,7 +12,7 @@ import structlog
 from billing_worker.domain.errors import ConcurrentChange, GatewayError
 from billing_worker.domain.settlement import NeverHandedOut, News, NoAnswer, Stated
 from billing_worker.gateway.port import CallLog
-from billing_worker.persistence import cases, links
+from billing_worker.persistence import cases, invoices, links
 from billing_worker.persistence.cases import CaseKey
 from billing_worker.persistence.store import AWAY
 from billing_worker.services.commit import settle
@@ -19,6 +20,8 @@ from billing_worker.services.ports import Ports
 from billing_worker.services.settle import Settle
 
 BY = "reconcile"
+
+AFTER_A_CRASH = timedelta(minutes=10)
 
 log = structlog.get_logger()
 
@@ -44,8 +47,11 @@ def _look_safely(ports: Ports, asked: tuple[CaseKey, str]) -> str:
         )
         return "interrupted"
     except Exception:
-        # Our bug. The attempt stays as it is, and is asked about again.
-        log.exception("billing.alert", kind="reconcile.crashed", attempt_id=asked[0].attempt_id)
+        # Our bug. The attempt stays as it is, and is asked about again, not at every sweep.
+        attempt_id = asked[0].attempt_id
+        log.exception("billing.alert", kind="reconcile.crashed", attempt_id=attempt_id)
+        with ports.store.transaction() as connection:
+            invoices.look_later(connection, attempt_id, ports.clock.now() + AFTER_A_CRASH)
         return "crashed"
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
+import structlog
 from sqlalchemy import Connection
 
 from billing_worker.clock import Clock
@@ -22,13 +23,16 @@ from billing_worker.persistence import cases, claims, history, subscriptions
 from billing_worker.persistence import invoices as stored_invoices
 from billing_worker.persistence.claims import DueInvoice
 from billing_worker.persistence.history import Entry
-from billing_worker.persistence.store import Store
+from billing_worker.persistence.store import AWAY, Store
 from billing_worker.services import withdraw
 from billing_worker.services.budget import Budget
 from billing_worker.services.withdraw import Moment
 
 BATCH = 500
+TRY_AGAIN = timedelta(hours=1)
 RETRIABLE = COLLECTABLE | {SubscriptionStatus.SUSPENDED}
+
+log = structlog.get_logger()
 
 
 def retry_invoice(
@@ -84,7 +88,22 @@ def give_up_overdue(store: Store, clock: Clock) -> int:
     now = clock.now()
     with store.reading() as connection:
         found = claims.overdue(connection, now, BATCH)
-    return sum(_give_up_one(store, invoice_id, reference, now) for invoice_id, reference in found)
+    return sum(
+        _give_up_safely(store, invoice_id, reference, now) for invoice_id, reference in found
+    )
+
+
+def _give_up_safely(store: Store, invoice_id: int, reference: str, now: datetime) -> bool:
+    """One invoice's trouble must not keep the others, which come after it, waiting for ever."""
+    try:
+        return _give_up_one(store, invoice_id, reference, now)
+    except AWAY:
+        raise
+    except Exception:
+        log.exception("billing.alert", kind="recovery.crashed", subscription=reference)
+        with store.transaction() as connection:
+            claims.be_patient(connection, invoice_id, now + TRY_AGAIN)
+        return False
 
 
 # --- retry ------------------------------------------------------------------------------------

@@ -65,6 +65,7 @@ def settle_all(
     entries: list[Entry] = []
     declined: list[tuple[int, str | None]] = []
     moved: list[tuple[Subscription, Subscription, str]] = []
+    closed: list[tuple[Case, str]] = []
     may_decline = [request.key for request in requests if _may_decline(request)]
     _lock_cards(connection, cases, may_decline, to_arm)
     cases.look_back([request.key for request in requests if _may_end_unpaid(request)], now)
@@ -79,6 +80,8 @@ def settle_all(
         cases.put(concluded.case)
         if before.subscription.status is not concluded.case.subscription.status:
             moved.append((before.subscription, concluded.case.subscription, request.by))
+        if before.invoice.next_attempt_at and not concluded.case.invoice.next_attempt_at:
+            closed.append((concluded.case, request.by))
         results.append(Settled(concluded.case, concluded.events))
         said = _with_calls(concluded, request, context)
         said += _carry_out(ports, connection, before, concluded, context)
@@ -86,10 +89,21 @@ def settle_all(
             declined += _refused(concluded)
         entries += [_entry(request.key, event) for event in said]
     cases.save()
+    for case, by in closed:
+        _end_the_next(connection, case, Moment(now, by))
     for was, is_, by in moved:
         withdraw.follow(connection, was, is_, Moment(now, by))
     cards.remember_declines(connection, declined, now)
     return results, entries
+
+
+def _end_the_next(connection: Connection, case: Case, moment: Moment) -> None:
+    """An earlier attempt has paid the invoice, or may: whoever had prepared the next one may be dead,
+    and nobody would be rung for it any more.
+    """
+    item = claims.lock_one(connection, case.invoice.id)
+    if item is not None and item.live is not None and item.live.id != case.attempt.id:
+        withdraw.end_prepared(connection, [item], case.invoice.reason or "paid", moment)
 
 
 def _lock_cards(

@@ -18,7 +18,7 @@ from billing_worker.domain.errors import InvalidInput, NotPayable, SlotTaken
 from billing_worker.domain.events import Event, EventKind
 from billing_worker.domain.evidence import Statement
 from billing_worker.domain.invoice import InvoiceStatus
-from billing_worker.domain.settlement import Case, NothingSent
+from billing_worker.domain.settlement import Case, NothingSent, Stated
 from billing_worker.domain.subscription import Subscription
 from billing_worker.gateway.port import CallLog, WireCall
 from billing_worker.persistence import claims, history, invoices, links, subscriptions, switches
@@ -27,7 +27,14 @@ from billing_worker.persistence.claims import DueInvoice
 from billing_worker.persistence.history import Entry
 from billing_worker.services.arm import why_not
 from billing_worker.services.commit import settle
-from billing_worker.services.earlier import Asking, why_no_other
+from billing_worker.services.earlier import why_no_other
+from billing_worker.services.lookup import (
+    LATER_KNOWN,
+    MAYBE_SOLD,
+    Asking,
+    by_reference,
+    knows_later,
+)
 from billing_worker.services.ports import Ports
 from billing_worker.services.settle import Settle, wire_data
 
@@ -45,7 +52,7 @@ class Slot:
 
     @property
     def create_may_have_been_sent(self) -> bool:
-        return self.attempt.fence > 1 or self.may_be_forgotten
+        return self.attempt.fence > 1
 
 
 def lapses_at(ports: Ports, now: datetime) -> datetime:
@@ -116,10 +123,26 @@ def require_unpaid(ports: Ports, slot: Slot, calls: CallLog) -> None:
 
     Raises NotPayable when one was paid or may still be, GatewayError when that cannot be told.
     """
-    asking = Asking(BY, ports.pace.wait, tuple, patient=slot.may_be_forgotten)
-    obstacle = why_no_other(ports, slot.key, slot.earlier, asking, calls)
+    asking = Asking(BY, ports.pace.wait, tuple, forgetful=slot.may_be_forgotten)
+    obstacle = why_no_other(ports, slot.key, slot.earlier, asking, calls, patient=False)
     if obstacle is not None:
         raise NotPayable(str(obstacle))
+    if slot.may_be_forgotten:
+        _require_unknown(ports, slot, asking, calls)
+
+
+def _require_unknown(ports: Ports, slot: Slot, asking: Asking, calls: CallLog) -> None:
+    """Nothing at the gateway that books from a backup have forgotten, under this reference or a
+    later one: a second page would be a second way to pay the same.
+    """
+    found = by_reference(ports, slot.key, slot.attempt.reference_id, asking, calls)
+    if found is not None:
+        if not found.maybe_sold:
+            news = Stated(found.statement)
+            settle(ports, Settle(slot.key, news, BY, tuple(calls), fence=slot.attempt.fence))
+        raise NotPayable(MAYBE_SOLD)
+    if knows_later(ports, slot.attempt, asking, calls):
+        raise NotPayable(LATER_KNOWN)
 
 
 def open_page(

@@ -449,7 +449,7 @@ SAFEGUARDS: Sequence[Safeguard] = (
     ),
     Safeguard(
         "an earlier attempt without an id is looked for by its reference",
-        altered(earlier.why_no_other, (r"if not matches:", "if True:")),
+        altered(earlier.why_no_other, (r"found = by_reference\(.*\)", "found = None")),
         (Trial(APPROVED, ((DIES, f"{SALE}: after effect"), (FORGET, "commit#4 of renew: after"))),),
     ),
     Safeguard(

@@ -35,6 +35,7 @@ from billing_worker.services import lifecycle, sales
 from billing_worker.services.claim import claim
 from billing_worker.services.commit import settle
 from billing_worker.services.reconcile import look_page
+from billing_worker.services.recover import give_up_overdue
 from billing_worker.services.settle import Settle
 from tests.support.world import World
 
@@ -499,3 +500,55 @@ def test_a_subscription_with_an_invoice_that_cannot_be_read_is_cancelled_all_the
         connection.execute(update(invoices).values(next_origin="scheduled"))
     world.run_for(30 * DAY, step=12 * HOUR)
     assert world.sales("sub-1-p0-a2") == 0
+
+
+def test_an_invoice_that_cannot_be_read_keeps_no_other_from_being_given_up(world):
+    for number in (1, 2):
+        world.subscribe("decline_card_expired", f"sub-{number}")
+    world.tick()
+    with world.store.transaction() as connection:
+        first = update(invoices).where(invoices.c.reference_id == "sub-1-p0")
+        connection.execute(first.values(next_origin="from_the_future"))
+    world.clock.advance(90 * DAY)
+    assert give_up_overdue(world.store, world.clock) == 1
+    assert give_up_overdue(world.store, world.clock) == 0
+    assert world.explain("sub-2-p0")["status"] != "open"
+
+
+def test_a_look_that_crashes_is_not_repeated_at_every_sweep(world):
+    world.subscribe("approved_later")
+    world.tick()
+    with world.store.transaction() as connection:
+        connection.execute(update(invoices).values(next_origin="from_the_future"))
+    world.transport.sent.clear()
+    world.run_for(30 * MINUTE, step=timedelta(seconds=20))
+    assert 2 <= len(world.transport.sent) <= 4
+    with world.store.transaction() as connection:
+        connection.execute(update(invoices).values(next_origin="scheduled"))
+    world.run_for(15 * MINUTE)
+    assert world.fate() == "paid"
+
+
+# --- the next attempt, when an earlier one turns out paid, or undecided ---
+
+
+@pytest.mark.parametrize(("turns", "fate"), [("processed", "paid"), ("process_pending", "unknown")])
+def test_a_prepared_attempt_whose_worker_died_ends_when_an_earlier_one_pays_or_may(
+    world, turns, fate
+):
+    world.sandbox.behaviour = replace(world.sandbox.behaviour, lifetime_seconds=10_000_000)
+    world.subscribe("decline_insufficient_funds")
+    world.tick()
+    world.clock.advance(4 * DAY)
+    world.sweep()
+    [due] = [ids for kind, ids in world.bell.messages if kind == "charge"]
+    world.bell.messages.clear()
+    claim(world.ports, due)
+    assert world.attempts() == ["declined", "prepared"]
+    [invoice] = world.sandbox._books.with_reference("sub-1-p0-a1")
+    if turns == "processed":
+        world.sandbox._books.acquirer.charge(invoice, world.clock.now())
+    invoice.status = turns
+    look_page(world.ports, [1])
+    assert world.attempts()[1] == "not_charged"
+    assert world.fate() == fate

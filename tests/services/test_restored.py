@@ -8,12 +8,13 @@ from datetime import timedelta
 import pytest
 
 from billing_worker.domain.catch_up_policy import CatchUp, Policy
-from billing_worker.domain.errors import NotPayable
+from billing_worker.domain.errors import NotPayable, OutcomeUnknown
+from billing_worker.domain.evidence import Statement, most_telling
 from billing_worker.services import catch_up, lifecycle, sales
 from billing_worker.services.catch_up import Answer, Caps
 from billing_worker.services.charge_once import charge_once
 from billing_worker.services.command_records import parse_command
-from billing_worker.services.hosted import start_checkout
+from billing_worker.services.hosted import start_checkout, start_tokenisation
 from tests.support.backup import backup, restore
 
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
@@ -172,14 +173,16 @@ def order_once(world):
     charge_once(world.store, world.vault, world.clock, world.ports.terms, order)
 
 
-def test_a_period_that_comes_due_after_the_restore_is_created_without_a_look(world):
+def test_a_period_later_than_the_next_is_created_without_a_look(world):
     world.subscribe("approved")
     world.tick()
     start_again(world)
-    world.clock.advance(40 * DAY)
+    world.run_for(40 * DAY, step=DAY)
+    assert world.fate("sub-1-p1") == "paid"
+    world.clock.advance(30 * DAY)
     world.transport.sent.clear()
     world.tick()
-    assert world.fate("sub-1-p1") == "paid"
+    assert world.fate("sub-1-p2") == "paid"
     assert [r.method for r in world.transport.sent] == ["POST", "POST", "GET"]
 
 
@@ -195,3 +198,132 @@ def test_no_pay_link_opens_for_what_was_charged_after_the_backup(world):
         start_checkout(world.ports, {"invoice": "sub-1-p0"})
     world.run_for(6 * DAY, step=3 * HOUR)
     assert world.debits() == {"sub-1-p0": 1}
+
+
+# --- what stands in the way of finding it -----------------------------------------------------
+
+
+def test_a_charge_behind_a_number_that_left_nothing_at_the_gateway_is_found(world):
+    world.subscribe("approved")
+    kept = backup(world.store)
+    world.transport.unreachable = True
+    world.tick()
+    lifecycle.pause(world.store, world.clock, "sub-1", by="test")
+    world.transport.unreachable = False
+    lifecycle.resume(world.store, world.clock, "sub-1", shift_anchor=False, by="test")
+    world.run_for(10 * MINUTE)
+    assert world.attempts() == ["not_charged", "succeeded"]
+    go_back(world, kept)
+    start_again(world)
+    world.run_for(4 * HOUR, step=5 * MINUTE)
+    assert world.fate() == "paid"
+    assert world.debits() == {"sub-1-p0": 1}
+
+
+def test_a_pending_sale_is_not_repeated_when_the_look_for_it_fails_once(world):
+    world.sandbox.behaviour = replace(world.sandbox.behaviour, later_seconds=4000)
+    world.subscribe("approved_later")
+    kept = backup(world.store)
+    world.tick()
+    go_back(world, kept)
+    start_again(world)
+    failures = iter([True])
+
+    def time_out(request):
+        if request.method == "GET" and next(failures, False):
+            raise OutcomeUnknown("read timeout")
+
+    world.transport.before_send = time_out
+    world.run_for(3 * HOUR)
+    assert world.fate() == "paid"
+    assert world.sales("sub-1-p0-a1") == 1
+
+
+@pytest.mark.parametrize("token", ["approved", "approved_later"])
+def test_no_card_page_opens_for_an_invoice_that_was_charged_after_the_backup(world, token):
+    world.sandbox.behaviour = replace(world.sandbox.behaviour, later_seconds=4000)
+    world.subscribe(token)
+    kept = backup(world.store)
+    world.tick()
+    go_back(world, kept)
+    world.sweep()
+    world.bell.messages.clear()
+    start_again(world)
+    with pytest.raises(NotPayable):
+        start_tokenisation(world.ports, {
+            "reference_id": "card-1", "customer": {"reference_id": "customer-of-sub-1"},
+            "invoice": "sub-1-p0",
+        })  # fmt: skip
+    world.run_for(5 * HOUR, step=5 * MINUTE)
+    assert world.debits() == {"sub-1-p0": 1}
+    assert world.fate() == "paid"
+
+
+@pytest.mark.parametrize("shown", ["process_pending", "expired"])
+def test_no_second_page_opens_beside_one_that_books_have_forgotten(world, shown):
+    world.subscribe("decline_insufficient_funds")
+    world.tick()
+    kept = backup(world.store)
+    page = start_checkout(world.ports, {"invoice": "sub-1-p0"})
+    forgotten = world.sandbox._books.with_id(page["gateway_id"])
+    go_back(world, kept)
+    start_again(world)
+    forgotten.status = shown
+    with pytest.raises(NotPayable):
+        start_checkout(world.ports, {"invoice": "sub-1-p0"})
+    assert len(world.sandbox._books.with_reference("sub-1-p0-a2")) == 1
+
+
+def test_a_page_for_a_card_that_is_asked_for_again_after_a_restore_is_the_same_one(world):
+    wanted = {
+        "reference_id": "card-1", "customer": {"reference_id": "jo"},
+        "amount": "1.00", "currency": "USD",
+    }  # fmt: skip
+    kept = backup(world.store)
+    first = start_tokenisation(world.ports, wanted)
+    go_back(world, kept)
+    start_again(world)
+    assert start_tokenisation(world.ports, wanted)["gateway_id"] == first["gateway_id"]
+
+
+def test_a_period_that_a_repeated_resumption_gives_a_later_date_is_looked_for(world):
+    world.subscribe("approved")
+    world.tick()
+    kept = backup(world.store)
+    _pause_for(world, 5 * DAY)
+    world.run_for(40 * DAY, step=6 * HOUR)
+    assert world.fate("sub-1-p1") == "paid"
+    go_back(world, kept)
+    _pause_for(world, 5 * DAY)
+    start_again(world)
+    world.run_for(40 * DAY, step=6 * HOUR)
+    assert world.sales("sub-1-p1-a1") == 1
+
+
+def _pause_for(world, span):
+    lifecycle.pause(world.store, world.clock, "sub-1", by="test")
+    world.clock.advance(span)
+    lifecycle.resume(world.store, world.clock, "sub-1", shift_anchor=True, by="test")
+
+
+def test_late_money_on_an_expired_sale_that_books_have_forgotten_is_waited_for(world):
+    world.sandbox.behaviour = replace(world.sandbox.behaviour, lifetime_seconds=600)
+    world.subscribe("late_after_expiry")
+    kept = charged_after_a_backup_of_the_prepared_attempt(world)
+    go_back(world, kept)
+    lifecycle.pause(world.store, world.clock, "sub-1", by="test")
+    start_again(world)
+    lifecycle.resume(world.store, world.clock, "sub-1", shift_anchor=False, by="test")
+    world.run_for(5 * HOUR, step=5 * MINUTE)
+    assert world.debits() == {"sub-1-p0": 1}
+
+
+def test_of_two_invoices_under_one_reference_the_one_nearest_to_money_counts():
+    def found(*statuses):
+        return most_telling([Statement(f"cpi_{s}", s) for s in statuses]).status
+
+    assert found("processed", "expired", "process_pending") == "processed"
+    assert found("processing", "process_failed") == "processing"
+    assert found("process_failed", "process_pending") == "process_failed"
+    assert found("process_pending", "expired") == "process_pending"
+    assert found("partially_processed", "process_failed") == "partially_processed"

@@ -31,6 +31,8 @@ def recheck(case: Case, finding: Finding, context: Context) -> Conclusion:
         following = context.now + RECHECKS[0]
     asked = replace(attempt, rechecks=done, look_at=following, undecided_since=None)
     case = replace(case, attempt=asked)
+    if finding.verdict is Verdict.UNPAID_FINAL and attempt.unpaid_since is None:
+        case = replace(case, attempt=replace(asked, unpaid_since=context.now))
     unpaid = finding.verdict in {Verdict.DECLINED, Verdict.UNPAID_FINAL}
     if unpaid or (was_never_sold(attempt) and finding.reason in UNSOLD_STATUSES):
         looked = context.event(EventKind.ATTEMPT_LOOKED, found=finding.reason, recheck=done)
