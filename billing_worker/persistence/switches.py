@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from sqlalchemy import Connection, delete, insert, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
@@ -12,6 +12,7 @@ from billing_worker.persistence.tables import invoices, switches
 SALES = "sales"
 _SERVICE = "service:"
 _RESTORED = "restored"
+_SAID_AGAIN_WITHIN = timedelta(days=31)
 
 SALES_OFF = "sales are switched off"
 _PAUSED = " is paused: "
@@ -30,13 +31,16 @@ class Switches:
         """Whether these books' life before they were restored may have charged for the invoice.
 
         One period more than that life has seen, because what is said again (a pause with its
-        resumption) may give a period another date than it had then; and a first period whatever its
-        date, as a command that is sent again opens it when it comes.
+        resumption) may give a period another date than it had then; and any first period for a
+        month, as a command that is sent again opens it when it comes.
         """
         if self.restored_at is None:
             return False
         one_earlier = invoice.period_start - (invoice.period_end - invoice.period_start)
-        return one_earlier <= self.restored_at or invoice.period_number == 0
+        said_again = invoice.period_number == 0 and invoice.period_start <= (
+            self.restored_at + _SAID_AGAIN_WITHIN
+        )
+        return one_earlier <= self.restored_at or said_again
 
     def obstacle(self, service: str) -> str | None:
         """What stands against a sale through this service."""

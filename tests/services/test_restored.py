@@ -186,6 +186,14 @@ def test_a_period_later_than_the_next_is_created_without_a_look(world):
     assert [r.method for r in world.transport.sent] == ["POST", "POST", "GET"]
 
 
+def test_a_subscription_that_begins_long_after_the_restore_is_created_without_a_look(world):
+    start_again(world)
+    world.clock.advance(40 * DAY)
+    world.subscribe("approved")
+    world.tick()
+    assert [r.method for r in world.transport.sent] == ["POST", "POST", "GET"]
+
+
 def test_no_pay_link_opens_for_what_was_charged_after_the_backup(world):
     world.subscribe("decline_insufficient_funds")
     world.tick()
