@@ -118,6 +118,12 @@ class MemoryStore(Store):
     def reading(self) -> Iterator[Any]:
         yield self._connection
 
+    def copy(self) -> bytes:
+        return self._memory.serialize()
+
+    def replace(self, kept: bytes) -> None:
+        self._memory.deserialize(kept)
+
     def close(self) -> None:
         """The next simulation uses the same connection: its compiled statements are worth it."""
 
@@ -239,9 +245,11 @@ class Simulation:
                 break
             wait = max(due - self.world.clock.now(), timedelta(seconds=least_seconds))
             self.world.clock.advance(wait)
-        problems = self.world.discrepancies() + self._stuck()
-        if problems:
+        if problems := self._problems():
             raise Violation(f"seed {self.seed}: {problems}\n" + self.story())
+
+    def _problems(self) -> list[str]:
+        return self.world.discrepancies() + self._stuck()
 
     # --- what may happen ----------------------------------------------------------------------
 

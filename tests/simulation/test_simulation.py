@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import structlog
 
+from tests.simulation.restored import Restored
 from tests.simulation.simulator import (
     Simulation,
     Violation,
@@ -32,6 +33,11 @@ def test_no_seed_charges_twice_or_loses_a_period(template, first):
         except Violation as violation:
             shorter = shortest_failing_run(seed, template, Simulation.steps)
             pytest.fail(str(shorter or violation))
+
+
+def test_no_seed_of_restored_books_charges_twice_for_what_they_have_forgotten(template):
+    for seed in range(40):
+        Restored(seed, template).run()
 
 
 def test_the_same_seed_gives_the_same_history_hash_for_hash(template):
