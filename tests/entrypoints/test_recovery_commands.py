@@ -105,6 +105,17 @@ def test_the_switch_of_sales_can_be_read_by_a_program(run):
     assert json.loads(run("sales", "start", *asked)) == {"on": True} | told
 
 
+def test_a_service_is_resumed_by_its_own_name_and_sales_that_are_stopped_stay_so(run):
+    assert "is not paused; paused: none" in run(
+        "sales", "start", "--service", "payment_card_eur_hp", "--reason", "typo", status=1
+    )
+    run("sales", "stop", "--service", "payment_card_eur_hpp", "--reason", "theirs")
+    run("sales", "stop", "--reason", "ours")
+    told = run("sales", "start", "--service", "payment_card_eur_hpp", "--reason", "mended")
+    assert "payment_card_eur_hpp is resumed." in told
+    assert "Sales are stopped" in told
+
+
 def test_a_paused_service_is_shown_and_resumed(run):
     service = "payment_card_usd_hpp"
     run("sales", "stop", "--service", service, "--reason", "credentials")

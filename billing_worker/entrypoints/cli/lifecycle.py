@@ -56,6 +56,14 @@ def _do(
         click.echo(f"  {name:12} {value}")
 
 
+def _chosen(_: click.Context, option: click.Parameter, value: bool | None) -> bool:  # noqa: FBT001 - click's form
+    """`required` would name one of the two only, and whoever obeys has not chosen."""
+    if value is None:
+        either = " or ".join([*option.opts, *option.secondary_opts])
+        raise click.UsageError(f"Say {either}.")
+    return value
+
+
 @click.command()
 @_asked_for
 @click.option("--amount", help='Decimal text in major units, such as "9.99".')
@@ -84,7 +92,8 @@ def pause(reference_id: str, by: str, why: str | None, *, as_json: bool) -> None
 @_asked_for
 @click.option(
     "--shift-anchor/--keep-anchor",
-    required=True,
+    default=None,
+    callback=_chosen,
     help="Move the dates by the time paused, or keep them and skip the periods in between.",
 )
 def resume(
@@ -96,7 +105,7 @@ def resume(
 
 @click.command()
 @_asked_for
-@click.option("--now/--at-period-end", "now", required=True)
+@click.option("--now/--at-period-end", "now", default=None, callback=_chosen)
 def cancel(reference_id: str, by: str, why: str | None, *, now: bool, as_json: bool) -> None:
     """Cancel: now, or when the next period would begin. Open invoices are void then."""
     _do(lifecycle.cancel, reference_id, by, as_json=as_json, why=why, at_period_end=not now)

@@ -11,6 +11,7 @@ import click
 
 from billing_worker import config
 from billing_worker.clock import SystemClock
+from billing_worker.domain.errors import InvalidInput
 from billing_worker.entrypoints.cli.shared import (
     as_words,
     json_option,
@@ -20,6 +21,7 @@ from billing_worker.entrypoints.cli.shared import (
     settings_for,
     shown_url,
 )
+from billing_worker.persistence import switches
 from billing_worker.services import overview
 from billing_worker.services.sales import switch
 
@@ -92,7 +94,8 @@ def print_status(data: dict[str, Any]) -> None:
         click.echo(f"Card pages, {page['fate']}: {page['count']}, {_money(page)}.")
     if not data["sales_on"]:
         click.echo(
-            "SALES ARE STOPPED: `billing-worker sales start --reason TEXT` sends them again."
+            "SALES ARE STOPPED: `billing-worker sales start --reason TEXT` sends them again "
+            "(with --restored, if the database is from a backup)."
         )
     if data["restored_at"]:
         click.echo(f"BOOKS RESTORED: what was due by {data['restored_at']} is looked for first.")
@@ -198,12 +201,22 @@ def sales(
         raise click.UsageError("--restored is said with `start`, and of all services.")
     who = f"operator:{by}"
     with open_store(settings_for(*config.DATABASE)) as store:
-        switch(store, on=on, service=service, by=who, reason=reason, now=now, restored=restored)
+        try:
+            switch(store, on=on, service=service, by=who, reason=reason, now=now, restored=restored)
+        except InvalidInput as error:
+            raise click.ClickException(str(error)) from None
+        with store.reading() as connection:
+            switched = switches.read(connection)
     if as_json:
         said = {"on": on, "service": service, "reason": reason, "by": who, "restored": restored}
         print_json(said)
         return
-    click.echo("Sales are sent." if on else "Sales are stopped: prepared charges wait.")
+    if service is not None:
+        click.echo(f"{service} is {'resumed' if on else 'paused'}.")
+    if restored:
+        click.echo("What was due by now is looked for at the gateway before it is created there.")
+    sent = "Sales are sent." if switched.sales_on else "Sales are stopped: prepared charges wait."
+    click.echo(sent)
 
 
 @click.command("new-key")
