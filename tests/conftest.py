@@ -17,7 +17,7 @@ zoneinfo.reset_tzpath(())  # The tests read the same tz data as the product: the
 
 RULES = {
     "test_hosted", "test_lifecycle", "test_catch_up", "test_dunning", "test_preview",
-    "test_preview_attack",
+    "test_preview_attack", "test_restored",
     "test_commands", "test_cards", "test_overview", "test_charge_troubles",
 }  # fmt: skip
 """Modules about rules more than about SQL: the quick run takes them through one database."""
@@ -28,7 +28,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         parameters = getattr(getattr(item, "callspec", None), "params", {})
         over_postgres = parameters.get("database_url") == "postgres"
-        if over_postgres and item.module.__name__.rpartition(".")[-1] in RULES:
+        is_campaign = any(item.iter_markers("benchmark")) or any(item.iter_markers("long"))
+        if over_postgres and not is_campaign and item.module.__name__.rpartition(".")[-1] in RULES:
             item.add_marker(pytest.mark.again)
 
 

@@ -1,6 +1,6 @@
 """Preview of a large book: seconds, and memory that does not grow with it.
 
-pytest -m benchmark -s tests/benchmarks/test_preview.py
+pytest -m benchmark -s tests/benchmarks/test_large_preview.py
 """
 
 from __future__ import annotations
