@@ -338,6 +338,16 @@ events = Table(
     Index("ix_events_invoice_id", "invoice_id"),
 )
 
+book = Table(
+    "book",
+    metadata,
+    # One row, made by the migration: which book this is, wherever its database is copied to.
+    Column("identity", String(32), primary_key=True),
+    Column("prefix", String(16), nullable=False),  # of new references at the gateway
+    Column("made_at", Instant, nullable=False),
+    Column("test_mode", Boolean),  # of its first charge, and so of every other; None: none yet
+)
+
 switches = Table(
     "switches",
     metadata,
