@@ -28,7 +28,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import LiteralString, NamedTuple, Self
+from typing import Any, LiteralString, NamedTuple, Self
 
 import psycopg
 from psycopg import sql
@@ -40,7 +40,7 @@ _HOST = "127.0.0.1"
 _SUPERUSER = "postgres"
 _START_SECONDS = 30.0
 _STOP_SECONDS = 30.0
-_INITDB_SECONDS = 60.0
+_SETUP_SECONDS = 60.0
 _POLL_SECONDS = 0.005
 _PORT_ATTEMPTS = 5
 _LOG_TAIL_CHARACTERS = 2_000
@@ -70,6 +70,8 @@ _INITDB_OPTIONS = (
     "--no-sync",
     "--no-instructions",
 )
+
+_COPY_OPTIONS = ("--write-recovery-conf", "--checkpoint=fast", "--no-sync")
 
 # Switches the user before it asks for the signal, because switching cancels the request. SIGQUIT
 # is PostgreSQL's immediate shutdown: the server's own children end with it.
@@ -104,11 +106,13 @@ class EmbeddedPostgres:
     them. Whoever is on this machine may enter without a password: for tests only.
 
     `durable` means a real disk and fsync, for benchmarks whose figures shall mean something.
+    `copy_of` makes it a standby of that server, which must run: see tests/support/replication.py.
     """
 
-    def __init__(self, *, durable: bool = False) -> None:
+    def __init__(self, *, durable: bool = False, copy_of: EmbeddedPostgres | None = None) -> None:
         self._durable = durable
         self._settings = _SETTINGS if durable else _SETTINGS | _FAST_SETTINGS
+        self._copy_of = copy_of
         self._cluster: _Cluster | None = None
         self._port: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -148,7 +152,9 @@ class EmbeddedPostgres:
         if self.running:
             return
         if self._cluster is None:
-            self._cluster = _new_cluster(in_memory=not self._durable)
+            self._cluster = _new_cluster(
+                in_memory=not self._durable, copy_of=self._copy_of and self._copy_of.port
+            )
             atexit.register(self._close_at_exit, os.getpid())
         self._process = self._start_on_a_port(self._cluster)
 
@@ -165,6 +171,12 @@ class EmbeddedPostgres:
 
     def restart(self, *, immediate: bool = False) -> None:
         self.stop(immediate=immediate)
+        self.start()
+
+    def move_to(self, port: int) -> None:
+        """Where another server was, clients find this one: as behind an address that moves."""
+        self.stop()
+        self._port = port
         self.start()
 
     def close(self) -> None:
@@ -191,12 +203,24 @@ class EmbeddedPostgres:
         finally:
             self.drop_database(name)
 
-    def _execute(self, statement: LiteralString, *names: str) -> None:
-        query = sql.SQL(statement).format(*map(sql.Identifier, names))
+    def configure(self, **settings: str) -> None:
+        """For settings that a reload applies; they are kept over a restart."""
+        for name, value in settings.items():
+            statement = sql.SQL("ALTER SYSTEM SET {} = {}")
+            self.execute(statement.format(sql.Identifier(name), sql.Literal(value)))
+        self.execute(sql.SQL("SELECT pg_reload_conf()"))
+
+    def execute(self, query: sql.Composable) -> Any:
+        """By the superuser, in no transaction. Returns the one value that it answers, if any."""
         with psycopg.connect(
             host=_HOST, port=self.port, user=_SUPERUSER, dbname="postgres", autocommit=True
         ) as connection:
-            connection.execute(query)
+            cursor = connection.execute(query)
+            row = cursor.fetchone() if cursor.description else None
+        return row[0] if row else None
+
+    def _execute(self, statement: LiteralString, *names: str) -> None:
+        self.execute(sql.SQL(statement).format(*map(sql.Identifier, names)))
 
     def _start_on_a_port(self, cluster: _Cluster) -> subprocess.Popen[bytes]:
         """Between finding a port free and listening on it, somebody else may take it."""
@@ -239,18 +263,25 @@ class _Cluster(NamedTuple):
         return self.folder / "postgres.log"
 
     def initialise(self) -> None:
-        initdb = [str(self.programs / "initdb"), f"--pgdata={self.data}", *_INITDB_OPTIONS]
+        self._run("initdb", f"--pgdata={self.data}", *_INITDB_OPTIONS)
+
+    def copy(self, port: int) -> None:
+        """A base backup that follows the server on this port as its standby."""
+        source = (f"--host={_HOST}", f"--port={port}", f"--username={_SUPERUSER}")
+        self._run("pg_basebackup", f"--pgdata={self.data}", *source, *_COPY_OPTIONS)
+
+    def _run(self, program: str, *options: str) -> None:
         result = subprocess.run(
-            _as_user(self.user, initdb),
+            _as_user(self.user, [str(self.programs / program), *options]),
             cwd=self.folder,
             env=_environment(),
             capture_output=True,
             text=True,
             check=False,
-            timeout=_INITDB_SECONDS,
+            timeout=_SETUP_SECONDS,
         )
         if result.returncode:
-            raise EmbeddedPostgresError(f"initdb failed:\n{result.stdout}{result.stderr}")
+            raise EmbeddedPostgresError(f"{program} failed:\n{result.stdout}{result.stderr}")
 
     def spawn_server(self, settings: dict[str, str]) -> subprocess.Popen[bytes]:
         options = [f"--{name}={value}" for name, value in settings.items()]
@@ -276,14 +307,14 @@ class _Cluster(NamedTuple):
         return lines[:1] == [str(pid)] and lines[-1].strip() == "ready"
 
 
-def _new_cluster(*, in_memory: bool) -> _Cluster:
+def _new_cluster(*, in_memory: bool, copy_of: int | None) -> _Cluster:
     user = _server_user()
     folder = _temporary_folder(in_memory=in_memory)
     try:
         cluster = _Cluster(folder, _programs_for_others(folder), user)
         for path in (folder, *folder.rglob("*")):
             os.chown(path, user.uid, user.gid, follow_symlinks=False)
-        cluster.initialise()
+        cluster.initialise() if copy_of is None else cluster.copy(copy_of)
         cluster.log.touch()
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
