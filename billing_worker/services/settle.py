@@ -85,7 +85,7 @@ def settle_all(
         results.append(Settled(concluded.case, concluded.events))
         said = _with_calls(concluded, request, context)
         said += _carry_out(ports, connection, before, concluded, context)
-        if AttemptStatus.DECLINED is concluded.case.attempt.status is not before.attempt.status:
+        if _is_declined_by_it(before, concluded) or concluded.kills_card:
             declined += _refused(concluded)
         entries += [_entry(request.key, event) for event in said]
     cases.save()
@@ -115,6 +115,10 @@ def _lock_cards(
     asked = {card_id for key in keys if (card_id := cases.case(key).attempt.card_id) is not None}
     if asked:
         cards.lock_budgets(connection, asked.union(to_arm))
+
+
+def _is_declined_by_it(before: Case, concluded: Conclusion) -> bool:
+    return AttemptStatus.DECLINED is concluded.case.attempt.status is not before.attempt.status
 
 
 def _refused(concluded: Conclusion) -> list[tuple[int, str | None]]:

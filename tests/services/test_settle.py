@@ -249,3 +249,51 @@ def test_an_attempt_knows_when_the_gateway_was_asked_and_not_when_it_answered(wo
     called_back(world)
     with world.store.reading() as connection:
         assert connection.execute(select(tables.attempts.c.heard_at)).scalar() == asked_at
+
+
+def charged_elsewhere(world, number):
+    """The card of sub-1 pays another subscription of the same customer."""
+    same = {"reference_id": "customer-of-sub-1"}
+    token = world.vault.unlock(card_row(world).token).reveal()
+    world.subscribe(token, f"sub-{number}", customer=same, **ONCE)
+    world.run_for(HOUR, step=10 * MINUTE)
+    return world.sales(f"sub-{number}-p0-a1")
+
+
+def card_row(world):
+    with world.store.reading() as connection:
+        return connection.execute(select(tables.cards).order_by(tables.cards.c.id)).first()
+
+
+def test_a_hard_decline_marks_the_card_although_its_subscription_was_cancelled_meanwhile(world):
+    world.subscribe("pending_forever")
+    world.tick()
+    lifecycle.cancel(world.store, world.clock, "sub-1", at_period_end=False, by="test")
+    answers_change(world, "sub-1-p0-a1", status="process_failed", resolution="card_is_stolen")
+    called_back(world)
+    assert (world.fate(), world.attempts()) == ("void", ["declined"])
+    assert card_row(world).unusable_reason == "declined_hard: card_is_stolen"
+    assert charged_elsewhere(world, 2) == 0
+
+
+def test_a_refusal_of_the_configuration_pauses_the_service_although_its_subscription_was_cancelled(
+    world,
+):
+    world.subscribe("pending_forever")
+    world.tick()
+    lifecycle.cancel(world.store, world.clock, "sub-1", at_period_end=False, by="test")
+    answers_change(world, "sub-1-p0-a1", status="process_failed", resolution="invalid_credentials")
+    called_back(world)
+    assert len(events(world, "service.paused")) == 1
+
+
+def test_a_hard_decline_that_is_told_after_the_attempt_has_ended_marks_the_card(world):
+    world.subscribe("pending_forever", **ONCE)
+    world.run_for(2 * HOUR + 10 * MINUTE, step=5 * MINUTE)
+    assert world.attempts() == ["not_charged"]
+    answers_change(world, "sub-1-p0-a1", status="process_failed", resolution="card_is_stolen")
+    for _ in range(2):
+        called_back(world)
+    assert card_row(world).unusable_reason == "declined_hard: card_is_stolen"
+    assert len(events(world, "card.unusable")) == 1
+    assert charged_elsewhere(world, 2) == 0

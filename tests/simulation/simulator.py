@@ -28,6 +28,8 @@ from greenlet import GreenletExit, greenlet
 from sqlalchemy import Connection, create_engine, func, select
 from sqlalchemy.pool import StaticPool
 
+from billing_worker.domain.attempt import Origin
+from billing_worker.domain.declines import DeclineClass, classify
 from billing_worker.gateway.http import Request, Response
 from billing_worker.persistence import tables
 from billing_worker.persistence.store import CommitUnknown, Store
@@ -249,7 +251,7 @@ class Simulation:
             raise Violation(f"seed {self.seed}: {problems}\n" + self.story())
 
     def _problems(self) -> list[str]:
-        return self.world.discrepancies() + self._stuck()
+        return self.world.discrepancies() + self._stuck() + self._unmarked_cards()
 
     # --- what may happen ----------------------------------------------------------------------
 
@@ -397,6 +399,28 @@ class Simulation:
             for row in rows
             if (row.status == "prepared" and row.ring_at is None)
             or (row.status == "submitted" and row.look_at is None)
+        ]
+
+    def _unmarked_cards(self) -> list[str]:
+        """Every hard decline marks its card, and all with its fingerprint. A page takes any card."""
+        cards = tables.cards
+        alike = cards.alias("alike")
+        query = (
+            select(tables.attempts.c.reference_id, tables.attempts.c.outcome, alike.c.id)
+            .join(cards, cards.c.id == tables.attempts.c.card_id)
+            .join(alike, alike.c.fingerprint == cards.c.fingerprint)
+            .where(
+                tables.attempts.c.status == "declined",
+                tables.attempts.c.origin != Origin.LINK,
+                alike.c.unusable_reason.is_(None),
+            )
+        )
+        with self.store.reading() as connection:
+            rows = connection.execute(query).all()
+        return [
+            f"{row.reference_id} was declined ({row.outcome}), and card {row.id} may be charged"
+            for row in rows
+            if classify(row.outcome) is DeclineClass.HARD
         ]
 
     def _fingerprint(self) -> str:

@@ -55,7 +55,7 @@ def _while_paused_or_over(before: Case, concluded: Conclusion, context: Context)
     if case.subscription.status is SubscriptionStatus.CANCELLED:
         void = replace(case, invoice=invoices.voided(case.invoice, invoices.CANCELLED))
         said = context.event(EventKind.INVOICE_VOIDED, reason=invoices.CANCELLED)
-        return Conclusion(void, (*concluded.events, said))
+        return replace(concluded, case=void, events=(*concluded.events, said))
     return concluded
 
 

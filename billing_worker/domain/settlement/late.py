@@ -16,7 +16,7 @@ from billing_worker.domain.settlement.moves import (
     asked_for_the_last_time,
 )
 from billing_worker.domain.settlement.news import Case, Conclusion, Context
-from billing_worker.domain.settlement.recovery import stays_owed
+from billing_worker.domain.settlement.recovery import stays_owed, why_never_again
 
 
 def recheck(case: Case, finding: Finding, context: Context) -> Conclusion:
@@ -36,12 +36,19 @@ def recheck(case: Case, finding: Finding, context: Context) -> Conclusion:
     unpaid = finding.verdict in {Verdict.DECLINED, Verdict.UNPAID_FINAL}
     if unpaid or (was_never_sold(attempt) and finding.reason in UNSOLD_STATUSES):
         looked = context.event(EventKind.ATTEMPT_LOOKED, found=finding.reason, recheck=done)
-        return Conclusion(case, (looked,))
+        return Conclusion(case, (looked,), kills_card=_refused_for_good(case, finding, context))
     # Undecided again: asked about until it is final once more, however long that takes.
     since = attempt.undecided_since or context.now
     undecided = replace(case.attempt, look_at=context.now + PATIENT_WAIT, undecided_since=since)
     case = replace(case, attempt=undecided)
     return _reopened(case, finding, context)
+
+
+def _refused_for_good(case: Case, finding: Finding, context: Context) -> str | None:
+    """A hard decline that is first told after the attempt has ended still marks its card."""
+    if finding.verdict is not Verdict.DECLINED or case.card is None or case.card.unusable_reason:
+        return None
+    return why_never_again(case, case.attempt, finding.reason, context)
 
 
 def was_never_sold(attempt: Attempt) -> bool:

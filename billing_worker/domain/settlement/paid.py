@@ -56,7 +56,8 @@ def pay(case: Case, finding: Finding, context: Context) -> Conclusion:
     if invoice.first_declined_at is not None:
         paid.append(_recovered(invoice, attempt, context))
     subscription, moved = _current_again(case, context)
-    return Conclusion(Case(attempt, invoice, subscription), (*said_of_it, *paid, *moved))
+    after = replace(case, attempt=attempt, invoice=invoice, subscription=subscription)
+    return Conclusion(after, (*said_of_it, *paid, *moved))
 
 
 def _paid_already(case: Case, finding: Finding, context: Context) -> Conclusion:

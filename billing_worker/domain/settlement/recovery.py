@@ -7,8 +7,8 @@ from datetime import datetime
 
 from billing_worker.domain import invoice as invoices
 from billing_worker.domain import subscription as subscriptions
-from billing_worker.domain.attempt import Attempt, AttemptStatus
-from billing_worker.domain.declines import decline_for
+from billing_worker.domain.attempt import Attempt, AttemptStatus, Origin
+from billing_worker.domain.declines import DeclineClass, decline_for
 from billing_worker.domain.dunning import (
     Declined,
     End,
@@ -45,6 +45,17 @@ def next_step(
         # Somebody asked for this attempt; the clock asks for no other.
         return replace(step, at=None, turn=Turn.NOBODY, rule="subscription.suspended")
     return step
+
+
+def why_never_again(case: Case, attempt: Attempt, resolution: str, context: Context) -> str | None:
+    """Why this decline forbids its card for ever, or None. On a page any card may be typed: there
+    only a network's own code is held against the card on file.
+    """
+    hard = decline_for(resolution).kind is DeclineClass.HARD and attempt.origin is not Origin.LINK
+    brand = case.card.brand if case.card else None
+    if hard or never_again(brand, attempt.original_code, context.now):
+        return f"declined_{DeclineClass.HARD}: {resolution}"
+    return None
 
 
 def declines_of(case: Case, attempt: Attempt) -> list[Declined]:
