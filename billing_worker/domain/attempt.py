@@ -86,6 +86,8 @@ class Attempt:
     original_code: str | None = None  # the acquirer's own code of a decline, where it is passed on
     heard_at: datetime | None = None  # when the gateway was asked for what we know of it
     undecided_since: datetime | None = None  # when the gateway took its "final and unpaid" back
+    resolved_at: datetime | None = None  # when a named person said whether it was paid
+    resolved_over: str | None = None  # what the gateway said then, as far as it was known
 
 
 def reference_for(invoice_reference: str, number: int) -> str:

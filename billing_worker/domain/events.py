@@ -26,6 +26,7 @@ class EventKind(StrEnum):
     INVOICE_WAITING = "invoice.waiting"  # open, next step decided or nobody's turn
     INVOICE_PAID = "invoice.paid"
     INVOICE_VOIDED = "invoice.voided"
+    INVOICE_MARKED_PAID = "invoice.marked_paid"  # a named person: paid elsewhere, with evidence
     ATTEMPT_PREPARED = "attempt.prepared"  # written down, not yet at the gateway
     ATTEMPT_CLAIMED = "attempt.claimed"  # taken over from a worker that went away
     ATTEMPT_POSTPONED = "attempt.postponed"  # given back, same attempt later
@@ -39,6 +40,7 @@ class EventKind(StrEnum):
     ATTEMPT_QUARANTINED = "attempt.quarantined"  # the answer does not fit the order
     ATTEMPT_GIVEN_BACK = "attempt.given_back"  # paid, then refunded or charged back
     ATTEMPT_CONTRADICTED = "attempt.contradicted"  # news that a final state does not allow
+    ATTEMPT_RESOLVED = "attempt.resolved"  # a named person said whether an unknown one was paid
     ATTEMPT_UNDECIDED = "attempt.undecided"  # for a day: prepared or submitted, said once
     GATEWAY_REFUSES_US = "gateway.refuses_us"  # 401 or 403: credentials or permissions
     ATTEMPT_CALLED_BACK = "attempt.called_back"  # a signed callback: the gateway is asked at once

@@ -122,6 +122,13 @@ def owed_again(invoice: Invoice, now: datetime) -> Invoice:
     )
 
 
+def owed_after_all(invoice: Invoice) -> Invoice:
+    """A person takes back that it was paid. No edge of the table, where `paid` is final: nothing
+    that the gateway or a clock says may come this way.
+    """
+    return replace(invoice, status=InvoiceStatus.OPEN, paid_at=None)
+
+
 def voided(invoice: Invoice, reason: str) -> Invoice:
     """No longer owed. Money that arrives all the same is surplus, and goes back."""
     return replace(

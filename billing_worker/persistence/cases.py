@@ -248,6 +248,8 @@ _SAVE_ATTEMPT = (
         original_code=bindparam("new_original_code"),
         undecided_since=bindparam("new_undecided_since"),
         heard_at=bindparam("new_heard_at"),
+        resolved_at=bindparam("new_resolved_at"),
+        resolved_over=bindparam("new_resolved_over"),
         submitted_at=bindparam("new_submitted_at"),
         # The bearer is of no use once the sale is explained: it is not kept.
         bearer=case_when(
@@ -322,6 +324,8 @@ def _save_attempts(connection: Connection, changes: list[tuple[Attempt, Attempt]
             "new_original_code": after.original_code,
             "new_undecided_since": after.undecided_since,
             "new_heard_at": after.heard_at,
+            "new_resolved_at": after.resolved_at,
+            "new_resolved_over": after.resolved_over,
             "new_submitted_at": after.submitted_at,
         }
         for before, after in changes

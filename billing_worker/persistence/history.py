@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, Subquery, bindparam, case, func, or_, select
+from sqlalchemy import Connection, Row, Select, Subquery, bindparam, case, func, or_, select
 
 from billing_worker.domain.events import Event
 from billing_worker.persistence.bulk import insert_many
@@ -49,6 +49,22 @@ def of_invoice(connection: Connection, invoice_id: int) -> Sequence[Row[Any]]:
         .join(attempts, attempts.c.id == events.c.attempt_id, isouter=True)
         .where(events.c.invoice_id == invoice_id)
         .order_by(events.c.id)
+    )
+    return connection.execute(query).all()
+
+
+def told_of(
+    connection: Connection, invoice_id: int, attempt_id: int, kinds: Iterable[str]
+) -> Sequence[Row[Any]]:
+    """The events of these kinds about one attempt, newest first."""
+    query: Select[Any] = (
+        select(events.c.kind, events.c.by, events.c.data)
+        .where(
+            events.c.invoice_id == invoice_id,
+            events.c.attempt_id == attempt_id,
+            events.c.kind.in_(sorted(kinds)),
+        )
+        .order_by(events.c.id.desc())
     )
     return connection.execute(query).all()
 

@@ -171,7 +171,7 @@ says; nobody has answered; the gateway answers and has not decided; its answer d
 REOPENED = "reopened"
 """What is known of an attempt that had ended unpaid: the gateway has taken that back."""
 
-_SAYS_NOTHING = ("no answer", "nothing new")
+SAYS_NOTHING = ("no answer", "nothing new")
 
 
 def _looked(*, found_none_of: Sequence[str]) -> ColumnElement[bool]:
@@ -187,13 +187,13 @@ def _looked(*, found_none_of: Sequence[str]) -> ColumnElement[bool]:
 _UNTOUCHED_PAGE = and_(
     attempts.c.origin == Origin.LINK,
     attempts.c.outcome.is_(None),
-    ~_looked(found_none_of=[*_SAYS_NOTHING, *sorted(UNSOLD_STATUSES)]),
+    ~_looked(found_none_of=[*SAYS_NOTHING, *sorted(UNSOLD_STATUSES)]),
 )
 _KNOWN_OF_SUBMITTED = case(
     (attempts.c.outcome.is_not(None), MISFIT),
     (_UNTOUCHED_PAGE, PAGE),
     (attempts.c.sale_status.is_not(None), UNDECIDED),
-    (_looked(found_none_of=_SAYS_NOTHING), UNDECIDED),
+    (_looked(found_none_of=SAYS_NOTHING), UNDECIDED),
     else_=SILENT,
 )
 

@@ -45,6 +45,8 @@ def attempt_from(row: Row[Any]) -> Attempt:
         original_code=row.original_code,
         undecided_since=row.undecided_since,
         heard_at=row.heard_at,
+        resolved_at=row.resolved_at,
+        resolved_over=row.resolved_over,
     )
 
 

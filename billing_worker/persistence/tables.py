@@ -275,6 +275,8 @@ attempts = Table(
     Column("original_code", Text),  # the acquirer's own, where the gateway passes it on
     Column("heard_at", Instant),  # when the gateway was asked for what we know of it
     Column("undecided_since", Instant),  # ended, and the gateway took its "final" back
+    Column("resolved_at", Instant),  # a named person said whether it was paid
+    Column("resolved_over", Text),  # what the gateway said then
     UniqueConstraint("invoice_id", "number"),
     _one_of(
         "status",

@@ -10,14 +10,13 @@ from sqlalchemy import Connection
 
 from billing_worker.domain import card as card_rules
 from billing_worker.domain.attempt import Attempt, AttemptStatus
-from billing_worker.domain.declines import DeclineClass, classify
 from billing_worker.domain.dunning import ASKED_FOR
 from billing_worker.domain.errors import InvariantBroken
 from billing_worker.domain.events import Event, EventKind
 from billing_worker.domain.evidence import Statement
 from billing_worker.domain.invoice import InvoiceStatus
 from billing_worker.domain.secret import Secret
-from billing_worker.domain.settlement import Case, Forbidden
+from billing_worker.domain.settlement import Case, Forbidden, is_unknown
 from billing_worker.domain.subscription import COLLECTABLE, SubscriptionStatus
 from billing_worker.gateway.port import WireCall
 from billing_worker.persistence import cards, links, switches
@@ -133,7 +132,7 @@ def _others_may_pay(connection: Connection, case: Case) -> str | None:
         if other.undecided_since is not None:
             return f"{other.reference_id} is undecided again: it may still be paid"
     newest = next((a for a in reversed(others) if a.status is AttemptStatus.DECLINED), None)
-    if newest is not None and classify(newest.outcome) is DeclineClass.UNKNOWN:
+    if newest is not None and is_unknown(newest):
         return f"{newest.reference_id} may have been paid ({newest.outcome}): a person looks first"
     return None
 

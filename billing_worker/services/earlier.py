@@ -22,7 +22,7 @@ from billing_worker.domain.evidence import (
     Verdict,
     judge,
 )
-from billing_worker.domain.settlement import Stated, was_never_sold
+from billing_worker.domain.settlement import Stated, is_overruled, was_never_sold
 from billing_worker.gateway.port import CallLog
 from billing_worker.persistence.cases import CaseKey
 from billing_worker.services.commit import settle
@@ -92,6 +92,9 @@ def _has_just_ended(ports: Ports, attempt: Attempt) -> bool:
 def _may_still_pay(attempt: Attempt, statement: Statement) -> bool:
     """Judged by the statement itself: what is settled may have been newer by another's clock."""
     expected = Expected(attempt.reference_id, attempt.money, test_mode=attempt.test_mode)
-    if judge(statement, expected).verdict not in {Verdict.PENDING, Verdict.CONTRADICTORY}:
+    finding = judge(statement, expected)
+    if finding.verdict not in {Verdict.PENDING, Verdict.CONTRADICTORY}:
         return False
+    if is_overruled(attempt, finding):
+        return False  # A named person has said that it was not paid, and knew that much.
     return not (was_never_sold(attempt) and statement.status in UNSOLD_STATUSES)

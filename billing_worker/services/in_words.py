@@ -13,6 +13,7 @@ from billing_worker.domain import card as cards
 from billing_worker.domain.declines import decline_for
 from billing_worker.domain.hosted import STEPS, HostedPayment, HostedStatus
 from billing_worker.domain.invoice import CANCELLED, PAUSED
+from billing_worker.domain.settlement import PAID_BY_WORD
 from billing_worker.persistence.invoices import MISFIT, PAGE, REOPENED, SILENT, UNDECIDED
 
 
@@ -81,10 +82,16 @@ class Told:
 
 
 def about_invoice(
-    invoice: Row[Any], newest: Row[Any] | None, fate: Fate, known: str | None, *, sales_on: bool
+    invoice: Row[Any],
+    newest: Row[Any] | None,
+    fate: Fate,
+    known: str | None,
+    *,
+    payer: Row[Any] | None,
+    sales_on: bool,
 ) -> Told:
     """`newest` is its newest attempt, or the one that may still be paid: what is known of that one
-    is `known`.
+    is `known`. `payer` is the attempt that paid it.
     """
     if newest is not None and fate in {Fate.UNKNOWN, Fate.LINK}:
         return _about_submitted(invoice, newest, known or SILENT)
@@ -93,7 +100,7 @@ def about_invoice(
         case Fate.DATED | Fate.IN_FLIGHT:
             why, next_ = _why_charged(newest, reason), _when_charged(invoice, sales_on=sales_on)
         case Fate.PAID:
-            why, next_ = "The gateway states that it was paid", "Nothing more is charged for it"
+            why, next_ = _who_says_paid(payer), "Nothing more is charged for it"
         case _:
             why = f"{_WHY[fate]}: {reason}" if reason else _WHY[fate]
             next_ = _NEXT[fate].format(
@@ -102,6 +109,13 @@ def about_invoice(
                 until=_patience(invoice),
             )
     return Told(f"{why}.", f"{next_}.")
+
+
+def _who_says_paid(payer: Row[Any] | None) -> str:
+    if payer is not None and payer.outcome == PAID_BY_WORD:
+        resolved = f"at {_moment(payer.resolved_at)}"
+        return f"A person stated {resolved} that it was paid, and the gateway has not decided"
+    return "The gateway states that it was paid"
 
 
 _WHY = {
@@ -121,8 +135,8 @@ _NEXT = {
     "{subscription}`, or `cards tokenise --invoice {invoice}`){until}",
     Fate.FOR_THE_CUSTOMER: "Nothing before the customer pays (`invoices pay-link {invoice}`) or "
     "gives another card{until}",
-    Fate.FOR_A_PERSON: "Nothing by itself; `invoices retry {invoice}` charges it, `catch-up` "
-    "decides what was held there",
+    Fate.FOR_A_PERSON: "Nothing by itself; `invoices retry {invoice}` charges it, `invoices void "
+    "{invoice}` ends it, `catch-up` decides what was held there",
 }
 
 
@@ -169,7 +183,11 @@ def _about_submitted(invoice: Row[Any], newest: Row[Any], known: str) -> Told:
         REOPENED: f"Attempt {number} had ended unpaid ({newest.outcome}), and the gateway has taken "
         f"that back at {_moment(newest.undecided_since)}",
     }
-    return Told(f"{said[known]}.", f"{asked}; nothing else is tried until it says paid or unpaid.")
+    return Told(
+        f"{said[known]}.",
+        f"{asked}; nothing else is tried until it says paid or unpaid, or a person does "
+        f"(`invoices resolve {newest.reference_id}`).",
+    )
 
 
 def _moment(moment: datetime | None) -> str:

@@ -144,7 +144,8 @@ def _explained_invoice(connection: Connection, invoice: Row[Any]) -> dict[str, A
         patient=invoice.give_up_at is not None,
     )
     sales_on = switches.sales_are_on(connection)
-    told = in_words.about_invoice(invoice, newest, fate, known, sales_on=sales_on)
+    payer = next((row for row in tries if row.status == "succeeded"), None)
+    told = in_words.about_invoice(invoice, newest, fate, known, payer=payer, sales_on=sales_on)
     return {
         "invoice": invoice.reference_id,
         "subscription": invoice.subscription_reference,
@@ -199,6 +200,7 @@ def _attempt(row: Row[Any]) -> dict[str, Any]:
         "submitted_at": _iso(row.submitted_at),
         "settled_at": _iso(row.settled_at),
         "ask_again_at": _iso(row.look_at),
+        "resolved_at": _iso(row.resolved_at),
     }
 
 

@@ -19,6 +19,7 @@ from billing_worker.domain.settlement import (
     NeverHandedOut,
     News,
     NothingSent,
+    Resolved,
     Stated,
     conclude,
 )
@@ -134,7 +135,9 @@ def _may_decline(request: Settle) -> bool:
 
 
 def _may_end_unpaid(request: Settle) -> bool:
-    return _may_decline(request) or isinstance(request.news, NothingSent | NeverHandedOut)
+    return _may_decline(request) or isinstance(
+        request.news, NothingSent | NeverHandedOut | Resolved
+    )
 
 
 def _carry_out(

@@ -23,6 +23,7 @@ from billing_worker.domain.settlement import (
     NoAnswer,
     NothingSent,
     Postponed,
+    Resolved,
     Stated,
 )
 from billing_worker.gateway.paycore import GatewaySettings, PaycoreGateway
@@ -247,6 +248,7 @@ EVERY_NEWS = {
     Forbidden: Forbidden("card.dead", "said late", None),
     NoAnswer: NoAnswer("said late"),
     NeverHandedOut: NeverHandedOut(),
+    Resolved: None,  # a person's word, and of no claim
 }
 
 

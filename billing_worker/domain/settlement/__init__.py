@@ -9,6 +9,7 @@ repeated news never moves a state back; what does not fit is written down and sh
     unpaid    a charge ended without money, or is not decided
     link      a pay page ended without money
     late      news about an attempt that had ended
+    resolved  a named person's word on an attempt that the gateway leaves undecided
     recovery  what becomes of the debt, and of its subscription
     moves     the attempt itself, and when the gateway is asked about it next
 """
@@ -33,14 +34,23 @@ from billing_worker.domain.settlement.news import (
     NoAnswer,
     NothingSent,
     Postponed,
+    Resolved,
     Stated,
 )
 from billing_worker.domain.settlement.recovery import give_up
+from billing_worker.domain.settlement.resolved import (
+    PAID_BY_WORD,
+    is_overruled,
+    is_resolved,
+    is_unknown,
+    may_be_resolved,
+)
 
 __all__ = [
     "EAGER_LOOKS_FOR",
     "LONGEST_EAGER_WAIT",
     "NEEDS_CUSTOMER",
+    "PAID_BY_WORD",
     "PATIENT_WAIT",
     "RECHECKS",
     "Case",
@@ -52,9 +62,14 @@ __all__ = [
     "NoAnswer",
     "NothingSent",
     "Postponed",
+    "Resolved",
     "Stated",
     "conclude",
     "give_up",
+    "is_overruled",
+    "is_resolved",
+    "is_unknown",
+    "may_be_resolved",
     "was_never_sold",
     "withdrawn",
 ]

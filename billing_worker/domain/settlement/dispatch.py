@@ -24,9 +24,11 @@ from billing_worker.domain.settlement.news import (
     NoAnswer,
     NothingSent,
     Postponed,
+    Resolved,
     Stated,
 )
 from billing_worker.domain.settlement.paid import pay
+from billing_worker.domain.settlement.resolved import is_overruled, resolve, still_undecided
 from billing_worker.domain.settlement.unpaid import (
     decline,
     forbid,
@@ -81,6 +83,8 @@ def _told(case: Case, news: News, context: Context) -> Conclusion:  # noqa: PLR0
             return Conclusion(ask_again(case, context), (looked,))
         case NeverHandedOut():
             return never_handed_out(case, context)
+        case Resolved():
+            return resolve(case, news, context)
 
 
 def _about_another_invoice(case: Case, statement: Statement, context: Context) -> Conclusion:
@@ -102,13 +106,17 @@ def _is_older_than_known(
     return statement.status not in PAID_STATUSES or case.attempt.status in attempts.PAID
 
 
-def _stated(case: Case, statement: Statement, context: Context) -> Conclusion:
+def _stated(  # noqa: PLR0911 - a case each
+    case: Case, statement: Statement, context: Context
+) -> Conclusion:
     attempt = case.attempt
     finding = judge(
         statement, Expected(attempt.reference_id, attempt.money, test_mode=attempt.test_mode)
     )
     if finding.verdict is Verdict.PAID:
         return pay(case, finding, context)
+    if is_overruled(attempt, finding):
+        return still_undecided(case, finding, context)
     match attempt.status:
         case AttemptStatus.PREPARED if finding.verdict is Verdict.DECLINED:
             case, sold = sold_by_a_twin(case, context)

@@ -60,7 +60,17 @@ class NeverHandedOut:
     """The lease of a prepared pay link ran out: nobody was given its page, so nobody can pay."""
 
 
-News = Stated | NothingSent | Postponed | Forbidden | NoAnswer | NeverHandedOut
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A named person says whether an attempt of unknown outcome was paid."""
+
+    paid: bool
+    evidence: str
+    why: str
+    over: str | None = None  # what the gateway last said of it, which the person has seen
+
+
+News = Stated | NothingSent | Postponed | Forbidden | NoAnswer | NeverHandedOut | Resolved
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,10 @@ _COMMANDS = {
     "catch-up": (f"{_PACKAGE}.catch_up", "Decide about periods that nobody billed in time."),
     "commands": (f"{_PACKAGE}.commands", "What other services asked for, and the answers."),
     "cards": (f"{_PACKAGE}.cards", "List, replace, add and tokenise cards."),
-    "invoices": (f"{_PACKAGE}.invoices", "What people do to one invoice: retry, pay-link."),
+    "invoices": (
+        f"{_PACKAGE}.invoices",
+        "What people do to one invoice: retry, pay-link, resolve.",
+    ),
     "status": (f"{_PACKAGE}.operate", "What was charged, what is open, what is unknown."),
     "explain": (
         f"{_PACKAGE}.operate",

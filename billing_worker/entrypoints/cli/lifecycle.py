@@ -12,6 +12,7 @@ from billing_worker import config
 from billing_worker.clock import SystemClock
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.entrypoints.cli.shared import (
+    chosen,
     json_option,
     open_store,
     print_json,
@@ -56,14 +57,6 @@ def _do(
         click.echo(f"  {name:12} {value}")
 
 
-def _chosen(_: click.Context, option: click.Parameter, value: bool | None) -> bool:  # noqa: FBT001 - click's form
-    """`required` would name one of the two only, and whoever obeys has not chosen."""
-    if value is None:
-        either = " or ".join([*option.opts, *option.secondary_opts])
-        raise click.UsageError(f"Say {either}.")
-    return value
-
-
 @click.command()
 @_asked_for
 @click.option("--amount", help='Decimal text in major units, such as "9.99".')
@@ -93,7 +86,7 @@ def pause(reference_id: str, by: str, why: str | None, *, as_json: bool) -> None
 @click.option(
     "--shift-anchor/--keep-anchor",
     default=None,
-    callback=_chosen,
+    callback=chosen,
     help="Move the dates by the time paused, or keep them and skip the periods in between.",
 )
 def resume(
@@ -105,7 +98,7 @@ def resume(
 
 @click.command()
 @_asked_for
-@click.option("--now/--at-period-end", "now", default=None, callback=_chosen)
+@click.option("--now/--at-period-end", "now", default=None, callback=chosen)
 def cancel(reference_id: str, by: str, why: str | None, *, now: bool, as_json: bool) -> None:
     """Cancel: now, or when the next period would begin. Open invoices are void then."""
     _do(lifecycle.cancel, reference_id, by, as_json=as_json, why=why, at_period_end=not now)

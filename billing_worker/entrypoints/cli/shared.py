@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import click
+import structlog
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
@@ -77,6 +79,8 @@ def open_ports(*needs: str) -> Iterator[tuple[Ports, Settings]]:
     from billing_worker.bootstrap import build_ports  # noqa: PLC0415 - the gateway client is slow
     from billing_worker.entrypoints.bell import SilentBell  # noqa: PLC0415
 
+    # Alerts are told on standard error: what is printed is for programs too.
+    structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
     settings = settings_for(*DATABASE, *GATEWAY, *VAULT, *needs)
     open_store(settings).close()  # says in words what is wrong with the database
     ports, _ = build_ports(settings, SilentBell())
@@ -87,6 +91,14 @@ def open_ports(*needs: str) -> Iterator[tuple[Ports, Settings]]:
 def shown_url(url: str) -> str:
     """A database or broker URL without its password."""
     return make_url(url).render_as_string(hide_password=True)
+
+
+def chosen(_: click.Context, option: click.Parameter, value: bool | None) -> bool:  # noqa: FBT001 - click's form
+    """`required` would name one of the two only, and whoever obeys has not chosen."""
+    if value is None:
+        either = " or ".join([*option.opts, *option.secondary_opts])
+        raise click.UsageError(f"Say {either}.")
+    return value
 
 
 def print_json(data: Any) -> None:

@@ -1,0 +1,18 @@
+"""What a person types for the history: kept, without what must never be written down."""
+
+from __future__ import annotations
+
+from billing_worker.domain.errors import InvalidInput
+from billing_worker.gateway.redaction import legible, redact
+
+LONGEST = 1_000
+
+
+def required(field: str, text: str | None) -> str:
+    """Raises InvalidInput on `field` where nothing is said, or more than `LONGEST` characters."""
+    said = legible(redact((text or "").strip()))
+    if not said:
+        raise InvalidInput(field, "must not be empty")
+    if len(said) > LONGEST:
+        raise InvalidInput(field, f"must have at most {LONGEST} characters")
+    return said
