@@ -7,7 +7,8 @@
     sent.answer(timeout=10)  # {"status": "done", "errors": [], "subscription": {…}}
 
 `reference_id` is your own key for the command: sent again, it is carried out once. A command is
-certain when it is answered; without an answer send the same one again. See docs/commands.md.
+certain when it is answered; without an answer send the same one again. `decided_at` is when a
+command was first decided, if it is sent later than that. See docs/commands.md.
 """
 
 from __future__ import annotations
@@ -162,6 +163,7 @@ class BillingClient:
         ends_at: datetime | Literal[""] | None = None,
         by: str | None = None,
         why: str | None = None,
+        decided_at: datetime | None = None,
     ) -> Sent:
         """New terms from the next period on; what is None stays, an empty `ends_at` goes."""
         changes: dict[str, Any] = {
@@ -175,7 +177,13 @@ class BillingClient:
         if ends_at is not None:
             changes["ends_at"] = _instant(ends_at) if ends_at else ""
         return self._about(
-            "billing.change_subscription", reference_id, subscription, by, why, **changes
+            "billing.change_subscription",
+            reference_id,
+            subscription,
+            by,
+            why,
+            decided_at,
+            **changes,
         )
 
     def pause(
@@ -185,8 +193,9 @@ class BillingClient:
         subscription: str,
         by: str | None = None,
         why: str | None = None,
+        decided_at: datetime | None = None,
     ) -> Sent:
-        return self._about("billing.pause", reference_id, subscription, by, why)
+        return self._about("billing.pause", reference_id, subscription, by, why, decided_at)
 
     def resume(
         self,
@@ -196,10 +205,17 @@ class BillingClient:
         shift_anchor: bool,
         by: str | None = None,
         why: str | None = None,
+        decided_at: datetime | None = None,
     ) -> Sent:
         """`shift_anchor`: later dates by the time of the pause; otherwise the calendar stays."""
         return self._about(
-            "billing.resume", reference_id, subscription, by, why, shift_anchor=shift_anchor
+            "billing.resume",
+            reference_id,
+            subscription,
+            by,
+            why,
+            decided_at,
+            shift_anchor=shift_anchor,
         )
 
     def cancel(
@@ -210,9 +226,16 @@ class BillingClient:
         at_period_end: bool,
         by: str | None = None,
         why: str | None = None,
+        decided_at: datetime | None = None,
     ) -> Sent:
         return self._about(
-            "billing.cancel", reference_id, subscription, by, why, at_period_end=at_period_end
+            "billing.cancel",
+            reference_id,
+            subscription,
+            by,
+            why,
+            decided_at,
+            at_period_end=at_period_end,
         )
 
     def replace_card(
@@ -223,8 +246,11 @@ class BillingClient:
         card: Card,
         by: str | None = None,
         why: str | None = None,
+        decided_at: datetime | None = None,
     ) -> Sent:
-        return self._about("billing.replace_card", reference_id, subscription, by, why, card=card)
+        return self._about(
+            "billing.replace_card", reference_id, subscription, by, why, decided_at, card=card
+        )
 
     def charge_once(
         self,
@@ -236,6 +262,7 @@ class BillingClient:
         card: Card | None = None,
         description: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        decided_at: datetime | None = None,
     ) -> Sent:
         """`reference_id` also names the charge. Without a card the customer's newest is charged."""
         return self._send(
@@ -248,6 +275,7 @@ class BillingClient:
                 "currency": currency,
                 "description": description,
                 "metadata": dict(metadata or {}),
+                **_decided(decided_at),
             },
         )
 
@@ -294,10 +322,11 @@ class BillingClient:
         subscription: str,
         by: str | None,
         why: str | None,
+        decided_at: datetime | None,
         **details: Any,
     ) -> Sent:
         record = {"reference_id": reference_id, "subscription": subscription, "by": by, "why": why}
-        return self._send(task, record | details)
+        return self._send(task, record | details | _decided(decided_at))
 
     def _send(self, task: str, record: Mapping[str, Any]) -> Sent:
         result = self._app.send_task(
@@ -308,6 +337,11 @@ class BillingClient:
             argsrepr="(a record)",  # Celery would copy the card token into a header that is logged.
         )
         return Sent(str(result.id), self._answers.AsyncResult(result.id))
+
+
+def _decided(at: datetime | None) -> dict[str, Any]:
+    """Absent where it is not said: an older worker does not know the name."""
+    return {} if at is None else {"decided_at": _instant(at)}
 
 
 def _instant(moment: datetime | None) -> str | None:

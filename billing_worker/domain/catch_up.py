@@ -37,6 +37,9 @@ SHORTEST_GAP = timedelta(days=1)
 HELD = "catch_up."
 """How every rule here begins, and so the reason of an open invoice that waits for a person."""
 
+WAIVED_BY = "waived by "
+"""How the reason of an invoice begins that one of these rules has waived."""
+
 MAX_PERIODS = 1_000
 """Of one subscription in one go; the next sweep continues."""
 
@@ -237,10 +240,10 @@ def decide(
     if policy.rule is CatchUp.HOLD:
         return Planned(period, Action.HOLD, rule, f"{rule}: late, and a person is to decide")
     if policy.rule is CatchUp.COLLECT_LATEST and not is_latest:
-        reason = f"waived by {rule}: missed, and a later period is collected"
+        reason = f"{WAIVED_BY}{rule}: missed, and a later period is collected"
         return Planned(period, Action.WAIVE, rule, reason)
     if policy.rule is CatchUp.FORGIVE_OLDER_THAN and age > timedelta(days=policy.days or 0):
-        reason = f"waived by {rule}: older than {policy.days} days"
+        reason = f"{WAIVED_BY}{rule}: older than {policy.days} days"
         return Planned(period, Action.WAIVE, rule, reason)
     if age > age_cap:
         return _too_old(period, age_cap)

@@ -73,6 +73,10 @@ SUSPENDED = "suspended"
 """Why an invoice waits whose subscription was suspended for an older one."""
 
 
+TAKEN_BACK = "taken back: it became due after a decision that was told of later"
+"""Why an invoice is void that an earlier decision would have prevented. Its period may become due
+again, on other terms or another date: it is then opened anew under the same number."""
+
 RECOVERY_ENDED = "recovery_ended: "
 """Begins the reason of an invoice whose ladder is used up, or whose customer was waited for."""
 

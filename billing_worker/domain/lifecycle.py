@@ -59,6 +59,19 @@ def ending(subscription: Subscription, ends_at: datetime | None) -> Subscription
     return replace(subscription, ends_at=ends_at)
 
 
+def before_period(subscription: Subscription, number: int) -> Subscription:
+    """As it stood before the period of that number became due, by time alone: no decision and no
+    suspension lies in between. One that has ended since, because it was its last period, goes on.
+    """
+    ended = subscription.status is _S.ENDED
+    return replace(
+        subscription,
+        status=_S.ACTIVE if ended else subscription.status,
+        next_period=number,
+        next_billing_at=subscription.start_of(number),
+    )
+
+
 def paused(subscription: Subscription, now: datetime) -> Subscription:
     """No period becomes due until `resumed`."""
     _require(subscription, BILLABLE)

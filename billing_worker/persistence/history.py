@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, Row, Select, Subquery, bindparam, case, func, or_, select
 
-from billing_worker.domain.events import Event
+from billing_worker.domain.events import Event, EventKind
 from billing_worker.persistence.bulk import insert_many
 from billing_worker.persistence.tables import attempts, events, invoices
 
@@ -74,6 +74,22 @@ def of_subscription(connection: Connection, subscription_id: int) -> Sequence[Ro
     query = (
         select(events)
         .where(events.c.subscription_id == subscription_id, events.c.invoice_id.is_(None))
+        .order_by(events.c.id)
+    )
+    return connection.execute(query).all()
+
+
+def of_kinds(
+    connection: Connection, subscription_id: int, kinds: Collection[EventKind]
+) -> Sequence[Row[Any]]:
+    """What happened to the subscription itself, of these kinds, oldest first."""
+    query = (
+        select(events)
+        .where(
+            events.c.subscription_id == subscription_id,
+            events.c.invoice_id.is_(None),
+            events.c.kind.in_(sorted(kinds)),
+        )
         .order_by(events.c.id)
     )
     return connection.execute(query).all()

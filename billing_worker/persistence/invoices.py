@@ -25,7 +25,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from billing_worker.domain import invoice as invoice_rules
 from billing_worker.domain.attempt import Origin
-from billing_worker.domain.catch_up import Action, Planned
+from billing_worker.domain.catch_up import WAIVED_BY, Action, Planned
 from billing_worker.domain.events import EventKind
 from billing_worker.domain.evidence import UNSOLD_STATUSES
 from billing_worker.domain.subscription import Subscription
@@ -42,21 +42,31 @@ def open_periods(
 
     Returns (invoice id, subscription id, period number). `ring_at` is for what is charged now:
     whoever opens it rings, and the sweep rings again then. A period that already has its invoice
-    is passed over: the unique key stops a twin.
+    is passed over: the unique key stops a twin. One that was taken back is opened anew.
     """
     if not due:
         return []
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     rows = [_open_row(subscription, planned, now, ring_at) for subscription, planned in due]
-    statement = (
-        dialect.insert(invoices)
-        .on_conflict_do_nothing(index_elements=["subscription_id", "period_number"])
-        .returning(invoices.c.id, invoices.c.subscription_id, invoices.c.period_number)
+    statement = dialect.insert(invoices).returning(
+        invoices.c.id, invoices.c.subscription_id, invoices.c.period_number
+    )
+    statement = statement.on_conflict_do_update(
+        index_elements=["subscription_id", "period_number"],
+        set_={name: statement.excluded[name] for name in _OPENED_ANEW},
+        where=and_(invoices.c.status == "void", invoices.c.reason == invoice_rules.TAKEN_BACK),
     )
     return [
         (row.id, row.subscription_id, row.period_number)
         for row in connection.execute(statement, rows)
     ]
+
+
+_OPENED_ANEW = (
+    "period_start", "period_end", "amount_minor", "currency", "description", "status", "reason",
+    "next_attempt_at", "ring_at", "not_charged_count", "created_at", "next_origin",
+    "first_declined_at",
+)  # fmt: skip
 
 
 def _open_row(
@@ -156,6 +166,31 @@ def of_subscription(connection: Connection, subscription_id: int) -> Sequence[Ro
         .order_by(invoices.c.period_number)
     )
     return connection.execute(query).all()
+
+
+def opened_after(
+    connection: Connection, subscription_id: int, instant: datetime
+) -> Sequence[Row[Any]]:
+    """Invoices of periods that begin after `instant`, oldest first."""
+    query = (
+        select(invoices)
+        .where(invoices.c.subscription_id == subscription_id, invoices.c.period_start > instant)
+        .order_by(invoices.c.period_number)
+    )
+    return connection.execute(query).all()
+
+
+def take_back_waived(connection: Connection, ids: Sequence[int]) -> None:
+    """Let waived periods be opened anew, should they become due again."""
+    connection.execute(
+        update(invoices)
+        .where(
+            invoices.c.id.in_(ids),
+            invoices.c.status == "void",
+            invoices.c.reason.startswith(WAIVED_BY),
+        )
+        .values(reason=invoice_rules.TAKEN_BACK)
+    )
 
 
 def attempts_of(connection: Connection, invoice_id: int) -> Sequence[Row[Any]]:

@@ -16,7 +16,7 @@ from sqlalchemy import (
 )
 
 from billing_worker.domain.errors import InvariantBroken
-from billing_worker.domain.subscription import Subscription
+from billing_worker.domain.subscription import ONE_OFF, Subscription
 from billing_worker.persistence.bulk import among, insert_rows
 from billing_worker.persistence.rows import TERMS, Unreadable, readable, subscription_from
 from billing_worker.persistence.tables import cards, customers, subscriptions
@@ -88,6 +88,12 @@ def lock(connection: Connection, reference_id: str) -> Subscription | None:
     """One subscription, locked until the end of the transaction. Waits for whoever holds it."""
     row = connection.execute(_NAMED, {"reference_id": reference_id}).one_or_none()
     return subscription_from(row) if row else None
+
+
+def is_one_off(connection: Connection, subscription_id: int) -> bool:
+    """Whether it stands for a single charge."""
+    query = select(subscriptions.c.kind).where(subscriptions.c.id == subscription_id)
+    return connection.execute(query).scalar() == ONE_OFF
 
 
 def lock_these(

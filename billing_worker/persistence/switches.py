@@ -12,6 +12,7 @@ from billing_worker.persistence.tables import invoices, switches
 SALES = "sales"
 _SERVICE = "service:"
 _RESTORED = "restored"
+_WAITS = "decisions"
 _SAID_AGAIN_WITHIN = timedelta(days=31)
 
 SALES_OFF = "sales are switched off"
@@ -27,6 +28,14 @@ class Switches:
     restored_at: datetime | None = None
     """When somebody last said that these books are from a backup, and have forgotten something."""
 
+    waits_since: datetime | None = None
+    """When the book began to wait for the decisions that it has forgotten. Sales are off then."""
+
+    @property
+    def have_forgotten(self) -> bool:
+        """Whether these books are from a backup."""
+        return self.restored_at is not None or self.waits_since is not None
+
     def may_be_forgotten(self, invoice: Invoice) -> bool:
         """Whether these books' life before they were restored may have charged for the invoice.
 
@@ -34,6 +43,8 @@ class Switches:
         resumption) may give a period another date than it had then; and any first period for a
         month, as a command that is sent again opens it when it comes.
         """
+        if self.waits_since is not None:
+            return True
         if self.restored_at is None:
             return False
         one_earlier = invoice.period_start - (invoice.period_end - invoice.period_start)
@@ -65,14 +76,37 @@ def read(connection: Connection) -> Switches:
             if row.name.startswith(_SERVICE) and not row.is_on
         },
         restored_at=next((row.changed_at for row in rows if row.name == _RESTORED), None),
+        waits_since=next((row.changed_at for row in rows if row.name == _WAITS), None),
     )
 
 
 def mark_restored(connection: Connection, *, by: str, reason: str | None, now: datetime) -> None:
     """Whatever was due by now may have been charged by a life that these books have forgotten."""
-    connection.execute(delete(switches).where(switches.c.name == _RESTORED))
-    row = {"name": _RESTORED, "is_on": True, "by": by, "reason": reason, "changed_at": now}
+    _mark(connection, _RESTORED, by=by, reason=reason, now=now)
+
+
+def _mark(connection: Connection, name: str, *, by: str, reason: str | None, now: datetime) -> None:
+    connection.execute(delete(switches).where(switches.c.name == name))
+    row = {"name": name, "is_on": True, "by": by, "reason": reason, "changed_at": now}
     connection.execute(insert(switches), row)
+
+
+def await_decisions(connection: Connection, *, by: str, reason: str | None, now: datetime) -> None:
+    """Let nothing become due: decisions that the book has forgotten are about to be said again."""
+    _mark(connection, _WAITS, by=by, reason=reason, now=now)
+
+
+def await_no_more(connection: Connection) -> None:
+    """All forgotten decisions have been said again."""
+    connection.execute(delete(switches).where(switches.c.name == _WAITS))
+
+
+_WAITS_SINCE = select(switches.c.changed_at).where(switches.c.name == _WAITS)
+
+
+def waits_for_decisions(connection: Connection) -> bool:
+    """Whether forgotten decisions are still to be said again. Until then nothing becomes due."""
+    return connection.execute(_WAITS_SINCE).scalar() is not None
 
 
 def pause_service(

@@ -355,7 +355,7 @@ switches = Table(
     metadata,
     Column(
         "name", String(160), primary_key=True
-    ),  # "sales", "restored", or "service:" and its code
+    ),  # "sales", "restored", "decisions", or "service:" and its code
     Column("is_on", Boolean, nullable=False),
     Column("reason", Text),
     Column("by", Text),

@@ -26,6 +26,7 @@ from billing_worker.persistence import cards, cases, claims, customers, history,
 from billing_worker.persistence.claims import DueInvoice
 from billing_worker.persistence.history import Entry
 from billing_worker.persistence.store import Store
+from billing_worker.services.decided import CLOCKS_DIFFER, last_said, not_in_the_future
 from billing_worker.services.ports import Vault
 from billing_worker.services.records import CardRecord
 from billing_worker.services.subscribe import card_row
@@ -42,19 +43,24 @@ def replace_card(
     card: CardRecord,
     by: str,
     why: str | None,
+    decided_at: datetime | None = None,
 ) -> dict[str, Any]:
     """Make `card` the subscription's default, and try it once on every invoice that waits for one.
 
     The uncollectible invoices of a suspended or ended subscription are owed again, so that paying
     them brings it back. A paused one's are tried when it is resumed. Returns {subscription,
-    card_id, tried: [invoice], in_flight: [invoice]}. Raises InvalidInput on `reference_id`, or on
-    the field of a card that cannot be charged or is another customer's.
+    card_id, tried: [invoice], in_flight: [invoice]}. Raises InvalidInput on `reference_id`, on the
+    field of a card that cannot be charged or is another customer's, or on `decided_at` when a newer
+    decision has already named a card.
     """
     now = clock.now()
     with store.transaction() as connection:
         subscription = _locked(connection, subscription_reference)
+        _require_newest(connection, subscription, decided_at, now)
         card_id = _add(connection, vault, subscription, card, now)
-        tried, in_flight = pay_with(connection, subscription, card_id, by=by, why=why, now=now)
+        tried, in_flight = pay_with(
+            connection, subscription, card_id, by=by, why=why, now=now, decided_at=decided_at
+        )
     return {
         "subscription": subscription_reference,
         "card_id": card_id,
@@ -71,6 +77,7 @@ def pay_with(
     by: str,
     why: str | None,
     now: datetime,
+    decided_at: datetime | None = None,
 ) -> tuple[list[Invoice], list[str]]:
     """Make a stored card the default of a locked subscription, and try it on what waits for one.
 
@@ -80,6 +87,8 @@ def pay_with(
     cards.make_default(connection, subscription.id, card_id)
     tried, in_flight = _try_it(connection, subscription, by, now)
     asked = {"by": by, "why": why, "card_id": card_id}
+    if decided_at is not None:
+        asked["decided_at"] = decided_at.isoformat()
     added = Event(EventKind.CARD_ADDED, now, by, asked | {"role": "default"})
     ordered = Event(EventKind.RETRY_ORDERED, now, by, asked | {"origin": Origin.NEW_CARD})
     history.write(connection, [Entry(added, subscription.id)])
@@ -160,6 +169,19 @@ def _locked(connection: Connection, reference: str) -> Subscription:
     if subscription is None:
         raise InvalidInput("reference_id", f"there is no subscription {reference!r}")
     return subscription
+
+
+def _require_newest(
+    connection: Connection, subscription: Subscription, decided_at: datetime | None, now: datetime
+) -> None:
+    """An older card must not take the place of a newer one because it is told of later."""
+    if decided_at is None:
+        return
+    at = not_in_the_future(decided_at, now)
+    last = last_said(connection, subscription.id, frozenset({EventKind.CARD_ADDED}))
+    if last is not None and at < last - CLOCKS_DIFFER:
+        reason = f"is before the last decision about its card, which is of {last.isoformat()}"
+        raise InvalidInput("decided_at", reason)
 
 
 def _add(

@@ -23,13 +23,14 @@ from billing_worker.domain.events import EventKind
 from billing_worker.domain.invoice import Invoice, reference_for
 from billing_worker.domain.money import Money
 from billing_worker.domain.subscription import DuePeriod, Subscription
-from billing_worker.persistence import history, late
+from billing_worker.persistence import history, late, switches
 from billing_worker.persistence.history import Entry
 from billing_worker.persistence.late import LateOf, LateSubscription
 from billing_worker.persistence.rows import trouble_of
 from billing_worker.persistence.store import Store
 from billing_worker.services.overdue import TROUBLE
 from billing_worker.services.renew import open_planned
+from billing_worker.services.sales import WAITS
 from billing_worker.services.withdraw import Moment
 
 PAGE = 50
@@ -146,9 +147,13 @@ def apply(
     """Do what `plan` shows, customer by customer in its order, until done or at a cap.
 
     The sweep rings for what is due. Idempotent: what was done is neither due nor on hold any more.
+    Raises InvalidInput on `restored` while the book waits for decisions that it has forgotten.
     """
     if not by:
         raise InvalidInput("by", "must name who decides")
+    with store.reading() as connection:
+        if switches.waits_for_decisions(connection):
+            raise InvalidInput("restored", WAITS)
     done: list[Line] = []
     last_id = 0
     while True:

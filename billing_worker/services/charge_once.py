@@ -31,6 +31,7 @@ from billing_worker.persistence import cards, customers, history, invoices, subs
 from billing_worker.persistence.history import Entry
 from billing_worker.persistence.store import Store
 from billing_worker.services.command_records import OneOff
+from billing_worker.services.decided import not_in_the_future
 from billing_worker.services.ports import Vault
 from billing_worker.services.renew import MESSAGE_LOST_AFTER
 from billing_worker.services.subscribe import card_row
@@ -41,15 +42,18 @@ def charge_once(
 ) -> tuple[int, str]:
     """Open the invoice of a one-off charge; return its id, to ring for, and its reference.
 
-    With no card in the order the customer's newest usable one is charged. Raises InvalidInput on
-    `reference_id` when a subscription or another charge has it, and on `card` when there is none.
+    With no card in the order the customer's newest usable one is charged. One that was decided
+    earlier is charged now, and its period begins then: in restored books it is looked for first.
+    Raises InvalidInput on `reference_id` when a subscription or another charge has it, on `card`
+    when there is none, and on `decided_at`.
     """
     now = clock.now()
+    begins = now if order.decided_at is None else not_in_the_future(order.decided_at, now)
     with store.transaction() as connection:
         if subscriptions.find(connection, order.reference_id) is not None:
             raise InvalidInput("reference_id", "is already used by a subscription or a charge.")
         customer_id, card_id = _payer(connection, vault, order, now)
-        subscription = _subscription(order, customer_id, card_id, now)
+        subscription = _subscription(order, customer_id, card_id, begins)
         period, moved = open_next_period(subscription, now)
         [row_id] = subscriptions.add(connection, [_row(moved, order, now)])
         ring_at = now + max(terms.stuck_after, MESSAGE_LOST_AFTER)

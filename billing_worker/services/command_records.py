@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from marshmallow import (
@@ -33,6 +34,7 @@ from billing_worker.services.hosted_records import (
 from billing_worker.services.record_fields import (
     DEEPEST,
     LONGEST,
+    Aware,
     StrictSchema,
     is_reference,
     is_too_deep,
@@ -88,6 +90,7 @@ class Change:
     ends_at: str | None
     by: str
     why: str | None
+    decided_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,7 @@ class Pause:
     subscription: str
     by: str
     why: str | None
+    decided_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +107,7 @@ class Resume:
     shift_anchor: bool
     by: str
     why: str | None
+    decided_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +116,7 @@ class Cancel:
     at_period_end: bool
     by: str
     why: str | None
+    decided_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +127,7 @@ class OneOff:
     money: Money
     description: str | None
     metadata: dict[str, Any]
+    decided_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +136,12 @@ class ReplaceCard:
     card: CardRecord
     by: str
     why: str | None
+    decided_at: datetime | None = None
 
 
 class _Command(StrictSchema):
     reference_id = fields.String(required=True, validate=is_reference)
+    decided_at = Aware(load_default=None, allow_none=True)
 
 
 class _ToSubscription(_Command):
@@ -154,7 +163,8 @@ class _Change(_ToSubscription):
 
     @validates_schema
     def names_a_change(self, data: Mapping[str, Any], **_: Any) -> None:
-        changes = sorted(set(self.fields) - {"reference_id", "subscription", "by", "why"})
+        said = {"reference_id", "subscription", "by", "why", "decided_at"}
+        changes = sorted(set(self.fields) - said)
         if all(data.get(name) is None for name in changes):
             raise ValidationError(f"names no change: give one of {', '.join(changes)}.")
 
@@ -196,6 +206,7 @@ def _one_off(data: dict[str, Any]) -> OneOff:
         money=data["money"],
         description=data["description"],
         metadata=data["metadata"] or {},
+        decided_at=data["decided_at"],
     )
 
 
@@ -249,7 +260,14 @@ def parse_command(task: str, arguments: Any) -> Command:
         return _page(task, record)
     schema, build = _KINDS[task]
     data = loaded(schema, record)
-    return Command(task, data["reference_id"], build(data), digest_of(record))
+    return Command(task, data["reference_id"], build(data), _digest(record))
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    """Of what is asked for. When it was decided is not part of it: whoever sends a command again
+    may know the time only then.
+    """
+    return digest_of({name: value for name, value in record.items() if name != "decided_at"})
 
 
 def _page(task: str, record: dict[str, Any]) -> Command:

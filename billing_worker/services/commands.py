@@ -269,6 +269,7 @@ def _replace_card(ports: Ports, asked: ReplaceCard) -> Effect:
             card=asked.card,
             by=asked.by,
             why=asked.why,
+            decided_at=asked.decided_at,
         )
     except InvalidInput as error:
         raise _about_subscription(error) from error
@@ -283,7 +284,13 @@ def _moved(
 ) -> Effect:
     try:
         outcome = move(
-            ports.store, ports.clock, asked.subscription, by=asked.by, why=asked.why, **how
+            ports.store,
+            ports.clock,
+            asked.subscription,
+            by=asked.by,
+            why=asked.why,
+            decided_at=asked.decided_at,
+            **how,
         )
     except InvalidInput as error:
         raise _about_subscription(error) from error

@@ -249,7 +249,7 @@ def _begin(ports: Ports, connection: Connection, wanted: TokenisationRecord) -> 
         raise ConcurrentChange(f"{wanted.reference_id} is being prepared by another") from None
     found = hosted.find(connection, wanted.reference_id)
     assert found is not None  # noqa: S101 - written above
-    restored = switches.read(connection).restored_at is not None
+    restored = switches.read(connection).have_forgotten
     return _CardPage(found[0], slot, may_be_forgotten=restored and slot is None)
 
 

@@ -4,7 +4,8 @@
 
 Every function is one transaction and idempotent: asked again it answers `unchanged`. It raises
 InvalidInput (field and reason) for what cannot be done, and then nothing has changed. `by` is who
-decides, `why` the reason for the history.
+decides, `why` the reason for the history. `decided_at` is when, if not now: the decision takes
+effect as if it had been carried out then (see `services/decided.py`).
 
 No proration: a change never touches a period that has begun. Its invoice keeps its amount,
 currency and description; nothing is refunded, credited or charged for the rest of it, and the next
@@ -14,10 +15,12 @@ period has the new terms in full.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
+import structlog
 from sqlalchemy import Connection
 
 from billing_worker.clock import Clock
@@ -31,13 +34,16 @@ from billing_worker.domain.money import Money, exponent
 from billing_worker.domain.subscription import Subscription, SubscriptionStatus
 from billing_worker.persistence import claims, history, subscriptions
 from billing_worker.persistence.history import Entry
-from billing_worker.persistence.store import Store
+from billing_worker.persistence.store import Store, Within
 from billing_worker.services import withdraw
+from billing_worker.services.decided import Decided, TakenBack, decided_when, take_back
 from billing_worker.services.renew import open_planned, plans_for
 from billing_worker.services.withdraw import Moment
 
 _S = SubscriptionStatus
 MAX_DESCRIPTION = 500
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +56,11 @@ class Outcome:
     next_billing_at: datetime | None  # None: no period becomes due
     cancels_at: datetime | None
     details: Mapping[str, Any]  # JSON; the same as the event's
+    decided_at: datetime  # to be said again with, should the books be restored
 
     def as_dict(self) -> dict[str, Any]:
         shown = asdict(self)
-        for name in ("next_billing_at", "cancels_at"):
+        for name in ("next_billing_at", "cancels_at", "decided_at"):
             shown[name] = shown[name].isoformat() if shown[name] else None
         return shown
 
@@ -72,6 +79,7 @@ def change(
     ends_at: str | None = None,
     by: str,
     why: str | None = None,
+    decided_at: datetime | None = None,
 ) -> Outcome:
     """New terms from the next period on; None leaves a term as it is.
 
@@ -102,11 +110,17 @@ def change(
         )
         asked.becomes(after, EventKind.SUBSCRIPTION_CHANGED, **_differences(before, after))
 
-    return _ask(store, clock, reference_id, by, why, decide)
+    return _ask(store, clock, reference_id, by, why, decide, decided_at)
 
 
 def pause(
-    store: Store, clock: Clock, reference_id: str, *, by: str, why: str | None = None
+    store: Store,
+    clock: Clock,
+    reference_id: str,
+    *,
+    by: str,
+    why: str | None = None,
+    decided_at: datetime | None = None,
 ) -> Outcome:
     """No period becomes due and no charge is armed until `resume`. Open invoices wait."""
 
@@ -116,7 +130,7 @@ def pause(
         asked.becomes(rules.paused(asked.subscription, asked.now), EventKind.SUBSCRIPTION_PAUSED)
         withdraw.put_aside(asked.connection, asked.subscription.id, asked.moment)
 
-    return _ask(store, clock, reference_id, by, why, decide)
+    return _ask(store, clock, reference_id, by, why, decide, decided_at)
 
 
 def resume(
@@ -127,6 +141,7 @@ def resume(
     shift_anchor: bool,
     by: str,
     why: str | None = None,
+    decided_at: datetime | None = None,
 ) -> Outcome:
     """Go on after a pause; what was open is collected again.
 
@@ -152,7 +167,7 @@ def resume(
         )
         withdraw.take_up_again(asked.connection, before.id, asked.moment, waited)
 
-    return _ask(store, clock, reference_id, by, why, decide)
+    return _ask(store, clock, reference_id, by, why, decide, decided_at)
 
 
 def cancel(
@@ -163,6 +178,7 @@ def cancel(
     at_period_end: bool,
     by: str,
     why: str | None = None,
+    decided_at: datetime | None = None,
 ) -> Outcome:
     """Over: now, or when the next period would begin.
 
@@ -183,11 +199,17 @@ def cancel(
         voided = withdraw.give_up(asked.connection, before.id, asked.moment)
         asked.becomes(after, EventKind.SUBSCRIPTION_CANCELLED, voided=voided)
 
-    return _ask(store, clock, reference_id, by, why, decide)
+    return _ask(store, clock, reference_id, by, why, decide, decided_at)
 
 
 def uncancel(
-    store: Store, clock: Clock, reference_id: str, *, by: str, why: str | None = None
+    store: Store,
+    clock: Clock,
+    reference_id: str,
+    *,
+    by: str,
+    why: str | None = None,
+    decided_at: datetime | None = None,
 ) -> Outcome:
     """Withdraw a cancellation at the period's end. Once it has taken effect it is too late."""
 
@@ -196,11 +218,17 @@ def uncancel(
         after = rules.keeping(before)
         asked.becomes(after, EventKind.CANCELLATION_WITHDRAWN, **_takes_effect(before))
 
-    return _ask(store, clock, reference_id, by, why, decide)
+    return _ask(store, clock, reference_id, by, why, decide, decided_at)
 
 
 def end(
-    store: Store, clock: Clock, reference_id: str, *, by: str, why: str | None = None
+    store: Store,
+    clock: Clock,
+    reference_id: str,
+    *,
+    by: str,
+    why: str | None = None,
+    decided_at: datetime | None = None,
 ) -> Outcome:
     """No further period; what has become due is still owed and collected."""
 
@@ -212,40 +240,57 @@ def end(
         asked.becomes(rules.ended(before), EventKind.SUBSCRIPTION_ENDED)
         withdraw.take_up_again(asked.connection, before.id, asked.moment, waited)
 
-    return _ask(store, clock, reference_id, by, why, decide)
+    return _ask(store, clock, reference_id, by, why, decide, decided_at)
 
 
 # --- how it is asked -------------------------------------------------------------------------
 
 
 class _Asked:
-    """One request: the locked subscription, up to date, and what becomes of it."""
+    """One request: the locked subscription, as of the decision, and what becomes of it."""
 
     def __init__(
-        self, connection: Connection, subscription: Subscription, moment: Moment, why: str | None
+        self,
+        connection: Connection,
+        before: TakenBack,
+        moment: Moment,
+        decided: Decided,
+        why: str | None,
     ) -> None:
         self.connection = connection
-        self.subscription = subscription
+        self.subscription = before.subscription
         self.moment = moment
         self.details: dict[str, Any] = {}
         self.changed = False
+        self._decided = decided
+        self._charged = list(before.charged)
         self._why = why
 
     @property
     def now(self) -> datetime:
-        return self.moment.now
+        """When it was decided: what is decided counts from then."""
+        return self._decided.at
 
     def becomes(self, after: Subscription, kind: EventKind, **details: Any) -> None:
         """Write the change and its event, unless nothing changes."""
         before = self.subscription
         if after == before:
             return
+        if self._decided.told_later:
+            details["decided_at"] = self.now.isoformat()
+        if self._charged:
+            details["charged_since"] = self._charged
         self.subscription, self.details, self.changed = after, details, True
         subscriptions.save(self.connection, after)
         said = self.moment.event(
             kind, why=self._why, before=str(before.status), after=str(after.status), **details
         )
+        said = replace(said, alert=bool(self._charged))
         history.write(self.connection, [Entry(said, after.id)])
+
+
+class _NothingChanges(Exception):
+    """What was taken back for a decision stays as it was."""
 
 
 def _ask(
@@ -255,6 +300,7 @@ def _ask(
     by: str,
     why: str | None,
     decide: Callable[[_Asked], None],
+    decided_at: datetime | None,
 ) -> Outcome:
     if not by:
         raise InvalidInput("by", "must name who decides")
@@ -263,10 +309,19 @@ def _ask(
         if subscription is None:
             raise InvalidInput("reference_id", f"no subscription {reference_id!r}")
         moment = Moment(clock.now(), by)  # Only now: another change may have been waited for.
-        current = _up_to_date(connection, subscription, moment)
-        asked = _Asked(connection, current, moment, why)
-        decide(asked)
+        decided = decided_when(connection, subscription, decided_at, moment.now)
+        asked = _Asked(connection, TakenBack(subscription), moment, decided, why)
+        with suppress(_NothingChanges), Within(connection).transaction():
+            before = take_back(connection, subscription, decided.at, moment)
+            current = _up_to_date(connection, before.subscription, decided.at, moment)
+            asked = _Asked(connection, replace(before, subscription=current), moment, decided, why)
+            decide(asked)
+            if before.subscription != subscription and not asked.changed:
+                asked.subscription = subscription
+                raise _NothingChanges
     after = asked.subscription
+    for invoice in asked.details.get("charged_since", ()):
+        log.error("billing.alert", kind="decision.charged_since", invoice=invoice)
     return Outcome(
         after.reference_id,
         "changed" if asked.changed else "unchanged",
@@ -274,19 +329,23 @@ def _ask(
         after.next_billing_at,
         after.cancels_at,
         asked.details,
+        decided.at,
     )
 
 
-def _up_to_date(connection: Connection, subscription: Subscription, moment: Moment) -> Subscription:
-    """Open what is due on the terms of its time: the sweep may be late, the decision is not.
+def _up_to_date(
+    connection: Connection, subscription: Subscription, at: datetime, moment: Moment
+) -> Subscription:
+    """Open what was due when it was decided, on the terms of its time: the sweep may be late, the
+    decision is not.
 
     As much as one transaction may take; a larger backlog is left to the sweep, which commits in
     between. Raises InvalidInput on `status` then.
     """
-    if subscription.next_billing_at is None or subscription.next_billing_at > moment.now:
+    if subscription.next_billing_at is None or subscription.next_billing_at > at:
         return subscription
-    plans = list(plans_for(connection, [subscription], moment.now, lock=True))
-    if is_due(plans[0].after, moment.now):
+    plans = list(plans_for(connection, [subscription], at, lock=True))
+    if is_due(plans[0].after, at):
         most = f"more than {MAX_PERIODS} periods are due"
         raise InvalidInput("status", f"{most}: ask again when the sweep has opened them")
     open_planned(connection, plans, moment, ring_at=moment.now)

@@ -21,7 +21,8 @@ def status(connection: Connection, now: datetime) -> dict[str, Any]:
     """Counts and sums by fate. Shape: {subscriptions, invoices: [{fate, currency, count, amount}],
     unknown: {what is known: count}, oldest_unknown_seconds, surplus: {totals: [{currency, count,
     amount}], attempts: the oldest few}, card_pages: [{fate, currency, count, amount}] of those that
-    pay no invoice, next_due_at, sales_on, paused_services, alerts}.
+    pay no invoice, next_due_at, sales_on, paused_services, restored_at,
+    waits_for_decisions_since, alerts}.
     """
     unknown_since = invoices.oldest_unknown(connection)
     due = subscriptions.earliest_due(connection)
@@ -37,7 +38,8 @@ def status(connection: Connection, now: datetime) -> dict[str, Any]:
         "next_due_at": due.isoformat() if due else None,
         "sales_on": switched.sales_on,
         "paused_services": switched.paused,
-        "restored_at": switched.restored_at.isoformat() if switched.restored_at else None,
+        "restored_at": _iso(switched.restored_at),
+        "waits_for_decisions_since": _iso(switched.waits_since),
         "alerts": [_alert(row) for row in history.alerts(connection, limit=10)],
     }
 

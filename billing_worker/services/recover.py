@@ -19,7 +19,7 @@ from billing_worker.domain.invoice import InvoiceStatus
 from billing_worker.domain.settlement import Context, give_up
 from billing_worker.domain.subscription import COLLECTABLE, Subscription, SubscriptionStatus
 from billing_worker.domain.terms import Terms
-from billing_worker.persistence import cases, claims, history, subscriptions
+from billing_worker.persistence import cases, claims, history, subscriptions, switches
 from billing_worker.persistence import invoices as stored_invoices
 from billing_worker.persistence.claims import DueInvoice
 from billing_worker.persistence.history import Entry
@@ -83,10 +83,13 @@ def choose_policy(
 def give_up_overdue(store: Store, clock: Clock) -> int:
     """End the recovery of invoices whose customer has been waited for long enough.
 
-    Returns how many were ended. Safe to run twice: what has ended waits for nobody any more.
+    Returns how many were ended. Safe to run twice: what has ended waits for nobody any more. None
+    while the book waits for decisions that it has forgotten: one may be the customer's new card.
     """
     now = clock.now()
     with store.reading() as connection:
+        if switches.waits_for_decisions(connection):
+            return 0
         found = claims.overdue(connection, now, BATCH)
     return sum(
         _give_up_safely(store, invoice_id, reference, now) for invoice_id, reference in found

@@ -18,7 +18,7 @@ from billing_worker.domain.catch_up import Action, Diary, Plan, Planned
 from billing_worker.domain.catch_up_policy import Policy
 from billing_worker.domain.events import Event, EventKind
 from billing_worker.domain.subscription import Subscription, SubscriptionStatus
-from billing_worker.persistence import history, invoices, late, subscriptions
+from billing_worker.persistence import history, invoices, late, subscriptions, switches
 from billing_worker.persistence.history import Entry
 from billing_worker.persistence.rows import Unreadable, trouble_of
 from billing_worker.services.ports import Ports
@@ -47,7 +47,8 @@ def renew_due(ports: Ports) -> int:
 
     Returns the number of periods. Safe to run twice, at once, or not for days: due is
     `next_billing_at <= now`, invoices and next date are committed together, and what is late goes
-    by the catch-up policy.
+    by the catch-up policy. While the book waits for decisions that it has forgotten, any of them
+    may have prevented a period: none is opened.
     """
     total = 0
     _let_leave(ports)
@@ -63,6 +64,8 @@ def renew_due(ports: Ports) -> int:
 def _renew_batch(ports: Ports) -> tuple[Opened, bool]:
     now = ports.clock.now()
     with ports.store.transaction() as connection:
+        if switches.waits_for_decisions(connection):
+            return Opened(0, [], still_due=False), False
         claimed, unreadable = subscriptions.claim_due(connection, now, BATCH)
         trouble = [_unread(row) for row in unreadable]
         plans = within_limits(plans_for(connection, claimed, now, lock=True, trouble=trouble))
@@ -77,6 +80,8 @@ def _renew_batch(ports: Ports) -> tuple[Opened, bool]:
 def _let_leave(ports: Ports) -> None:
     """Carry out cancellations that stood for a date, of subscriptions that have no next period."""
     with ports.store.transaction() as connection:
+        if switches.waits_for_decisions(connection):
+            return
         moment = Moment(ports.clock.now(), BY)
         leaving, unreadable = subscriptions.claim_leaving(connection, moment.now, BATCH)
         for subscription in leaving:

@@ -10,6 +10,11 @@ from billing_worker.persistence import history, switches
 from billing_worker.persistence.history import Entry
 from billing_worker.persistence.store import Store
 
+WAITS = (
+    "these books are from a backup and wait for the decisions that they have forgotten: "
+    "start sales with --restored when all of them have been said again"
+)
+
 
 def switch(
     store: Store,
@@ -29,12 +34,20 @@ def switch(
     ringing, is missing. On rings for what was put off. Raises InvalidInput on `service` when the one
     to be turned on is not paused.
 
-    `restored`: the books are from a backup. From now on nothing that was due by now is created at
-    the gateway before it was looked for there, under the reference that a forgotten charge had.
+    `restored`: the books are from a backup. Off, the book waits until the decisions that it has
+    forgotten are said again: nothing becomes due. On, that has been done, and from now on nothing
+    that was due by now is created at the gateway before it was looked for there, under the
+    reference that a forgotten charge had. A book that waits is not turned on without `restored`:
+    raises InvalidInput on that name.
     """
     with store.transaction() as connection:
-        if restored:
+        if restored and on:
             switches.mark_restored(connection, by=by, reason=reason, now=now)
+            switches.await_no_more(connection)
+        elif restored:
+            switches.await_decisions(connection, by=by, reason=reason, now=now)
+        elif on and service is None and switches.waits_for_decisions(connection):
+            raise InvalidInput("restored", WAITS)
         if service is None:
             switches.turn_sales(connection, on=on, by=by, reason=reason, now=now)
         elif on:

@@ -91,14 +91,17 @@ def follow(
 def give_up(connection: Connection, subscription_id: int, moment: Moment) -> int:
     """Void what is open and not in flight. Returns how many invoices."""
     items = claims.lock_open(connection, subscription_id)
-    end_prepared(connection, items, invoices.CANCELLED, moment)
-    idle = [item for item in items if not _in_flight(item)]
-    return _change(
-        connection, idle, lambda i: invoices.voided(i, invoices.CANCELLED), _is_void, moment
-    )
+    return void(connection, items, invoices.CANCELLED, moment)
 
 
-def _in_flight(item: DueInvoice) -> bool:
+def void(connection: Connection, items: Sequence[DueInvoice], reason: str, moment: Moment) -> int:
+    """Void those of the locked invoices that are not in flight. Returns how many."""
+    end_prepared(connection, items, reason, moment)
+    idle = [item for item in items if not is_in_flight(item)]
+    return _change(connection, idle, lambda i: invoices.voided(i, reason), _is_void, moment)
+
+
+def is_in_flight(item: DueInvoice) -> bool:
     return item.live is not None and item.live.status is AttemptStatus.SUBMITTED
 
 
@@ -106,7 +109,7 @@ def end_prepared(
     connection: Connection, items: Sequence[DueInvoice], reason: str, moment: Moment
 ) -> None:
     """End what was prepared for invoices that the caller has locked, with their subscriptions."""
-    prepared = [live for i in items if (live := i.live) and not _in_flight(i)]
+    prepared = [live for i in items if (live := i.live) and not is_in_flight(i)]
     ended: list[tuple[Attempt, Attempt]] = [
         (attempt, withdrawn(attempt, reason, moment.now)) for attempt in prepared
     ]

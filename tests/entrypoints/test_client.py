@@ -121,6 +121,16 @@ def test_an_agreed_end_is_changed_or_removed(sent, given, sent_as):
     assert read_again(sent, "change_subscription", ends_at=given)["ends_at"] == sent_as
 
 
+@pytest.mark.parametrize(
+    "method",
+    ["change_subscription", "pause", "resume", "cancel", "charge_once", "replace_card"],
+)
+def test_the_time_of_a_decision_reaches_the_worker_and_is_absent_unless_given(sent, method):
+    message = read(sent(method, **CALLS[method], decided_at=NOW), NOW).message
+    assert parse_command(message.task, message.arguments).record.decided_at == NOW
+    assert "decided_at" not in read(sent(method, **CALLS[method]), NOW).message.arguments
+
+
 def test_a_card_token_is_in_the_body_alone_and_in_no_header(sent):
     message = json.loads(sent("subscribe", **CALLS["subscribe"]))
     assert CARD["token"].encode() in base64.b64decode(message.pop("body"))

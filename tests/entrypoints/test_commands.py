@@ -183,8 +183,14 @@ def test_sales_are_stopped_and_started_with_a_reason_and_a_name(run):
 
 
 def test_books_that_were_restored_are_known_from_the_start_of_sales_on(run):
-    for wrong in (("stop",), ("start", "--service", "payment_card_usd_hpp")):
-        run("sales", *wrong, "--restored", "--reason", "x", status=2)
+    for action in ("stop", "start"):
+        of_one = (action, "--service", "payment_card_usd_hpp")
+        run("sales", *of_one, "--restored", "--reason", "x", status=2)
+    run("sales", "stop", "--restored", "--reason", "backup of Monday")
+    assert "BOOKS FROM A BACKUP: nothing becomes due" in run("status").stdout
+    refused = run("sales", "start", "--reason", "who knows", status=1).output
+    assert "start sales with --restored" in refused
+    assert json.loads(run("status", "--json").stdout)["sales_on"] is False
     run("sales", "start", "--restored", "--reason", "backup of Monday")
     restored_at = json.loads(run("status", "--json").stdout)["restored_at"]
     assert datetime.fromisoformat(restored_at).tzinfo is not None

@@ -49,6 +49,21 @@ def test_a_subscription_is_led_through_its_life_from_the_command_line(world, run
     assert refused == {"error": {"field": "status", "reason": "is ended"}}
 
 
+def test_a_decision_may_be_said_with_the_time_when_it_was_made(world, run):
+    world.subscribe("approved", interval="week")
+    world.tick()
+    at = world.clock.now().isoformat()
+    world.clock.advance(8 * DAY)
+    world.sweep()
+    paused = asked(run, "pause", "sub-1", "--decided-at", at)
+    assert (paused["status"], paused["decided_at"]) == ("paused", at)
+    assert world.fate("sub-1-p1") == "void"
+    for wrong in ("2026-02-01T00:00:00", "yesterday"):
+        said = run("subscriptions", "resume", "sub-1", "--keep-anchor", "--decided-at", wrong,
+                   status=2).stderr  # fmt: skip
+        assert "--decided-at" in said
+
+
 def test_an_error_names_the_field_and_the_reason(world, run):
     world.subscribe("approved")
     result = run("subscriptions", "change", "sub-1", "--amount", "9.999", status=1)

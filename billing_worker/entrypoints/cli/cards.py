@@ -14,6 +14,7 @@ from billing_worker.clock import SystemClock
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.entrypoints.cli.hand_out import hand_out_page, html_option
 from billing_worker.entrypoints.cli.shared import (
+    decided_at_option,
     json_option,
     open_store,
     print_json,
@@ -62,10 +63,11 @@ def list_(subscription: str, *, as_json: bool) -> None:
 @card_option
 @by_option
 @click.option("--why", help="Kept in the history.")
+@decided_at_option
 @json_option
-def replace(subscription: str, file: IO[str], by: str, why: str | None, *, as_json: bool) -> None:
+def replace(subscription: str, file: IO[str], by: str, *, as_json: bool, **when: Any) -> None:
     """Give a subscription another default card, and try it at once on what waits for one."""
-    done = _do(service.replace_card, subscription, file, by=f"operator:{by}", why=why)
+    done = _do(service.replace_card, subscription, file, by=f"operator:{by}", **when)
     if as_json:
         print_json(done)
         return

@@ -123,7 +123,10 @@ def apply(
     caps = Caps(max_count, {money.currency: money for money in max_amounts})
     answer = _answer(policy, max_age)
     with open_store(settings_for(*config.DATABASE)) as store:
-        done = service.apply(store, SystemClock(), answer, caps, by=f"operator:{by}", why=why)
+        try:
+            done = service.apply(store, SystemClock(), answer, caps, by=f"operator:{by}", why=why)
+        except InvalidInput as error:
+            raise click.ClickException(error.reason) from None
     if as_json:
         print_json(
             {

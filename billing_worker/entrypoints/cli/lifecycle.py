@@ -13,6 +13,7 @@ from billing_worker.clock import SystemClock
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.entrypoints.cli.shared import (
     chosen,
+    decided_at_option,
     json_option,
     open_store,
     print_json,
@@ -26,6 +27,7 @@ def _asked_for(command: Callable[..., Any]) -> Callable[..., Any]:
     """What all of these commands take."""
     for decorate in (
         json_option,
+        decided_at_option,
         click.option("--why", help="Kept in the history."),
         click.option("--by", default=getpass.getuser, help="Who decides; default: system user."),
         click.argument("reference_id"),
@@ -76,9 +78,9 @@ def change(reference_id: str, by: str, *, as_json: bool, **terms: Any) -> None:
 
 @click.command()
 @_asked_for
-def pause(reference_id: str, by: str, why: str | None, *, as_json: bool) -> None:
+def pause(reference_id: str, by: str, *, as_json: bool, **when: Any) -> None:
     """Charge nothing until it is resumed."""
-    _do(lifecycle.pause, reference_id, by, as_json=as_json, why=why)
+    _do(lifecycle.pause, reference_id, by, as_json=as_json, **when)
 
 
 @click.command()
@@ -89,33 +91,31 @@ def pause(reference_id: str, by: str, why: str | None, *, as_json: bool) -> None
     callback=chosen,
     help="Move the dates by the time paused, or keep them and skip the periods in between.",
 )
-def resume(
-    reference_id: str, by: str, why: str | None, *, shift_anchor: bool, as_json: bool
-) -> None:
+def resume(reference_id: str, by: str, *, shift_anchor: bool, as_json: bool, **when: Any) -> None:
     """Go on after a pause."""
-    _do(lifecycle.resume, reference_id, by, as_json=as_json, why=why, shift_anchor=shift_anchor)
+    _do(lifecycle.resume, reference_id, by, as_json=as_json, shift_anchor=shift_anchor, **when)
 
 
 @click.command()
 @_asked_for
 @click.option("--now/--at-period-end", "now", default=None, callback=chosen)
-def cancel(reference_id: str, by: str, why: str | None, *, now: bool, as_json: bool) -> None:
+def cancel(reference_id: str, by: str, *, now: bool, as_json: bool, **when: Any) -> None:
     """Cancel: now, or when the next period would begin. Open invoices are void then."""
-    _do(lifecycle.cancel, reference_id, by, as_json=as_json, why=why, at_period_end=not now)
+    _do(lifecycle.cancel, reference_id, by, as_json=as_json, at_period_end=not now, **when)
 
 
 @click.command()
 @_asked_for
-def uncancel(reference_id: str, by: str, why: str | None, *, as_json: bool) -> None:
+def uncancel(reference_id: str, by: str, *, as_json: bool, **when: Any) -> None:
     """Withdraw a cancellation that has not taken effect."""
-    _do(lifecycle.uncancel, reference_id, by, as_json=as_json, why=why)
+    _do(lifecycle.uncancel, reference_id, by, as_json=as_json, **when)
 
 
 @click.command()
 @_asked_for
-def end(reference_id: str, by: str, why: str | None, *, as_json: bool) -> None:
+def end(reference_id: str, by: str, *, as_json: bool, **when: Any) -> None:
     """Let no further period begin; what has become due is still collected."""
-    _do(lifecycle.end, reference_id, by, as_json=as_json, why=why)
+    _do(lifecycle.end, reference_id, by, as_json=as_json, **when)
 
 
 COMMANDS = (change, pause, resume, cancel, uncancel, end)

@@ -92,7 +92,13 @@ def print_status(data: dict[str, Any]) -> None:
         click.echo(f"Unknown, the oldest for {age}: {kinds}. They are held, and asked about.")
     for page in data["card_pages"]:
         click.echo(f"Card pages, {page['fate']}: {page['count']}, {_money(page)}.")
-    if not data["sales_on"]:
+    if data["waits_for_decisions_since"]:
+        click.echo(
+            "BOOKS FROM A BACKUP: nothing becomes due and nothing is sold since "
+            f"{data['waits_for_decisions_since']}. Say again what was decided since the backup, "
+            "with --decided-at, then `billing-worker sales start --restored --reason TEXT`."
+        )
+    elif not data["sales_on"]:
         click.echo(
             "SALES ARE STOPPED: `billing-worker sales start --reason TEXT` sends them again "
             "(with --restored, if the database is from a backup)."
@@ -183,8 +189,9 @@ def _beginning(answer: str) -> str:
 @click.option(
     "--restored",
     is_flag=True,
-    help="With start: the database is from a backup. What was due by now is looked for at the "
-    "gateway before it is created there.",
+    help="The database is from a backup. With stop: nothing becomes due until what was decided "
+    "since the backup has been said again. With start: it has been, and what was due by now is "
+    "looked for at the gateway before it is created there.",
 )
 @json_option
 def sales(
@@ -197,14 +204,14 @@ def sales(
     """
     now = SystemClock().now()
     on = action == "start"
-    if restored and (not on or service):
-        raise click.UsageError("--restored is said with `start`, and of all services.")
+    if restored and service:
+        raise click.UsageError("--restored is said of all services.")
     who = f"operator:{by}"
     with open_store(settings_for(*config.DATABASE)) as store:
         try:
             switch(store, on=on, service=service, by=who, reason=reason, now=now, restored=restored)
         except InvalidInput as error:
-            raise click.ClickException(str(error)) from None
+            raise click.ClickException(error.reason if not service else str(error)) from None
         with store.reading() as connection:
             switched = switches.read(connection)
     if as_json:
@@ -213,8 +220,10 @@ def sales(
         return
     if service is not None:
         click.echo(f"{service} is {'resumed' if on else 'paused'}.")
-    if restored:
+    if restored and on:
         click.echo("What was due by now is looked for at the gateway before it is created there.")
+    if restored and not on:
+        click.echo("Nothing becomes due before `sales start --restored`.")
     sent = "Sales are sent." if switched.sales_on else "Sales are stopped: prepared charges wait."
     click.echo(sent)
 

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any
 
 import click
@@ -21,6 +22,25 @@ from billing_worker.persistence.store import Store
 from billing_worker.services.ports import Ports
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, nothing else.")
+
+
+def _moment(_: click.Context, option: click.Parameter, value: str | None) -> datetime | None:
+    if value is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError:
+        raise click.BadParameter("must be an ISO 8601 date and time", param=option) from None
+    if moment.tzinfo is None:
+        raise click.BadParameter("needs a UTC offset, such as a final Z", param=option)
+    return moment
+
+
+decided_at_option = click.option(
+    "--decided-at",
+    callback=_moment,
+    help="When it was decided, if not now: it takes effect as if it had been carried out then.",
+)
 
 _WIDE = 500
 _WAITS_SECONDS = (0.2, 0.5, 1.0, 2.0)
