@@ -8,6 +8,7 @@ BillingError
 │   └── AmountMismatch
 ├── ConcurrentChange      someone else moved the row: leave quietly, the sweep returns
 ├── NotPayable            no page can be handed to the customer, and why
+│   ├── AlreadyPaid       there is nothing left to pay
 │   └── SlotTaken         another attempt of the invoice is live: its end comes first
 └── GatewayError
     ├── NotSent           certain: nothing reached the gateway
@@ -62,6 +63,10 @@ class NotPayable(BillingError):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class AlreadyPaid(NotPayable):
+    """It is paid. Nobody may be asked to pay it once more, under another reference either."""
 
 
 class SlotTaken(NotPayable):

@@ -179,6 +179,16 @@ def may_be_paid(statement: Statement, expected: Expected) -> str | None:
     return None
 
 
+def page_may_be_paid(statement: Statement) -> bool:
+    """Whether money has moved, or may be moving, on a page that was given to nobody.
+
+    A gateway may charge a card that it knows as soon as the page is created. A payment that is
+    held for moderation goes on when a person releases it.
+    """
+    untouched = statement.status in UNSOLD_STATUSES | UNPAID_FINAL_STATUSES
+    return statement.moderation_required or not untouched
+
+
 def most_telling(matches: Sequence[Statement]) -> Statement:
     """Of several invoices under one reference, newest last, the one that counts.
 

@@ -17,7 +17,14 @@ from enum import StrEnum
 
 from billing_worker.domain.errors import IllegalTransition
 from billing_worker.domain.events import Event, EventKind
-from billing_worker.domain.evidence import Expected, Finding, Statement, Verdict, judge
+from billing_worker.domain.evidence import (
+    Expected,
+    Finding,
+    Statement,
+    Verdict,
+    judge,
+    page_may_be_paid,
+)
 from billing_worker.domain.money import Money
 from billing_worker.domain.secret import Secret
 from billing_worker.domain.settlement import (
@@ -71,7 +78,7 @@ class HostedStatement:
 
 class HostedStatus(StrEnum):
     PREPARED = "prepared"  # Written down; nobody has the page.
-    OPEN = "open"  # The page is handed out: only the gateway's word ends this.
+    OPEN = "open"  # It may be paid, as a rule on the page: only the gateway's word ends this.
     STORED = "stored"
     NO_CARD = "no_card"
     UNPAID = "unpaid"
@@ -85,6 +92,8 @@ TRANSITIONS: Mapping[HostedStatus, frozenset[HostedStatus]] = {
     HostedStatus.NO_CARD: frozenset({HostedStatus.STORED}),
     HostedStatus.STORED: frozenset(),
 }
+
+PAID = frozenset({HostedStatus.STORED, HostedStatus.NO_CARD})
 
 
 def move(current: HostedStatus, to: HostedStatus) -> HostedStatus:
@@ -146,14 +155,20 @@ def conclude(
     context: Context,
     *,
     token_is_foreign: bool = False,
+    not_handed_out: str = NEVER_HANDED_OUT,
 ) -> Concluded:
-    """Apply what the gateway said; None: it gave no answer, which proves nothing.
+    """Apply what the gateway said; None: it gave no answer, which proves nothing. Of a prepared
+    payment None means that the gateway knows no such invoice.
 
     `token_is_foreign`: the token that was stated is stored already, for another customer.
+    `not_handed_out`: why a prepared payment's page was given to nobody.
     """
+    payment = _with_gateway_id(payment, said)
     if payment.status is HostedStatus.PREPARED:
-        # Its caller went away before the page was committed, so nobody has it.
-        return given_up(payment, NEVER_HANDED_OUT, context)
+        if said is None or payment.gateway_id is None or not page_may_be_paid(said.statement):
+            return given_up(payment, not_handed_out, context)
+        touched = move(payment.status, HostedStatus.OPEN)
+        payment = replace(payment, status=touched, opened_at=context.now)
     if said is None:
         return Concluded(_ask_again(payment, context))
     finding = judge(said.statement, payment.expected)
@@ -166,9 +181,20 @@ def conclude(
             return _undecided(payment, finding, context)
 
 
+def _with_gateway_id(payment: HostedPayment, said: HostedStatement | None) -> HostedPayment:
+    if said is None or payment.gateway_id is not None:
+        return payment
+    # The answer to our own create may leave the reference out.
+    if said.statement.reference_id not in {None, payment.gateway_reference}:
+        return payment
+    return replace(payment, gateway_id=said.statement.gateway_id)
+
+
 def given_up(payment: HostedPayment, reason: str, context: Context) -> Concluded:
-    """End a prepared payment: its page was handed to nobody, so nobody can pay."""
-    return _ended(payment, HostedStatus.UNPAID, reason, None, context)
+    """End a prepared payment: its page was handed to nobody. It is asked about again like any other
+    that has ended unpaid: the gateway may charge for a page as it is created.
+    """
+    return _ended(payment, HostedStatus.UNPAID, reason, context.now + RECHECKS[0], context)
 
 
 def _paid(

@@ -118,6 +118,8 @@ def save(
 ) -> None:
     values: dict[str, Any] = {
         "status": after.status,
+        "gateway_id": after.gateway_id,
+        "opened_at": after.opened_at,
         "settled_at": after.settled_at,
         "look_at": after.look_at,
         "unpaid_since": after.unpaid_since,

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Connection, bindparam, exists, literal_column, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    and_,
+    bindparam,
+    exists,
+    literal_column,
+    or_,
+    select,
+    update,
+)
 
 from billing_worker.domain.attempt import Attempt, AttemptStatus, Origin
 from billing_worker.domain.errors import ConcurrentChange
@@ -137,21 +147,34 @@ def key_of(connection: Connection, attempt_id: int) -> CaseKey:
     return CaseKey(row.subscription_id, row.invoice_id, attempt_id)
 
 
-_LAPSED = (
+_KNOWN_BY_REFERENCE = (
     select(attempts.c.id, attempts.c.invoice_id, invoices.c.subscription_id)
     .join(invoices, invoices.c.id == attempts.c.invoice_id)
     .where(
         attempts.c.id.in_(bindparam("ids", expanding=True)),
         # Literals, because the index on them is partial: SQLite would plan this anew at each call.
         attempts.c.origin == literal_column("'link'"),
-        attempts.c.status == literal_column("'prepared'"),
-        attempts.c.lease_until <= bindparam("now"),
+        attempts.c.gateway_id.is_(None),
+        or_(
+            and_(
+                attempts.c.status == literal_column("'prepared'"),
+                attempts.c.lease_until <= bindparam("now"),
+            ),
+            and_(
+                attempts.c.status == literal_column("'not_charged'"),
+                attempts.c.look_at.is_not(None),
+            ),
+        ),
     )
     .order_by(attempts.c.id)
 )
 
 
-def lapsed(connection: Connection, attempt_ids: Sequence[int], now: datetime) -> list[CaseKey]:
-    """Those of the attempts that are prepared links whose caller has gone away."""
-    rows = connection.execute(_LAPSED, {"ids": list(attempt_ids), "now": now})
+def known_by_reference(
+    connection: Connection, attempt_ids: Sequence[int], now: datetime
+) -> list[CaseKey]:
+    """Those of the attempts that are links whose id at the gateway nobody has told us: prepared,
+    and their caller has gone away, or ended and still asked about.
+    """
+    rows = connection.execute(_KNOWN_BY_REFERENCE, {"ids": list(attempt_ids), "now": now})
     return [CaseKey(row.subscription_id, row.invoice_id, row.id) for row in rows]

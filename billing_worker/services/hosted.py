@@ -5,6 +5,9 @@
 Creating moves no money, so it may be repeated under its reference, after looking for it. What must
 never happen is a page in a customer's hands of which the books know nothing: so it is committed
 first, under a fence, and a caller that lost the fence hands out nothing.
+
+A gateway may charge for a page as it is created. So whatever it states of an invoice whose page is
+not handed out is kept, and what it may have made without answering is asked for by its reference.
 """
 
 from __future__ import annotations
@@ -18,26 +21,27 @@ from sqlalchemy.exc import IntegrityError
 
 from billing_worker.domain import hosted as rules
 from billing_worker.domain.errors import (
+    AlreadyPaid,
     ConcurrentChange,
     GatewayError,
     InvalidInput,
     NotPayable,
-    OutcomeUnknown,
     Refused,
     SlotTaken,
 )
 from billing_worker.domain.events import Event, EventKind
-from billing_worker.domain.evidence import PAID_STATUSES, Expected, may_be_paid
 from billing_worker.domain.hosted import HostedPayment, HostedStatement, HostedStatus, Page
 from billing_worker.domain.money import Money
 from billing_worker.domain.settlement import Case, Context
 from billing_worker.domain.subscription import Subscription
-from billing_worker.gateway.port import CallLog, CheckoutOrder, HostedOrder, TokenisationOrder
+from billing_worker.gateway.port import CallLog, CheckoutOrder, TokenisationOrder
 from billing_worker.persistence import claims, customers, history, hosted, links, switches
 from billing_worker.persistence.cases import CaseKey
 from billing_worker.persistence.claims import DueInvoice
 from billing_worker.persistence.history import Entry
 from billing_worker.services import slot as slots
+from billing_worker.services.gateway_page import nothing_was_made, obtained, page_to_pay_on
+from billing_worker.services.hosted_look import settle_page
 from billing_worker.services.hosted_records import (
     TokenisationRecord,
     parse_checkout,
@@ -66,7 +70,8 @@ def start_checkout(ports: Ports, record: Mapping[str, Any]) -> dict[str, Any]:
     `record`: {invoice, return_url?}. Returns {reference_id, gateway_id, invoice, amount, currency,
     action, method, params, pay_path}: a form to submit, and the path of our page that submits it.
     Asked again while the page is open, it returns the same one. Raises BadRecord or InvalidInput;
-    SlotTaken while another attempt is live; NotPayable; GatewayError, and then nothing is open.
+    AlreadyPaid, also when the gateway charged for the page as it was created; SlotTaken while
+    another attempt is live; NotPayable; GatewayError, and then nothing is open.
     """
     wanted = parse_checkout(record)
     taken = _take_link(ports, wanted.invoice)
@@ -76,15 +81,17 @@ def start_checkout(ports: Ports, record: Mapping[str, Any]) -> dict[str, Any]:
     try:
         slots.require_unpaid(ports, taken, calls)
         order = _checkout_order(ports, taken, wanted.return_url)
-        said, page = _obtained(ports, order, calls, may_exist=taken.create_may_have_been_sent)
-        with ports.store.transaction() as connection:
-            locked = lock_page(ports.vault, page)
-            slots.open_page(ports, connection, taken, said.statement, locked, calls)
+        said = obtained(ports, order, calls, may_exist=taken.create_may_have_been_sent)
     except (NotPayable, GatewayError) as error:
-        # Whatever the gateway has made of it, nobody was given the page.
-        hold = isinstance(error, (NotPayable, Refused))
-        slots.release(ports, taken, error.reason, calls, hold=hold)
+        slots.leave(ports, taken, error, calls)
         raise
+    try:
+        page = page_to_pay_on(said, order)
+        locked = lock_page(ports.vault, page)
+        with ports.store.transaction() as connection:
+            slots.open_page(ports, connection, taken, said.statement, locked, calls)
+    except NotPayable as error:
+        raise slots.not_handed_out(ports, taken, said.statement, error.reason, calls) from error
     return _link_answer(ports, taken, said.statement.gateway_id, page, wanted.invoice)
 
 
@@ -173,9 +180,9 @@ def start_tokenisation(ports: Ports, record: Mapping[str, Any]) -> dict[str, Any
 
     Idempotent by `reference_id`: asked again, it looks for what it may have created before, and
     returns the page that is open. Raises BadRecord or InvalidInput; SlotTaken while another attempt
-    for the invoice is live; NotPayable when the invoice may not be paid now, or this reference is
-    used up; GatewayError, and then the
-    same record may be sent again.
+    for the invoice is live; AlreadyPaid, also when the gateway charged for the page as it was
+    created; NotPayable when the invoice may not be paid now, or this reference is used up;
+    GatewayError, and then the same record may be sent again.
     """
     wanted = parse_tokenisation(record)
     taken = _take_card_page(ports, wanted)
@@ -186,15 +193,15 @@ def start_tokenisation(ports: Ports, record: Mapping[str, Any]) -> dict[str, Any
         if taken.slot is not None:
             slots.require_unpaid(ports, taken.slot, calls)
         order = _tokenisation_order(taken.payment, wanted)
-        said, page = _obtained(ports, order, calls, may_exist=taken.create_may_have_been_sent)
+        said = obtained(ports, order, calls, may_exist=taken.create_may_have_been_sent)
+    except (NotPayable, GatewayError) as error:
+        _leave(ports, taken, error, calls)
+        raise
+    try:
+        page = page_to_pay_on(said, order)
         _open_card_page(ports, taken, said, page, calls)
     except NotPayable as error:
-        _give_up(ports, taken, error.reason, calls)
-        raise
-    except Refused as error:
-        if error.http_status not in CONFIGURATION_ANSWERS:
-            _give_up(ports, taken, f"gateway refused the page: {error.reason}", calls)
-        raise
+        raise _not_handed_out(ports, taken, said, error.reason, calls) from error
     return _card_page_answer(ports, taken.payment, said.statement.gateway_id, page, wanted)
 
 
@@ -208,6 +215,8 @@ def _take_card_page(ports: Ports, wanted: TokenisationRecord) -> _CardPage | dic
             raise InvalidInput("reference_id", "is known, with other contents")
         if payment.status is HostedStatus.PREPARED:
             return _continue(ports, connection, payment)
+        if payment.status in rules.PAID:
+            raise AlreadyPaid(f"{payment.reference_id} is paid")
         if payment.status is not HostedStatus.OPEN or payment.gateway_id is None:
             raise NotPayable(f"it has ended ({payment.outcome}): use a new reference_id")
         if payment.attempt_id is not None:
@@ -335,6 +344,35 @@ def _open_card_page(
         history.write(connection, [_entry(event, taken.slot)])
 
 
+def _leave(
+    ports: Ports, taken: _CardPage, error: NotPayable | GatewayError, calls: CallLog
+) -> None:
+    """Give the payment up if nothing can be paid under its reference. Otherwise the same record may
+    be sent again, and the sweep of looks asks about it once its caller counts as gone.
+    """
+    if not nothing_was_made(error, may_exist=taken.create_may_have_been_sent):
+        return
+    if isinstance(error, NotPayable):
+        _give_up(ports, taken, error.reason, calls)
+    elif isinstance(error, Refused) and error.http_status not in CONFIGURATION_ANSWERS:
+        _give_up(ports, taken, f"gateway refused the page: {error.reason}", calls)
+
+
+def _not_handed_out(
+    ports: Ports, taken: _CardPage, said: HostedStatement, why: str, calls: CallLog
+) -> NotPayable:
+    """Keep what the gateway made of a page that is given to nobody. Returns what to tell."""
+    told = None
+    if taken.slot is not None:
+        told = slots.not_handed_out(ports, taken.slot, said.statement, why, calls)
+    payment = settle_page(ports, taken.payment, said, calls, not_handed_out=why)
+    if told is not None:
+        return told
+    if payment.status in rules.PAID:
+        return AlreadyPaid(f"{payment.reference_id} is paid")
+    return NotPayable(slots.MAYBE_PAID + why if payment.status is HostedStatus.OPEN else why)
+
+
 def _give_up(ports: Ports, taken: _CardPage, reason: str, calls: CallLog) -> None:
     context = Context(ports.clock.now(), BY, ports.terms)
     with ports.store.transaction() as connection:
@@ -345,7 +383,7 @@ def _give_up(ports: Ports, taken: _CardPage, reason: str, calls: CallLog) -> Non
         hosted.save(connection, payment, ended.payment, None)
         history.write(connection, [_entry(event, taken.slot) for event in ended.events])
     if taken.slot is not None:
-        slots.release(ports, taken.slot, reason, calls, hold=True)
+        slots.give_back(ports, taken.slot, reason, calls, hold=True)
 
 
 def _entry(event: Event, slot: Slot | None) -> Entry:
@@ -365,54 +403,3 @@ def _card_page_answer(
         **_form(payment.money, page),
         "pay_path": path_of_card_page(ports.vault, payment.id),
     }
-
-
-# --- the invoice at the gateway ---------------------------------------------------------------
-
-
-def _obtained(
-    ports: Ports, order: HostedOrder, calls: CallLog, *, may_exist: bool
-) -> tuple[HostedStatement, Page]:
-    """The gateway's invoice, found if a create may have reached it before, and fit to be paid.
-
-    Raises NotPayable when it is not the one that was ordered, or has no page.
-    """
-    said = _found(ports, order.reference_id, calls) if may_exist else None
-    if said is None:
-        said = _created(ports, order, calls, may_exist=may_exist)
-    expected = Expected(order.reference_id, order.money, test_mode=order.test_mode)
-    unfit = may_be_paid(said.statement, expected)
-    if unfit is not None:
-        raise NotPayable(unfit)
-    if said.page is None:
-        raise NotPayable("the gateway names no page to pay on")
-    return said, said.page
-
-
-def _created(
-    ports: Ports, order: HostedOrder, calls: CallLog, *, may_exist: bool
-) -> HostedStatement:
-    ports.pace.wait()
-    try:
-        return ports.gateway.create_hosted(order, calls)
-    except (OutcomeUnknown, Refused) as error:
-        # Only the refusal of a first send is certain: a later one may collide with its twin (§1.2).
-        if isinstance(error, Refused) and not may_exist:
-            raise
-        found = _found(ports, order.reference_id, calls)
-        if found is None:
-            raise
-        return found
-
-
-def _found(ports: Ports, reference_id: str, calls: CallLog) -> HostedStatement | None:
-    """Ours by reference, whole. The newest that is still to be paid: nobody has the page of any.
-
-    One that is paid all the same is returned instead, so that it is not overlooked.
-    """
-    ports.pace.wait(2)
-    matches = ports.gateway.find(reference_id, calls)
-    paid = [s for s in matches if s.status in PAID_STATUSES]
-    fresh = [s for s in matches if s.status in {"created", "process_pending"}]
-    chosen = next(reversed(paid or fresh), None)
-    return ports.gateway.look_hosted(chosen.gateway_id, calls) if chosen else None

@@ -22,6 +22,7 @@ from billing_worker.gateway.port import CallLog, WireCall
 from billing_worker.persistence import cards, customers, history, hosted, links, subscriptions
 from billing_worker.persistence.history import Entry
 from billing_worker.services.cards import pay_with
+from billing_worker.services.gateway_page import find_page
 from billing_worker.services.ports import Ports
 from billing_worker.services.records import CardRecord
 from billing_worker.services.settle import wire_data
@@ -63,13 +64,21 @@ def look(ports: Ports, payment: HostedPayment) -> HostedPayment:
     """Ask about one. No answer proves nothing: it is asked again later."""
     calls: CallLog = []
     said = None
-    if payment.status is not HostedStatus.PREPARED and payment.gateway_id is not None:
-        ports.pace.wait()
-        try:
-            said = ports.gateway.look_hosted(payment.gateway_id, calls)
-        except GatewayError as error:
-            log.info("hosted.no_answer", payment=payment.id, reason=error.reason)
+    try:
+        said = _stated(ports, payment, calls)
+    except GatewayError as error:
+        log.info("hosted.no_answer", payment=payment.id, reason=error.reason)
+        if payment.status is HostedStatus.PREPARED:
+            return payment  # It may have been paid: only the gateway's word gives it up.
     return settle_page(ports, payment, said, calls)
+
+
+def _stated(ports: Ports, payment: HostedPayment, calls: CallLog) -> HostedStatement | None:
+    """None: the gateway has nothing under its reference."""
+    if payment.gateway_id is None:
+        return find_page(ports, payment.gateway_reference, calls)
+    ports.pace.wait()
+    return ports.gateway.look_hosted(payment.gateway_id, calls)
 
 
 def settle_page(
@@ -77,17 +86,28 @@ def settle_page(
     payment: HostedPayment,
     said: HostedStatement | None,
     calls: Sequence[WireCall] = (),
+    *,
+    not_handed_out: str = rules.NEVER_HANDED_OUT,
 ) -> HostedPayment:
-    """Apply what the gateway said; None: no answer. Card, state and history are one transaction."""
+    """Apply what the gateway said; None: no answer. Card, state and history are one transaction.
+
+    `not_handed_out`: why a prepared payment's page is given to nobody.
+    """
     context = Context(ports.clock.now(), BY, ports.terms)
     with ports.store.transaction() as connection:
         token = said.card.token if said and said.card else None
         if token is not None:
             hosted.lock_subscriptions_of(connection, payment.customer_id)
         before = hosted.lock(connection, payment.id)
+        if before.status is HostedStatus.PREPARED and before.fence != payment.fence:
+            return before  # A newer caller goes on with it.
         owners = _owners(connection, token)
         concluded = rules.conclude(
-            before, said, context, token_is_foreign=bool(owners.keys() - {before.customer_id})
+            before,
+            said,
+            context,
+            token_is_foreign=bool(owners.keys() - {before.customer_id}),
+            not_handed_out=not_handed_out,
         )
         events = list(concluded.events)
         card_id = None

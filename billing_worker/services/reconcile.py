@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
 
 import structlog
 
 from billing_worker.domain.errors import ConcurrentChange, GatewayError
-from billing_worker.domain.settlement import NeverHandedOut, News, NoAnswer, Stated
+from billing_worker.domain.settlement import News, NoAnswer, Stated
 from billing_worker.gateway.port import CallLog
 from billing_worker.persistence import cases, invoices, links
 from billing_worker.persistence.cases import CaseKey
 from billing_worker.persistence.store import AWAY
 from billing_worker.services.commit import settle
+from billing_worker.services.links_not_handed_out import ask_by_reference
 from billing_worker.services.ports import Ports
 from billing_worker.services.settle import Settle
 
@@ -30,25 +31,21 @@ def look_page(ports: Ports, attempt_ids: Sequence[int]) -> dict[str, int]:
     """GET each attempt's invoice and settle what it says. Returns counts by resulting state."""
     with ports.store.reading() as connection:
         keys = cases.keys_of(connection, attempt_ids)
-        lapsed = links.lapsed(connection, attempt_ids, ports.clock.now())
-    for key in lapsed:
-        settle(ports, Settle(key, NeverHandedOut(), BY))
-    return dict(Counter(ports.crew.map(partial(_look_safely, ports), keys)))
+        nameless = links.known_by_reference(connection, attempt_ids, ports.clock.now())
+    looks = [(key, partial(look, ports, key, gateway_id)) for key, gateway_id in keys]
+    looks += [(key, partial(ask_by_reference, ports, key)) for key in nameless]
+    return dict(Counter(ports.crew.map(partial(_look_safely, ports), looks)))
 
 
-def _look_safely(ports: Ports, asked: tuple[CaseKey, str]) -> str:
+def _look_safely(ports: Ports, asked: tuple[CaseKey, Callable[[], str]]) -> str:
+    attempt_id, look_at_it = asked[0].attempt_id, asked[1]
     try:
-        return look(ports, *asked)
+        return look_at_it()
     except (ConcurrentChange, *AWAY) as error:
-        log.warning(
-            "reconcile.interrupted",
-            attempt_id=asked[0].attempt_id,
-            reason=type(error).__name__,
-        )
+        log.warning("reconcile.interrupted", attempt_id=attempt_id, reason=type(error).__name__)
         return "interrupted"
     except Exception:
         # Our bug. The attempt stays as it is, and is asked about again, not at every sweep.
-        attempt_id = asked[0].attempt_id
         log.exception("billing.alert", kind="reconcile.crashed", attempt_id=attempt_id)
         with ports.store.transaction() as connection:
             invoices.look_later(connection, attempt_id, ports.clock.now() + AFTER_A_CRASH)

@@ -13,12 +13,19 @@ from datetime import datetime
 
 from sqlalchemy import Connection
 
-from billing_worker.domain.attempt import Attempt, AttemptStatus, Origin
-from billing_worker.domain.errors import InvalidInput, NotPayable, SlotTaken
+from billing_worker.domain.attempt import LIVE, PAID, Attempt, AttemptStatus, Origin
+from billing_worker.domain.errors import (
+    AlreadyPaid,
+    GatewayError,
+    InvalidInput,
+    NotPayable,
+    Refused,
+    SlotTaken,
+)
 from billing_worker.domain.events import Event, EventKind
-from billing_worker.domain.evidence import Statement
+from billing_worker.domain.evidence import Statement, page_may_be_paid
 from billing_worker.domain.invoice import InvoiceStatus
-from billing_worker.domain.settlement import Case, NothingSent, Stated
+from billing_worker.domain.settlement import Case, News, NoAnswer, NothingSent, Stated
 from billing_worker.domain.subscription import Subscription
 from billing_worker.gateway.port import CallLog, WireCall
 from billing_worker.persistence import claims, history, invoices, links, subscriptions, switches
@@ -28,6 +35,7 @@ from billing_worker.persistence.history import Entry
 from billing_worker.services.arm import why_not
 from billing_worker.services.commit import settle
 from billing_worker.services.earlier import why_no_other
+from billing_worker.services.gateway_page import nothing_was_made
 from billing_worker.services.lookup import (
     LATER_KNOWN,
     MAYBE_SOLD,
@@ -39,6 +47,8 @@ from billing_worker.services.ports import Ports
 from billing_worker.services.settle import Settle, wire_data
 
 BY = "hosted"
+
+MAYBE_PAID = "it may be paid already, and the gateway is asked until that is decided: "
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +79,8 @@ def locked_open_invoice(connection: Connection, reference: str) -> tuple[Subscri
     item = claims.lock_one(connection, row.id)
     if subscription is None or item is None:
         raise InvalidInput("invoice", "is gone")
+    if item.invoice.status is InvoiceStatus.PAID:
+        raise AlreadyPaid(f"{item.invoice.reference_id} is paid")
     if item.invoice.status is not InvoiceStatus.OPEN:
         raise NotPayable(f"{item.invoice.reference_id} is {item.invoice.status}")
     return subscription, item
@@ -138,8 +150,7 @@ def _require_unknown(ports: Ports, slot: Slot, asking: Asking, calls: CallLog) -
     found = by_reference(ports, slot.key, slot.attempt.reference_id, asking, calls)
     if found is not None:
         if not found.maybe_sold:
-            news = Stated(found.statement)
-            settle(ports, Settle(slot.key, news, BY, tuple(calls), fence=slot.attempt.fence))
+            _tell(ports, slot, Stated(found.statement), calls)
         raise NotPayable(MAYBE_SOLD)
     if knows_later(ports, slot.attempt, asking, calls):
         raise NotPayable(LATER_KNOWN)
@@ -175,12 +186,39 @@ def open_page(
     _write(connection, slot, Event(EventKind.ATTEMPT_SUBMITTED, now, BY, data))
 
 
-def release(
+def give_back(
     ports: Ports, slot: Slot, reason: str, calls: Sequence[WireCall], *, hold: bool
 ) -> None:
-    """Give the slot back: nobody was given the page, so nobody can pay. `hold` alerts a person."""
-    news = NothingSent(reason, hold=hold)
-    settle(ports, Settle(slot.key, news, BY, tuple(calls), fence=slot.attempt.fence))
+    """The gateway has nothing under its reference that could be paid. `hold` alerts a person."""
+    _tell(ports, slot, NothingSent(reason, hold=hold), calls)
+
+
+def leave(
+    ports: Ports, slot: Slot, error: NotPayable | GatewayError, calls: Sequence[WireCall]
+) -> None:
+    """Give the slot back if nothing can be paid under its reference. Otherwise the next caller goes
+    on with it, and the sweep of looks asks about it once this one counts as gone.
+    """
+    if nothing_was_made(error, may_exist=slot.create_may_have_been_sent):
+        give_back(ports, slot, error.reason, calls, hold=isinstance(error, NotPayable | Refused))
+    else:
+        _tell(ports, slot, NoAnswer(error.reason), calls)
+
+
+def not_handed_out(
+    ports: Ports, slot: Slot, found: Statement, why: str, calls: Sequence[WireCall]
+) -> NotPayable:
+    """Keep what the gateway made of a page that is given to nobody. Returns what to tell."""
+    touched = page_may_be_paid(found)
+    news = Stated(found) if touched else NothingSent(why, hold=True, statement=found)
+    case = _tell(ports, slot, news, calls)
+    if case.attempt.status in PAID:
+        return AlreadyPaid(f"{case.invoice.reference_id} is paid")
+    return NotPayable(MAYBE_PAID + why if case.attempt.status in LIVE else why)
+
+
+def _tell(ports: Ports, slot: Slot, news: News, calls: Sequence[WireCall]) -> Case:
+    return settle(ports, Settle(slot.key, news, BY, tuple(calls), fence=slot.attempt.fence))
 
 
 def _write(connection: Connection, slot: Slot, event: Event) -> None:

@@ -481,9 +481,11 @@ def test_a_card_that_only_the_page_has_asked_is_left_alone():
     assert page_declined(before, "lost_or_stolen_card").case.invoice.next_attempt_at is None
 
 
-def test_a_withdrawn_attempt_is_never_asked_about():
-    prepared = attempt(AttemptStatus.PREPARED, origin=Origin.LINK, gateway_id=None, look_at=NOW)
+def test_a_withdrawn_charge_is_never_asked_about_and_a_withdrawn_link_is():
+    """Without a sale nothing is charged. A page may be charged for as soon as it is created."""
+    prepared = attempt(AttemptStatus.PREPARED, gateway_id=None, look_at=NOW)
     assert withdrawn(prepared, "paused", NOW).look_at is None
+    assert withdrawn(replace(prepared, origin=Origin.LINK), "paused", NOW).look_at > NOW
 
 
 # --- money that goes back ---------------------------------------------------------------------

@@ -16,6 +16,7 @@ repeated news never moves a state back; what does not fit is written down and sh
 
 from billing_worker.domain.settlement.dispatch import conclude
 from billing_worker.domain.settlement.late import was_never_sold
+from billing_worker.domain.settlement.link import NEVER_HANDED_OUT
 from billing_worker.domain.settlement.moves import (
     EAGER_LOOKS_FOR,
     LONGEST_EAGER_WAIT,
@@ -50,6 +51,7 @@ __all__ = [
     "EAGER_LOOKS_FOR",
     "LONGEST_EAGER_WAIT",
     "NEEDS_CUSTOMER",
+    "NEVER_HANDED_OUT",
     "PAID_BY_WORD",
     "PATIENT_WAIT",
     "RECHECKS",

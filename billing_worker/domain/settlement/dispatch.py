@@ -30,7 +30,6 @@ from billing_worker.domain.settlement.news import (
 from billing_worker.domain.settlement.paid import pay
 from billing_worker.domain.settlement.resolved import is_overruled, resolve, still_undecided
 from billing_worker.domain.settlement.unpaid import (
-    decline,
     forbid,
     nothing_sent,
     postpone,
@@ -120,7 +119,7 @@ def _stated(  # noqa: PLR0911 - a case each
     match attempt.status:
         case AttemptStatus.PREPARED if finding.verdict is Verdict.DECLINED:
             case, sold = sold_by_a_twin(case, context)
-            declined = decline(case, finding.reason, context)
+            declined = undecided_or_unpaid(case, finding, context)
             return replace(declined, events=(sold, *declined.events))
         case AttemptStatus.PREPARED:
             return unsold(case, statement, finding, context)

@@ -14,6 +14,7 @@ from billing_worker.domain.settlement.moves import (
     PATIENT_WAIT,
     RECHECKS,
     asked_for_the_last_time,
+    next_recheck,
 )
 from billing_worker.domain.settlement.news import Case, Conclusion, Context
 from billing_worker.domain.settlement.recovery import stays_owed, why_never_again
@@ -24,8 +25,7 @@ def recheck(case: Case, finding: Finding, context: Context) -> Conclusion:
     attempt = case.attempt
     done = attempt.rechecks + 1
     ended = attempt.settled_at or attempt.created_at
-    # By the clock and not by the count: a callback brings looks of its own.
-    following = next((ended + after for after in RECHECKS if ended + after > context.now), None)
+    following = next_recheck(ended, context.now)
     if following is None and attempt.undecided_since is not None:
         # A final that has been seen to move is asked for once more after it stands again.
         following = context.now + RECHECKS[0]

@@ -15,9 +15,11 @@ from billing_worker.domain.dunning import (
 from billing_worker.domain.events import Event, EventKind
 from billing_worker.domain.invoice import Invoice, InvoiceStatus
 from billing_worker.domain.network_rules import never_again
-from billing_worker.domain.settlement.moves import end_attempt
+from billing_worker.domain.settlement.moves import end_attempt, next_recheck
 from billing_worker.domain.settlement.news import Case, Conclusion, Context
 from billing_worker.domain.settlement.recovery import declines_of, stays_owed
+
+NEVER_HANDED_OUT = "never handed out"
 
 
 def link_unpaid(
@@ -108,8 +110,12 @@ def _as_it_was(case: Case, attempt: Attempt, said: Event, context: Context) -> C
 
 
 def never_handed_out(case: Case, context: Context) -> Conclusion:
+    """The gateway has nothing under this reference. It is asked again: a create may arrive late."""
     attempt = case.attempt
+    if attempt.status is AttemptStatus.NOT_CHARGED and attempt.gateway_id is None:
+        again = next_recheck(attempt.settled_at or attempt.created_at, context.now)
+        return Conclusion(replace(case, attempt=replace(attempt, look_at=again)), ())
     lapsed = attempt.lease_until is not None and attempt.lease_until <= context.now
     if attempt.status is not AttemptStatus.PREPARED or not lapsed:
         return Conclusion(case, ())
-    return link_unpaid(case, AttemptStatus.NOT_CHARGED, "never handed out", context)
+    return link_unpaid(case, AttemptStatus.NOT_CHARGED, NEVER_HANDED_OUT, context)

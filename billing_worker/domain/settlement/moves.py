@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from billing_worker.domain import attempt as attempts
-from billing_worker.domain.attempt import Attempt, AttemptStatus
+from billing_worker.domain.attempt import Attempt, AttemptStatus, Origin
 from billing_worker.domain.events import Event, EventKind
 from billing_worker.domain.evidence import DECLINED_STATUSES, Statement
 from billing_worker.domain.settlement.news import Case, Context
@@ -31,7 +31,8 @@ PATIENT_WAIT = timedelta(hours=1)
 def heard(case: Case, statement: Statement, asked_at: datetime | None = None) -> Case:
     """Keep what every statement tells of its attempt, whatever it proves about the money."""
     attempt = replace(case.attempt, heard_at=asked_at or case.attempt.heard_at)
-    if attempt.gateway_id is None and statement.reference_id == attempt.reference_id:
+    # The answer to our own create may leave the reference out.
+    if attempt.gateway_id is None and statement.reference_id in {None, attempt.reference_id}:
         attempt = replace(attempt, gateway_id=statement.gateway_id)
     if statement.status in DECLINED_STATUSES and statement.original_code is not None:
         attempt = replace(attempt, original_code=statement.original_code)
@@ -39,19 +40,31 @@ def heard(case: Case, statement: Statement, asked_at: datetime | None = None) ->
 
 
 def end_attempt(attempt: Attempt, status: AttemptStatus, outcome: str, context: Context) -> Attempt:
-    asks = attempt.gateway_id is not None  # An invoice that never existed cannot turn out paid.
     return replace(
         attempt,
         status=attempts.move(attempt.status, status),
         outcome=outcome,
         settled_at=context.now,
         lease_until=None,
-        look_at=context.now + RECHECKS[0] if asks else None,
+        look_at=_first_recheck(attempt, context.now),
     )
 
 
+def _first_recheck(attempt: Attempt, now: datetime) -> datetime | None:
+    """An invoice that never existed cannot turn out paid. A page may: the gateway may charge for
+    it as it is created, and its create may have arrived although nobody has told us.
+    """
+    may_exist = attempt.gateway_id is not None or attempt.origin is Origin.LINK
+    return now + RECHECKS[0] if may_exist else None
+
+
+def next_recheck(ended: datetime, now: datetime) -> datetime | None:
+    """By the clock and not by the count: a callback brings looks of its own."""
+    return next((ended + after for after in RECHECKS if ended + after > now), None)
+
+
 def withdrawn(attempt: Attempt, reason: str, now: datetime) -> Attempt:
-    """A prepared attempt that a pause or a cancellation overtook. Nothing was sent, for sure: the
+    """A prepared attempt that a pause or a cancellation overtook. No sale was sent, for sure: the
     caller holds the locks without which it cannot be submitted.
     """
     return replace(
@@ -60,12 +73,13 @@ def withdrawn(attempt: Attempt, reason: str, now: datetime) -> Attempt:
         outcome=reason,
         settled_at=now,
         lease_until=None,
-        look_at=None,
+        look_at=_first_recheck(attempt, now),
     )
 
 
 def sold_by_a_twin(case: Case, context: Context) -> tuple[Case, Event]:
-    """A copy of this database, or its life before a restore, has sold what we only prepared.
+    """A copy of this database, or its life before a restore, has sold what we only prepared; or the
+    gateway has charged for a page that was given to nobody.
 
     It counts as submitted from now on, as if we had sold it: it may have been charged.
     """
@@ -78,16 +92,27 @@ def sold_by_a_twin(case: Case, context: Context) -> tuple[Case, Event]:
     said = context.event(
         EventKind.ATTEMPT_SUBMITTED, gateway_id=submitted.gateway_id, sold_by="somebody else"
     )
-    return replace(case, attempt=submitted), said
+    invoice = case.invoice
+    if submitted.origin is Origin.LINK:
+        # Its next step is kept for when nobody pays; nobody is rung for it meanwhile.
+        invoice = replace(invoice, ring_at=None)
+    return replace(case, attempt=submitted, invoice=invoice), said
 
 
 def ask_again(case: Case, context: Context) -> Case:
     attempt = case.attempt
     if attempt.status is AttemptStatus.SUBMITTED:
         attempt = replace(attempt, look_at=context.now + _wait_before_next_look(attempt, context))
+    elif _is_held(attempt, context.now):
+        attempt = replace(attempt, look_at=attempt.lease_until)
     elif attempt.look_at is not None:  # a recheck that brought no answer
         attempt = replace(attempt, look_at=context.now + LONGEST_EAGER_WAIT)
     return replace(case, attempt=attempt)
+
+
+def _is_held(attempt: Attempt, now: datetime) -> bool:
+    """A prepared link whose caller, or the next one, may still go on with it."""
+    return attempt.lease_until is not None and attempt.lease_until > now
 
 
 def _wait_before_next_look(attempt: Attempt, context: Context) -> timedelta:

@@ -57,7 +57,7 @@ class NoAnswer:
 
 @dataclass(frozen=True, slots=True)
 class NeverHandedOut:
-    """The lease of a prepared pay link ran out: nobody was given its page, so nobody can pay."""
+    """Nobody was given the page of this link, and the gateway has nothing under its reference."""
 
 
 @dataclass(frozen=True, slots=True)

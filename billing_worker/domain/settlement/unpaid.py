@@ -15,6 +15,7 @@ from billing_worker.domain.evidence import (
     Finding,
     Statement,
     Verdict,
+    page_may_be_paid,
 )
 from billing_worker.domain.invoice import InvoiceStatus
 from billing_worker.domain.settlement.link import link_unpaid
@@ -166,14 +167,16 @@ def _may_have_been_sold(attempt: Attempt, statement: Statement) -> bool:
     """Somebody has touched an invoice that we have only prepared. One that has ended is another
     matter: whoever never sold it sees it expire.
     """
-    untouched = statement.status in UNSOLD_STATUSES | UNPAID_FINAL_STATUSES
-    is_ours = attempt.gateway_id == statement.gateway_id
-    return attempt.status is AttemptStatus.PREPARED and is_ours and not untouched
+    if attempt.status is not AttemptStatus.PREPARED or attempt.gateway_id != statement.gateway_id:
+        return False
+    if attempt.origin is Origin.LINK:
+        return page_may_be_paid(statement)
+    return statement.status not in UNSOLD_STATUSES | UNPAID_FINAL_STATUSES
 
 
 def _sold_by_somebody(case: Case, reason: str, context: Context) -> Conclusion:
     """Unknown, therefore: nothing else is tried before the gateway tells how it ended."""
-    if case.invoice.status is InvoiceStatus.OPEN:
+    if case.invoice.status is InvoiceStatus.OPEN and case.attempt.origin is not Origin.LINK:
         in_flight = replace(case.invoice, reason=None, next_attempt_at=None, ring_at=None)
         case = replace(case, invoice=in_flight)
     case, sold = sold_by_a_twin(case, context)
