@@ -9,7 +9,8 @@ from sqlalchemy import select
 from billing_worker.domain.attempt import TRANSITIONS
 from billing_worker.persistence.tables import events
 from tests.model.protocol import DEFENDED_TWICE, MUTANTS, Bounds, Rules, search
-from tests.simulation.simulator import LATE_TOKENS, Simulation, silence_logs, template_bytes
+from tests.simulation.memory import template_bytes
+from tests.simulation.simulator import LATE_TOKENS, Simulation, silence_logs
 
 BOUNDS = {
     "one period, two attempts, three claims, two crashes": Bounds(periods=1),

@@ -1,21 +1,13 @@
 """A life that is forgotten: the books go back to a backup, the gateway does not.
 
-python -m tests.simulation.restored SEED COUNT prints what is violated.
+`python -m tests.simulation --life restored` runs these alone.
 """
 
 from __future__ import annotations
 
-import sys
-import tempfile
-import zoneinfo
-from pathlib import Path
-from typing import Any
-
-from billing_worker.persistence.migrate import migrate
-from billing_worker.persistence.store import Store
 from billing_worker.persistence.switches import mark_restored, turn_sales
 from tests.simulation.people import Act, People
-from tests.simulation.simulator import Simulation, Violation, silence_logs, template_bytes
+from tests.simulation.simulator import Simulation
 
 
 class Steady(People):
@@ -72,28 +64,4 @@ class Restored(Simulation):
 
     def _problems(self) -> list[str]:
         """Nobody compares the lists here: what was voided meanwhile is not looked for."""
-        return self._stuck()
-
-
-def main(first: int, count: int) -> int:
-    silence_logs()
-    zoneinfo.reset_tzpath(())
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "template.db"
-        with Store(f"sqlite:///{path}") as store:
-            migrate(store)
-        template = template_bytes(path)
-    violations = 0
-    for seed in range(first, first + count):
-        try:
-            Restored(seed, template).run()
-        except Violation as violation:
-            violations += 1
-            print(violation, flush=True)
-    print(f"{count} restored seeds from {first}: {violations} violations")
-    return 1 if violations else 0
-
-
-if __name__ == "__main__":
-    numbers: list[Any] = [int(word) for word in sys.argv[1:]]
-    sys.exit(main(*numbers))
+        return self._stuck() + self._untold()

@@ -5,17 +5,17 @@ from __future__ import annotations
 import pytest
 import structlog
 
+from tests.simulation.memory import template_bytes
 from tests.simulation.restored import Restored
 from tests.simulation.simulator import (
     Simulation,
     Violation,
     shortest_failing_run,
     silence_logs,
-    template_bytes,
 )
 
-SEEDS_IN_CI = 200
-PER_TEST = 25
+SEEDS_IN_CI = 120
+PER_TEST = 20
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,8 @@ from datetime import timedelta
 import pytest
 import structlog
 
-from tests.simulation.simulator import silence_logs, template_bytes
+from tests.simulation.memory import template_bytes
+from tests.simulation.simulator import silence_logs
 from tests.simulation.year import recovery_times, simulate_a_year
 
 

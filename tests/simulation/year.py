@@ -11,7 +11,7 @@ from sqlalchemy import func, select
 from billing_worker.persistence import tables
 from billing_worker.sandbox.gateway import Behaviour
 from billing_worker.services.subscribe import subscribe
-from tests.simulation.simulator import MemoryStore
+from tests.simulation.memory import MemoryStore
 from tests.support.cohort import Cohort
 from tests.support.records import monthly
 from tests.support.world import World

@@ -1,0 +1,54 @@
+"""Which disasters a seed brings: every life has its own kind, and all are run the same way."""
+
+from __future__ import annotations
+
+import tempfile
+import zoneinfo
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from billing_worker.persistence.migrate import migrate
+from billing_worker.persistence.store import Store
+from tests.simulation.memory import template_bytes
+from tests.simulation.rare import reached
+from tests.simulation.restored import Restored
+from tests.simulation.simulator import Simulation, Violation, silence_logs
+
+LIVES: dict[str, type[Simulation]] = {"ordinary": Simulation, "restored": Restored}
+
+
+@dataclass(slots=True)
+class Lived:
+    seed: int
+    violation: str | None = None
+    reached: Counter[str] = field(default_factory=Counter)
+    excused: Counter[str] = field(default_factory=Counter)
+    """Second debits that no client could know of, by the reason; each has its surplus alert."""
+
+
+def live(seed: int, template: bytes, life: str | None = None) -> Lived:
+    """One seed, of this life or of the one whose turn it is."""
+    names = list(LIVES)
+    simulation = LIVES[life or names[seed % len(names)]](seed, template)
+    lived = Lived(seed)
+    try:
+        simulation.run()
+    except Violation as violation:
+        lived.violation = str(violation)
+    except Exception as error:
+        lived.violation = f"seed {seed}: {type(error).__name__}: {error}\n{simulation.story()}"
+    lived.reached = reached(simulation.store) + simulation.happened
+    lived.excused = Counter(simulation.excused.values())
+    return lived
+
+
+def migrated_template() -> bytes:
+    """What every life begins with. Also quiets this process."""
+    silence_logs()
+    zoneinfo.reset_tzpath(())
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "template.db"
+        with Store(f"sqlite:///{path}") as store:
+            migrate(store)
+        return template_bytes(path)
