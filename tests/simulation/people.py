@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import select
@@ -32,6 +34,17 @@ NEW_CARDS = (
 )
 
 Act = Callable[[Ports], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """An act that may have to be said again, as of the time when it was made."""
+
+    reference: str
+    say: Callable[[Ports, datetime | None], Any]
+
+    def __call__(self, ports: Ports) -> Any:
+        return self.say(ports, None)
 
 
 class People:
@@ -71,28 +84,49 @@ class People:
     # --- acts --------------------------------------------------------------------------------
 
     def _pause(self, reference: str) -> Act:
-        return lambda p: lifecycle.pause(p.store, p.clock, reference, by="somebody")
+        return Decision(
+            reference,
+            lambda p, at: lifecycle.pause(
+                p.store, p.clock, reference, by="somebody", decided_at=at
+            ),
+        )
 
     def _resume(self, reference: str) -> Act:
         shift = self._rng.random() < 0.5
-        return lambda p: lifecycle.resume(
-            p.store, p.clock, reference, shift_anchor=shift, by="somebody"
+        return Decision(
+            reference,
+            lambda p, at: lifecycle.resume(
+                p.store, p.clock, reference, shift_anchor=shift, by="somebody", decided_at=at
+            ),
         )
 
     def _cancel(self, reference: str) -> Act:
-        at_period_end = self._rng.random() < 0.8
-        return lambda p: lifecycle.cancel(
-            p.store, p.clock, reference, at_period_end=at_period_end, by="somebody"
+        end = self._rng.random() < 0.8
+        return Decision(
+            reference,
+            lambda p, at: lifecycle.cancel(
+                p.store, p.clock, reference, at_period_end=end, by="somebody", decided_at=at
+            ),
         )
 
     def _uncancel(self, reference: str) -> Act:
-        return lambda p: lifecycle.uncancel(p.store, p.clock, reference, by="somebody")
+        return Decision(
+            reference,
+            lambda p, at: lifecycle.uncancel(
+                p.store, p.clock, reference, by="somebody", decided_at=at
+            ),
+        )
 
     def _change(self, reference: str) -> Act:
         wanted = self._rng.choice(
             [{"amount": "12.50"}, {"interval": "week"}, {"interval": "month", "interval_count": 2}]
         )
-        return lambda p: lifecycle.change(p.store, p.clock, reference, by="somebody", **wanted)
+        return Decision(
+            reference,
+            lambda p, at: lifecycle.change(
+                p.store, p.clock, reference, by="somebody", decided_at=at, **wanted
+            ),
+        )
 
     def _retry(self, reference: str) -> Act:
         chosen = self._rng.random()
@@ -110,9 +144,12 @@ class People:
         token = f"{self._rng.choice(NEW_CARDS)}.{reference}-{self._new_cards}"
         brand = self._rng.choice(["visa", "mastercard", None])
         card = CardRecord(Secret(token), None, brand, 12, 2032)
-        return lambda p: cards.replace_card(
-            p.store, p.vault, p.clock, subscription_reference=reference, card=card,
-            by="somebody", why=None,
+        return Decision(
+            reference,
+            lambda p, at: cards.replace_card(
+                p.store, p.vault, p.clock, subscription_reference=reference, card=card,
+                by="somebody", why=None, decided_at=at,
+            ),
         )  # fmt: skip
 
     def _choose_policy(self, reference: str) -> Act:

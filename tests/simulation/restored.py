@@ -1,29 +1,24 @@
 """A life that is forgotten: the books go back to a backup, the gateway does not.
 
-`python -m tests.simulation --life restored` runs these alone.
+What was decided since the backup is said again while the books wait, each with the time at which
+it was made. `python -m tests.simulation --life restored` runs these alone.
 """
 
 from __future__ import annotations
 
-from billing_worker.persistence.switches import mark_restored, turn_sales
-from tests.simulation.people import Act, People
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import select
+
+from billing_worker.persistence import tables
+from billing_worker.persistence.store import CommitUnknown
+from billing_worker.services.sales import switch
+from tests.simulation.people import Decision
 from tests.simulation.simulator import Simulation
 
-
-class Steady(People):
-    """They change no dates: what is said between backup and restore would have to be said again."""
-
-    def next_act(self) -> tuple[str, Act]:
-        reference = self._rng.choice(self._references)
-        name, act = self._rng.choice(
-            [
-                ("retries", self._retry),
-                ("replaces the card of", self._replace_card),
-                ("asks for a page for", self._ask_for_page),
-                ("gives up what is overdue, not only", self._give_up),
-            ]
-        )
-        return f"somebody {name} {reference}", act(reference)
+_OVER = {"cancelled", "paused"}
 
 
 class Restored(Simulation):
@@ -31,11 +26,15 @@ class Restored(Simulation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.people = Steady(self.rng, [f"sub-{n}" for n in range(self.subscriptions)])
         self.taken_at = self.rng.randrange(1, 20)
         self.restored_at = self.taken_at + self.rng.randrange(15, 80)
         self.step = 0
         self.kept = b""
+        self.said: list[tuple[datetime, str, Decision]] = []
+        self.prevented: dict[str, frozenset[str]] = {}
+        """Of subscriptions that were over, or paused, in the life that is forgotten: which of
+        their periods were owed all the same."""
+        self.asked_before = 0
 
     def _step(self) -> None:
         self.step += 1
@@ -46,6 +45,30 @@ class Restored(Simulation):
             self._restore()
         super()._step()
 
+    # --- what is decided ---------------------------------------------------------------------
+
+    def _begin(self, name: str, work: Callable[[Any], Any], *, at_once: bool = False) -> None:
+        if not isinstance(work, Decision):
+            super()._begin(name, work, at_once=at_once)
+        elif len(self.tasks) < 6:
+            super()._begin(name, lambda ports: self._decide(ports, name, work), at_once=True)
+
+    def _decide(self, ports: Any, name: str, decision: Decision) -> None:
+        """Whoever decides asks until there is an answer, and writes down when that was."""
+        at = self.world.clock.now()
+        for _ in range(20):
+            try:
+                answer = decision.say(ports, None)
+            except CommitUnknown:
+                continue
+            self.prevented.pop(decision.reference, None)
+            if self.taken_at <= self.step < self.restored_at:
+                self.said.append((at, name, decision))
+            self._say(f"{name}: {getattr(answer, 'outcome', 'done')}")
+            return
+
+    # --- what is forgotten -------------------------------------------------------------------
+
     def _restore(self) -> None:
         self.calm = True
         self._drop_tasks()
@@ -53,14 +76,53 @@ class Restored(Simulation):
             self.world.tick()
             self.world.clock.advance(self.rng.choice([1, 60, 4000, 90_000]))
         self._say("restored")
+        self.happened["books restored from a backup"] += 1
+        self.prevented = self._what_is_prevented()
+        self.asked_before = len(self.witness.asks)
         self.world.bell.messages.clear()
         self.people.pages.clear()
         self.store.replace(self.kept)
-        now = self.world.clock.now()
-        with self.store.transaction() as connection:
-            mark_restored(connection, by="ann", reason="backup", now=now)
-            turn_sales(connection, on=True, by="ann", reason="backup", now=now)
+        self._switch_sales(on=False)
+        for _ in range(self.rng.randrange(3)):
+            self.world.tick()
+            self.world.clock.advance(self.rng.choice([1, 60, 4000]))
+        self._say_everything_again()
+        self._switch_sales(on=True)
         self.calm = False
+
+    def _switch_sales(self, *, on: bool) -> None:
+        now = self.world.clock.now()
+        switch(self.store, on=on, service=None, by="ann", reason="backup", now=now, restored=True)
+
+    def _say_everything_again(self) -> None:
+        for at, name, decision in self.said:
+            self._say(f"again: {name}, as of {at - self.start}")
+            self.happened["decision said again after a restore"] += 1
+            decision.say(self.ports, at)
+
+    def _what_is_prevented(self) -> dict[str, frozenset[str]]:
+        stored = tables.subscriptions
+        query = (
+            select(stored.c.reference_id, tables.invoices.c.reference_id, tables.invoices.c.status)
+            .outerjoin(tables.invoices, tables.invoices.c.subscription_id == stored.c.id)
+            .where(stored.c.status.in_(_OVER))
+        )
+        found: dict[str, set[str]] = {}
+        with self.store.reading() as connection:
+            for reference, invoice, status in connection.execute(query):
+                owed = found.setdefault(reference, set())
+                if invoice is not None and status != "void":
+                    owed.add(invoice)
+        return {reference: frozenset(owed) for reference, owed in found.items()}
+
+    # --- what must hold ----------------------------------------------------------------------
+
+    def _check_money(self) -> None:
+        super()._check_money()
+        for ask in self.witness.asks[self.asked_before :]:
+            owed = self.prevented.get(ask.period.rpartition("-p")[0])
+            if owed is not None and ask.period not in owed:
+                self._violated(f"{ask.period} was sold, which a forgotten decision had prevented")
 
     def _problems(self) -> list[str]:
         """Nobody compares the lists here: what was voided meanwhile is not looked for."""

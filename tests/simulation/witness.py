@@ -33,6 +33,10 @@ class Ask:
     at: datetime
     before: tuple[Seen, ...]
 
+    @property
+    def period(self) -> str:
+        return period_of(self.reference_id)
+
 
 @dataclass(frozen=True, slots=True)
 class Waits:
@@ -45,7 +49,7 @@ class Waits:
 class Witness:
     def __init__(self, sandbox: SandboxGateway) -> None:
         self._sandbox = sandbox
-        self._asks: defaultdict[str, list[Ask]] = defaultdict(list)
+        self.asks: list[Ask] = []
         self._asked: defaultdict[str, list[Invoice]] = defaultdict(list)
         acquirer = sandbox._books.acquirer
         sell = acquirer.sell
@@ -63,7 +67,7 @@ class Witness:
             for other in self._asked[period]
             if other is not invoice
         )
-        self._asks[period].append(Ask(invoice.gateway_id, invoice.order.reference_id, now, before))
+        self.asks.append(Ask(invoice.gateway_id, invoice.order.reference_id, now, before))
         if invoice not in self._asked[period]:
             self._asked[period].append(invoice)
 
@@ -79,15 +83,14 @@ class Witness:
         `asked_for`: references of attempts that a person or the customer has asked for.
         """
         debited = {debit.gateway_id for debit in self._sandbox.ledger}
-        for period, asks in self._asks.items():
-            for ask in asks:
-                if ask.gateway_id not in debited:
-                    continue
-                for seen in ask.before:
-                    if seen.gateway_id in debited:
-                        wait = waits.asked_for if ask.reference_id in asked_for else waits.automatic
-                        told = f"{ask.reference_id} charged beside one that was {seen.status}"
-                        yield period, told, _unknowable(seen, ask, wait, waits.automatic)
+        for ask in self.asks:
+            if ask.gateway_id not in debited:
+                continue
+            wait = waits.asked_for if ask.reference_id in asked_for else waits.automatic
+            for seen in ask.before:
+                if seen.gateway_id in debited:
+                    told = f"{ask.reference_id} sold beside one that was {seen.status}"
+                    yield ask.period, told, _unknowable(seen, ask, wait, waits.automatic)
 
 
 def _unknowable(seen: Seen, ask: Ask, wait: timedelta, automatic: timedelta) -> str | None:
