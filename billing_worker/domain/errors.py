@@ -5,7 +5,8 @@ BillingError
 ├── InvariantBroken       our bug: stop, page
 │   ├── IllegalTransition
 │   ├── CurrencyMismatch
-│   └── AmountMismatch
+│   ├── AmountMismatch
+│   └── WrongKey          none of the vault keys opens what is stored
 ├── ConcurrentChange      someone else moved the row: leave quietly, the sweep returns
 ├── NotPayable            no page can be handed to the customer, and why
 │   ├── AlreadyPaid       there is nothing left to pay
@@ -51,6 +52,12 @@ class CurrencyMismatch(InvariantBroken):
 
 class AmountMismatch(InvariantBroken):
     """An amount is not the one that was agreed."""
+
+
+class WrongKey(InvariantBroken):
+    """None of the vault keys opens a stored secret: the configuration is wrong, or a key was taken
+    away while something was still encrypted with it.
+    """
 
 
 class ConcurrentChange(BillingError):

@@ -44,6 +44,7 @@ class EventKind(StrEnum):
     ATTEMPT_UNDECIDED = "attempt.undecided"  # for a day: prepared or submitted, said once
     GATEWAY_REFUSES_US = "gateway.refuses_us"  # 401 or 403: credentials or permissions
     ATTEMPT_CALLED_BACK = "attempt.called_back"  # a signed callback: the gateway is asked at once
+    CHARGING_STOPPED = "charging.stopped"  # charges fail whatever invoice it is: none is started
     SALES_SWITCHED = "sales.switched"
     # For the customer or the merchant to be told: written with what they tell about.
     PAYMENT_FAILED = "payment.failed"  # attempt n of m, what follows and when, what is at stake

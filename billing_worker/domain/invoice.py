@@ -80,6 +80,9 @@ again, on other terms or another date: it is then opened anew under the same num
 RECOVERY_ENDED = "recovery_ended: "
 """Begins the reason of an invoice whose ladder is used up, or whose customer was waited for."""
 
+KEEPS_CRASHING = "keeps_crashing"
+"""Begins the reason of an invoice whose charges crashed, and others' did not."""
+
 REFUSED = "gateway refused the invoice"
 """In the reason of an invoice for which the gateway created none: the fault may be the token's."""
 

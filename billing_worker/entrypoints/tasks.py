@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from billing_worker.entrypoints.celery_app import app, process
 from billing_worker.persistence.store import CommitUnknown
 from billing_worker.services.cards import warn_expiring
-from billing_worker.services.charge import charge_page
+from billing_worker.services.charge import charge_on_probation, charge_page
 from billing_worker.services.command_records import TASKS
 from billing_worker.services.hosted_look import look_due_pages
 from billing_worker.services.reconcile import look_page
@@ -68,6 +68,7 @@ def renew() -> int:
 
 @task("billing.ring")
 def ring() -> int:
+    charge_on_probation(process.ports())
     return ring_due(process.ports())
 
 

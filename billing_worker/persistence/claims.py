@@ -13,8 +13,10 @@ from sqlalchemy import (
     Connection,
     Row,
     Select,
+    and_,
     bindparam,
     exists,
+    func,
     insert,
     or_,
     select,
@@ -284,18 +286,70 @@ def renew(connection: Connection, attempt: Attempt, until: datetime) -> None:
         raise ConcurrentChange(f"{attempt.reference_id} was claimed by another")
 
 
-def outlived(connection: Connection, attempt: Attempt) -> None:
-    """The claim that was replaced was slow and not dead: it does not count as a crash."""
-    connection.execute(
-        update(attempts)
-        .where(
-            attempts.c.id == attempt.id,
-            attempts.c.fence > attempt.fence,
-            attempts.c.status == "prepared",
-            attempts.c.claims > 1,
-        )
-        .values(claims=attempts.c.claims - 1)
+_UNCOUNT = (
+    update(attempts)
+    .where(
+        attempts.c.id == bindparam("row_id"),
+        attempts.c.fence >= bindparam("its_fence"),
+        attempts.c.status == "prepared",
+        attempts.c.claims > 0,
     )
+    .values(claims=attempts.c.claims - 1)
+)
+
+
+def uncount(connection: Connection, ended: Sequence[Attempt]) -> None:
+    """Do not count these claims against their attempts: whoever held one is alive, or was replaced
+    because it was slow, or has failed by no fault of the row.
+    """
+    if ended:
+        rows = [{"row_id": attempt.id, "its_fence": attempt.fence} for attempt in ended]
+        connection.execute(_UNCOUNT, rows)
+
+
+def tell_why(connection: Connection, invoice_id: int, reason: str) -> None:
+    """Why an open invoice is not charged yet, for whoever asks."""
+    connection.execute(
+        update(invoices)
+        .where(invoices.c.id == invoice_id, invoices.c.status == "open")
+        .values(reason=reason)
+    )
+
+
+NEIGHBOURS = 1_000
+
+
+def workers_died_of_all(
+    connection: Connection,
+    attempt: Attempt,
+    *,
+    since: datetime,
+    until: datetime,
+    deaths: int,
+    others: int,
+) -> bool:
+    """Whether, at `until`, the workers of this many other attempts, made around the same time, had
+    died so often as well, and none of those attempts had got any further since `since`.
+    """
+    around = and_(
+        attempts.c.id.between(attempt.id - NEIGHBOURS, attempt.id + NEIGHBOURS),
+        attempts.c.id != attempt.id,
+    )
+    went_on_since = or_(attempts.c.submitted_at > until, attempts.c.settled_at > until)
+    died = select(func.count()).where(
+        around,
+        attempts.c.claims >= deaths,
+        or_(attempts.c.status == "prepared", went_on_since),
+    )
+    went_on_before = exists().where(
+        around,
+        or_(
+            attempts.c.submitted_at.between(since, until),
+            attempts.c.settled_at.between(since, until),
+        ),
+    )
+    query = select(and_(died.scalar_subquery() >= others, ~went_on_before))
+    return bool(connection.execute(query).scalar_one())
 
 
 _RING_LATER = (

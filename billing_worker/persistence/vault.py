@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
-from billing_worker.domain.errors import InvariantBroken
+from billing_worker.domain.errors import WrongKey
 from billing_worker.domain.secret import Secret
 
 
@@ -21,10 +21,8 @@ class FernetVault:
         return self._fernet.encrypt(secret.reveal().encode())
 
     def unlock(self, locked: bytes) -> Secret:
-        """Raises InvariantBroken when none of the keys opens it."""
+        """Raises WrongKey when none of the keys opens it."""
         try:
             return Secret(self._fernet.decrypt(locked).decode())
         except InvalidToken:
-            raise InvariantBroken(
-                "a card token cannot be decrypted with any of BILLING_VAULT_KEYS"
-            ) from None
+            raise WrongKey("what is stored opens with none of BILLING_VAULT_KEYS") from None

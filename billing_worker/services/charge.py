@@ -38,12 +38,12 @@ from billing_worker.domain.invoice import REFUSED
 from billing_worker.domain.settlement import News, NoAnswer, NothingSent, Postponed, Stated
 from billing_worker.gateway.port import CallLog, InstantOrder, WireCall
 from billing_worker.gateway.redaction import hide
-from billing_worker.persistence import claims, counters, history
+from billing_worker.persistence import counters, history
 from billing_worker.persistence.history import Entry
 from billing_worker.persistence.store import AWAY
-from billing_worker.services import turn
+from billing_worker.services import failures, turn
 from billing_worker.services.arm import Arm, Armed, NotArmed
-from billing_worker.services.claim import BY, Claimed, claim
+from billing_worker.services.claim import BY, Claimed, ClaimedPage, claim, claim_page
 from billing_worker.services.commit import arm, settle
 from billing_worker.services.earlier import Obstacle, why_no_other
 from billing_worker.services.lookup import (
@@ -72,39 +72,50 @@ log = structlog.get_logger()
 
 def charge_page(ports: Ports, invoice_ids: Sequence[int]) -> dict[str, int]:
     """Charge those of the invoices that are due and free. Returns counts by final state."""
-    outcomes = ports.crew.take(partial(_charge_safely, ports), lambda: claim(ports, invoice_ids))
+    suspects: list[int] = []
+
+    def found() -> list[Claimed]:
+        page = _claimed(ports, invoice_ids)
+        suspects.extend(page.suspects)
+        return page.claimed
+
+    outcomes = ports.crew.take(partial(_charge_safely, ports), found)
+    for one in suspects:  # Alone: should it end this process again, it takes no other with it.
+        outcomes += ports.crew.take(partial(_charge_safely, ports), partial(claim, ports, [one]))
     return dict(Counter(outcomes))
+
+
+def charge_on_probation(ports: Ports) -> dict[str, int]:
+    """While charging is stopped: try one of the charges that were kept back, now and then."""
+    return charge_page(ports, []) if ports.breaker.is_open else {}
+
+
+def _claimed(ports: Ports, invoice_ids: Sequence[int]) -> ClaimedPage:
+    for offered in ports.breaker.admitted(invoice_ids, ports.clock):
+        page = claim_page(ports, offered)
+        if page.claimed or page.suspects:
+            return page
+        ports.breaker.gone(offered)
+    return ClaimedPage([], [])
 
 
 def _charge_safely(ports: Ports, claimed: Claimed) -> str:
     """One charge's trouble must not stop its page: what is left undone, the sweeps find."""
     try:
-        return _charge_or_leave(ports, claimed)
-    except AWAY as error:
-        log.warning(
-            "charge.interrupted",
-            attempt=claimed.attempt.reference_id,
-            reason=f"database: {type(error).__name__}",
-        )
-        return "interrupted"
-    except Exception:
-        # Our bug. The row keeps its state, and its claims are counted until a person is asked.
-        log.exception("billing.alert", kind="charge.crashed", attempt=claimed.attempt.reference_id)
-        return "crashed"
-
-
-def _charge_or_leave(ports: Ports, claimed: Claimed) -> str:
-    try:
-        return charge(ports, claimed)
+        outcome = charge(ports, claimed)
     except ConcurrentChange as moved:
-        log.info("charge.left_to_another", reason=str(moved))
-        with ports.store.transaction() as connection:
-            claims.outlived(connection, claimed.attempt)
-        return "left_to_another"
+        return failures.left_to_another(ports, claimed, moved)
+    except AWAY as error:
+        return failures.interrupted(ports, claimed, error)
+    except Exception as error:  # noqa: BLE001 - our bug, or the configuration's; told there
+        return failures.crashed(ports, claimed, error)
+    failures.passed(ports, claimed)
+    return outcome
 
 
 def charge(ports: Ports, claimed: Claimed) -> str:
     """Drive one claimed attempt as far as it goes now. Returns the attempt's state."""
+    ports.vault.unlock(claimed.payer.card_token)  # Before the gateway hears of it, not after.
     calls: CallLog = []
     obstacle = _earlier_attempts_may_pay(ports, claimed, calls)
     if obstacle:

@@ -15,6 +15,7 @@ from billing_worker.domain.card import Card
 from billing_worker.domain.catch_up import was_missed
 from billing_worker.domain.dunning import LADDER_ORIGINS, policy_named
 from billing_worker.domain.events import Event, EventKind
+from billing_worker.domain.invoice import KEEPS_CRASHING
 from billing_worker.domain.terms import Terms
 from billing_worker.persistence import cards, claims, history, switches
 from billing_worker.persistence.cases import CaseKey
@@ -22,8 +23,10 @@ from billing_worker.persistence.claims import DueInvoice, Payer, UnreadableInvoi
 from billing_worker.persistence.history import Entry
 from billing_worker.persistence.store import AWAY
 from billing_worker.persistence.switches import Switches
+from billing_worker.services import withdraw
 from billing_worker.services.overdue import decide_again
 from billing_worker.services.ports import Ports
+from billing_worker.services.withdraw import Moment
 
 log = structlog.get_logger()
 
@@ -35,10 +38,15 @@ sales on, and the elder's end, ring at once."""
 
 READ_AGAIN = timedelta(hours=1)
 
-KEEPS_CRASHING = "keeps_crashing"
-
 MAX_CLAIMS = 10
-"""A row whose workers died this often in a row kills workers: it waits for a person."""
+"""A row whose workers died this often in a row, and those of others did not, waits for a person."""
+
+SUSPECT_AFTER = 2
+"""A row whose workers died this often is claimed alone: the innocent beside it stay out of it."""
+
+MANY, LATELY = 4, 5
+"""When the workers of that many other rows died as well, and no charge had gone on for that many
+leases when it was last claimed, it is the machine and not the row."""
 
 
 @dataclass(slots=True)
@@ -66,8 +74,20 @@ class Claimed:
         return self.attempt.fence > 1 or self.may_be_forgotten
 
 
+@dataclass(frozen=True, slots=True)
+class ClaimedPage:
+    claimed: list[Claimed]
+    suspects: list[int]
+    """Ids of invoices that were not claimed, because each is to be claimed alone: first those on
+    which fewer workers died."""
+
+
 def claim(ports: Ports, invoice_ids: Sequence[int]) -> list[Claimed]:
     """Claim what is due among the invoices; the others are somebody else's, or done."""
+    return claim_page(ports, invoice_ids).claimed
+
+
+def claim_page(ports: Ports, invoice_ids: Sequence[int]) -> ClaimedPage:
     now = ports.clock.now()
     with ports.store.transaction() as connection:
         due, unreadable = claims.lock_due(connection, invoice_ids, now)
@@ -79,26 +99,24 @@ def claim(ports: Ports, invoice_ids: Sequence[int]) -> list[Claimed]:
         if not switched.sales_on:
             ready.later.extend((item, switches.SALES_OFF) for item in lapsed)
             lapsed = []
-        poison = [item for item in lapsed if _is_poison(item)]
-        retaken = [item for item in lapsed if not _is_poison(item)]
+        poison = [item for item in lapsed if _is_poison(connection, ports.terms, item, now)]
+        others = [item for item in lapsed if item not in poison]
+        suspects = [item for item in others if len(invoice_ids) > 1 and _is_suspect(item)]
+        retaken = [item for item in others if item not in suspects]
 
         prepared = _prepare(connection, ports, ready.chargeable, now)
         taken_over = _take_over(connection, ports.terms, retaken, now)
-        _hold(connection, [(item, KEEPS_CRASHING) for item in poison], now)
+        _leave_to_a_person(connection, poison, now)
         _await_cards(connection, ready.without_card, now)
         _put_off(connection, ready.later, now)
         _set_aside(connection, unreadable, now)
         claimed = _claimed(connection, [*prepared, *taken_over], due, switched, now)
     for item in poison:
-        log.error(
-            "billing.alert",
-            kind=str(EventKind.INVOICE_WAITING),
-            invoice=item.invoice.reference_id,
-            details={"reason": KEEPS_CRASHING},
-        )
+        _log_poison(item)
     if ready.missed:  # In its own transaction: subscriptions are locked before their invoices.
         _decide_again_safely(ports, {item.invoice.subscription_id for item in ready.missed})
-    return claimed
+    suspects.sort(key=_deaths)
+    return ClaimedPage(claimed, [item.invoice.id for item in suspects])
 
 
 def _decide_again_safely(ports: Ports, subscription_ids: set[int]) -> None:
@@ -241,8 +259,27 @@ def _lease_is_over(item: DueInvoice, now: datetime) -> bool:
     )
 
 
-def _is_poison(item: DueInvoice) -> bool:
-    return item.live is not None and item.live.claims >= MAX_CLAIMS
+def _deaths(item: DueInvoice) -> int:
+    """Claims of its live attempt that ended without a word."""
+    return item.live.claims if item.live is not None else 0
+
+
+def _is_suspect(item: DueInvoice) -> bool:
+    return _deaths(item) >= SUSPECT_AFTER
+
+
+def _is_poison(connection: Connection, terms: Terms, item: DueInvoice, now: datetime) -> bool:
+    if item.live is None or _deaths(item) < MAX_CLAIMS:
+        return False
+    its_last_claim = (item.live.lease_until or now) - lease(terms, item.live.fence)
+    return not claims.workers_died_of_all(
+        connection,
+        item.live,
+        since=its_last_claim - LATELY * terms.stuck_after,
+        until=its_last_claim,
+        deaths=SUSPECT_AFTER,
+        others=MANY,
+    )
 
 
 def lease(terms: Terms, fence: int) -> timedelta:
@@ -301,18 +338,31 @@ def _entry(
     return Entry(event, item.invoice.subscription_id, attempt.invoice_id, attempt.id)
 
 
-def _hold(connection: Connection, held: Sequence[tuple[DueInvoice, str]], now: datetime) -> None:
-    claims.hold(connection, [(item.invoice.id, reason) for item, reason in held])
-    history.write(
-        connection,
-        (
-            Entry(
-                Event(EventKind.INVOICE_WAITING, now, BY, {"reason": reason}, alert=True),
-                item.invoice.subscription_id,
-                item.invoice.id,
-            )
-            for item, reason in held
-        ),
+def _leave_to_a_person(connection: Connection, poison: Sequence[DueInvoice], now: datetime) -> None:
+    """End what was prepared, so that a person can order another attempt, or hand out a page.
+
+    Nothing was sold, and nothing will be: the invoice is locked here as it is by whoever submits a
+    charge, and that finds no prepared attempt any more, however slow its worker was.
+    """
+    for item in poison:
+        reason = _poison_reason(item)
+        withdraw.end_prepared(connection, [item], reason, Moment(now, BY))
+        claims.hold(connection, [(item.invoice.id, reason)])
+        waits = Event(EventKind.INVOICE_WAITING, now, BY, {"reason": reason}, alert=True)
+        entry = Entry(waits, item.invoice.subscription_id, item.invoice.id)
+        history.write(connection, [entry])
+
+
+def _poison_reason(item: DueInvoice) -> str:
+    return f"{KEEPS_CRASHING}: its worker died {_deaths(item)} times"
+
+
+def _log_poison(item: DueInvoice) -> None:
+    log.error(
+        "billing.alert",
+        kind=str(EventKind.INVOICE_WAITING),
+        invoice=item.invoice.reference_id,
+        details={"reason": _poison_reason(item)},
     )
 
 

@@ -12,7 +12,7 @@ from sqlalchemy import Row
 from billing_worker.domain import card as cards
 from billing_worker.domain.declines import decline_for
 from billing_worker.domain.hosted import STEPS, HostedPayment, HostedStatus
-from billing_worker.domain.invoice import CANCELLED, PAUSED
+from billing_worker.domain.invoice import CANCELLED, KEEPS_CRASHING, PAUSED
 from billing_worker.domain.settlement import PAID_BY_WORD
 from billing_worker.persistence.invoices import MISFIT, PAGE, REOPENED, SILENT, UNDECIDED
 
@@ -59,14 +59,17 @@ def fate_of(
         return Fate(status)
     if known is not None:
         return Fate.LINK if known == PAGE else Fate.UNKNOWN
-    if attempt_status == "prepared":
+    reason = reason or ""
+    if attempt_status == "prepared" and not (waits and reason.startswith(KEEPS_CRASHING)):
         return Fate.IN_FLIGHT
-    return _turn(reason or "", patient=patient) if waits else Fate.DATED
+    return _turn(reason, patient=patient) if waits else Fate.DATED
 
 
 def _turn(reason: str, *, patient: bool) -> Fate:
     if reason == PAUSED:
         return Fate.PAUSED
+    if reason.startswith(KEEPS_CRASHING):
+        return Fate.FOR_A_PERSON
     if reason.startswith(_NO_CARD):
         return Fate.FOR_A_CARD
     if not patient:
@@ -201,6 +204,8 @@ def reason_in_words(reason: str | None) -> str:
         return f"{decline_for(resolution).reason} ({resolution})"
     if kind == "recovery_ended":
         return f"its recovery has ended, after: {reason_in_words(resolution)}"
+    if kind == KEEPS_CRASHING:
+        return f"waits for a person: {resolution or 'its worker died again and again'}"
     if reason == PAUSED:
         return ""
     return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from billing_worker.domain.errors import InvariantBroken
+from billing_worker.domain.errors import WrongKey
 from billing_worker.domain.hosted import Page
 from billing_worker.domain.secret import Secret
 from billing_worker.persistence import hosted, links
@@ -40,7 +40,7 @@ def page_behind(store: Store, vault: Vault, name: str) -> Page | None:
     """The page to send the customer to; None: no such name, or nothing is to be paid there."""
     try:
         kind, _, number = vault.unlock(name.encode()).reveal().rpartition(" ")
-    except InvariantBroken:
+    except WrongKey:
         return None
     find = {_LINK: links.page_of, _CARD: hosted.page_of}.get(f"{kind} ")
     if find is None or not number.isdecimal():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from billing_worker.clock import Clock
@@ -12,6 +12,7 @@ from billing_worker.domain.terms import Terms
 from billing_worker.gateway.pace import Pace
 from billing_worker.gateway.port import Gateway
 from billing_worker.persistence.store import Store
+from billing_worker.services.circuit_breaker import CircuitBreaker
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -59,3 +60,4 @@ class Ports:
     terms: Terms
     test_mode: bool
     together: Together
+    breaker: CircuitBreaker = field(default_factory=CircuitBreaker)

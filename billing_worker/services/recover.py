@@ -48,6 +48,7 @@ def retry_invoice(
     now = clock.now()
     with store.transaction() as connection:
         subscription, item = _locked(connection, reference)
+        item = withdraw.release_held(connection, item, Moment(now, by))
         _require_free(item, subscription)
         _require_allowed(connection, item, now)
         after = replace(invoices.owed_again(item.invoice, now), next_origin=Origin.MANUAL)

@@ -32,6 +32,7 @@ from billing_worker.persistence import claims, history, invoices, links, subscri
 from billing_worker.persistence.cases import CaseKey, LockedCases
 from billing_worker.persistence.claims import DueInvoice
 from billing_worker.persistence.history import Entry
+from billing_worker.services import withdraw
 from billing_worker.services.arm import why_not
 from billing_worker.services.commit import settle
 from billing_worker.services.earlier import why_no_other
@@ -45,6 +46,7 @@ from billing_worker.services.lookup import (
 )
 from billing_worker.services.ports import Ports
 from billing_worker.services.settle import Settle, wire_data
+from billing_worker.services.withdraw import Moment
 
 BY = "hosted"
 
@@ -95,6 +97,7 @@ def take(
     is live, NotPayable for what forbids a charge too: nothing of the transaction is to be kept.
     """
     now = ports.clock.now()
+    item = withdraw.release_held(connection, item, Moment(now, BY))
     live, until = item.live, lapses_at(ports, now)
     if live is None:
         attempt = links.prepare(

@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from billing_worker.domain import invoice as invoices
-from billing_worker.domain.attempt import Attempt, AttemptStatus
+from billing_worker.domain.attempt import Attempt, AttemptStatus, Origin
 from billing_worker.domain.dunning import ASKED_FOR
 from billing_worker.domain.events import Event, EventKind
 from billing_worker.domain.invoice import Invoice
@@ -120,6 +120,21 @@ def end_prepared(
         connection,
         (Entry(said, subscription_of[a.invoice_id], a.invoice_id, a.id) for a in prepared),
     )
+
+
+def release_held(connection: Connection, item: DueInvoice, moment: Moment) -> DueInvoice:
+    """End an attempt that was prepared and then left, where nothing happens by itself any more:
+    the invoice is held, and the worker's lease is over. The caller holds both locks.
+    """
+    live = item.live
+    if live is None or live.status is not AttemptStatus.PREPARED or live.origin is Origin.LINK:
+        return item
+    is_over = live.lease_until is None or live.lease_until <= moment.now
+    if item.invoice.next_attempt_at is not None or not is_over:
+        return item
+    end_prepared(connection, [item], item.invoice.reason or "left", moment)
+    ended = withdrawn(live, item.invoice.reason or "left", moment.now)
+    return replace(item, attempts=(*item.besides(live), ended))
 
 
 def _change(

@@ -251,7 +251,7 @@ _FENCE_STANDS_STILL = both(
 )
 
 _LIVE_ATTEMPT_UNSEEN = altered(
-    claiming.claim,
+    claiming.claim_page,
     (r"item for item in due if item\.live is None", "item for item in due if True"),
     (r"item for item in free if item\.live is None", "item for item in free if True"),
 )

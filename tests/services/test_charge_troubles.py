@@ -346,7 +346,7 @@ def test_a_row_that_kills_its_workers_is_logged_as_an_alert(world, monkeypatch):
             world.clock.advance(world.ports.terms.stuck_after)
             claim(world.ports, ids)
     (alert,) = [line for line in logs if line["event"] == "billing.alert"]
-    assert alert["details"] == {"reason": "keeps_crashing"}
+    assert alert["details"] == {"reason": "keeps_crashing: its worker died 2 times"}
     assert alert["log_level"] == "error"
 
 

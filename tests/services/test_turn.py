@@ -126,7 +126,7 @@ def test_a_claim_that_dies_counts_as_a_crash_although_others_were_slow(world):
     for _ in range(MAX_CLAIMS + 1):
         claim(world.ports, message[1])
         world.clock.advance(world.ports.terms.stuck_after)
-    assert world.explain()["reason"] == "keeps_crashing"
+    assert world.explain()["reason"] == f"keeps_crashing: its worker died {MAX_CLAIMS} times"
 
 
 def test_an_ordinary_charge_renews_nothing(world, monkeypatch):

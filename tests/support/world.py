@@ -26,7 +26,7 @@ from billing_worker.persistence.store import Store
 from billing_worker.persistence.vault import FernetVault
 from billing_worker.sandbox.gateway import Behaviour, Delivery, SandboxGateway
 from billing_worker.services import overview
-from billing_worker.services.charge import charge_page
+from billing_worker.services.charge import charge_on_probation, charge_page
 from billing_worker.services.crew import OneByOne
 from billing_worker.services.hosted_look import look_due_pages
 from billing_worker.services.ports import Ports
@@ -160,6 +160,7 @@ class World:
 
     def sweep(self) -> None:
         renew_due(self.ports)
+        charge_on_probation(self.ports)
         ring_due(self.ports)
         look_due(self.ports)
         look_due_pages(self.ports)
