@@ -17,7 +17,7 @@ zoneinfo.reset_tzpath(())  # The tests read the same tz data as the product: the
 
 RULES = {
     "test_hosted", "test_lifecycle", "test_catch_up", "test_dunning", "test_preview",
-    "test_preview_attack", "test_restored", "test_decided_at",
+    "test_preview_attack", "test_restored", "test_decided_at", "test_hand_over",
     "test_paid_before_handed_out",
     "test_commands", "test_cards", "test_overview", "test_charge_troubles", "test_resolve",
     "test_failures",

@@ -19,6 +19,10 @@ class EventKind(StrEnum):
     CANCELLATION_SCHEDULED = "subscription.cancellation_scheduled"  # at the end of the period
     CANCELLATION_WITHDRAWN = "subscription.cancellation_withdrawn"  # before it took effect
     SUBSCRIPTION_ENDED = "subscription.ended"  # no further period; what is open is still owed
+    SUBSCRIPTION_HANDED_OVER = "subscription.handed_over"  # another book bills it; debts stay here
+    SUBSCRIPTION_TAKEN_BACK = "subscription.taken_back"  # no other book bills it
+    BOOK_HANDED_OVER = "book.handed_over"  # nothing new begins here
+    BOOK_TAKEN_BACK = "book.taken_back"
     SUBSCRIPTION_STUCK = "subscription.stuck"  # its periods cannot be planned: our bug, or its data
     CATCH_UP_HELD = "subscription.catch_up_held"  # late periods wait for a person
     CATCH_UP_DECIDED = "invoice.catch_up_decided"  # a person said what becomes of a held one

@@ -62,6 +62,12 @@ class Invoice:
     give_up_at: datetime | None = None  # how long the customer is waited for
 
 
+def is_near(invoice: Invoice, instant: datetime) -> bool:
+    """Whether its period begins by then, or at most one period later."""
+    one_earlier = invoice.period_start - (invoice.period_end - invoice.period_start)
+    return one_earlier <= instant
+
+
 PAUSED = "paused"
 """Why an invoice waits whose subscription is paused."""
 

@@ -73,6 +73,7 @@ class Subscription:
     catch_up: Policy = DEFAULT_POLICY
     dunning_policy: str | None = None  # None: the default ladder
     ends_at: datetime | None = None  # agreed: no period that begins then or later is charged
+    handed_over_at: datetime | None = None  # another book bills it; what is open stays here
 
     def period(self, number: int) -> tuple[datetime, datetime]:
         """Start and end of a period. Numbers go on through all series, so none is used twice."""
@@ -142,7 +143,7 @@ def reactivate(subscription: Subscription, now: datetime) -> Subscription:
         subscription,
         status=move(subscription.status, status),
         next_period=number,
-        next_billing_at=None if ended else start,
+        next_billing_at=None if ended or subscription.handed_over_at else start,
         cancels_at=None if ended else leaves,
     )
 

@@ -20,6 +20,7 @@ from billing_worker.domain.money import Money
 from billing_worker.entrypoints.csv_records import Line, read_lines
 from billing_worker.persistence.customers import FOREIGN_CARD
 from billing_worker.persistence.store import Store
+from billing_worker.services.moved_commands import is_done_command, parse_done, remember
 from billing_worker.services.ports import Vault
 from billing_worker.services.records import BadRecord, SubscriptionRecord, parse_record
 from billing_worker.services.stored_records import Difference, differences_shown
@@ -51,6 +52,7 @@ class ImportReport:
     faults: list[LineFault] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)  # of what was added, by currency
     sums: Counter[str] = field(default_factory=Counter)  # minor units a period, by currency
+    done_commands: int = 0  # lines that say what another book has carried out
 
     def refuse(self, line: int, faults: Sequence[tuple[str, str]]) -> None:
         self.bad_lines += 1
@@ -72,6 +74,8 @@ class ImportReport:
     def as_dict(self) -> dict[str, Any]:
         shown = asdict(self)
         del shown["counts"], shown["sums"]
+        if not self.done_commands:
+            del shown["done_commands"]
         return shown | ({"totals": self.totals()} if self.added else {})
 
 
@@ -93,6 +97,7 @@ def import_file(
     report = ImportReport()
     with path.open("rb") as file, closing(_EarlierLines(needed=dry_run)) as earlier:
         lines = read_lines(file) if path.suffix.lower() == ".csv" else _json_lines(file)
+        lines = _but_done_commands(lines, report, store, dry_run=dry_run)
         batches = _batches(_parsed(lines, report))
         write = partial(_write, store, vault, clock, by=by, dry_run=dry_run, held=held)
         for batch, done in _written_meanwhile(batches, write):
@@ -216,6 +221,31 @@ def _parsed(
             yield number, parse_record(raw)
         except BadRecord as error:
             report.refuse(number, [(fault.field, fault.reason) for fault in error.faults])
+
+
+def _but_done_commands(
+    lines: Iterator[Line], report: ImportReport, store: Store, *, dry_run: bool
+) -> Iterator[Line]:
+    """The other lines. Commands that another book has carried out are written down on the way."""
+    done: list[dict[str, Any]] = []
+
+    def write() -> None:
+        if not dry_run:
+            remember(store, done)
+        report.done_commands += len(done)
+        done.clear()
+
+    for number, raw, faults in lines:
+        if faults or not is_done_command(raw):
+            yield number, raw, faults
+            continue
+        try:
+            done.append(parse_done(raw))
+        except BadRecord as error:
+            report.refuse(number, [(fault.field, fault.reason) for fault in error.faults])
+        if len(done) == BATCH:
+            write()
+    write()
 
 
 def _json_lines(file: IO[bytes]) -> Iterator[Line]:

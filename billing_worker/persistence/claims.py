@@ -15,6 +15,7 @@ from sqlalchemy import (
     Select,
     and_,
     bindparam,
+    case,
     exists,
     func,
     insert,
@@ -26,7 +27,7 @@ from sqlalchemy import (
 from billing_worker.domain import attempt as attempt_rules
 from billing_worker.domain.attempt import LIVE, Attempt, AttemptStatus, Origin
 from billing_worker.domain.errors import ConcurrentChange, InvariantBroken
-from billing_worker.domain.invoice import Invoice
+from billing_worker.domain.invoice import Invoice, is_near
 from billing_worker.persistence.cases import CaseKey
 from billing_worker.persistence.rows import attempt_from, invoice_from, trouble_of
 from billing_worker.persistence.tables import attempts, cards, customers, invoices, subscriptions
@@ -41,6 +42,13 @@ class DueInvoice:
     card_id: int | None
     dunning_policy: str | None = None
     after_older: bool = False  # an older invoice of the subscription is being recovered
+    moved_in_at: datetime | None = None  # when another book's subscription was imported
+    from_prefix: str | None = None  # of its references at the gateway, if it has been
+
+    @property
+    def may_be_charged_elsewhere(self) -> bool:
+        """Whether the book that it comes from may have charged for the invoice."""
+        return self.moved_in_at is not None and is_near(self.invoice, self.moved_in_at)
 
     @property
     def live(self) -> Attempt | None:
@@ -91,9 +99,18 @@ HAS_LIVE_ATTEMPT = exists().where(
 
 # What runs for every page is built once: putting a statement together costs as much as sending it.
 _THESE: BindParameter[int] = bindparam("ids", expanding=True)
-_WITH_TERMS = select(
-    invoices, subscriptions.c.card_id, subscriptions.c.dunning_policy, IS_AFTER_OLDER
-).join(subscriptions, subscriptions.c.id == invoices.c.subscription_id)
+OF_SUBSCRIPTION: list[Any] = [
+    subscriptions.c.card_id,
+    subscriptions.c.dunning_policy,
+    subscriptions.c.from_prefix,
+    case((subscriptions.c.from_book.is_not(None), subscriptions.c.created_at)).label("moved_in_at"),
+    IS_AFTER_OLDER,
+]
+"""What `read_with_attempts` needs beside the columns of an invoice."""
+
+_WITH_TERMS = select(invoices, *OF_SUBSCRIPTION).join(
+    subscriptions, subscriptions.c.id == invoices.c.subscription_id
+)
 _DUE = (
     _WITH_TERMS.where(
         invoices.c.id.in_(_THESE),
@@ -186,8 +203,9 @@ def read_with_attempts(
         try:
             made = tuple(attempt_from(one) for one in tries.get(row.id, ()))
             item = DueInvoice(
-                invoice_from(row), made, row.card_id, row.dunning_policy, row.after_older
-            )
+                invoice_from(row), made, row.card_id, row.dunning_policy, row.after_older,
+                row.moved_in_at, row.from_prefix,
+            )  # fmt: skip
         except Exception as error:  # noqa: BLE001 - reported by the caller, one row at a time
             unreadable.append(
                 UnreadableInvoice(

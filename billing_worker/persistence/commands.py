@@ -55,6 +55,26 @@ def done(connection: Connection, task: str, reference_id: str) -> Row[Any] | Non
     return connection.execute(query).one_or_none()
 
 
+def done_page(connection: Connection, after_id: int, limit: int) -> Sequence[Row[Any]]:
+    """Commands that were carried out, in the order of their rows."""
+    query = select(commands).where(_DONE, commands.c.id > after_id)
+    return connection.execute(query.order_by(commands.c.id).limit(limit)).all()
+
+
+def remember(connection: Connection, rows: Sequence[dict[str, Any]]) -> int:
+    """Write down commands that another book has carried out. Returns how many are new here."""
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    statement = (
+        dialect.insert(commands)
+        .on_conflict_do_nothing(
+            index_elements=["task", "reference_id"], index_where=text("outcome = 'done'")
+        )
+        .returning(commands.c.id)
+    )
+    done = [row | {"outcome": "done", "errors": []} for row in rows]
+    return len(connection.execute(statement, done).all()) if done else 0
+
+
 def of_message(connection: Connection, message_id: str, digest: str) -> Row[Any] | None:
     """What became of this very message, if it was delivered before."""
     query = (

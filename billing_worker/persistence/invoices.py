@@ -152,6 +152,7 @@ def find(connection: Connection, reference_id: str) -> Row[Any] | None:
             invoices,
             subscriptions.c.reference_id.label("subscription_reference"),
             subscriptions.c.timezone,
+            subscriptions.c.handed_over_at,
         )
         .join(subscriptions, subscriptions.c.id == invoices.c.subscription_id)
         .where(or_(invoices.c.reference_id == reference_id, invoices.c.id.in_(by_attempt)))

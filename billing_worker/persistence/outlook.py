@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Row, func, or_, select, text
 
 from billing_worker.domain.attempt import AttemptStatus
 from billing_worker.persistence.claims import (
-    IS_AFTER_OLDER,
+    OF_SUBSCRIPTION,
     DueInvoice,
     UnreadableInvoice,
     read_with_attempts,
@@ -79,7 +79,7 @@ def open_invoices_of(
         invoices.c.status == "open",
     )
     query = (
-        select(invoices, subscriptions.c.card_id, subscriptions.c.dunning_policy, IS_AFTER_OLDER)
+        select(invoices, *OF_SUBSCRIPTION)
         .join(subscriptions, subscriptions.c.id == invoices.c.subscription_id)
         .where(*theirs)
         .order_by(invoices.c.subscription_id, invoices.c.period_number)

@@ -134,4 +134,5 @@ def subscription_from(row: Row[Any]) -> Subscription:
         catch_up=Policy(CatchUp(row.catch_up), row.catch_up_days),
         dunning_policy=row.dunning_policy,
         ends_at=row.ends_at,
+        handed_over_at=row.handed_over_at,
     )

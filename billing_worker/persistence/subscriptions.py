@@ -19,7 +19,7 @@ from billing_worker.domain.errors import InvariantBroken
 from billing_worker.domain.subscription import ONE_OFF, Subscription
 from billing_worker.persistence.bulk import among, insert_rows
 from billing_worker.persistence.rows import TERMS, Unreadable, readable, subscription_from
-from billing_worker.persistence.tables import cards, customers, subscriptions
+from billing_worker.persistence.tables import cards, customers, invoices, subscriptions
 
 # Built once: sweeps ask every few seconds, and mostly find nothing.
 _NOW = bindparam("now", type_=subscriptions.c.next_billing_at.type)
@@ -260,7 +260,7 @@ def lock_held_page(connection: Connection, after_id: int, limit: int) -> list[Su
 def _held() -> Any:
     return (
         select(*TERMS)
-        .where(subscriptions.c.held.is_(True))
+        .where(subscriptions.c.held.is_(True), subscriptions.c.handed_over_at.is_(None))
         .order_by(subscriptions.c.id)
         .with_for_update()
     )
@@ -275,6 +275,69 @@ def arm(connection: Connection, starts: Sequence[tuple[int, datetime]]) -> None:
             .values(held=False, next_billing_at=bindparam("start")),
             [{"row_id": row_id, "start": start} for row_id, start in starts],
         )
+
+
+def hand_over(connection: Connection, ids: Sequence[int], now: datetime) -> None:
+    """Let another book bill these, which the caller holds locked. What they were stays as it is."""
+    if ids:
+        connection.execute(
+            update(subscriptions)
+            .where(subscriptions.c.id.in_(ids))
+            .values(handed_over_at=now, next_billing_at=None)
+        )
+
+
+def take_back(connection: Connection, starts: Sequence[tuple[int, datetime | None]]) -> None:
+    """No other book bills these: (subscription id, when its next period is due)."""
+    if starts:
+        connection.execute(
+            update(subscriptions)
+            .where(subscriptions.c.id == bindparam("row_id"))
+            .values(handed_over_at=None, next_billing_at=bindparam("start")),
+            [{"row_id": row_id, "start": start} for row_id, start in starts],
+        )
+
+
+def lock_handed_over(
+    connection: Connection, after_id: int, limit: int, references: Sequence[str] | None
+) -> list[tuple[Subscription, bool]]:
+    """A page of those that another book bills, locked, with whether they are held; by id. Only the
+    named ones, if any are.
+    """
+    query = (
+        select(*TERMS)
+        .where(subscriptions.c.handed_over_at.is_not(None), subscriptions.c.id > after_id)
+        .order_by(subscriptions.c.id)
+        .limit(limit)
+        .with_for_update()
+    )
+    if references is not None:
+        query = query.where(subscriptions.c.reference_id.in_(references))
+    return [(subscription_from(row), row.held) for row in connection.execute(query)]
+
+
+def lock_page(connection: Connection, after_id: int, limit: int) -> list[Subscription]:
+    """A page of what recurs, locked, in the order of creation."""
+    query = (
+        select(*TERMS)
+        .where(subscriptions.c.id > after_id, _RECURRING)
+        .order_by(subscriptions.c.id)
+        .limit(limit)
+        .with_for_update()
+    )
+    return [subscription_from(row) for row in connection.execute(query)]
+
+
+def count_handed_over(connection: Connection) -> tuple[int, int]:
+    """How many subscriptions another book bills, and how many of their invoices are open here."""
+    handed = subscriptions.c.handed_over_at.is_not(None)
+    still_open = (
+        select(func.count())
+        .select_from(invoices.join(subscriptions, subscriptions.c.id == invoices.c.subscription_id))
+        .where(handed, invoices.c.status == "open")
+    )
+    total = select(func.count()).select_from(subscriptions).where(handed)
+    return connection.execute(total).scalar_one(), connection.execute(still_open).scalar_one()
 
 
 def _whole() -> Any:

@@ -6,13 +6,14 @@ from datetime import datetime, timedelta
 from sqlalchemy import Connection, delete, insert, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from billing_worker.domain.invoice import Invoice
+from billing_worker.domain.invoice import Invoice, is_near
 from billing_worker.persistence.tables import invoices, switches
 
 SALES = "sales"
 _SERVICE = "service:"
 _RESTORED = "restored"
 _WAITS = "decisions"
+_HANDED_OVER = "handed_over"
 _SAID_AGAIN_WITHIN = timedelta(days=31)
 
 SALES_OFF = "sales are switched off"
@@ -47,11 +48,10 @@ class Switches:
             return True
         if self.restored_at is None:
             return False
-        one_earlier = invoice.period_start - (invoice.period_end - invoice.period_start)
         said_again = invoice.period_number == 0 and invoice.period_start <= (
             self.restored_at + _SAID_AGAIN_WITHIN
         )
-        return one_earlier <= self.restored_at or said_again
+        return is_near(invoice, self.restored_at) or said_again
 
     def obstacle(self, service: str) -> str | None:
         """What stands against a sale through this service."""
@@ -99,6 +99,25 @@ def await_decisions(connection: Connection, *, by: str, reason: str | None, now:
 def await_no_more(connection: Connection) -> None:
     """All forgotten decisions have been said again."""
     connection.execute(delete(switches).where(switches.c.name == _WAITS))
+
+
+def hand_over(connection: Connection, *, by: str, reason: str | None, now: datetime) -> None:
+    """Another book goes on with this one. Said again, it keeps its first time."""
+    if handed_over_at(connection) is None:
+        _mark(connection, _HANDED_OVER, by=by, reason=reason, now=now)
+
+
+def take_back(connection: Connection) -> None:
+    """No other book goes on with this one."""
+    connection.execute(delete(switches).where(switches.c.name == _HANDED_OVER))
+
+
+_HANDED_OVER_AT = select(switches.c.changed_at).where(switches.c.name == _HANDED_OVER)
+
+
+def handed_over_at(connection: Connection) -> datetime | None:
+    """When another book began to go on with this one; None: none has."""
+    return connection.execute(_HANDED_OVER_AT).scalar()
 
 
 _WAITS_SINCE = select(switches.c.changed_at).where(switches.c.name == _WAITS)

@@ -148,6 +148,9 @@ subscriptions = Table(
     Column("ends_at", Instant),  # no period that begins then or later becomes due
     Column("trouble", Text),  # why the sweep could not plan it; told once
     Column("plan_again_at", Instant),  # when the sweep tries again, after trouble
+    Column("handed_over_at", Instant),  # another book bills it since; what is open stays here
+    Column("from_book", String(32)),  # the identity of the book that it was billed in before
+    Column("from_prefix", String(16)),  # of its references at the gateway, there and here
     _one_of("catch_up", "collect_latest", "collect_all", "forgive_older_than", "hold"),
     CheckConstraint(
         "(catch_up IN ('collect_all', 'forgive_older_than')) = (catch_up_days IS NOT NULL)",
@@ -172,6 +175,10 @@ subscriptions = Table(
         name="billed_only_while_billable",
     ),
     CheckConstraint("NOT held OR next_billing_at IS NULL", name="held_is_not_billed"),
+    # Two books must not bill one period.
+    CheckConstraint(
+        "handed_over_at IS NULL OR next_billing_at IS NULL", name="handed_over_is_not_billed"
+    ),
     # The adoption fence: what another system has collected is not collected again.
     CheckConstraint(
         "next_billing_at IS NULL OR paid_through IS NULL OR next_billing_at >= paid_through",
@@ -355,7 +362,7 @@ switches = Table(
     metadata,
     Column(
         "name", String(160), primary_key=True
-    ),  # "sales", "restored", "decisions", or "service:" and its code
+    ),  # "sales", "restored", "decisions", "handed_over", or "service:" and its code
     Column("is_on", Boolean, nullable=False),
     Column("reason", Text),
     Column("by", Text),

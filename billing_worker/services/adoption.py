@@ -56,7 +56,8 @@ def arm_all(store: Store, clock: Clock, *, by: str) -> Armed:
 
 
 def _why_not(held: Subscription | None) -> str:
-    return "is not held, or not known" if held is None else f"is {held.status}"
+    unknown = "is not held, not known, or handed over to another book"
+    return unknown if held is None else f"is {held.status}"
 
 
 def _arm(connection: Connection, fit: Sequence[Subscription], by: str, now: datetime) -> None:

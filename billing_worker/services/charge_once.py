@@ -34,7 +34,7 @@ from billing_worker.services.command_records import OneOff
 from billing_worker.services.decided import not_in_the_future
 from billing_worker.services.ports import Vault
 from billing_worker.services.renew import MESSAGE_LOST_AFTER
-from billing_worker.services.subscribe import card_row
+from billing_worker.services.subscribe import card_row, moved_away
 
 
 def charge_once(
@@ -52,6 +52,8 @@ def charge_once(
     with store.transaction() as connection:
         if subscriptions.find(connection, order.reference_id) is not None:
             raise InvalidInput("reference_id", "is already used by a subscription or a charge.")
+        if (fault := moved_away(connection)) is not None:
+            raise fault
         customer_id, card_id = _payer(connection, vault, order, now)
         subscription = _subscription(order, customer_id, card_id, begins)
         period, moved = open_next_period(subscription, now)

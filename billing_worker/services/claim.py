@@ -67,7 +67,8 @@ class Claimed:
     earlier: tuple[Attempt, ...]  # of the same invoice: proven unpaid before this one runs
     lease: Lease
     may_be_forgotten: bool = False
-    """The books were restored from a backup, and their forgotten life may have charged for it."""
+    """These books cannot know whether it was charged: by what they forgot when they were restored
+    from a backup, or by the book that the subscription comes from."""
 
     @property
     def create_may_have_been_sent(self) -> bool:
@@ -384,7 +385,8 @@ def _claimed(
             payers[attempt.id],
             by_invoice[attempt.invoice_id].besides(attempt),
             _lease_of(attempt, now),
-            switched.may_be_forgotten(by_invoice[attempt.invoice_id].invoice),
+            switched.may_be_forgotten(by_invoice[attempt.invoice_id].invoice)
+            or by_invoice[attempt.invoice_id].may_be_charged_elsewhere,
         )
         for attempt in attempts
     ]

@@ -36,6 +36,7 @@ STOPS = frozenset(
         _K.SUBSCRIPTION_CANCELLED,
         _K.SUBSCRIPTION_ENDED,
         _K.SUBSCRIPTION_STUCK,
+        _K.SUBSCRIPTION_HANDED_OVER,
         _K.CATCH_UP_HELD,
     }
 )
@@ -46,6 +47,7 @@ STARTS = frozenset(
         _K.CANCELLATION_WITHDRAWN,
         _K.CATCH_UP_DECIDED,
         _K.SUBSCRIPTION_ARMED,
+        _K.SUBSCRIPTION_TAKEN_BACK,
     }
 )
 CARDS = frozenset({_K.CARD_ADDED, _K.CARD_STORED})

@@ -25,6 +25,7 @@ UNPLANNED = "cannot be planned: "
 UNREADABLE = "cannot be read: "
 
 HELD = "held since its import"
+HANDED_OVER = "handed over to another book"
 CHARGED = "charged"
 """What becomes of a held one if all are armed at once and now."""
 

@@ -230,7 +230,11 @@ def end(
     why: str | None = None,
     decided_at: datetime | None = None,
 ) -> Outcome:
-    """No further period; what has become due is still owed and collected."""
+    """No further period; what has become due is still owed and collected.
+
+    Of a subscription that was handed over to another book, too, while it is paused: its open
+    invoices are collected again. The other book goes on with it all the same.
+    """
 
     def decide(asked: _Asked) -> None:
         before = asked.subscription
@@ -240,7 +244,7 @@ def end(
         asked.becomes(rules.ended(before), EventKind.SUBSCRIPTION_ENDED)
         withdraw.take_up_again(asked.connection, before.id, asked.moment, waited)
 
-    return _ask(store, clock, reference_id, by, why, decide, decided_at)
+    return _ask(store, clock, reference_id, by, why, decide, decided_at, closes=True)
 
 
 # --- how it is asked -------------------------------------------------------------------------
@@ -301,13 +305,20 @@ def _ask(
     why: str | None,
     decide: Callable[[_Asked], None],
     decided_at: datetime | None,
+    *,
+    closes: bool = False,
 ) -> Outcome:
+    """`closes`: it leaves nothing but open invoices, which stay here when a book is handed over."""
     if not by:
         raise InvalidInput("by", "must name who decides")
     with store.transaction() as connection:
         subscription = subscriptions.lock(connection, reference_id)
         if subscription is None:
             raise InvalidInput("reference_id", f"no subscription {reference_id!r}")
+        if subscription.handed_over_at is not None and not closes:
+            since = subscription.handed_over_at.isoformat()
+            reason = f"was handed over to another book at {since}: decide there"
+            raise InvalidInput("status", reason)
         moment = Moment(clock.now(), by)  # Only now: another change may have been waited for.
         decided = decided_when(connection, subscription, decided_at, moment.now)
         asked = _Asked(connection, TakenBack(subscription), moment, decided, why)

@@ -25,8 +25,10 @@ LOOK_AHEAD = 5
 """Numbers of attempts that left nothing at the gateway, in a row: a refused create, a page that
 could not be made, a pause."""
 
-MAYBE_SOLD = "found at the gateway, and restored books cannot tell whether it was sold"
-LATER_KNOWN = "the gateway knows a later attempt, which restored books have forgotten"
+MAYBE_SOLD = (
+    "found at the gateway, and restored books (or moved ones) cannot tell whether it was sold"
+)
+LATER_KNOWN = "the gateway knows a later attempt, which restored books (or moved ones) do not"
 
 log = structlog.get_logger()
 

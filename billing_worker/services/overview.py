@@ -22,12 +22,13 @@ def status(connection: Connection, now: datetime) -> dict[str, Any]:
     unknown: {what is known: count}, oldest_unknown_seconds, surplus: {totals: [{currency, count,
     amount}], attempts: the oldest few}, card_pages: [{fate, currency, count, amount}] of those that
     pay no invoice, next_due_at, sales_on, paused_services, restored_at,
-    waits_for_decisions_since, alerts}.
+    waits_for_decisions_since, handed_over: {since, subscriptions, open_invoices}, alerts}.
     """
     unknown_since = invoices.oldest_unknown(connection)
     due = subscriptions.earliest_due(connection)
     summary = invoices.summary(connection)
     switched = switches.read(connection)
+    handed_over, still_open = subscriptions.count_handed_over(connection)
     return {
         "subscriptions": subscriptions.count_by_status(connection),
         "invoices": _by_fate(summary),
@@ -40,6 +41,11 @@ def status(connection: Connection, now: datetime) -> dict[str, Any]:
         "paused_services": switched.paused,
         "restored_at": _iso(switched.restored_at),
         "waits_for_decisions_since": _iso(switched.waits_since),
+        "handed_over": {
+            "since": _iso(switches.handed_over_at(connection)),
+            "subscriptions": handed_over,
+            "open_invoices": still_open,
+        },
         "alerts": [_alert(row) for row in history.alerts(connection, limit=10)],
     }
 
@@ -151,6 +157,7 @@ def _explained_invoice(connection: Connection, invoice: Row[Any]) -> dict[str, A
     return {
         "invoice": invoice.reference_id,
         "subscription": invoice.subscription_reference,
+        "handed_over_at": _iso(invoice.handed_over_at),
         "period": {
             "number": invoice.period_number,
             "start": invoice.period_start.isoformat(),
@@ -227,6 +234,7 @@ def described(row: Row[Any]) -> dict[str, Any]:
         "reference_id": row.reference_id,
         "status": row.status,
         "held": row.held,
+        "handed_over_at": _iso(row.handed_over_at),
         "customer": row.customer_reference,
         "amount": str(Money.from_minor(row.amount_minor, row.currency).amount),
         "currency": row.currency,

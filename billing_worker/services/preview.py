@@ -36,6 +36,7 @@ from billing_worker.persistence.store import Store
 from billing_worker.services.expected import (
     CANCELLED_BY_THEN,
     CHARGED,
+    HANDED_OVER,
     HELD,
     IN_FLIGHT,
     LATER,
@@ -294,7 +295,9 @@ class _Page:
         if start > self._until:
             return
         reason = f"subscription is {subscription.status}"
-        if subscription.status is SubscriptionStatus.ENDED:
+        if subscription.handed_over_at is not None:
+            reason = HANDED_OVER
+        elif subscription.status is SubscriptionStatus.ENDED:
             reason = "all its periods have been billed"
         yield of_period(row, subscription, number, start, "lifecycle", reason)
 
@@ -317,7 +320,7 @@ class _Page:
 
 
 def _is_held(row: Row[Any]) -> bool:
-    return bool(row.held) and row.status in BILLABLE
+    return bool(row.held) and row.status in BILLABLE and row.handed_over_at is None
 
 
 def _armed(row: Row[Any], subscription: Subscription) -> Subscription:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -36,6 +37,11 @@ from billing_worker.services.record_fields import (
     text,
     words,
 )
+
+COMES_FROM = frozenset({"from_book", "from_prefix"})
+"""Fields of a record that say which book it was billed in."""
+
+_PREFIX = re.compile("[a-z0-9-]{0,16}")
 
 MAX_PERIODS = 100_000
 """Every day for 270 years: a larger number is a typing error."""
@@ -72,8 +78,14 @@ class State:
     first_number: int = 0
     paused_at: datetime | None = None
     cancels_at: datetime | None = None
+    from_book: str | None = field(default=None, compare=False)
+    from_prefix: str | None = field(default=None, compare=False)
+    """Identity and prefix of the book that has billed it so far: what that may have charged is
+    looked for at the gateway first. Where a record comes from is no part of what it means."""
 
     def __post_init__(self) -> None:
+        if self.from_prefix is not None and not _PREFIX.fullmatch(self.from_prefix):
+            raise InvalidInput("from_prefix", "is no prefix of references")
         if self.paused_at is not None and self.held:
             raise InvalidInput("held", "cannot be with paused_at")
         if self.paused_at is not None and self.cancels_at is not None:
@@ -87,6 +99,8 @@ class State:
             "first_number": self.first_number,
             "paused_at": _instant(self.paused_at),
             "cancels_at": _instant(self.cancels_at),
+            "from_book": self.from_book,
+            "from_prefix": self.from_prefix,
         }
 
     def said(self) -> dict[str, Any]:
@@ -94,7 +108,8 @@ class State:
         if self == _BEGINS_HERE:
             return {}
         usual = _BEGINS_HERE.as_json()
-        return {name: value for name, value in self.as_json().items() if value != usual[name]}
+        said = {name: value for name, value in self.as_json().items() if value != usual[name]}
+        return {name: value for name, value in said.items() if name not in COMES_FROM}
 
 
 _BEGINS_HERE = State()
@@ -271,6 +286,8 @@ class RecordSchema(PlainSchema):
     first_number = Whole(0, MAX_PERIODS, load_default=0, strict=True)
     paused_at = Aware(load_default=None, allow_none=True)
     cancels_at = Aware(load_default=None, allow_none=True)
+    from_book = words(32)
+    from_prefix = words(16)
 
     def plainly(self, raw: Mapping[str, Any]) -> dict[str, Any]:
         built: dict[str, Any] = self.build(super().plainly(raw))
@@ -306,6 +323,8 @@ def _state(data: Mapping[str, Any]) -> State:
         first_number=data["first_number"],
         paused_at=data["paused_at"],
         cancels_at=data["cancels_at"],
+        from_book=data["from_book"],
+        from_prefix=(data["from_prefix"] or "") if data["from_book"] else None,
     )
 
 

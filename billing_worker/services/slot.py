@@ -108,7 +108,8 @@ def take(
     else:
         raise SlotTaken(f"{live.reference_id}, of origin {live.origin}, is {live.status}")
     require_payable(ports, connection, Case(attempt, item.invoice, subscription))
-    forgotten = switches.read(connection).may_be_forgotten(item.invoice)
+    switched = switches.read(connection)
+    forgotten = switched.may_be_forgotten(item.invoice) or item.may_be_charged_elsewhere
     slot = Slot(_key(item, attempt), attempt, item.besides(attempt), forgotten)
     data = {"reference_id": attempt.reference_id, "fence": attempt.fence, "origin": attempt.origin}
     kind = EventKind.ATTEMPT_CLAIMED if live else EventKind.ATTEMPT_PREPARED

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -12,9 +12,11 @@ from sqlalchemy import Row
 from billing_worker.domain.secret import Secret
 from billing_worker.domain.subscription import BILLABLE, Subscription, SubscriptionStatus
 from billing_worker.gateway.redaction import HIDDEN
+from billing_worker.persistence.book import Book
 from billing_worker.persistence.rows import subscription_from
 from billing_worker.services.ports import Vault
 from billing_worker.services.records import (
+    COMES_FROM,
     CardRecord,
     CustomerRecord,
     State,
@@ -62,8 +64,20 @@ def record_from(row: Row[Any], vault: Vault | None) -> SubscriptionRecord:
             first_number=subscription.series_start,
             paused_at=subscription.paused_at,
             cancels_at=subscription.cancels_at,
+            from_book=row.from_book,
+            from_prefix=row.from_prefix,
         ),
     )
+
+
+def leaving(row: Row[Any], vault: Vault | None, book: Book) -> SubscriptionRecord:
+    """As `record_from`, with the book that has billed it so far, for an export. Its references at
+    the gateway keep the prefix that they have had from the beginning.
+    """
+    record = record_from(row, vault)
+    prefix = book.prefix if row.from_prefix is None else row.from_prefix
+    state = replace(record.state, from_book=book.identity, from_prefix=prefix)
+    return replace(record, state=state)
 
 
 def _ends_at(subscription: Subscription) -> datetime | None:
@@ -106,12 +120,16 @@ def _card_from(row: Row[Any], vault: Vault | None) -> CardRecord | None:
     )
 
 
+GOES_ON = BILLABLE | {SubscriptionStatus.PAUSED}
+
 OVER = frozenset({SubscriptionStatus.CANCELLED, SubscriptionStatus.ENDED})
 """Left out of an export without a loss: nothing would come of them elsewhere."""
 
 
 def why_left_out(subscription: Subscription) -> str | None:
     """Why a subscription is not exported: no record says it, or it must not be billed again."""
+    if subscription.handed_over_at is not None and subscription.status not in GOES_ON:
+        return f"{subscription.status} since it was handed over"
     last = subscription.ends_after_periods
     all_billed = last is not None and subscription.next_period >= last
     if subscription.status is SubscriptionStatus.ENDED and all_billed:
@@ -137,6 +155,7 @@ def differences_shown(
     """As `differences`, of records as they are shown, without their tokens."""
     if not given["held"]:  # It leaves that to the option of the import.
         stored = {**stored, "held": False}
+    stored, given = ({n: v for n, v in r.items() if n not in COMES_FROM} for r in (stored, given))
     found = differing(stored, given)
     if other_card:
         found += (Difference("card.token", HIDDEN, f"{HIDDEN} (another one)"),)

@@ -15,7 +15,7 @@ from billing_worker.domain.card import fingerprint
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.domain.events import Event, EventKind
 from billing_worker.domain.subscription import ONE_OFF, SubscriptionStatus, refuse_forgotten_start
-from billing_worker.persistence import cards, customers, history, subscriptions
+from billing_worker.persistence import cards, customers, history, subscriptions, switches
 from billing_worker.persistence.history import Entry
 from billing_worker.persistence.store import Store
 from billing_worker.services.ports import Vault
@@ -89,6 +89,8 @@ def _subscribe(
         conflicts = _conflicts(connection, vault, records, outcomes)
         foreign = _with_foreign_tokens(connection, new)
         refused = _refused(new, now)
+        if new and (fault := moved_away(connection)) is not None:
+            refused = {record.reference_id: fault for record in new}
         if not dry_run:
             bad = foreign | refused.keys()
             own = [record for record in new if record.reference_id not in bad]
@@ -110,6 +112,15 @@ def _subscribe(
         {position: found for position, found in conflicts.items() if found},
         {n: refused[records[n].reference_id] for n, o in enumerate(settled) if o == REFUSED},
     )
+
+
+def moved_away(connection: Connection) -> InvalidInput | None:
+    """Why nothing new begins in this book: another one goes on with it."""
+    since = switches.handed_over_at(connection)
+    if since is None:
+        return None
+    reason = f"this book was handed over to another one at {since.isoformat()}: send it there"
+    return InvalidInput("reference_id", reason)
 
 
 def _refused(new: Sequence[SubscriptionRecord], now: datetime) -> dict[str, InvalidInput]:
@@ -291,6 +302,8 @@ def _row(
         "paused_from": status if paused else None,
         "cancels_at": None if ended else state.cancels_at,
         "ends_at": record.ends_at,
+        "from_book": state.from_book,
+        "from_prefix": state.from_prefix,
     }
 
 

@@ -7,8 +7,8 @@ import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import insert, select, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import insert, select, text, update
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from billing_worker.persistence import tables
 from billing_worker.persistence.migrate import _config, migrate, newest_revision
@@ -81,3 +81,29 @@ def test_a_card_that_did_not_hear_of_its_twins_death_is_dead_after_the_migration
         c = tables.cards.c
         rows = connection.execute(select(c.unusable_reason, c.declined_at).order_by(c.id)).all()
     assert rows == [("stolen", now), ("stolen", now), (None, None), (None, None)]
+
+
+def test_a_subscription_of_before_was_handed_to_nobody_and_comes_from_nowhere(empty_store):
+    now = datetime(2026, 1, 31, tzinfo=UTC)
+    terms = {
+        "reference_id": "sub-1", "customer_id": 1, "status": "active", "amount_minor": 999,
+        "currency": "USD", "interval": "month", "interval_count": 1, "anchor_at": now,
+        "timezone": "UTC", "next_period": 0, "next_billing_at": now, "metadata": {},
+        "record_digest": "", "created_at": now,
+    }  # fmt: skip
+    with empty_store.transaction() as connection:
+        config = _config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0008")
+        person = {"id": 1, "reference_id": "ann", "created_at": now}
+        connection.execute(insert(tables.customers).values(person))
+        connection.execute(insert(tables.subscriptions).values(terms))
+    migrate(empty_store)
+    handed = update(tables.subscriptions).values(handed_over_at=now)
+    with empty_store.transaction() as connection:
+        c = tables.subscriptions.c
+        rows = connection.execute(select(c.handed_over_at, c.from_book, c.from_prefix)).all()
+        assert rows == [(None, None, None)]
+    refused = pytest.raises(IntegrityError, match="handed_over_is_not_billed")
+    with refused, empty_store.transaction() as connection:
+        connection.execute(handed)

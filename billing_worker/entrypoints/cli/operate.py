@@ -103,6 +103,13 @@ def print_status(data: dict[str, Any]) -> None:
             "SALES ARE STOPPED: `billing-worker sales start --reason TEXT` sends them again "
             "(with --restored, if the database is from a backup)."
         )
+    handed = data["handed_over"]
+    if handed["since"] or handed["subscriptions"]:
+        since = f" since {handed['since']}: nothing new begins here" if handed["since"] else ""
+        click.echo(
+            f"HANDED OVER to another book{since}. {handed['subscriptions']} subscriptions are billed "
+            f"there; {handed['open_invoices']} open invoices of theirs are still collected here."
+        )
     if data["restored_at"]:
         click.echo(f"BOOKS RESTORED: what was due by {data['restored_at']} is looked for first.")
     for service, reason in data["paused_services"].items():
@@ -156,6 +163,11 @@ def _print_invoice(data: dict[str, Any]) -> None:
     click.echo(f"{data['invoice']}: {_money(data)}, {data['fate']}{known}")
     click.echo(f"  subscription {data['subscription']}, period {period['number']}")
     click.echo(f"  {period['start']} to {period['end']} ({period['timezone']})")
+    if data["handed_over_at"]:
+        click.echo(
+            f"  another book bills the subscription since {data['handed_over_at']}; what was open "
+            "then is collected here"
+        )
     for attempt in data["surplus"]:
         click.echo(f"  SURPLUS: {attempt} took money that is not owed; give it back")
 

@@ -16,6 +16,7 @@ from sqlalchemy import Row
 
 from billing_worker import config
 from billing_worker.clock import SystemClock
+from billing_worker.domain.errors import InvalidInput
 from billing_worker.entrypoints import csv_records
 from billing_worker.entrypoints.cli import lifecycle
 from billing_worker.entrypoints.cli.dunning import dunning
@@ -28,12 +29,15 @@ from billing_worker.entrypoints.cli.shared import (
     settings_for,
 )
 from billing_worker.entrypoints.import_file import ImportReport, Progress, import_file
+from billing_worker.persistence import book
 from billing_worker.persistence import subscriptions as stored
 from billing_worker.persistence.rows import subscription_from
 from billing_worker.persistence.store import Store
 from billing_worker.persistence.vault import FernetVault
 from billing_worker.services import adoption, overview
-from billing_worker.services.stored_records import OVER, record_from, why_left_out
+from billing_worker.services import hand_over as moving
+from billing_worker.services.moved_commands import done_lines
+from billing_worker.services.stored_records import OVER, leaving, why_left_out
 
 SHOWN_FAULTS = 20
 PAGE = 1_000
@@ -107,6 +111,8 @@ def _print_report(report: ImportReport, *, dry_run: bool) -> None:
     click.echo(
         f"{report.added} {verb}, {report.unchanged} unchanged, {report.bad_lines} line(s) refused."
     )
+    if report.done_commands:
+        click.echo(f"{report.done_commands} command(s) that another book has carried out.")
     for currency, total in report.totals().items():
         click.echo(f"  {total['count']} in {currency}, together {total['amount']} a period")
 
@@ -145,29 +151,89 @@ def arm(references: tuple[str, ...], *, everything: bool, as_json: bool) -> None
     show_default=True,
     help="CSV is imported from a file that ends in .csv.",
 )
-def export(*, with_tokens: bool, format_: str) -> None:
+@click.option(
+    "--hand-over",
+    is_flag=True,
+    help="Another book goes on with this one: bill nothing here any more of what is written, and "
+    "let nothing new begin. Needs --with-tokens and --why. Open invoices are still collected here.",
+)
+@click.option("--why", help="With --hand-over: kept in the history.")
+@click.option("--by", default=getpass.getuser, help="Who hands over; default: the system user.")
+def export(*, with_tokens: bool, format_: str, hand_over: bool, why: str | None, by: str) -> None:
     """Write every subscription that goes on, as `import` reads them.
 
     Without --with-tokens cards have no token, and `import` refuses them. What is over (cancelled,
     ended) is left out. So is what no record can say (suspended …): it is counted on stderr, and
     the exit status is then 1.
+
+    With --hand-over each is held here before it is written, and the commands that were carried out
+    here follow: sent again, they are `unchanged` there. One that was broken off is begun again, and
+    writes the same. `subscriptions take-back` undoes it.
     """
+    if hand_over and not (with_tokens and why and format_ == "jsonl"):
+        raise click.UsageError("--hand-over needs --with-tokens, --why, and JSON Lines")
     settings = settings_for(*config.DATABASE, *(config.VAULT if with_tokens else ()))
     vault = FernetVault(settings.vault_keys) if with_tokens else None
-    over: Counter[str] = Counter()
-    lost: Counter[str] = Counter()
     write = _csv_writer(with_tokens=with_tokens) if format_ == "csv" else _write_json
     with open_store(settings) as store:
-        for row in _every_whole_row(store):
-            subscription = subscription_from(row)
-            if reason := why_left_out(subscription):
-                (over if subscription.status in OVER else lost)[reason] += 1
-            elif not write(record_from(row, vault).as_json(with_token=with_tokens)):
-                lost["with a line end in its text: use --format jsonl"] += 1
-    for reason, count in [*sorted(over.items()), *sorted(lost.items())]:
-        click.echo(f"left out: {count} {reason}", err=True)
+        if hand_over and why:
+            rows = moving.hand_over(store, SystemClock(), by=f"operator:{by}", why=why)
+        else:
+            rows = _every_whole_row(store)
+        lost = _export(store, rows, vault, write, with_tokens=with_tokens)
+        if hand_over:
+            for line in done_lines(store):
+                _write_json(line)
     if lost:
         raise SystemExit(1)
+
+
+def _export(
+    store: Store,
+    rows: Iterator[Row[Any]],
+    vault: FernetVault | None,
+    write: Callable[[dict[str, Any]], bool],
+    *,
+    with_tokens: bool,
+) -> bool:
+    """Whether something was left out that is not over."""
+    over: Counter[str] = Counter()
+    lost: Counter[str] = Counter()
+    with store.reading() as connection:
+        here = book.read(connection)
+    for row in rows:
+        subscription = subscription_from(row)
+        if reason := why_left_out(subscription):
+            (over if reason in OVER else lost)[reason] += 1
+        elif not write(leaving(row, vault, here).as_json(with_token=with_tokens)):
+            lost["with a line end in its text: use --format jsonl"] += 1
+    for reason, count in [*sorted(over.items()), *sorted(lost.items())]:
+        click.echo(f"left out: {count} {reason}", err=True)
+    return bool(lost)
+
+
+@subscriptions.command("take-back")
+@click.argument("references", nargs=-1, metavar="[REFERENCE]...")
+@click.option("--all", "everything", is_flag=True, help="Everything, and let new ones begin again.")
+@click.option("--why", required=True, help="Kept in the history.")
+@click.option("--by", default=getpass.getuser, help="Who decides; default: the system user.")
+@json_option
+def take_back(
+    references: tuple[str, ...], *, everything: bool, why: str, by: str, as_json: bool
+) -> None:
+    """Bill here again what was handed over. First make sure that no other book bills it."""
+    if everything == bool(references):
+        raise click.UsageError("give either references or --all")
+    named = None if everything else references
+    with open_store(settings_for(*config.DATABASE)) as store:
+        try:
+            taken = moving.take_back(store, SystemClock(), named, by=f"operator:{by}", why=why)
+        except InvalidInput as error:
+            raise click.ClickException(error.reason) from None
+    if as_json:
+        print_json({"taken_back": taken})
+    else:
+        click.echo(f"{taken} taken back.")
 
 
 def _write_json(record: dict[str, Any]) -> bool:
