@@ -26,6 +26,16 @@ def _has(kind: str, **data: object) -> Callable[[History], bool]:
     return holds
 
 
+def _waits_because(reason: str) -> Callable[[History], bool]:
+    def holds(history: History) -> bool:
+        return any(
+            event.kind == "invoice.waiting" and (event.data.get("reason") or "").startswith(reason)
+            for event in history
+        )
+
+    return holds
+
+
 def _follows(kind: str, after: set[str]) -> Callable[[History], bool]:
     def holds(history: History) -> bool:
         before = False
@@ -74,7 +84,7 @@ OF_ATTEMPTS: dict[str, Callable[[History], bool]] = {
 }
 
 OF_INVOICES: dict[str, Callable[[History], bool]] = {
-    "poison held": _has("invoice.waiting", reason="keeps_crashing"),
+    "poison held": _waits_because("keeps_crashing"),
     "recovery ended": _has("recovery.ended"),
     "retry ordered": _has("retry.ordered"),
     "voided by its cancellation": _has("invoice.voided", reason="cancelled"),

@@ -27,13 +27,14 @@ from sqlalchemy import bindparam, func, select
 from billing_worker.domain.attempt import Origin
 from billing_worker.domain.declines import DeclineClass, classify
 from billing_worker.domain.events import EventKind
+from billing_worker.domain.invoice import KEEPS_CRASHING
 from billing_worker.gateway.http import Request, Response
 from billing_worker.persistence import tables
 from billing_worker.persistence.store import CommitUnknown
 from billing_worker.persistence.switches import turn_sales
 from billing_worker.sandbox.gateway import Behaviour
+from billing_worker.services import recover
 from billing_worker.services.charge import charge_page
-from billing_worker.services.claim import KEEPS_CRASHING
 from billing_worker.services.reconcile import look_page
 from billing_worker.services.renew import renew_due
 from billing_worker.services.ring import look_due, ring_due
@@ -66,6 +67,12 @@ first sweep after a day that changes nothing, with no date ahead, is the last.""
 _NEXT_DUE = select(
     select(func.min(tables.invoices.c.ring_at)).scalar_subquery(),
     select(func.min(tables.attempts.c.look_at)).scalar_subquery(),
+)
+_KEPT_CRASHING = (
+    select(tables.invoices.c.reference_id)
+    .join(tables.subscriptions)
+    .where(tables.subscriptions.c.status != "paused", tables.invoices.c.status == "open")
+    .where(tables.invoices.c.reason.startswith(KEEPS_CRASHING))
 )
 _DATES = select(
     select(func.count())
@@ -223,6 +230,7 @@ class Simulation:
         with self.store.transaction() as connection:
             turn_sales(connection, on=True, by="calm", reason=None, now=self.world.clock.now())
         self._say("calm")
+        self._retry_what_kept_crashing()
         for least_seconds in REST:
             before = self._states()
             self.world.tick()
@@ -235,6 +243,16 @@ class Simulation:
             self.world.clock.advance(wait)
         if problems := self._problems():
             self._violated(f"{problems}")
+
+    def _retry_what_kept_crashing(self) -> None:
+        """It waits for a person, whom nothing may stand in the way of."""
+        with self.store.reading() as connection:
+            held = list(connection.execute(_KEPT_CRASHING).scalars())
+        for reference in held:
+            self._say(f"somebody retries {reference}")
+            recover.retry_invoice(
+                self.store, self.world.clock, reference=reference, by="calm", why="mended"
+            )
 
     def _problems(self) -> list[str]:
         return self.world.discrepancies() + self._stuck() + self._untold() + self._unmarked_cards()
@@ -327,11 +345,14 @@ class Simulation:
     def _customer_pays(self) -> None:
         page = self.people.page_to_pay()
         if page is not None:
+            self.happened["customer pays on a page left open"] += bool(page.get("left_open"))
             self._say(customer_pays(self.ports, page, self._pay))
 
     def _pay(self, gateway_id: str) -> Any:
         self.witness.asked_by_id(gateway_id, self.world.clock.now())
-        return self.world.sandbox.pay_hosted(gateway_id)
+        answer = self.world.sandbox.pay_hosted(gateway_id)
+        self.happened[f"customer pays on a page: {answer.status}"] += 1
+        return answer
 
     # --- the machinery ------------------------------------------------------------------------
 
@@ -434,13 +455,13 @@ class Simulation:
             rows = connection.execute(
                 select(
                     tables.attempts.c.reference_id, tables.attempts.c.status,
-                    tables.attempts.c.look_at, tables.invoices.c.ring_at, tables.invoices.c.reason,
+                    tables.attempts.c.look_at, tables.invoices.c.ring_at,
                 ).join(tables.invoices)
             ).all()  # fmt: skip
         return [
             f"{row.reference_id} is {row.status} and nobody will come back to it"
             for row in rows
-            if (row.status == "prepared" and not (row.ring_at or row.reason == KEEPS_CRASHING))
+            if (row.status == "prepared" and row.ring_at is None)
             or (row.status == "submitted" and row.look_at is None)
         ]
 
