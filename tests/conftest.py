@@ -8,6 +8,7 @@ from sqlalchemy import make_url
 
 from billing_worker.persistence.migrate import migrate
 from billing_worker.persistence.store import Store
+from tests.support.books import name_book
 from tests.support.lent_store import Lent
 from tests.support.postgres import EmbeddedPostgres
 from tests.support.world import World
@@ -20,7 +21,7 @@ RULES = {
     "test_preview_attack", "test_restored", "test_decided_at", "test_hand_over",
     "test_paid_before_handed_out",
     "test_commands", "test_cards", "test_overview", "test_charge_troubles", "test_resolve",
-    "test_failures",
+    "test_failures", "test_two_books", "test_refused_creates",
 }  # fmt: skip
 """Modules about rules more than about SQL: the quick run takes them through one database."""
 
@@ -40,6 +41,7 @@ def sqlite_template(tmp_path_factory):
     path = tmp_path_factory.mktemp("sqlite") / "template.db"
     store = Store(f"sqlite:///{path}")
     migrate(store)
+    name_book(store, prefix="")
     store.close()
     return path
 
@@ -50,6 +52,7 @@ def postgres():
         server.create_database("template_billing")
         store = Store(server.url("template_billing"))
         migrate(store)
+        name_book(store, prefix="")
         store.close()
         yield server
 

@@ -90,9 +90,10 @@ class Attempt:
     resolved_over: str | None = None  # what the gateway said then, as far as it was known
 
 
-def reference_for(invoice_reference: str, number: int) -> str:
+def reference_for(invoice_reference: str, number: int, prefix: str = "") -> str:
     """Deterministic, so that a lost process, or a copy of the database, finds its twin.
 
-    A function of (subscription, period, attempt): the suffix keeps it injective.
+    A function of (subscription, period, attempt): the suffix keeps it injective. `prefix` is the
+    book's: two books on one gateway account would find each other's invoices without it.
     """
-    return f"{invoice_reference}-a{number}"
+    return f"{prefix}{invoice_reference}-a{number}"

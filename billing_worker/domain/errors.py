@@ -15,11 +15,17 @@ BillingError
     ├── NotSent           certain: nothing reached the gateway
     ├── Refused           certain: a clear 4xx, in the gateway's own shape, on a first send
     └── OutcomeUnknown    the default: anything else
+        └── LookUpUnreliable   the list by reference shows that its filter was not obeyed
 
 A decline is an answer, not an exception.
 """
 
 from __future__ import annotations
+
+from typing import Final
+
+AMBIGUOUS_STATUSES: Final = frozenset({408, 409, 425, 429})
+"""4xx that do not say "nothing happened": 409 and 429 may mean a duplicate (gateway.md §1.2)."""
 
 
 class BillingError(Exception):
@@ -116,3 +122,18 @@ class OutcomeUnknown(GatewayError):
     def __init__(self, reason: str, *, http_status: int | None = None) -> None:
         super().__init__(reason)
         self.http_status = http_status
+
+    @property
+    def reads_like_a_refusal(self) -> bool:
+        """A 4xx in a shape that is not the gateway's own: a proxy's page, perhaps. Together with a
+        look-up that finds nothing it is as good as a refusal.
+        """
+        status = self.http_status or 0
+        return 400 <= status < 500 and status not in AMBIGUOUS_STATUSES  # noqa: PLR2004
+
+
+class LookUpUnreliable(OutcomeUnknown):
+    """The list by reference was answered, and the answer shows that its filter was not obeyed.
+
+    So what is not in it may be there all the same.
+    """

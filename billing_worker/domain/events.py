@@ -47,6 +47,7 @@ class EventKind(StrEnum):
     ATTEMPT_RESOLVED = "attempt.resolved"  # a named person said whether an unknown one was paid
     ATTEMPT_UNDECIDED = "attempt.undecided"  # for a day: prepared or submitted, said once
     GATEWAY_REFUSES_US = "gateway.refuses_us"  # 401 or 403: credentials or permissions
+    LOOK_UP_UNRELIABLE = "gateway.look_up_unreliable"  # what it does not list may be there
     ATTEMPT_CALLED_BACK = "attempt.called_back"  # a signed callback: the gateway is asked at once
     CHARGING_STOPPED = "charging.stopped"  # charges fail whatever invoice it is: none is started
     SALES_SWITCHED = "sales.switched"

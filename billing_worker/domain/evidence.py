@@ -15,6 +15,17 @@ from billing_worker.domain.secret import Secret
 
 
 @dataclass(frozen=True, slots=True)
+class Owner:
+    """Whose an invoice is. None: not said, which proves nothing."""
+
+    book: str | None = None  # the identity that its create carried; two books may share an account
+    customer: str | None = None  # our reference of the customer
+
+
+NOT_SAID = Owner()
+
+
+@dataclass(frozen=True, slots=True)
 class Statement:
     """One payment invoice as the gateway states it, already parsed and typed.
 
@@ -33,6 +44,7 @@ class Statement:
     moderation_required: bool = False
     original_code: str | None = None  # the acquirer's own resolution, verbatim (§2.2)
     bearer: Secret | None = field(default=None, repr=False)
+    owner: Owner = NOT_SAID
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +65,7 @@ class Expected:
     reference_id: str
     money: Money
     test_mode: bool
+    owner: Owner = NOT_SAID
 
 
 class Verdict(StrEnum):
@@ -117,6 +130,22 @@ def mismatch(statement: Statement, expected: Expected) -> str | None:
         theirs = getattr(statement, name)
         if theirs != value:
             return f"{name} is {theirs!s}, expected {value!s}"
+    return foreign(statement, expected)
+
+
+def foreign(statement: Statement, expected: Expected) -> str | None:
+    """Say whose this invoice is if it is somebody else's, or None.
+
+    Two books on one gateway account may use one reference. What either side leaves out proves
+    nothing: invoices older than book identities carry none, and not every answer names the customer.
+    """
+    ours = expected.owner
+    for name, theirs, mine in (
+        ("book", statement.owner.book, ours.book),
+        ("customer", statement.owner.customer, ours.customer),
+    ):
+        if theirs is not None and mine is not None and theirs != mine:
+            return f"the invoice belongs to another {name}: {theirs}, expected {mine}"
     return None
 
 

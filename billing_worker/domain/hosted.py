@@ -20,8 +20,10 @@ from billing_worker.domain.events import Event, EventKind
 from billing_worker.domain.evidence import (
     Expected,
     Finding,
+    Owner,
     Statement,
     Verdict,
+    foreign,
     judge,
     page_may_be_paid,
 )
@@ -70,7 +72,8 @@ class HostedStatement:
     statement: Statement
     page: Page | None = None
     card: StoredCard | None = None
-    customer_reference: str | None = None
+    made_by_somebody: bool = False
+    """No create of this book has made it: somebody may have its page."""
 
 
 # --- what we keep -----------------------------------------------------------------------------
@@ -122,10 +125,19 @@ class HostedPayment:
     look_at: datetime | None  # when the gateway is asked next; None: never again
     unpaid_since: datetime | None  # when the gateway first called it final and unpaid
     outcome: str | None  # why it ended as it did
+    book: str | None = None  # our identity
 
     @property
     def expected(self) -> Expected:
-        return Expected(self.gateway_reference, self.money, test_mode=self.test_mode)
+        """Without the customer: whoever paid, the money came. Only the card is not kept then."""
+        return Expected(
+            self.gateway_reference, self.money, test_mode=self.test_mode, owner=Owner(self.book)
+        )
+
+    @property
+    def whose(self) -> Expected:
+        """With the customer: what is found under a reference may have been made for another one."""
+        return replace(self.expected, owner=Owner(self.book, self.customer_reference))
 
 
 TOKEN_MISSING = "token_missing"  # noqa: S105 - the name of a reason
@@ -163,6 +175,8 @@ def conclude(
     `token_is_foreign`: the token that was stated is stored already, for another customer.
     `not_handed_out`: why a prepared payment's page was given to nobody.
     """
+    if said is not None and payment.gateway_id is None and _is_foreign(payment, said):
+        said = None
     payment = _with_gateway_id(payment, said)
     if payment.status is HostedStatus.PREPARED:
         if said is None or payment.gateway_id is None or not page_may_be_paid(said.statement):
@@ -179,6 +193,11 @@ def conclude(
             return _unpaid(payment, finding, context)
         case Verdict.CONTRADICTORY | Verdict.PENDING:
             return _undecided(payment, finding, context)
+
+
+def _is_foreign(payment: HostedPayment, said: HostedStatement) -> bool:
+    """Found under our reference, and made for another book or another customer."""
+    return foreign(said.statement, payment.whose) is not None
 
 
 def _with_gateway_id(payment: HostedPayment, said: HostedStatement | None) -> HostedPayment:
@@ -202,7 +221,10 @@ def _paid(
 ) -> Concluded:
     if payment.status is HostedStatus.STORED:
         return Concluded(replace(payment, look_at=None))
-    foreign = token_is_foreign or said.customer_reference not in {None, payment.customer_reference}
+    foreign = token_is_foreign or said.statement.owner.customer not in {
+        None,
+        payment.customer_reference,
+    }
     if said.card is None or said.card.token is None:
         # The token may be minted a moment after the payment, so it is asked for again.
         return _without_card(payment, TOKEN_MISSING, context.now + RECHECKS[0], context)

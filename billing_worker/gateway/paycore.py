@@ -18,6 +18,7 @@ from billing_worker.clock import Clock
 from billing_worker.domain.errors import (
     GatewayError,
     InvalidInput,
+    LookUpUnreliable,
     NotSent,
     OutcomeUnknown,
     Refused,
@@ -38,9 +39,6 @@ from billing_worker.gateway.port import (
 from billing_worker.gateway.redaction import excerpt, legible, redact, redact_body, stated
 
 T = TypeVar("T")
-
-AMBIGUOUS_STATUSES: Final = frozenset({408, 409, 425, 429})
-"""4xx that do not say "nothing happened": 409 and 429 may mean a duplicate (§1.2)."""
 
 _HEADERS: Final = {"Accept": "application/json", "User-Agent": "billing-worker"}
 
@@ -234,7 +232,11 @@ def _created(call: _Call, read: Callable[[bytes], T], response: Response) -> T:
 def _found(reference_id: str, response: Response) -> list[Statement]:
     if not _is_success(response):
         raise _proves_nothing(response)
-    return _understood(partial(schemas.invoices_of, reference_id=reference_id), response)
+    try:
+        return _understood(partial(schemas.invoices_of, reference_id=reference_id), response)
+    except schemas.UnfilteredError as error:
+        reason = str(error)
+    raise LookUpUnreliable(reason, http_status=response.status)
 
 
 def _seen(gateway_id: str, response: Response) -> Statement:
@@ -280,11 +282,12 @@ def _understood(parse: Callable[[bytes], T], response: Response) -> T:
 
 
 def _refusal(call: _Call, response: Response) -> Refused | OutcomeUnknown:
-    """Refused for a clear 4xx in the gateway's own shape; a proxy's 4xx proves nothing."""
+    """Refused for a 4xx that says why, in JSON; a web page may be a proxy's and proves nothing."""
     status = response.status
     title = schemas.error_title(response.body)
-    if not 400 <= status < 500 or status in AMBIGUOUS_STATUSES or title is None:  # noqa: PLR2004
-        return _proves_nothing(response)
+    unknown = _proves_nothing(response)
+    if not unknown.reads_like_a_refusal or title is None:
+        return unknown
     return Refused(f"{status} {legible(redact(title, call.secrets))}", http_status=status)
 
 

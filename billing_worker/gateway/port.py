@@ -23,6 +23,7 @@ class _Order:
     customer_name: str | None = None
     customer_email: str | None = None
     description: str | None = None
+    book: str | None = None  # identity of the book that orders; the gateway echoes it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from typing import Any, Final, NoReturn
 import simplejson
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, post_dump, pre_load
 
-from billing_worker.domain.evidence import SaleAnswer, Statement
+from billing_worker.domain.evidence import Owner, SaleAnswer, Statement
 from billing_worker.domain.hosted import HostedStatement, Page, StoredCard
 from billing_worker.domain.secret import Secret
 from billing_worker.gateway.port import CheckoutOrder, InstantOrder, Order, TokenisationOrder
@@ -33,6 +33,10 @@ BEARER: Final = re.compile(r"[\x21-\x7e]{1,8192}")
 
 class UnreadableError(Exception):
     """A body is not what gateway.md shows. The message names the field, never a value."""
+
+
+class UnfilteredError(Exception):
+    """A list shows that it is not the one that was asked for. The message says by what."""
 
 
 # ---------------------------------------------------------------- requests
@@ -77,6 +81,7 @@ class _CreateRequest(_Outgoing):
     customer = fields.Nested(_CustomerRequest, attribute="order")
     # Inside the attributes: the one page that prints it outside slipped (gateway.md §2.1).
     callback_url = fields.String()
+    metadata = fields.Function(lambda posting: _metadata(posting.order))
 
 
 class _InstantRequest(_CreateRequest):
@@ -97,6 +102,14 @@ class _CheckoutRequest(_CreateRequest):
 
 class _SaleRequest(_Outgoing):
     """The instant sale has no attributes, but they must be an object and not a list."""
+
+
+_BOOK: Final = "book"
+"""The key of our metadata under which the gateway echoes which book made an invoice."""
+
+
+def _metadata(order: Order) -> dict[str, str] | None:
+    return {_BOOK: order.book} if order.book else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +259,7 @@ class _InvoiceAnswer(_Incoming):
     original_code = _Lenient(_short_text_or_none)
     bearer = _Lenient(_bearer_or_none)
     created = _Lenient(_whole_number_or_none)
+    book = _Lenient(_short_text_or_none)
 
     @pre_load
     def flatten(self, resource: Any, **_: Any) -> dict[str, Any]:
@@ -261,6 +275,7 @@ class _InvoiceAnswer(_Incoming):
             "self_link": _object(resource.get("links")).get("self"),
             "original_code": _object(attributes.get("original_data")).get("original_resolution"),
             "bearer": _object(flow.get("metadata")).get("token"),
+            "book": _object(attributes.get("metadata")).get(_BOOK),
         }
 
 
@@ -269,16 +284,18 @@ _INVOICE: Final = _InvoiceAnswer()
 
 def created_invoice(body: bytes) -> Statement:
     """The answer to a create. Its `links.self`, when given, must agree with its id."""
-    invoice = _load(_INVOICE, _data(body))
+    document = _parse_object(body)
+    invoice = _load(_INVOICE, document.get("data"))
     link = invoice["self_link"]
     if link is not None and not _leads_to(link, invoice["id"]):
         raise UnreadableError("links.self: not the path of this invoice")
-    return _statement(invoice)
+    return _statement(invoice, _customer_reference(document))
 
 
 def invoice(body: bytes) -> Statement:
     """The answer to a look-up by id."""
-    return _statement(_load(_INVOICE, _data(body)))
+    document = _parse_object(body)
+    return _statement(_load(_INVOICE, document.get("data")), _customer_reference(document))
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,19 +327,48 @@ def called_back(body: bytes) -> Hint:
     return Hint(hint["id"], hint["test_mode"])
 
 
-def invoices_of(body: bytes, reference_id: str) -> list[Statement]:
-    """The invoices of a list that carry exactly this reference, newest last.
+FULL_PAGE: Final = 10
+"""Rows from which on a list may have been cut off. No page is known to be smaller, and one reference
+has as many invoices as creates were sent for it: one, seldom two."""
 
-    An invoice without a reference might be ours: then the list proves nothing and is unreadable.
+
+def invoices_of(body: bytes, reference_id: str) -> list[Statement]:
+    """The invoices of a list that carry exactly this reference, newest last. Raises UnreadableError,
+    and UnfilteredError when ours may be missing from it.
+
+    The vendor's public list library ignores a filter that it does not know and answers the newest
+    invoices of all (docs/gateway.md §4). Not to be in such a list means nothing.
     """
-    resources = _data(body)
+    document = _parse_object(body)
+    resources = document.get("data")
     if not isinstance(resources, list):
         raise UnreadableError("data: not a list")
     found = [_load(_INVOICE, resource) for resource in resources]
     if any(invoice["reference_id"] is None for invoice in found):
         raise UnreadableError("data: an invoice without reference_id")
-    ours = [invoice for invoice in found if invoice["reference_id"] == reference_id]
-    return [_statement(invoice) for invoice in sorted(ours, key=_creation_time)]
+    reason = _why_incomplete(document, found, reference_id)
+    if reason is not None:
+        raise UnfilteredError(reason)
+    return [_statement(invoice) for invoice in sorted(found, key=_creation_time)]
+
+
+def _why_incomplete(
+    document: dict[str, Any], found: list[dict[str, Any]], reference_id: str
+) -> str | None:
+    if any(invoice["reference_id"] != reference_id for invoice in found):
+        return "the list by reference holds other references: its filter was not obeyed"
+    if _object(document.get("links")).get("next"):
+        return "the list by reference goes on on another page"
+    if len(found) >= FULL_PAGE:
+        return f"the list by reference holds {len(found)} invoices: it may have been cut off"
+    if not found and reads_as_expression(reference_id):
+        return "the gateway may read this reference as an expression: an empty list proves nothing"
+    return None
+
+
+def reads_as_expression(reference_id: str) -> bool:
+    """The vendor's list library reads a leading `-` as "not", and splits at a comma."""
+    return reference_id.startswith("-") or "," in reference_id
 
 
 def _creation_time(invoice: dict[str, Any]) -> int:
@@ -339,7 +385,7 @@ def _leads_to(link: Any, gateway_id: str) -> bool:
     return path is not None and path["id"] == gateway_id
 
 
-def _statement(invoice: dict[str, Any]) -> Statement:
+def _statement(invoice: dict[str, Any], customer: str | None = None) -> Statement:
     return Statement(
         gateway_id=invoice["id"],
         status=invoice["status"],
@@ -353,7 +399,27 @@ def _statement(invoice: dict[str, Any]) -> Statement:
         moderation_required=bool(invoice["moderation_required"]),
         original_code=invoice["original_code"],
         bearer=invoice["bearer"],
+        owner=Owner(invoice["book"], customer),
     )
+
+
+def _customer_reference(document: dict[str, Any]) -> str | None:
+    """Our reference of the customer whom the invoice belongs to, where the gateway says so.
+
+    Bodies of one generation link the customer that they include, older ones leave the
+    relationships empty: then the only customer that is included is the invoice's own.
+    """
+    related = _object(_object(document.get("data")).get("relationships"))
+    linked = _object(_object(related.get("customer")).get("data")).get("id")
+    included = document.get("included")
+    customers = [
+        resource
+        for resource in map(_object, included if isinstance(included, list) else [])
+        if resource.get("type") == "customers" and linked in (None, resource.get("id"))
+    ]
+    if len(customers) != 1:
+        return None
+    return _short_text_or_none(_object(customers[0].get("attributes")).get("reference_id"))
 
 
 # ---------------------------------------------------------------- the card of a paid invoice
@@ -413,7 +479,6 @@ def hosted_invoice(body: bytes, *, just_created: bool = False) -> HostedStatemen
         created_invoice(body) if just_created else invoice(body),
         page=_page(body),
         card=stored_card(body),
-        customer_reference=_customer_reference(body),
     )
 
 
@@ -433,18 +498,6 @@ def _page(body: bytes) -> Page | None:
 
 def _is_form_value(value: Any) -> bool:
     return isinstance(value, (str, int, Decimal)) and not isinstance(value, bool)
-
-
-def _customer_reference(body: bytes) -> str | None:
-    """Our reference of the customer whom the gateway links the invoice to, where it says so."""
-    document = _parse_object(body)
-    related = _object(_object(document.get("data")).get("relationships"))
-    linked = _object(_object(related.get("customer")).get("data")).get("id")
-    included = document.get("included")
-    for resource in map(_object, included if isinstance(included, list) else []):
-        if resource.get("type") == "customers" and resource.get("id") == linked is not None:
-            return _short_text_or_none(_object(resource.get("attributes")).get("reference_id"))
-    return None
 
 
 # ---------------------------------------------------------------- the answer to a sale
@@ -484,35 +537,52 @@ class _ErrorItem(_Incoming):
     detail = _Lenient(_short_text_or_none)
 
 
-class _ErrorAnswer(_Incoming):
-    """The three shapes of gateway.md §1.3; an answer must have one of them."""
+_ERROR_ITEM: Final = _ErrorItem()
 
-    errors = fields.List(fields.Nested(_ErrorItem))
-    error = fields.Nested(_Incoming.from_dict({"message": _Text(required=True)}))
-    error_type = _Text()
-    error_codes = fields.List(fields.Raw())
+
+def _said_in_errors(value: Any) -> str | None:
+    """Of a list of error objects the first one's title; of sentences by field the first, with its
+    field.
+    """
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        item = _load(_ERROR_ITEM, value[0])
+        return item["title"] or item["detail"] or "no title"
+    for field, sentences in _object(value).items():
+        first = sentences[0] if isinstance(sentences, list) and sentences else sentences
+        return _short_text_or_none(f"{field}: {first}")
+    return None
+
+
+class _ErrorAnswer(_Incoming):
+    """The three shapes of gateway.md §1.3, and what other labels answer: `{"message", "errors":
+    {field: [sentences]}}` and `{"code", "message"}`. What is in none of these places is not said.
+    """
+
+    errors = _Lenient(_said_in_errors)
+    error = _Lenient(lambda value: _short_text_or_none(_object(value).get("message")))
+    message = _Lenient(_short_text_or_none)
+    error_type = _Lenient(_short_text_or_none)
 
 
 _ERROR: Final = _ErrorAnswer()
 
 
 def error_title(body: bytes) -> str | None:
-    """What the gateway says is wrong, or None when this is not one of its own error bodies.
+    """What the gateway says is wrong, or None when the body does not say it.
 
-    A body that also has `data` contradicts itself and is none of them.
+    A body that also has `data` contradicts itself and says nothing.
     """
     try:
         parsed = _parse_object(body)
-        said = _load(_ERROR, parsed)
     except UnreadableError:
         return None
     if "data" in parsed:
         return None
-    if said.get("errors"):
-        return said["errors"][0]["title"] or said["errors"][0]["detail"] or "no title"
-    if "error" in said:
-        return str(said["error"]["message"])
-    return said.get("error_type")
+    said = _load(_ERROR, parsed)
+    return next(filter(None, (said[name] for name in _WHERE_SAID)), None)
+
+
+_WHERE_SAID: Final = ("errors", "error", "message", "error_type")
 
 
 # ---------------------------------------------------------------- JSON, exactly

@@ -14,12 +14,13 @@ from sqlalchemy import case as case_when
 from billing_worker.domain.attempt import Attempt
 from billing_worker.domain.card import Card, other_card
 from billing_worker.domain.errors import ConcurrentChange
+from billing_worker.domain.evidence import Owner
 from billing_worker.domain.invoice import Invoice, InvoiceStatus
 from billing_worker.domain.settlement import Case
 from billing_worker.domain.subscription import Subscription, SubscriptionStatus
-from billing_worker.persistence import cards
+from billing_worker.persistence import book, cards
 from billing_worker.persistence.rows import TERMS, attempt_from, invoice_from, subscription_from
-from billing_worker.persistence.tables import attempts, invoices, subscriptions
+from billing_worker.persistence.tables import attempts, customers, invoices, subscriptions
 
 _T = TypeVar("_T")
 
@@ -44,10 +45,9 @@ class LockedCases:
     def __init__(self, connection: Connection, keys: Iterable[CaseKey]) -> None:
         keys = list(keys)
         self._connection = connection
-        self._subscriptions = {
-            row.id: subscription_from(row)
-            for row in _locked(connection, subscriptions, {key.subscription_id for key in keys})
-        }
+        rows = _locked(connection, subscriptions, {key.subscription_id for key in keys}).all()
+        self._subscriptions = {row.id: subscription_from(row) for row in rows}
+        self._owners = {row.id: Owner(row.book, row.customer_reference) for row in rows}
         self._invoices = {
             row.id: invoice_from(row)
             for row in _locked(connection, invoices, {key.invoice_id for key in keys})
@@ -94,6 +94,7 @@ class LockedCases:
             other_card(card, subscription.card_id, owned, self._now) if card else None,
             by_id.get(subscription.card_id or 0),
             owes_more=self._owes_more(key),
+            owner=self._owners[key.subscription_id],
         )
 
     def _owes_more(self, key: CaseKey) -> bool:
@@ -119,13 +120,24 @@ def _changed(before: dict[int, _T], after: dict[int, _T]) -> list[tuple[_T, _T]]
     return [(before[key], after[key]) for key in before if before[key] != after[key]]
 
 
+_CUSTOMER = (
+    select(customers.c.reference_id)
+    .where(customers.c.id == subscriptions.c.customer_id)
+    .scalar_subquery()
+    .label("customer_reference")
+)
+
 # Built once: putting a statement together costs as much as sending it.
 _LOCK = {
     table: select(*columns)
     .where(table.c.id.in_(bindparam("ids", expanding=True)))
     .order_by(table.c.id)
     .with_for_update()
-    for table, columns in ((subscriptions, TERMS), (invoices, [invoices]), (attempts, [attempts]))
+    for table, columns in (
+        (subscriptions, [*TERMS, _CUSTOMER, book.IDENTITY]),
+        (invoices, [invoices]),
+        (attempts, [attempts]),
+    )
 }
 
 

@@ -27,7 +27,9 @@ from sqlalchemy import (
 from billing_worker.domain import attempt as attempt_rules
 from billing_worker.domain.attempt import LIVE, Attempt, AttemptStatus, Origin
 from billing_worker.domain.errors import ConcurrentChange, InvariantBroken
+from billing_worker.domain.evidence import Owner
 from billing_worker.domain.invoice import Invoice, is_near
+from billing_worker.persistence import book
 from billing_worker.persistence.cases import CaseKey
 from billing_worker.persistence.rows import attempt_from, invoice_from, trouble_of
 from billing_worker.persistence.tables import attempts, cards, customers, invoices, subscriptions
@@ -229,10 +231,11 @@ def prepare(
     """Write the next attempt of each invoice, claimed under fence 1. Card ids must be present."""
     if not due:
         return []
+    prefix = book.read(connection).prefix
     rows = [
         {
             "reference_id": attempt_rules.reference_for(
-                item.invoice.reference_id, len(item.attempts) + 1
+                item.invoice.reference_id, len(item.attempts) + 1, prefix
             ),
             "invoice_id": item.invoice.id,
             "number": len(item.attempts) + 1,
@@ -444,6 +447,12 @@ class Payer:
     customer_email: str | None
     description: str | None
     card_token: bytes  # encrypted
+    book: str | None = None  # the identity of ours
+
+    @property
+    def owner(self) -> Owner:
+        """Whose every invoice is that may be sold to this payer."""
+        return Owner(self.book, self.customer_reference)
 
 
 _PAYERS = (
@@ -456,6 +465,7 @@ _PAYERS = (
         customers.c.name,
         customers.c.email,
         cards.c.token,
+        book.IDENTITY,
     )
     .join(invoices, invoices.c.id == attempts.c.invoice_id)
     .join(subscriptions, subscriptions.c.id == invoices.c.subscription_id)
@@ -479,4 +489,5 @@ def _payer_from(row: Any) -> Payer:
         row.email,
         row.description,
         row.token,
+        row.book,
     )

@@ -23,7 +23,7 @@ from billing_worker.domain.errors import ConcurrentChange
 from billing_worker.domain.hosted import HostedPayment, HostedStatus
 from billing_worker.domain.invoice import RECOVERY_ENDED
 from billing_worker.domain.money import Money
-from billing_worker.persistence import links
+from billing_worker.persistence import book, links
 from billing_worker.persistence.tables import (
     attempts,
     cards,
@@ -53,11 +53,13 @@ def payment_from(row: Row[Any]) -> HostedPayment:
         look_at=row.look_at,
         unpaid_since=row.unpaid_since,
         outcome=row.outcome,
+        book=row.book,
     )
 
 
 def _payments() -> Select[Any]:
-    return select(hosted_payments, customers.c.reference_id.label("customer_reference")).join(
+    customer = customers.c.reference_id.label("customer_reference")
+    return select(hosted_payments, customer, book.IDENTITY).join(
         customers, customers.c.id == hosted_payments.c.customer_id
     )
 

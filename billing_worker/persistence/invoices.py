@@ -29,6 +29,7 @@ from billing_worker.domain.catch_up import WAIVED_BY, Action, Planned
 from billing_worker.domain.events import EventKind
 from billing_worker.domain.evidence import UNSOLD_STATUSES
 from billing_worker.domain.subscription import Subscription
+from billing_worker.persistence import book
 from billing_worker.persistence.tables import attempts, events, invoices, subscriptions
 
 
@@ -143,9 +144,15 @@ def look_later(connection: Connection, attempt_id: int, when: datetime) -> None:
 
 
 def find(connection: Connection, reference_id: str) -> Row[Any] | None:
-    """An invoice by its own reference, or by that of any of its attempts, or by gateway id."""
+    """An invoice by its own reference, or by that of any of its attempts, with or without the
+    prefix of the book, or by gateway id.
+    """
+    prefix = book.read(connection).prefix
     by_attempt = select(attempts.c.invoice_id).where(
-        or_(attempts.c.reference_id == reference_id, attempts.c.gateway_id == reference_id)
+        or_(
+            attempts.c.reference_id.in_([reference_id, prefix + reference_id]),
+            attempts.c.gateway_id == reference_id,
+        )
     )
     query = (
         select(
@@ -156,8 +163,10 @@ def find(connection: Connection, reference_id: str) -> Row[Any] | None:
         )
         .join(subscriptions, subscriptions.c.id == invoices.c.subscription_id)
         .where(or_(invoices.c.reference_id == reference_id, invoices.c.id.in_(by_attempt)))
+        # A caller's own reference may read like another one's with the prefix.
+        .order_by(case((invoices.c.reference_id == reference_id, 0), else_=1))
     )
-    return connection.execute(query).one_or_none()
+    return connection.execute(query).first()
 
 
 def of_subscription(connection: Connection, subscription_id: int) -> Sequence[Row[Any]]:

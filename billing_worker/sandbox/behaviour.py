@@ -11,12 +11,16 @@ DuplicateCreate = Literal["accept_new", "return_existing", "409", "422", "429"]
 SecondSale = Literal["refuse", "ignore", "charge"]
 SaleOnFinal = Literal["refuse", "charge"]
 SaleShape = Literal["flat", "nested"]
+ListFilter = Literal["exact", "ignored", "expression"]
+RefusalShape = Literal["jsonapi", "error", "errors_by_field", "code", "html"]
 
 _CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "duplicate_create": get_args(DuplicateCreate),
     "second_sale": get_args(SecondSale),
     "sale_on_final": get_args(SaleOnFinal),
     "sale_shape": get_args(SaleShape),
+    "list_filter": get_args(ListFilter),
+    "refusal_shape": get_args(RefusalShape),
 }
 
 # Ten years: whatever is longer is a typing error, and would overflow a date.
@@ -40,6 +44,13 @@ class Behaviour:
 
     sale_shape: SaleShape = "flat"
     """Both shapes were seen on real labels (§6)."""
+
+    list_filter: ListFilter = "exact"
+    """What a list by reference_id answers. `ignored`: the newest invoices of all, 20 a page. `expression`:
+    a leading `-` means "not", and a comma "or", as the vendor's public list library has it."""
+
+    refusal_shape: RefusalShape = "jsonapi"
+    """The body of a 4xx to a create: JSON:API, two shapes of other labels, or a web page."""
 
     lifetime_seconds: float = 3600.0
     """Age at which an undecided invoice expires. A change applies to invoices created after it."""

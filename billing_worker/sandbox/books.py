@@ -61,6 +61,12 @@ class Books:
         """Oldest first, by the reference that was ordered."""
         return list(self._by_reference.get(reference_id, ()))
 
+    def matching(self, expression: str) -> list[Invoice]:
+        """Oldest first: of any of the references between commas; after a `-` of every other one."""
+        named = set(expression.removeprefix("-").split(","))
+        negated = expression.startswith("-")
+        return [one for one in self._by_id.values() if (one.order.reference_id in named) != negated]
+
     def latest(self, count: int) -> list[Invoice]:
         """Oldest of them first."""
         return list(islice(reversed(self._by_id.values()), count))[::-1]

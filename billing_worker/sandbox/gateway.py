@@ -33,6 +33,7 @@ Called under the gateway's lock: hand the news over and return.
 """
 
 _LONGEST_LIST: Final = 100
+_PAGE: Final = 20
 _HOST_OF_NOBODY: Final = "sandbox.invalid"
 
 
@@ -94,6 +95,11 @@ class SandboxGateway:
         with self._lock:
             self._advance()
             return self._books.ledger
+
+    def metadata_of(self, gateway_id: str) -> Mapping[str, Any]:
+        """What the create of an invoice has said about itself."""
+        invoice = self._books.with_id(gateway_id)
+        return invoice.order.metadata if invoice else {}
 
     @property
     def requests(self) -> Requests:
@@ -184,10 +190,10 @@ class SandboxGateway:
         try:
             order = read_order(document)
         except OrderError as error:
-            return wire.refusal(422, *error.faults)
+            return self._refused(422, *error.faults)
         outcome = self._outcome(order)
         if outcome is None or outcome.creation is Creation.TOKEN_REJECTED:
-            return wire.refusal(422, "token is unknown for this customer")
+            return self._refused(422, "token is unknown for this customer")
         return self._accept(order, outcome, request)
 
     def _outcome(self, order: Order) -> Outcome | None:
@@ -214,14 +220,43 @@ class SandboxGateway:
         policy = self.behaviour.duplicate_create
         if policy == "return_existing":
             return wire.answer(200, documents.created(twin))
-        return wire.refusal(int(policy), "duplicate request detected: reference_id is taken")
+        return self._refused(int(policy), "duplicate request detected: reference_id is taken")
+
+    def _refused(self, status: int, *faults: str) -> Reply:
+        match self.behaviour.refusal_shape:
+            case "jsonapi":
+                return wire.refusal(status, *faults)
+            case "error":
+                return wire.answer(status, {"error": {"message": "; ".join(faults)}})
+            case "errors_by_field":
+                errors = {"data.attributes": list(faults)}
+                return wire.answer(status, {"message": "invalid data", "errors": errors})
+            case "code":
+                return wire.answer(status, {"code": status, "message": "; ".join(faults)})
+            case "html":
+                return wire.web_page(status, f"<html><h1>{status}</h1></html>")
 
     def _find(self, request: _Request) -> Reply:
         wanted = parse_qs(request.query).get("filter[reference_id]")
         self._books.requests.count("find", wanted[-1] if wanted else None)
-        books = self._books
-        invoices = books.with_reference(wanted[-1]) if wanted else books.latest(_LONGEST_LIST)
-        return wire.answer(200, documents.listed(invoices))
+        if wanted is None:
+            return wire.answer(200, documents.listed(self._books.latest(_LONGEST_LIST)))
+        match self.behaviour.list_filter:
+            case "exact":
+                found = self._books.with_reference(wanted[-1])
+            case "expression":
+                found = self._books.matching(wanted[-1])
+            case "ignored":
+                return self._first_page()
+        return wire.answer(200, documents.listed(found))
+
+    def _first_page(self) -> Reply:
+        """Newest first, with a link to the others."""
+        newest = self._books.latest(_PAGE + 1)[::-1]
+        document = documents.listed(newest[:_PAGE])
+        if len(newest) > _PAGE:
+            document["links"] = {"next": "/api/payment-invoices?page[number]=2"}
+        return wire.answer(200, document)
 
     def _look(self, gateway_id: str) -> Reply:
         invoice = self._books.with_id(gateway_id)

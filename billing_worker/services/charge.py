@@ -50,6 +50,8 @@ from billing_worker.services.lookup import (
     LATER_KNOWN,
     MAYBE_SOLD,
     Asking,
+    Foreign,
+    Found,
     by_reference,
     knows_later,
 )
@@ -155,7 +157,7 @@ def _earlier_attempts_may_pay(ports: Ports, claimed: Claimed, calls: CallLog) ->
 
 def _asking(ports: Ports, claimed: Claimed) -> Asking:
     wait, shown = partial(turn.take, ports, claimed), partial(_shown, ports, claimed)
-    return Asking(BY, wait, shown, forgetful=claimed.may_be_forgotten)
+    return Asking(BY, wait, shown, forgetful=claimed.may_be_forgotten, owner=claimed.payer.owner)
 
 
 def _known_already(ports: Ports, claimed: Claimed, calls: CallLog) -> Statement | News | None:
@@ -176,11 +178,13 @@ def _known_already(ports: Ports, claimed: Claimed, calls: CallLog) -> Statement 
 
 def _sought(ports: Ports, claimed: Claimed, calls: CallLog) -> Statement | News | None:
     asking = _asking(ports, claimed)
-    found = by_reference(ports, claimed.key, claimed.attempt.reference_id, asking, calls)
+    found = by_reference(ports, claimed.key, claimed.attempt, asking, calls)
+    if isinstance(found, Foreign):
+        return NothingSent(found.whose, hold=True)
     if found is not None:
         left_to_end = claimed.may_be_forgotten and found.maybe_sold
-        return Postponed(MAYBE_SOLD) if left_to_end else found.statement
-    if claimed.may_be_forgotten and knows_later(ports, claimed.attempt, asking, calls):
+        return Postponed(MAYBE_SOLD) if left_to_end else _believed(found, _creates_before(claimed))
+    if claimed.may_be_forgotten and knows_later(ports, claimed.key, claimed.attempt, asking, calls):
         return NothingSent(LATER_KNOWN)
     return None if claimed.attempt.test_mode == ports.test_mode else NothingSent(OTHER_MODE)
 
@@ -196,10 +200,8 @@ def _invoice_at_gateway(ports: Ports, claimed: Claimed, calls: CallLog) -> State
         return _created(ports, claimed, calls)
     except NotSent as error:
         return Postponed(f"gateway not reached: {error.reason}")
-    except Refused as error:
-        return _after_refusal(ports, claimed, error, calls)
-    except OutcomeUnknown as error:
-        return _found_after_doubt(ports, claimed, error, calls)
+    except (Refused, OutcomeUnknown) as error:
+        return _after_failed_create(ports, claimed, error, calls)
 
 
 def _created(ports: Ports, claimed: Claimed, calls: CallLog) -> Statement:
@@ -218,24 +220,22 @@ def _order(ports: Ports, claimed: Claimed) -> InstantOrder:
         customer_name=payer.customer_name,
         customer_email=payer.customer_email,
         description=payer.description,
+        book=payer.book,
     )
 
 
-def _found(ports: Ports, claimed: Claimed, calls: CallLog) -> Statement | None:
-    asking = _asking(ports, claimed)
-    found = by_reference(ports, claimed.key, claimed.attempt.reference_id, asking, calls)
-    return found.statement if found else None
+def _creates_before(claimed: Claimed) -> int:
+    """How many creates older claims may have sent: each of them one."""
+    return claimed.attempt.fence - 1
 
 
-def _after_refusal(
-    ports: Ports, claimed: Claimed, error: Refused, calls: CallLog
-) -> Statement | News:
-    if error.http_status in CONFIGURATION_ANSWERS:
-        return _refuses_us(ports, claimed, error)
-    if claimed.create_may_have_been_sent:
-        # Only a first send is refused for sure: this one may collide with its own twin (§1.2).
-        return _found_after_doubt(ports, claimed, error, calls)
-    return NothingSent(f"{REFUSED}: {error.reason}", hold=True)
+def _believed(found: Found, creates: int) -> Statement | News:
+    """The invoice that was found. More of them than creates that this book may have sent: it has
+    forgotten one, and whoever sent that may have sold it.
+    """
+    if found.count > creates and found.maybe_sold:
+        return Stated(found.statement, maybe_sold=True)
+    return found.statement
 
 
 def _refuses_us(ports: Ports, claimed: Claimed, error: GatewayError) -> News:
@@ -243,21 +243,26 @@ def _refuses_us(ports: Ports, claimed: Claimed, error: GatewayError) -> News:
     return Postponed(f"gateway refuses our credentials: {error.reason}")
 
 
-def _found_after_doubt(
+def _after_failed_create(
     ports: Ports, claimed: Claimed, error: Refused | OutcomeUnknown, calls: CallLog
 ) -> Statement | News:
-    """The create may have worked. Look for it once now; if it cannot be seen yet, later."""
+    """The create may have worked, or collided with a twin: look for an invoice once now. A refusal is
+    meant where there is none; whatever else it was is looked for again later.
+    """
     if error.http_status in CONFIGURATION_ANSWERS:
         return _refuses_us(ports, claimed, error)
+    refused = isinstance(error, Refused) or error.reads_like_a_refusal
     doubt = Postponed(f"outcome of create unknown: {error.reason}")
+    asking = _asking(ports, claimed)
     try:
-        found = _found(ports, claimed, calls)
+        found = by_reference(ports, claimed.key, claimed.attempt, asking, calls)
     except GatewayError:
         return doubt
-    if found is None and isinstance(error, Refused):
-        # Refused, and no twin that it could have collided with: the refusal is meant.
-        return NothingSent(f"{REFUSED}: {error.reason}", hold=True)
-    return found or doubt
+    if found is None:
+        return NothingSent(f"{REFUSED}: {error.reason}", hold=True) if refused else doubt
+    if isinstance(found, Foreign):
+        return NothingSent(found.whose, hold=True)
+    return _believed(found, _creates_before(claimed) + (not refused))
 
 
 def _seen_again(ports: Ports, found: Statement, calls: CallLog) -> Statement | News:
@@ -273,7 +278,12 @@ def _fit(ports: Ports, claimed: Claimed, found: Statement | News) -> Statement |
     if not isinstance(found, Statement):
         return found
     attempt = claimed.attempt
-    expected = Expected(attempt.reference_id, attempt.money, test_mode=attempt.test_mode)
+    expected = Expected(
+        attempt.reference_id,
+        attempt.money,
+        test_mode=attempt.test_mode,
+        owner=claimed.payer.owner,
+    )
     if judge(found, expected).verdict is not Verdict.PENDING:
         return Stated(found)
     if attempt.test_mode != ports.test_mode:

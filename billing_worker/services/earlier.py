@@ -17,16 +17,15 @@ from enum import StrEnum
 from billing_worker.domain.attempt import PAID, Attempt
 from billing_worker.domain.evidence import (
     UNSOLD_STATUSES,
-    Expected,
     Statement,
     Verdict,
     judge,
 )
-from billing_worker.domain.settlement import Stated, is_overruled, was_never_sold
+from billing_worker.domain.settlement import Case, Stated, is_overruled, was_never_sold
 from billing_worker.gateway.port import CallLog
 from billing_worker.persistence.cases import CaseKey
 from billing_worker.services.commit import settle
-from billing_worker.services.lookup import Asking, by_reference
+from billing_worker.services.lookup import Asking, Foreign, by_reference
 from billing_worker.services.ports import Ports
 from billing_worker.services.settle import Settle
 
@@ -54,7 +53,7 @@ def why_no_other(
 
     `patient`: what is found pending under a reference alone is left to end. By books that have
     forgotten nothing it was never sold, so nobody can pay it, and whoever is watched by a customer
-    need not wait.
+    need not wait; unless there are more invoices than creates that these books may have sent.
     """
     for one in earlier:
         heard: CallLog = []
@@ -65,10 +64,13 @@ def why_no_other(
             asked_at = ports.clock.now()
             statement = ports.gateway.look(one.gateway_id, heard)
         else:
-            found = by_reference(ports, its_key, one.reference_id, asking, heard)
-            if found is None or found.statement.status in UNSOLD_STATUSES:
+            found = by_reference(ports, its_key, one, asking, heard)
+            if found is None or isinstance(found, Foreign):
                 calls += heard
-                if found is not None and (patient or asking.forgetful):
+                continue
+            if found.statement.status in UNSOLD_STATUSES:
+                calls += heard
+                if patient or asking.forgetful or found.count > one.fence:
                     return Obstacle.OPEN
                 continue
             statement = found.statement
@@ -76,7 +78,7 @@ def why_no_other(
         case = settle(ports, Settle(its_key, news, asking.by, asking.shown(heard)))
         if case.attempt.status in PAID:
             return Obstacle.PAID
-        if case.attempt.undecided_since is not None or _may_still_pay(case.attempt, statement):
+        if case.attempt.undecided_since is not None or _may_still_pay(case, statement):
             return Obstacle.UNDECIDED
         if asking.forgetful and _has_just_ended(ports, case.attempt):
             return Obstacle.OPEN
@@ -89,12 +91,11 @@ def _has_just_ended(ports: Ports, attempt: Attempt) -> bool:
     return since is not None and ports.clock.now() < since + ports.terms.expiry_grace
 
 
-def _may_still_pay(attempt: Attempt, statement: Statement) -> bool:
+def _may_still_pay(case: Case, statement: Statement) -> bool:
     """Judged by the statement itself: what is settled may have been newer by another's clock."""
-    expected = Expected(attempt.reference_id, attempt.money, test_mode=attempt.test_mode)
-    finding = judge(statement, expected)
+    finding = judge(statement, case.expected)
     if finding.verdict not in {Verdict.PENDING, Verdict.CONTRADICTORY}:
         return False
-    if is_overruled(attempt, finding):
+    if is_overruled(case.attempt, finding):
         return False  # A named person has said that it was not paid, and knew that much.
-    return not (was_never_sold(attempt) and statement.status in UNSOLD_STATUSES)
+    return not (was_never_sold(case.attempt) and statement.status in UNSOLD_STATUSES)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Final
+
 from billing_worker.domain.errors import GatewayError, NotPayable, NotSent, OutcomeUnknown, Refused
-from billing_worker.domain.evidence import Expected, may_be_paid, most_telling
+from billing_worker.domain.evidence import Expected, Owner, foreign, may_be_paid, most_telling
 from billing_worker.domain.hosted import HostedStatement, Page
+from billing_worker.domain.settlement import MADE_BY_SOMEBODY
 from billing_worker.gateway.port import CallLog, HostedOrder
 from billing_worker.services.ports import Ports
+
+CONFIGURATION_ANSWERS: Final = frozenset({401, 403})
+"""Our credentials or permissions: the same page goes ahead once they are mended."""
 
 
 def obtained(
@@ -16,7 +23,7 @@ def obtained(
 
     Raises GatewayError.
     """
-    said = find_page(ports, order.reference_id, calls) if may_exist else None
+    said = find_page(ports, _expected(order), calls) if may_exist else None
     return said or _created(ports, order, calls, may_exist=may_exist)
 
 
@@ -27,39 +34,58 @@ def _created(
     try:
         return ports.gateway.create_hosted(order, calls)
     except (OutcomeUnknown, Refused) as error:
-        # Only the refusal of a first send is certain: a later one may collide with its twin (§1.2).
-        if isinstance(error, Refused) and not may_exist:
+        if error.http_status in CONFIGURATION_ANSWERS:
             raise
         try:
-            found = find_page(ports, order.reference_id, calls)
+            found = find_page(ports, _expected(order), calls)
         except GatewayError as untold:
             raise OutcomeUnknown(error.reason) from untold
+        refused = isinstance(error, Refused) or error.reads_like_a_refusal
+        if found is None and refused:
+            # No twin that it could have collided with: the refusal is meant, whatever its shape.
+            raise Refused(error.reason, http_status=error.http_status or 0) from None
         if found is None:
             raise
-        return found
+        return replace(found, made_by_somebody=refused and not may_exist)
 
 
-def find_page(ports: Ports, reference_id: str, calls: CallLog) -> HostedStatement | None:
-    """Ours by reference, whole: of several the one that has come furthest towards money.
+def find_page(ports: Ports, expected: Expected, calls: CallLog) -> HostedStatement | None:
+    """Ours by reference, whole: of several the one that has come furthest towards money. One of
+    another book or customer only where there is none of ours.
 
     Raises GatewayError.
     """
     ports.pace.wait()
-    matches = ports.gateway.find(reference_id, calls)
-    if not matches:
-        return None
-    ports.pace.wait()
-    return ports.gateway.look_hosted(most_telling(matches).gateway_id, calls)
+    matches = ports.gateway.find(expected.reference_id, calls)
+    found = None
+    while matches:
+        chosen = most_telling(matches)
+        ports.pace.wait()
+        found = ports.gateway.look_hosted(chosen.gateway_id, calls)
+        if foreign(found.statement, expected) is None:
+            return found
+        matches = [one for one in matches if one is not chosen]
+    return found
+
+
+def _expected(order: HostedOrder) -> Expected:
+    return Expected(
+        order.reference_id,
+        order.money,
+        test_mode=order.test_mode,
+        owner=Owner(order.book, order.customer_reference_id),
+    )
 
 
 def page_to_pay_on(said: HostedStatement, order: HostedOrder) -> Page:
     """Raises NotPayable when it is not the invoice that was ordered, or not a fresh one, or has no
     page.
     """
-    expected = Expected(order.reference_id, order.money, test_mode=order.test_mode)
-    unfit = may_be_paid(said.statement, expected)
+    unfit = may_be_paid(said.statement, _expected(order))
     if unfit is not None:
         raise NotPayable(unfit)
+    if said.made_by_somebody:
+        raise NotPayable(MADE_BY_SOMEBODY)
     if said.page is None:
         raise NotPayable("the gateway names no page to pay on")
     return said.page

@@ -35,12 +35,17 @@ from billing_worker.domain.money import Money
 from billing_worker.domain.settlement import Case, Context
 from billing_worker.domain.subscription import Subscription
 from billing_worker.gateway.port import CallLog, CheckoutOrder, TokenisationOrder
-from billing_worker.persistence import claims, customers, history, hosted, links, switches
+from billing_worker.persistence import book, claims, customers, history, hosted, links, switches
 from billing_worker.persistence.cases import CaseKey
 from billing_worker.persistence.claims import DueInvoice
 from billing_worker.persistence.history import Entry
 from billing_worker.services import slot as slots
-from billing_worker.services.gateway_page import nothing_was_made, obtained, page_to_pay_on
+from billing_worker.services.gateway_page import (
+    CONFIGURATION_ANSWERS,
+    nothing_was_made,
+    obtained,
+    page_to_pay_on,
+)
 from billing_worker.services.hosted_look import settle_page
 from billing_worker.services.hosted_records import (
     TokenisationRecord,
@@ -56,10 +61,6 @@ from billing_worker.services.pay_page import (
 from billing_worker.services.ports import Ports
 from billing_worker.services.settle import wire_data
 from billing_worker.services.slot import BY, Slot
-
-CONFIGURATION_ANSWERS = frozenset({401, 403})
-"""Our credentials or permissions: the same page goes ahead once they are mended."""
-
 
 # --- pay links --------------------------------------------------------------------------------
 
@@ -91,7 +92,7 @@ def start_checkout(ports: Ports, record: Mapping[str, Any]) -> dict[str, Any]:
         with ports.store.transaction() as connection:
             slots.open_page(ports, connection, taken, said.statement, locked, calls)
     except NotPayable as error:
-        raise slots.not_handed_out(ports, taken, said.statement, error.reason, calls) from error
+        raise slots.not_handed_out(ports, taken, said, error.reason, calls) from error
     return _link_answer(ports, taken, said.statement.gateway_id, page, wanted.invoice)
 
 
@@ -126,6 +127,7 @@ def _checkout_order(ports: Ports, slot: Slot, return_url: str | None) -> Checkou
         customer_name=payer.customer_name,
         customer_email=payer.customer_email,
         description=payer.description,
+        book=payer.book,
         return_url=return_url,
     )
 
@@ -243,7 +245,9 @@ def _begin(ports: Ports, connection: Connection, wanted: TokenisationRecord) -> 
             connection,
             {
                 "reference_id": wanted.reference_id,
-                "gateway_reference": slot.attempt.reference_id if slot else wanted.reference_id,
+                "gateway_reference": slot.attempt.reference_id
+                if slot
+                else book.read(connection).prefix + wanted.reference_id,
                 "record_digest": wanted.digest,
                 "customer_id": customer_id,
                 "attempt_id": slot.attempt.id if slot else None,
@@ -313,6 +317,7 @@ def _tokenisation_order(payment: HostedPayment, wanted: TokenisationRecord) -> T
         customer_email=wanted.customer.email,
         customer_phone=wanted.phone,
         description=wanted.description,
+        book=payment.book,
         return_url=wanted.return_url,
     )
 
@@ -364,7 +369,7 @@ def _not_handed_out(
     """Keep what the gateway made of a page that is given to nobody. Returns what to tell."""
     told = None
     if taken.slot is not None:
-        told = slots.not_handed_out(ports, taken.slot, said.statement, why, calls)
+        told = slots.not_handed_out(ports, taken.slot, said, why, calls)
     payment = settle_page(ports, taken.payment, said, calls, not_handed_out=why)
     if told is not None:
         return told

@@ -76,7 +76,7 @@ def look(ports: Ports, payment: HostedPayment) -> HostedPayment:
 def _stated(ports: Ports, payment: HostedPayment, calls: CallLog) -> HostedStatement | None:
     """None: the gateway has nothing under its reference."""
     if payment.gateway_id is None:
-        return find_page(ports, payment.gateway_reference, calls)
+        return find_page(ports, payment.whose, calls)
     ports.pace.wait()
     return ports.gateway.look_hosted(payment.gateway_id, calls)
 

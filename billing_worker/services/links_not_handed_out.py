@@ -21,7 +21,7 @@ from billing_worker.gateway.port import CallLog
 from billing_worker.persistence import switches
 from billing_worker.persistence.cases import CaseKey, LockedCases
 from billing_worker.services.commit import settle
-from billing_worker.services.lookup import MAYBE_SOLD, Asking, Found, by_reference
+from billing_worker.services.lookup import MAYBE_SOLD, Asking, Foreign, Found, by_reference
 from billing_worker.services.ports import Ports
 from billing_worker.services.settle import Settle
 
@@ -36,9 +36,9 @@ def ask_by_reference(ports: Ports, key: CaseKey) -> str:
         case = LockedCases(connection, [key]).case(key)
         forgetful = switches.read(connection).may_be_forgotten(case.invoice)
     calls: CallLog = []
-    asking = Asking(BY, ports.pace.wait, tuple, forgetful=forgetful)
+    asking = Asking(BY, ports.pace.wait, tuple, forgetful=forgetful, owner=case.owner)
     try:
-        found = by_reference(ports, key, case.attempt.reference_id, asking, calls)
+        found = by_reference(ports, key, case.attempt, asking, calls)
         news = _news(case.attempt, found, asking)
     except GatewayError as error:
         news = NoAnswer(error.reason)
@@ -46,8 +46,8 @@ def ask_by_reference(ports: Ports, key: CaseKey) -> str:
     return str(settle(ports, request).attempt.status)
 
 
-def _news(attempt: Attempt, found: Found | None, asking: Asking) -> News:
-    if found is None:
+def _news(attempt: Attempt, found: Found | Foreign | None, asking: Asking) -> News:
+    if found is None or isinstance(found, Foreign):
         return NeverHandedOut()
     if found.maybe_sold and asking.forgetful:
         return NoAnswer(MAYBE_SOLD)  # The life before the restore may have handed it out.

@@ -23,12 +23,22 @@ from billing_worker.domain.errors import (
     SlotTaken,
 )
 from billing_worker.domain.events import Event, EventKind
-from billing_worker.domain.evidence import Statement, page_may_be_paid
+from billing_worker.domain.evidence import NOT_SAID, Owner, Statement, page_may_be_paid
+from billing_worker.domain.hosted import HostedStatement
 from billing_worker.domain.invoice import InvoiceStatus
 from billing_worker.domain.settlement import Case, News, NoAnswer, NothingSent, Stated
 from billing_worker.domain.subscription import Subscription
 from billing_worker.gateway.port import CallLog, WireCall
-from billing_worker.persistence import claims, history, invoices, links, subscriptions, switches
+from billing_worker.persistence import (
+    book,
+    claims,
+    history,
+    hosted,
+    invoices,
+    links,
+    subscriptions,
+    switches,
+)
 from billing_worker.persistence.cases import CaseKey, LockedCases
 from billing_worker.persistence.claims import DueInvoice
 from billing_worker.persistence.history import Entry
@@ -41,6 +51,7 @@ from billing_worker.services.lookup import (
     LATER_KNOWN,
     MAYBE_SOLD,
     Asking,
+    Foreign,
     by_reference,
     knows_later,
 )
@@ -61,6 +72,7 @@ class Slot:
     attempt: Attempt
     earlier: tuple[Attempt, ...]  # of the same invoice: proven unpaid before this one opens
     may_be_forgotten: bool = False  # see `Claimed`
+    owner: Owner = NOT_SAID  # whose its invoice at the gateway has to be
 
     @property
     def create_may_have_been_sent(self) -> bool:
@@ -110,7 +122,11 @@ def take(
     require_payable(ports, connection, Case(attempt, item.invoice, subscription))
     switched = switches.read(connection)
     forgotten = switched.may_be_forgotten(item.invoice) or item.may_be_charged_elsewhere
-    slot = Slot(_key(item, attempt), attempt, item.besides(attempt), forgotten)
+    owner = Owner(
+        book.read(connection).identity,
+        hosted.customer_reference(connection, subscription.customer_id),
+    )
+    slot = Slot(_key(item, attempt), attempt, item.besides(attempt), forgotten, owner)
     data = {"reference_id": attempt.reference_id, "fence": attempt.fence, "origin": attempt.origin}
     kind = EventKind.ATTEMPT_CLAIMED if live else EventKind.ATTEMPT_PREPARED
     _write(connection, slot, Event(kind, now, BY, data))
@@ -139,7 +155,7 @@ def require_unpaid(ports: Ports, slot: Slot, calls: CallLog) -> None:
 
     Raises NotPayable when one was paid or may still be, GatewayError when that cannot be told.
     """
-    asking = Asking(BY, ports.pace.wait, tuple, forgetful=slot.may_be_forgotten)
+    asking = Asking(BY, ports.pace.wait, tuple, forgetful=slot.may_be_forgotten, owner=slot.owner)
     obstacle = why_no_other(ports, slot.key, slot.earlier, asking, calls, patient=False)
     if obstacle is not None:
         raise NotPayable(str(obstacle))
@@ -151,12 +167,14 @@ def _require_unknown(ports: Ports, slot: Slot, asking: Asking, calls: CallLog) -
     """Nothing at the gateway that books from a backup have forgotten, under this reference or a
     later one: a second page would be a second way to pay the same.
     """
-    found = by_reference(ports, slot.key, slot.attempt.reference_id, asking, calls)
+    found = by_reference(ports, slot.key, slot.attempt, asking, calls)
+    if isinstance(found, Foreign):
+        raise NotPayable(found.whose)
     if found is not None:
         if not found.maybe_sold:
             _tell(ports, slot, Stated(found.statement), calls)
         raise NotPayable(MAYBE_SOLD)
-    if knows_later(ports, slot.attempt, asking, calls):
+    if knows_later(ports, slot.key, slot.attempt, asking, calls):
         raise NotPayable(LATER_KNOWN)
 
 
@@ -210,11 +228,13 @@ def leave(
 
 
 def not_handed_out(
-    ports: Ports, slot: Slot, found: Statement, why: str, calls: Sequence[WireCall]
+    ports: Ports, slot: Slot, found: HostedStatement, why: str, calls: Sequence[WireCall]
 ) -> NotPayable:
     """Keep what the gateway made of a page that is given to nobody. Returns what to tell."""
-    touched = page_may_be_paid(found)
-    news = Stated(found) if touched else NothingSent(why, hold=True, statement=found)
+    said, unexpected = found.statement, found.made_by_somebody
+    news: News = NothingSent(why, hold=True, statement=said)
+    if unexpected or page_may_be_paid(said):
+        news = Stated(said, maybe_sold=unexpected)
     case = _tell(ports, slot, news, calls)
     if case.attempt.status in PAID:
         return AlreadyPaid(f"{case.invoice.reference_id} is paid")

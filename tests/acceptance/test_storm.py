@@ -81,7 +81,7 @@ def evidence(storm, books):
     with storm.store.reading() as connection:
         for reference in sorted(books.suspects)[:3]:
             told.append(json.dumps(overview.explain(connection, reference), indent=1))
-            told += [str(debit) for debit in ledger if debit["reference_id"].startswith(reference)]
+            told += [str(debit) for debit in ledger if reference in debit["reference_id"]]
     (storm.folder / "evidence.txt").write_text("\n".join(told))
     return "\n".join(told)
 

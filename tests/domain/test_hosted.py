@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from billing_worker.domain.errors import IllegalTransition
-from billing_worker.domain.evidence import PAID_STATUSES, Statement
+from billing_worker.domain.evidence import PAID_STATUSES, Owner, Statement
 from billing_worker.domain.hosted import (
     TRANSITIONS,
     HostedPayment,
@@ -42,8 +42,9 @@ def said(status, card=CARD, customer="cust-1", **wrong):
     statement = Statement(
         gateway_id="cpi_1", status=status, resolution="ok", reference_id="card-1",
         amount=Decimal(1), payment_amount=Decimal(1), currency="USD", test_mode=True,
+        owner=Owner(customer=customer),
     )  # fmt: skip
-    return HostedStatement(replace(statement, **wrong), card=card, customer_reference=customer)
+    return HostedStatement(replace(statement, **wrong), card=card)
 
 
 def told(news, before=OPEN, now=NOW, **options):

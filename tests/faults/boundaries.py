@@ -37,6 +37,7 @@ from billing_worker.services.reconcile import look_page
 from billing_worker.services.renew import renew_due
 from billing_worker.services.ring import look_due, ring_due
 from tests.faults.killing_worker import use_case_of
+from tests.support.books import name_book
 from tests.support.world import START, World
 
 MINUTE = timedelta(minutes=1)
@@ -622,6 +623,7 @@ def _copied(source: sqlite3.Connection) -> sqlite3.Connection:
 def sqlite_bench(path: Any) -> Iterator[Bench]:
     with Store(f"sqlite:///{path}") as store:
         migrate(store)
+        name_book(store, prefix="")
         bench = Bench(store)
         yield bench
         for copy in bench._prepared.values():

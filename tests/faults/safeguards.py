@@ -235,7 +235,16 @@ def _by_id_alone(statement: Any) -> Any:
     return blind
 
 
+_REFUSED_UNSEEN = altered(
+    charge._after_failed_create, (r"found = by_reference\(.*\)", "found = None")
+)
+"""A refused create is taken at its word."""
+
 _IS_OURS = altered(arm._is_ours, (r"return stored.*", "return True"))
+_NOT_LOOKED_UP = altered(
+    claiming.Claimed.create_may_have_been_sent.fget, (r"return self.*", "return False")
+)
+_OUTDATED_HEARD = swapped(settle, "_is_outdated", lambda _case, _request: False)
 _HOLDS_IGNORED = swapped(arm, "_held", lambda _case: None)
 _SUBMIT_BLINDLY = swapped(cases, "_SUBMIT", _by_id_alone(cases._SUBMIT))
 
@@ -360,13 +369,19 @@ SAFEGUARDS: Sequence[Safeguard] = (
         covered_by="the check of arming",
     ),
     Safeguard(
-        "the fence grows with every claim",
-        _FENCE_STANDS_STILL,
+        "the fence grows with every claim, and after a refused create is a look-up",
+        both(_FENCE_STANDS_STILL, _REFUSED_UNSEEN),
         (SLEPT_BEFORE_ARMING, LOST_ITS_CLAIM),
     ),
     Safeguard(
         "news of a lost claim is dropped",
-        swapped(settle, "_is_outdated", lambda _case, _request: False),
+        _OUTDATED_HEARD,
+        (LOST_ITS_CLAIM,),
+        covered_by="the look-up after a refused create",
+    ),
+    Safeguard(
+        "news of a lost claim is dropped, and after a refused create is a look-up",
+        both(_OUTDATED_HEARD, _REFUSED_UNSEEN),
         (LOST_ITS_CLAIM,),
     ),
     Safeguard(
@@ -388,9 +403,13 @@ SAFEGUARDS: Sequence[Safeguard] = (
     ),
     Safeguard(
         "look up before re-create",
-        altered(
-            claiming.Claimed.create_may_have_been_sent.fget, (r"return self.*", "return False")
-        ),
+        _NOT_LOOKED_UP,
+        (Trial(TWINS_REFUSED, ((DIES, f"{CREATE}: after effect"),)),),
+        covered_by="the look-up after a refused create",
+    ),
+    Safeguard(
+        "look up before re-create, or after it",
+        both(_NOT_LOOKED_UP, _REFUSED_UNSEEN),
         (Trial(TWINS_REFUSED, ((DIES, f"{CREATE}: after effect"),)),),
     ),
     Safeguard(
@@ -454,7 +473,7 @@ SAFEGUARDS: Sequence[Safeguard] = (
     ),
     Safeguard(
         "what ended unpaid is asked about again",
-        altered(moves.end_attempt, (r"context\.now \+ RECHECKS\[0\] if asks else None", "None")),
+        swapped(moves, "_first_recheck", lambda _attempt, _now: None),
         (Trial(replace(FINALS[1], horizon=2 * HOUR)),),
     ),
     Safeguard(

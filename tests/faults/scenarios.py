@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -93,8 +94,12 @@ FINALS = (
     scenario("moderation", "person", "0", horizon=2 * HOUR),
 )
 
+# Found again under another reference than it was asked for, it stays unknown: no list that holds
+# foreign references is believed.
+_FATE_OF_MISSTATED = defaultdict(lambda: "person", reference="person|dated")
+
 MISSTATEMENTS = tuple(
-    scenario(f"wrong_{field}", "person", "0", horizon=2 * HOUR)
+    scenario(f"wrong_{field}", _FATE_OF_MISSTATED[field], "0", horizon=2 * HOUR)
     for field in ("amount", "currency", "payment_amount", "test_mode", "reference")
 )
 

@@ -59,7 +59,7 @@ def test_the_page_of_the_documented_answer_is_read():
 
 def test_card_and_customer_of_the_fullest_real_body_are_read():
     said = schemas.hosted_invoice(body("17"))
-    assert said.customer_reference == "495901947"
+    assert said.statement.owner.customer == "495901947"
     assert (said.card.mask, said.card.token) == ("512381******0000", None)
 
 
@@ -67,7 +67,7 @@ def test_a_customer_whom_the_invoice_is_not_linked_to_is_not_taken_for_its_own()
     document = exact(body("17"))
     document["data"]["relationships"]["customer"]["data"]["id"] = "cus_another"
     content = json.dumps(document, default=float).encode()
-    assert schemas.hosted_invoice(content).customer_reference is None
+    assert schemas.hosted_invoice(content).statement.owner.customer is None
 
 
 def test_an_answer_about_another_invoice_is_no_answer():

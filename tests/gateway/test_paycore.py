@@ -7,10 +7,17 @@ from decimal import Decimal
 
 import pytest
 
-from billing_worker.domain.errors import InvalidInput, NotSent, OutcomeUnknown, Refused
+from billing_worker.domain.errors import (
+    InvalidInput,
+    LookUpUnreliable,
+    NotSent,
+    OutcomeUnknown,
+    Refused,
+)
 from billing_worker.domain.evidence import Statement
 from billing_worker.domain.money import Money
 from billing_worker.domain.secret import Secret
+from billing_worker.gateway import schemas
 from billing_worker.gateway.paycore import PaycoreGateway
 from billing_worker.gateway.port import Gateway
 from tests.gateway.samples import (
@@ -248,15 +255,41 @@ def test_any_other_error_leaves_a_create_unknown(status, calls):
         {"errors": ["Unprocessable"]},
         {"error": "Unprocessable"},
         {"error": {"message": None}},
-        {"message": "Forbidden"},
         {"errors": [{"title": "x"}], "data": {"id": "cpi_1"}},
     ],
     ids=str,
 )
-def test_a_4xx_in_another_shape_leaves_a_create_unknown(content, calls):
+def test_a_4xx_that_does_not_say_why_leaves_a_create_unknown(content, calls):
     encoded = content if isinstance(content, bytes) else json.dumps(content).encode()
-    with pytest.raises(OutcomeUnknown, match="status 422"):
+    with pytest.raises(OutcomeUnknown, match="status 422") as caught:
         create(calls, act=answer(422, encoded))
+    assert caught.value.reads_like_a_refusal
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"message": "Forbidden"}, "422 Forbidden"),
+        ({"code": 1002, "message": "card token is dead"}, "422 card token is dead"),
+        ({"error": {"message": "card token is dead"}}, "422 card token is dead"),
+        (
+            {"message": "The given data was invalid.", "errors": {"amount": ["is too small"]}},
+            "422 amount: is too small",
+        ),
+    ],
+    ids=str,
+)
+def test_a_4xx_of_another_label_says_why_it_refuses(content, said, calls):
+    with pytest.raises(Refused) as caught:
+        create(calls, act=answer(422, json.dumps(content).encode()))
+    assert caught.value.reason == said
+
+
+@pytest.mark.parametrize("status", [408, 409, 425, 429, 500, 502, 503])
+def test_some_statuses_never_read_like_a_refusal(status, calls):
+    with pytest.raises(OutcomeUnknown) as caught:
+        create(calls, act=answer(status, b'{"message": "no"}'))
+    assert not caught.value.reads_like_a_refusal
 
 
 # --- find ---
@@ -311,11 +344,42 @@ def test_nothing_found_is_an_empty_list(calls):
     assert canned(200, {"data": []}).find("ORDER1233", calls) == []
 
 
-def test_only_exact_references_are_found(calls):
-    others = ["ORDER12", "ORDER12333", "order1233", "ORDER1233 "]
-    content = listed(*(invoice(reference_id=said) for said in [*others, "ORDER1233"]))
-    found = canned(200, content).find("ORDER1233", calls)
-    assert [statement.reference_id for statement in found] == ["ORDER1233"]
+@pytest.mark.parametrize("other", ["ORDER12", "ORDER12333", "order1233", "ORDER1233 "])
+@pytest.mark.parametrize("ours", [[], ["ORDER1233"]])
+def test_a_list_with_other_references_proves_nothing(other, ours, calls):
+    content = listed(*(invoice(reference_id=said) for said in [other, *ours]))
+    with pytest.raises(LookUpUnreliable, match="other references"):
+        canned(200, content).find("ORDER1233", calls)
+    assert calls[-1].outcome.startswith("unknown: ")
+
+
+@pytest.mark.parametrize("link", ["/api/payment-invoices?page=2", {"href": "/x"}])
+@pytest.mark.parametrize("ours", [[], ["ORDER1233"]])
+def test_a_list_that_goes_on_proves_nothing(link, ours, calls):
+    content = listed(*(invoice(reference_id=said) for said in ours)) | {"links": {"next": link}}
+    with pytest.raises(LookUpUnreliable, match="another page"):
+        canned(200, content).find("ORDER1233", calls)
+
+
+@pytest.mark.parametrize("links", [None, [], {}, {"next": None}, {"next": ""}, "", 7])
+def test_a_list_that_is_whole_may_say_so_as_it_likes(links, calls):
+    content = listed(invoice(reference_id="ORDER1233")) | {"links": links}
+    assert len(canned(200, content).find("ORDER1233", calls)) == 1
+
+
+def test_a_list_as_long_as_a_page_proves_nothing(calls):
+    rows = [invoice(reference_id="R")] * schemas.FULL_PAGE
+    assert len(canned(200, listed(*rows[1:])).find("R", calls)) == schemas.FULL_PAGE - 1
+    with pytest.raises(LookUpUnreliable, match="cut off"):
+        canned(200, listed(*rows)).find("R", calls)
+
+
+@pytest.mark.parametrize("reference", ["-sub-1-p0-a1", "a,b-p0-a1"])
+def test_an_empty_list_proves_nothing_for_a_reference_that_reads_as_an_expression(reference, calls):
+    with pytest.raises(LookUpUnreliable, match="expression"):
+        canned(200, {"data": []}).find(reference, calls)
+    known = listed(invoice(reference_id=reference))
+    assert len(canned(200, known).find(reference, calls)) == 1
 
 
 def test_the_newest_invoice_comes_last(calls):

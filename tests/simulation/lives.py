@@ -14,6 +14,7 @@ from tests.simulation.memory import template_bytes
 from tests.simulation.rare import reached
 from tests.simulation.restored import Restored
 from tests.simulation.simulator import Simulation, Violation, silence_logs
+from tests.support.books import name_book
 
 LIVES: dict[str, type[Simulation]] = {"ordinary": Simulation, "restored": Restored}
 
@@ -51,4 +52,5 @@ def migrated_template() -> bytes:
         path = Path(folder) / "template.db"
         with Store(f"sqlite:///{path}") as store:
             migrate(store)
+            name_book(store, prefix="")
         return template_bytes(path)

@@ -13,7 +13,7 @@ from sqlalchemy import and_, not_, select
 from billing_worker.domain import attempt as attempt_rules
 from billing_worker.domain.attempt import AttemptStatus
 from billing_worker.domain.errors import IllegalTransition
-from billing_worker.persistence import tables
+from billing_worker.persistence import book, tables
 from billing_worker.persistence.store import Store
 
 PAID = frozenset({"paid"})
@@ -72,6 +72,7 @@ class Reckoning:
     charged_twice: int = 0
     lost: int = 0
     takeovers: int = 0
+    prefix: str = ""  # of the book's references at the gateway
 
     @classmethod
     def read(cls, store: Store) -> Reckoning:
@@ -80,7 +81,16 @@ class Reckoning:
                 connection.execute(select(table).order_by(table.c.id)).all()
                 for table in (tables.invoices, tables.attempts, tables.events)
             )
-        return cls(invoices, attempts, events)
+            prefix = book.read(connection).prefix
+        return cls(invoices, attempts, events, prefix=prefix)
+
+    def _invoice(self, reference: str) -> str:
+        """The invoice of a reference at the gateway; an invoice's own stays as it is."""
+        bare = reference.removeprefix(self.prefix)
+        return bare.rpartition("-a")[0] or bare
+
+    def _outcome(self, tokens: Mapping[str, str], reference: str) -> str:
+        return tokens[self._invoice(reference)].partition(".")[0]
 
     @cached_property
     def _references(self) -> dict[int, str]:
@@ -104,11 +114,11 @@ class Reckoning:
 
     def _find(self, found: Iterator[tuple[str, str]]) -> None:
         for reference, what in found:
-            self.suspects.add(reference.rpartition("-a")[0] or reference)
+            self.suspects.add(self._invoice(reference))
             self.violations.append(f"{reference}: {what}")
 
     def _charged_once(self, debits: Sequence[Any]) -> Iterator[tuple[str, str]]:
-        per_invoice = Counter(debit["reference_id"].rpartition("-a")[0] for debit in debits)
+        per_invoice = Counter(self._invoice(debit["reference_id"]) for debit in debits)
         for reference, count in per_invoice.items():
             if count > 1:
                 self.charged_twice += 1
@@ -125,7 +135,7 @@ class Reckoning:
             if attempt is None:
                 yield reference, "moved money and is not in our books"
                 continue
-            half = _outcome(tokens, reference) == "partially_processed"
+            half = self._outcome(tokens, reference) == "partially_processed"
             if attempt.status != ("submitted" if half else "succeeded"):
                 yield reference, f"moved money and is {attempt.status}"
             if attempt.gateway_id != debit["gateway_id"]:
@@ -147,7 +157,7 @@ class Reckoning:
                 yield reference, "LOST: its period was never opened"
         for reference, invoice in known.items():
             fate = _fate(invoice, attempts[invoice.id])
-            if fate in FATES[_outcome(tokens, reference)]:
+            if fate in FATES[self._outcome(tokens, reference)]:
                 self.fates[fate] += 1
             elif fate in NOT_CHARGED and invoice.reason in BY_THE_WEATHER:
                 self.fates[f"{fate} by the weather"] += 1
@@ -218,7 +228,7 @@ class Reckoning:
             if event.kind not in {"attempt.declined", "attempt.not_charged"}:
                 continue
             reference = self._references[event.attempt_id]
-            if reference in charged and _outcome(tokens, reference) not in LATE_MONEY:
+            if reference in charged and self._outcome(tokens, reference) not in LATE_MONEY:
                 yield reference, f"{event.kind} was written, and it was charged"
 
     @property
@@ -235,11 +245,6 @@ class Reckoning:
 
 def _is_silent(attempt: Any) -> bool:
     return attempt.status == "submitted" and attempt.outcome is None
-
-
-def _outcome(tokens: Mapping[str, str], reference: str) -> str:
-    invoice = reference.rpartition("-a")[0] or reference
-    return tokens[invoice].partition(".")[0]
 
 
 def _fate(invoice: Any, attempts: Sequence[Any]) -> str:

@@ -22,6 +22,8 @@ from billing_worker.gateway.http import Request, Response
 from billing_worker.gateway.pace import Unlimited
 from billing_worker.gateway.paycore import GatewaySettings, PaycoreGateway
 from billing_worker.persistence import tables
+from billing_worker.persistence.book import Book
+from billing_worker.persistence.book import read as read_book
 from billing_worker.persistence.store import Store
 from billing_worker.persistence.vault import FernetVault
 from billing_worker.sandbox.gateway import Behaviour, Delivery, SandboxGateway
@@ -98,11 +100,18 @@ class PatientBell:
 
 class World:
     def __init__(
-        self, store: Store, behaviour: Behaviour | None = None, terms: Terms | None = None
+        self,
+        store: Store,
+        behaviour: Behaviour | None = None,
+        terms: Terms | None = None,
+        beside: World | None = None,
     ) -> None:
+        """`beside`: another book on the same gateway account, in the same time."""
         self.store = store
-        self.clock = VirtualClock()
-        self.sandbox = SandboxGateway(behaviour or Behaviour(), self.clock.now)
+        self.clock = beside.clock if beside else VirtualClock()
+        self.sandbox = (
+            beside.sandbox if beside else SandboxGateway(behaviour or Behaviour(), self.clock.now)
+        )
         self.transport = TwinTransport(self.sandbox, self.clock)
         self.bell = PatientBell()
         self.vault = FernetVault(Secret(KEY))
@@ -197,15 +206,37 @@ class World:
     def events(self, reference: str = "sub-1-p0") -> list[str]:
         return [event["kind"] for event in self.explain(reference)["history"]]
 
+    @property
+    def book(self) -> Book:
+        with self.store.reading() as connection:
+            return read_book(connection)
+
+    def alerts(self) -> list[str]:
+        """The reasons that a person was told, oldest first."""
+        with self.store.reading() as connection:
+            data = connection.execute(
+                select(tables.events.c.data).where(tables.events.c.alert).order_by("id")
+            ).scalars()
+            return [str(one.get("evidence") or one.get("reason") or one) for one in data]
+
     def sales(self, reference: str) -> int:
         """How many sales for an attempt's reference reached the gateway."""
         return self.sandbox.requests.for_reference("sale", reference)
 
     def debits(self) -> Counter[str]:
         """Movements of money at the gateway, by our invoice."""
-        return Counter(
-            d.reference_id.rpartition("-a")[0] or d.reference_id for d in self.sandbox.ledger
-        )
+        prefix = self.book.prefix
+        ours = [debit.removeprefix(prefix) for debit in self._debited()]
+        return Counter(reference.rpartition("-a")[0] or reference for reference in ours)
+
+    def _debited(self) -> list[str]:
+        """References of what was debited, but for other books on the same account."""
+        ours = {None, self.book.identity}
+        return [
+            debit.reference_id
+            for debit in self.sandbox.ledger
+            if self.sandbox.metadata_of(debit.gateway_id).get("book") in ours
+        ]
 
     def discrepancies(self) -> list[str]:
         """Every way in which our books and the gateway's ledger disagree."""
@@ -216,8 +247,14 @@ class World:
 
     def _debited_attempts(self) -> set[str]:
         with self.store.reading() as connection:
-            pages = set(connection.execute(select(tables.hosted_payments.c.reference_id)).scalars())
-        return {debit.reference_id for debit in self.sandbox.ledger} - pages
+            pages = set(
+                connection.execute(
+                    select(tables.hosted_payments.c.gateway_reference).where(
+                        tables.hosted_payments.c.attempt_id.is_(None)
+                    )
+                ).scalars()
+            )
+        return set(self._debited()) - pages
 
 
 def _discrepancies(

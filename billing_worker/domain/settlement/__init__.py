@@ -46,10 +46,12 @@ from billing_worker.domain.settlement.resolved import (
     is_unknown,
     may_be_resolved,
 )
+from billing_worker.domain.settlement.unpaid import MADE_BY_SOMEBODY
 
 __all__ = [
     "EAGER_LOOKS_FOR",
     "LONGEST_EAGER_WAIT",
+    "MADE_BY_SOMEBODY",
     "NEEDS_CUSTOMER",
     "NEVER_HANDED_OUT",
     "PAID_BY_WORD",

@@ -9,7 +9,7 @@ from billing_worker.domain import attempt as attempts
 from billing_worker.domain import invoice as invoices
 from billing_worker.domain.attempt import AttemptStatus
 from billing_worker.domain.events import EventKind
-from billing_worker.domain.evidence import PAID_STATUSES, Expected, Statement, Verdict, judge
+from billing_worker.domain.evidence import PAID_STATUSES, Statement, Verdict, foreign, judge
 from billing_worker.domain.invoice import InvoiceStatus
 from billing_worker.domain.settlement.late import contradict, recheck
 from billing_worker.domain.settlement.link import never_handed_out
@@ -32,6 +32,7 @@ from billing_worker.domain.settlement.resolved import is_overruled, resolve, sti
 from billing_worker.domain.settlement.unpaid import (
     forbid,
     nothing_sent,
+    of_another_owner,
     postpone,
     undecided_or_unpaid,
     unsold,
@@ -60,17 +61,23 @@ def _while_paused_or_over(before: Case, concluded: Conclusion, context: Context)
     return concluded
 
 
-def _told(case: Case, news: News, context: Context) -> Conclusion:  # noqa: PLR0911 - a case each
+def _told(  # noqa: PLR0911, C901 - a case each
+    case: Case, news: News, context: Context
+) -> Conclusion:
     match news:
         case Stated(statement) if case.attempt.gateway_id not in {None, statement.gateway_id}:
             return _about_another_invoice(case, statement, context)
+        case Stated(statement) if case.attempt.gateway_id is None and (
+            whose := foreign(statement, case.expected)
+        ):
+            return of_another_owner(case, whose, context)
         case Stated(statement, asked_at) if _is_older_than_known(
             case, statement, asked_at, context.now
         ):
             said = context.event(EventKind.ATTEMPT_LOOKED, found="older than what is known")
             return Conclusion(case, (said,))
         case Stated(statement, asked_at):
-            return _stated(heard(case, statement, asked_at), statement, context)
+            return _stated(heard(case, statement, asked_at), news, context)
         case NothingSent():
             return nothing_sent(case, news, context)
         case Postponed(reason):
@@ -105,13 +112,9 @@ def _is_older_than_known(
     return statement.status not in PAID_STATUSES or case.attempt.status in attempts.PAID
 
 
-def _stated(  # noqa: PLR0911 - a case each
-    case: Case, statement: Statement, context: Context
-) -> Conclusion:
+def _stated(case: Case, news: Stated, context: Context) -> Conclusion:  # noqa: PLR0911 - a case each
     attempt = case.attempt
-    finding = judge(
-        statement, Expected(attempt.reference_id, attempt.money, test_mode=attempt.test_mode)
-    )
+    finding = judge(news.statement, case.expected)
     if finding.verdict is Verdict.PAID:
         return pay(case, finding, context)
     if is_overruled(attempt, finding):
@@ -122,7 +125,7 @@ def _stated(  # noqa: PLR0911 - a case each
             declined = undecided_or_unpaid(case, finding, context)
             return replace(declined, events=(sold, *declined.events))
         case AttemptStatus.PREPARED:
-            return unsold(case, statement, finding, context)
+            return unsold(case, news, finding, context)
         case AttemptStatus.SUBMITTED:
             return undecided_or_unpaid(case, finding, context)
         case AttemptStatus.DECLINED | AttemptStatus.NOT_CHARGED:

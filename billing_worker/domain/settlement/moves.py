@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from billing_worker.domain import attempt as attempts
 from billing_worker.domain.attempt import Attempt, AttemptStatus, Origin
 from billing_worker.domain.events import Event, EventKind
-from billing_worker.domain.evidence import DECLINED_STATUSES, Statement
+from billing_worker.domain.evidence import DECLINED_STATUSES, Statement, foreign
 from billing_worker.domain.settlement.news import Case, Context
 
 RECHECKS = (timedelta(hours=1), timedelta(days=1), timedelta(days=3))
@@ -32,7 +32,8 @@ def heard(case: Case, statement: Statement, asked_at: datetime | None = None) ->
     """Keep what every statement tells of its attempt, whatever it proves about the money."""
     attempt = replace(case.attempt, heard_at=asked_at or case.attempt.heard_at)
     # The answer to our own create may leave the reference out.
-    if attempt.gateway_id is None and statement.reference_id in {None, attempt.reference_id}:
+    named = statement.reference_id in {None, attempt.reference_id}
+    if attempt.gateway_id is None and named and foreign(statement, case.expected) is None:
         attempt = replace(attempt, gateway_id=statement.gateway_id)
     if statement.status in DECLINED_STATUSES and statement.original_code is not None:
         attempt = replace(attempt, original_code=statement.original_code)

@@ -8,7 +8,7 @@ from datetime import datetime
 from billing_worker.domain.attempt import Attempt, Origin
 from billing_worker.domain.card import Card
 from billing_worker.domain.events import Event, EventKind
-from billing_worker.domain.evidence import Statement
+from billing_worker.domain.evidence import NOT_SAID, Expected, Owner, Statement
 from billing_worker.domain.invoice import Invoice
 from billing_worker.domain.subscription import Subscription
 from billing_worker.domain.terms import Terms
@@ -21,6 +21,8 @@ class Stated:
     statement: Statement
     asked_at: datetime | None = None
     """When it was asked: a slow answer must not undo a newer one. None: nobody could be slower."""
+    maybe_sold: bool = False
+    """No create of this book is known to have made this invoice: it may have been sold too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,13 @@ class Case:
     other_card: Origin | None = None  # another card that may be charged now, and as what
     default_card: Card | None = None  # what the subscription is charged with by now
     owes_more: bool = False  # another invoice of the subscription is in recovery, or held
+    owner: Owner = NOT_SAID  # our book, and the customer of the subscription
+
+    @property
+    def expected(self) -> Expected:
+        """What the gateway's statements about the attempt are compared with."""
+        one = self.attempt
+        return Expected(one.reference_id, one.money, test_mode=one.test_mode, owner=self.owner)
 
 
 @dataclass(frozen=True, slots=True)

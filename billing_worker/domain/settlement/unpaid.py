@@ -28,7 +28,14 @@ from billing_worker.domain.settlement.moves import (
     heard,
     sold_by_a_twin,
 )
-from billing_worker.domain.settlement.news import Case, Conclusion, Context, Forbidden, NothingSent
+from billing_worker.domain.settlement.news import (
+    Case,
+    Conclusion,
+    Context,
+    Forbidden,
+    NothingSent,
+    Stated,
+)
 from billing_worker.domain.settlement.recovery import (
     declines_of,
     next_step,
@@ -135,14 +142,19 @@ def _not_charged(case: Case, reason: str, *, hold_it: bool, context: Context) ->
     return stays_owed(case, attempt, step, (said,), context)
 
 
-def unsold(case: Case, statement: Statement, finding: Finding, context: Context) -> Conclusion:
+MADE_BY_SOMEBODY = "an invoice that no create of this book has made: it may have been sold"
+
+
+def unsold(case: Case, news: Stated, finding: Finding, context: Context) -> Conclusion:
     """A prepared attempt whose invoice at the gateway is neither paid nor declined."""
+    if news.maybe_sold and finding.verdict is Verdict.PENDING:
+        return sold_by_somebody(case, MADE_BY_SOMEBODY, context)
     return nothing_sent(
         case,
         NothingSent(
             finding.reason,
             hold=finding.verdict in {Verdict.CONTRADICTORY, Verdict.PENDING},
-            statement=statement,
+            statement=news.statement,
         ),
         context,
     )
@@ -154,13 +166,22 @@ def nothing_sent(case: Case, news: NothingSent, context: Context) -> Conclusion:
     if news.statement is not None:
         case = heard(case, news.statement)
         if _may_have_been_sold(case.attempt, news.statement):
-            return _sold_by_somebody(case, news.reason, context)
+            return sold_by_somebody(case, news.reason, context)
     case = replace(case, attempt=replace(case.attempt, sale_status=NOT_SENT))
     concluded = _not_charged(case, news.reason, hold_it=news.hold, context=context)
     if not news.hold or news.statement is None:
         return concluded
     evidence = Finding(Verdict.CONTRADICTORY, news.reason)
     return replace(concluded, events=(_quarantined(evidence, context), *concluded.events))
+
+
+def of_another_owner(case: Case, whose: str, context: Context) -> Conclusion:
+    """Under our reference there is an invoice of another book, or of another customer. Whatever its
+    status, it is none of ours: its id is not kept, and a person is told.
+    """
+    if case.attempt.status is AttemptStatus.PREPARED:
+        return nothing_sent(case, NothingSent(whose, hold=True), context)
+    return Conclusion(case, (_quarantined(Finding(Verdict.CONTRADICTORY, whose), context),))
 
 
 def _may_have_been_sold(attempt: Attempt, statement: Statement) -> bool:
@@ -174,7 +195,7 @@ def _may_have_been_sold(attempt: Attempt, statement: Statement) -> bool:
     return statement.status not in UNSOLD_STATUSES | UNPAID_FINAL_STATUSES
 
 
-def _sold_by_somebody(case: Case, reason: str, context: Context) -> Conclusion:
+def sold_by_somebody(case: Case, reason: str, context: Context) -> Conclusion:
     """Unknown, therefore: nothing else is tried before the gateway tells how it ended."""
     if case.invoice.status is InvoiceStatus.OPEN and case.attempt.origin is not Origin.LINK:
         in_flight = replace(case.invoice, reason=None, next_attempt_at=None, ring_at=None)

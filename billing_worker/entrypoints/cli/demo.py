@@ -18,7 +18,7 @@ from billing_worker.clock import SystemClock
 from billing_worker.config import load
 from billing_worker.entrypoints.cli.shared import json_option, print_json, print_table
 from billing_worker.entrypoints.local import LocalStack
-from billing_worker.persistence import invoices
+from billing_worker.persistence import book, invoices
 from billing_worker.persistence.migrate import migrate
 from billing_worker.persistence.store import Store
 from billing_worker.persistence.vault import FernetVault
@@ -170,12 +170,14 @@ def _compare(store: Store, sandbox: SandboxGateway) -> dict[str, Any]:
     with store.reading() as connection:
         status = overview.status(connection, SystemClock().now())
         explained = [overview.explain(connection, invoice) for invoice in _invoices()]
+        prefix = book.read(connection).prefix
     may_stay_open = {
         invoice
         for invoice, outcome in zip(_invoices(), _cast(), strict=True)
         if outcome in MAY_STAY_OPEN
     }
-    debits = Counter(debit.reference_id.rpartition("-a")[0] for debit in sandbox.ledger)
+    ours = [debit.reference_id.removeprefix(prefix) for debit in sandbox.ledger]
+    debits = Counter(reference.rpartition("-a")[0] for reference in ours)
     books = {item["invoice"]: item["fate"] for item in explained if item}
     return {
         "invoices": status["invoices"],
