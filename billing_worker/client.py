@@ -279,6 +279,18 @@ class BillingClient:
             },
         )
 
+    def cancel_charge(
+        self,
+        *,
+        reference_id: str,
+        charge: str,
+        by: str | None = None,
+        why: str | None = None,
+    ) -> Sent:
+        """Take a one-off charge back. Refused when it was made, or may have been."""
+        record = {"reference_id": reference_id, "charge": charge, "by": by, "why": why}
+        return self._send("billing.cancel_charge", record)
+
     def start_tokenisation(
         self,
         *,

@@ -27,7 +27,9 @@ TRANSITIONS: Mapping[InvoiceStatus, frozenset[InvoiceStatus]] = {
             InvoiceStatus.VOID,
         }
     ),
-    InvoiceStatus.UNCOLLECTIBLE: frozenset({InvoiceStatus.PAID, InvoiceStatus.OPEN}),
+    InvoiceStatus.UNCOLLECTIBLE: frozenset(
+        {InvoiceStatus.PAID, InvoiceStatus.OPEN, InvoiceStatus.VOID}
+    ),
     InvoiceStatus.PAID: frozenset(),
     InvoiceStatus.VOID: frozenset(),
 }
@@ -83,6 +85,17 @@ TAKEN_BACK = "taken back: it became due after a decision that was told of later"
 """Why an invoice is void that an earlier decision would have prevented. Its period may become due
 again, on other terms or another date: it is then opened anew under the same number."""
 
+
+VOIDED = "voided: "
+"""Begins the reason of an invoice that a named person has voided."""
+
+VOID_IF_UNPAID = "void if it ends unpaid"
+"""Why an invoice in flight is not to be collected any further."""
+
+PAID_ELSEWHERE = "paid elsewhere: "
+"""Begins the reason of an invoice that a named person has marked as paid; evidence follows."""
+
+
 RECOVERY_ENDED = "recovery_ended: "
 """Begins the reason of an invoice whose ladder is used up, or whose customer was waited for."""
 
@@ -133,6 +146,36 @@ def owed_again(invoice: Invoice, now: datetime) -> Invoice:
         ring_at=now,
         give_up_at=None,
     )
+
+
+def given_up_if_unpaid(invoice: Invoice) -> Invoice:
+    """What is in flight cannot be taken back: it is void as soon as it has ended without money."""
+    return replace(
+        invoice,
+        reason=VOID_IF_UNPAID,
+        paused_attempt_at=None,
+        next_attempt_at=None,
+        ring_at=None,
+        give_up_at=None,
+    )
+
+
+def paid_elsewhere(invoice: Invoice, evidence: str, now: datetime) -> Invoice:
+    """Cash, a bank transfer. Money that the gateway takes all the same is surplus."""
+    return replace(
+        invoice,
+        status=move(invoice.status, InvoiceStatus.PAID),
+        reason=f"{PAID_ELSEWHERE}{evidence}",
+        paid_at=now,
+        paused_attempt_at=None,
+        next_attempt_at=None,
+        ring_at=None,
+        give_up_at=None,
+    )
+
+
+def is_paid_elsewhere(reason: str | None) -> bool:
+    return (reason or "").startswith(PAID_ELSEWHERE)
 
 
 def owed_after_all(invoice: Invoice) -> Invoice:

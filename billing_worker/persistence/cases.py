@@ -164,6 +164,12 @@ _DEBTS = select(invoices.c.id, invoices.c.subscription_id).where(
 )
 
 
+def owes_besides(connection: Connection, subscription_id: int, invoice_id: int) -> bool:
+    """Whether another invoice of the subscription is in recovery, or held for a person."""
+    rows = connection.execute(_DEBTS, {"ids": [subscription_id]})
+    return any(row.id != invoice_id for row in rows)
+
+
 _TO_ASK = (
     select(attempts.c.id, attempts.c.invoice_id, attempts.c.gateway_id)
     .add_columns(invoices.c.subscription_id)

@@ -120,6 +120,14 @@ class Cancel:
 
 
 @dataclass(frozen=True, slots=True)
+class CancelCharge:
+    charge: str
+    by: str
+    why: str | None
+    decided_at: datetime | None = None  # kept with the command; it holds from now on all the same
+
+
+@dataclass(frozen=True, slots=True)
 class OneOff:
     reference_id: str
     customer: CustomerRecord
@@ -194,6 +202,12 @@ class _OneOff(_Command):
         return data
 
 
+class _CancelCharge(_Command):
+    charge = fields.String(required=True, validate=is_reference)
+    by = text(100)
+    why = text(500)
+
+
 class _ReplaceCard(_ToSubscription):
     card = fields.Nested(CardSchema, required=True)
 
@@ -210,7 +224,7 @@ def _one_off(data: dict[str, Any]) -> OneOff:
     )
 
 
-def _about_subscription(kind: type[Any]) -> Callable[[dict[str, Any]], Any]:
+def _named(kind: type[Any]) -> Callable[[dict[str, Any]], Any]:
     def build(data: dict[str, Any]) -> Any:
         values = {name: value for name, value in data.items() if name != "reference_id"}
         if "card" in values:
@@ -221,12 +235,13 @@ def _about_subscription(kind: type[Any]) -> Callable[[dict[str, Any]], Any]:
 
 
 _KINDS: Mapping[str, tuple[Schema, Callable[[dict[str, Any]], Any]]] = {
-    "billing.change_subscription": (_Change(), _about_subscription(Change)),
-    "billing.pause": (_ToSubscription(), _about_subscription(Pause)),
-    "billing.resume": (_Resume(), _about_subscription(Resume)),
-    "billing.cancel": (_Cancel(), _about_subscription(Cancel)),
+    "billing.change_subscription": (_Change(), _named(Change)),
+    "billing.pause": (_ToSubscription(), _named(Pause)),
+    "billing.resume": (_Resume(), _named(Resume)),
+    "billing.cancel": (_Cancel(), _named(Cancel)),
     "billing.charge_once": (_OneOff(), _one_off),
-    "billing.replace_card": (_ReplaceCard(), _about_subscription(ReplaceCard)),
+    "billing.cancel_charge": (_CancelCharge(), _named(CancelCharge)),
+    "billing.replace_card": (_ReplaceCard(), _named(ReplaceCard)),
 }
 SUBSCRIBE = "billing.subscribe"
 START_TOKENISATION = "billing.start_tokenisation"

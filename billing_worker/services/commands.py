@@ -34,6 +34,7 @@ from billing_worker.services.command_records import (
     START_TOKENISATION,
     SUBSCRIBE,
     Cancel,
+    CancelCharge,
     Change,
     Command,
     OneOff,
@@ -44,6 +45,7 @@ from billing_worker.services.command_records import (
     reference_in,
     shown,
 )
+from billing_worker.services.debts import cancel_charge
 from billing_worker.services.hosted import start_checkout, start_tokenisation
 from billing_worker.services.ports import Ports
 from billing_worker.services.records import BadRecord, Fault, SubscriptionRecord, digest_of
@@ -236,6 +238,11 @@ def _charge_once(ports: Ports, order: OneOff) -> Effect:
     return Effect({"invoice": {"reference_id": reference}}, [invoice_id])
 
 
+def _cancel_charge(ports: Ports, asked: CancelCharge) -> Effect:
+    done = cancel_charge(ports.store, ports.clock, charge=asked.charge, by=asked.by, why=asked.why)
+    return Effect({"invoice": done})
+
+
 def _change(ports: Ports, asked: Change) -> Effect:
     terms = {
         name: getattr(asked, name)
@@ -310,6 +317,7 @@ _EFFECTS: Mapping[str, Callable[[Ports, Any], Effect]] = {
     "billing.resume": _resume,
     "billing.cancel": _cancel,
     "billing.charge_once": _charge_once,
+    "billing.cancel_charge": _cancel_charge,
     "billing.replace_card": _replace_card,
 }
 

@@ -20,6 +20,7 @@ from sqlalchemy import Connection, Row
 from billing_worker.domain.catch_up import HELD, LATE_AFTER
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.domain.events import EventKind
+from billing_worker.domain.invoice import is_paid_elsewhere
 from billing_worker.domain.money import Money
 from billing_worker.domain.subscription import ONE_OFF
 from billing_worker.persistence import outlook
@@ -180,8 +181,10 @@ class _Fact:
     @property
     def paid_in_time(self) -> bool:
         """What the preview does not charge may well be charged later than it looks."""
-        paid_at = self.invoice.paid_at if self.invoice else None
-        return paid_at is not None and paid_at <= self.span.until
+        if self.invoice is None or is_paid_elsewhere(self.invoice.reason):
+            return False
+        paid_at = self.invoice.paid_at
+        return paid_at is not None and bool(paid_at <= self.span.until)
 
     def deviation(self, kind: str, happened: str, because: str | None) -> Deviation:
         return Deviation(self.line["invoice"], kind, self.planned, happened, because)
@@ -384,7 +387,10 @@ def _opened(fact: _Fact, invoice: Row[Any]) -> Deviation | None:
 
 
 def _paid(fact: _Fact) -> Deviation | None:
-    """As planned, unless it was sent on another day."""
+    """As planned, unless it was sent on another day, or a person says that it was paid elsewhere."""
+    reason = fact.invoice.reason if fact.invoice else None
+    if is_paid_elsewhere(reason):
+        return fact.deviation("paid_elsewhere", "no charge", reason)
     planned = datetime.fromisoformat(fact.line["at"])
     paid_by = fact.paid_by
     sent = paid_by.submitted_at if paid_by else None
@@ -435,6 +441,8 @@ def _unforeseen(
     events = outlook.happened_to(connection, ids, made_at - BEING_WRITTEN)
     paid_by = outlook.paid_by(connection, [row.id for row in rows])
     for row in rows:
+        if is_paid_elsewhere(row.reason):
+            continue  # nothing was charged
         paid = paid_by.get(row.id)
         before = _until_sent(events[row.subscription_id], paid)
         yield Deviation(

@@ -12,7 +12,13 @@ from sqlalchemy import Row
 from billing_worker.domain import card as cards
 from billing_worker.domain.declines import decline_for
 from billing_worker.domain.hosted import STEPS, HostedPayment, HostedStatus
-from billing_worker.domain.invoice import CANCELLED, KEEPS_CRASHING, PAUSED
+from billing_worker.domain.invoice import (
+    CANCELLED,
+    KEEPS_CRASHING,
+    PAUSED,
+    VOID_IF_UNPAID,
+    is_paid_elsewhere,
+)
 from billing_worker.domain.settlement import PAID_BY_WORD
 from billing_worker.persistence.invoices import MISFIT, PAGE, REOPENED, SILENT, UNDECIDED
 
@@ -103,7 +109,7 @@ def about_invoice(
         case Fate.DATED | Fate.IN_FLIGHT:
             why, next_ = _why_charged(newest, reason), _when_charged(invoice, sales_on=sales_on)
         case Fate.PAID:
-            why, next_ = _who_says_paid(payer), "Nothing more is charged for it"
+            why, next_ = _who_says_paid(invoice, payer), "Nothing more is charged for it"
         case _:
             why = f"{_WHY[fate]}: {reason}" if reason else _WHY[fate]
             next_ = _NEXT[fate].format(
@@ -114,7 +120,9 @@ def about_invoice(
     return Told(f"{why}.", f"{next_}.")
 
 
-def _who_says_paid(payer: Row[Any] | None) -> str:
+def _who_says_paid(invoice: Row[Any], payer: Row[Any] | None) -> str:
+    if is_paid_elsewhere(invoice.reason):
+        return f"A person has marked it as {invoice.reason}"
     if payer is not None and payer.outcome == PAID_BY_WORD:
         resolved = f"at {_moment(payer.resolved_at)}"
         return f"A person stated {resolved} that it was paid, and the gateway has not decided"
@@ -186,6 +194,8 @@ def _about_submitted(invoice: Row[Any], newest: Row[Any], known: str) -> Told:
         REOPENED: f"Attempt {number} had ended unpaid ({newest.outcome}), and the gateway has taken "
         f"that back at {_moment(newest.undecided_since)}",
     }
+    if invoice.reason == VOID_IF_UNPAID:
+        return Told(f"{said[known]}.", f"{asked}; it is void as soon as that has ended unpaid.")
     return Told(
         f"{said[known]}.",
         f"{asked}; nothing else is tried until it says paid or unpaid, or a person does "

@@ -34,6 +34,7 @@ CALLS = {
     "charge_once": {
         "reference_id": "o-1", "customer": CUSTOMER, "amount": "5.00", "currency": "EUR",
     },
+    "cancel_charge": {"reference_id": "b-1", "charge": "o-1", "why": "wrong customer"},
     "start_tokenisation": {
         "reference_id": "t-1", "customer": CUSTOMER, "amount": "1.00", "currency": "USD",
     },

@@ -1,4 +1,4 @@
-"""`invoices resolve`: what people type, and what they and their programs are told."""
+"""`invoices resolve | void | mark-paid`: what people type, and what they and their programs are told."""
 
 from __future__ import annotations
 
@@ -75,3 +75,53 @@ def test_a_refusal_is_one_line_or_one_object_and_status_1(world, run):
 )
 def test_the_answer_the_evidence_and_the_reason_have_to_be_said(run, arguments):
     run("invoices", "resolve", INVOICE, *arguments, status=2)
+
+
+# --- void, mark-paid ------------------------------------------------------------------------------
+
+DECIDED = ("--by", "ann", "--why", "a mistake")
+
+
+def test_a_debt_is_voided_in_somebodys_name(world, run):
+    world.subscribe("decline_insufficient_funds")
+    world.tick()
+    told = run("invoices", "void", INVOICE, *DECIDED)
+    assert told == "sub-1-p0: changed, void (voided: a mistake).\n"
+    assert json.loads(run("invoices", "void", INVOICE, *DECIDED, "--json")) == {
+        "invoice": INVOICE, "outcome": "unchanged", "status": "void",
+        "reason": "voided: a mistake", "withdrawn": [],
+    }  # fmt: skip
+    assert "voided: a mistake" in run("explain", INVOICE)
+
+
+def test_a_debt_is_marked_as_paid_elsewhere(world, run):
+    world.subscribe("decline_insufficient_funds")
+    world.tick()
+    marked = ("invoices", "mark-paid", INVOICE, *DECIDED, "--evidence", "cash, receipt 12")
+    assert json.loads(run(*marked, "--json"))["status"] == "paid"
+    assert "paid elsewhere: cash, receipt 12" in run("explain", INVOICE)
+    assert run(*marked).startswith("sub-1-p0: unchanged, paid")
+
+
+@pytest.mark.usefixtures("unknown")
+@pytest.mark.parametrize("decision", [("void",), ("mark-paid", "--evidence", "cash")])
+def test_what_may_be_charged_is_refused_with_the_ways_out(run, decision):
+    command, *more = decision
+    said = ("invoices", command, INVOICE, *more, *DECIDED)
+    refused = run(*said, status=1)
+    assert "may be charged already" in refused
+    assert "`invoices resolve` says what became of it" in refused
+    assert json.loads(run(*said, "--json", status=1))["error"]["field"] == "reference"
+    assert "changed" in run(*said, "--even-if-charged")
+
+
+@pytest.mark.usefixtures("unknown")
+def test_what_is_in_flight_is_voided_in_case_it_ends_unpaid(run):
+    told = run("invoices", "void", INVOICE, *DECIDED, "--if-unpaid")
+    assert told == "sub-1-p0: changed, open (void if it ends unpaid).\n"
+    run("invoices", "void", INVOICE, *DECIDED, "--if-unpaid", "--even-if-charged", status=2)
+
+
+@pytest.mark.parametrize("command", [("void",), ("mark-paid", "--evidence", "cash")])
+def test_a_decision_about_a_debt_needs_its_reason(run, command):
+    run("invoices", *command, INVOICE, status=2)

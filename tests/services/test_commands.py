@@ -20,6 +20,7 @@ from billing_worker.services.commands import Message, NotKept, carry_out
 from billing_worker.services.records import parse_record
 from billing_worker.services.subscribe import subscribe
 from tests.entrypoints.test_commands import RECORD
+from tests.support.recovery import banks_change_their_mind
 
 TOKEN = "approved.4c9jHUgeL1SD7g5byDYn9Gc0RC60"
 ORDER = {
@@ -200,7 +201,7 @@ def test_every_documented_task_is_known():
         f"billing.{name}"
         for name in (
             "subscribe", "change_subscription", "pause", "resume", "cancel", "charge_once",
-            "replace_card", "start_tokenisation", "start_checkout",
+            "replace_card", "start_tokenisation", "start_checkout", "cancel_charge",
         )
     }  # fmt: skip
 
@@ -229,6 +230,53 @@ def test_a_card_is_replaced_by_command_and_pays_what_waits(world, send):
 
 
 # --- one-off charges -----------------------------------------------------------------------------
+
+TAKE_BACK = {"reference_id": "back-1", "charge": "order-1", "by": "ann", "why": "wrong customer"}
+
+
+def reasons(answer):
+    return [(error["field"], error["reason"]) for error in answer["errors"]]
+
+
+def test_a_one_off_charge_is_taken_back_before_it_is_made(world, send):
+    send("charge_once", ORDER)
+    answer = send("cancel_charge", TAKE_BACK)
+    void = {"reference_id": "order-1-p0", "status": "void"}
+    assert (answer["status"], answer["invoice"]) == ("done", void | {"outcome": "changed"})
+    assert send("cancel_charge", TAKE_BACK)["status"] == "unchanged"
+    again = send("cancel_charge", TAKE_BACK | {"reference_id": "back-2"})
+    assert again["invoice"] == void | {"outcome": "unchanged"}
+    world.run_for(timedelta(days=3), step=timedelta(hours=6))
+    assert world.debits() == {}
+    [event] = [e for e in world.explain("order-1-p0")["history"] if e["kind"] == "invoice.voided"]
+    assert (event["by"], event["data"]["why"]) == ("command:ann", "wrong customer")
+
+
+def test_a_declined_one_off_charge_is_taken_back_from_its_ladder(world, send):
+    send("charge_once", ORDER | {"card": {"token": "decline_insufficient_funds.o"}})
+    world.tick()
+    assert send("cancel_charge", TAKE_BACK)["invoice"]["status"] == "void"
+    banks_change_their_mind(world, "approved.later")
+    world.run_for(timedelta(days=30), step=timedelta(hours=12))
+    assert world.debits() == {}
+
+
+def test_a_one_off_charge_that_was_made_or_may_have_been_is_not_taken_back(world, send):
+    send("charge_once", ORDER)
+    send("charge_once", ORDER | {"reference_id": "order-2", "card": {"token": "pending_forever.2"}})
+    world.run_for(timedelta(minutes=2))
+    assert reasons(send("cancel_charge", TAKE_BACK)) == [("charge", "order-1-p0 is paid")]
+    [(field, reason)] = reasons(send("cancel_charge", TAKE_BACK | {"charge": "order-2"}))
+    assert field == "charge"
+    assert reason.startswith("order-2-p0 may be charged already")
+
+
+def test_only_a_one_off_charge_is_taken_back_by_that_command(world, send):
+    world.subscribe()
+    no_charge = send("cancel_charge", TAKE_BACK)
+    assert reasons(no_charge) == [("charge", "there is no one-off charge 'order-1'")]
+    a_subscription = send("cancel_charge", TAKE_BACK | {"charge": "sub-1"})
+    assert reasons(a_subscription) == [("charge", "is a subscription")]
 
 
 def test_a_one_off_charge_is_collected_once_through_the_whole_protocol(world, send):

@@ -19,6 +19,7 @@ from billing_worker.entrypoints.cli import preview as command
 from billing_worker.persistence import outlook, switches, tables
 from billing_worker.services import adoption, catch_up, lifecycle, sales
 from billing_worker.services.cards import replace_card
+from billing_worker.services.debts import mark_paid
 from billing_worker.services.deviations import Comparison, compare
 from billing_worker.services.expected import Totals
 from billing_worker.services.hosted import start_checkout
@@ -907,3 +908,19 @@ def test_what_came_after_an_uninvited_charge_does_not_explain_it(world):
     deviations, comparison = kept.compared()
     assert (deviations["sub-1-p0"].kind, deviations["sub-1-p0"].because) == ("charged", None)
     assert comparison.unexplained == 1
+
+
+def test_what_was_paid_elsewhere_was_no_charge_and_says_so(world):
+    world.subscribe("approved", "planned")
+    world.sweep()
+    kept = Kept(world, DAY)
+    world.subscribe("approved", "unforeseen")
+    world.sweep()
+    for reference in ("planned-p0", "unforeseen-p0"):
+        mark_paid(
+            world.store, world.clock, reference=reference, evidence="cash", by="ann", why="desk"
+        )
+    deviations, comparison = kept.compared()
+    assert list(deviations) == ["planned-p0"]
+    assert deviations["planned-p0"].because == "paid elsewhere: cash"
+    assert comparison.unexplained == 0

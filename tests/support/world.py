@@ -16,6 +16,7 @@ from cryptography.fernet import Fernet
 from sqlalchemy import select
 
 from billing_worker.domain.errors import NotSent, OutcomeUnknown
+from billing_worker.domain.invoice import is_paid_elsewhere
 from billing_worker.domain.secret import Secret
 from billing_worker.domain.terms import Terms
 from billing_worker.gateway.http import Request, Response
@@ -285,7 +286,8 @@ def _discrepancies(
     by_word = {a.invoice_id for a in attempts if a.resolved_at and a.status == "succeeded"}
     in_flight = {a.invoice_id for a in attempts if a.status == "submitted"}
     for invoice in invoices:
-        moved = debits[invoice.reference_id] > 0 or invoice.id in by_word
+        by_person = invoice.id in by_word or is_paid_elsewhere(invoice.reason)
+        moved = debits[invoice.reference_id] > 0 or by_person
         if invoice.status == "paid" and not moved:
             found.append(f"{invoice.reference_id} is paid and no money moved")
         if invoice.status == "open" and not (

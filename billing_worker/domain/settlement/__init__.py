@@ -38,7 +38,8 @@ from billing_worker.domain.settlement.news import (
     Resolved,
     Stated,
 )
-from billing_worker.domain.settlement.recovery import give_up
+from billing_worker.domain.settlement.paid import current_again
+from billing_worker.domain.settlement.recovery import give_up, owes_no_longer
 from billing_worker.domain.settlement.resolved import (
     PAID_BY_WORD,
     is_overruled,
@@ -69,11 +70,13 @@ __all__ = [
     "Resolved",
     "Stated",
     "conclude",
+    "current_again",
     "give_up",
     "is_overruled",
     "is_resolved",
     "is_unknown",
     "may_be_resolved",
+    "owes_no_longer",
     "was_never_sold",
     "withdrawn",
 ]

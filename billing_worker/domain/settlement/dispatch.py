@@ -28,6 +28,7 @@ from billing_worker.domain.settlement.news import (
     Stated,
 )
 from billing_worker.domain.settlement.paid import pay
+from billing_worker.domain.settlement.recovery import owes_no_longer
 from billing_worker.domain.settlement.resolved import is_overruled, resolve, still_undecided
 from billing_worker.domain.settlement.unpaid import (
     forbid,
@@ -42,28 +43,50 @@ from billing_worker.domain.subscription import SubscriptionStatus
 
 def conclude(case: Case, news: News, context: Context) -> Conclusion:
     """Apply one piece of news. Pure; raises IllegalTransition only for a bug of ours."""
-    return _while_paused_or_over(case, _told(case, news, context), context)
+    return _while_not_collected(case, _told(case, news, context), context)
 
 
-def _while_paused_or_over(before: Case, concluded: Conclusion, context: Context) -> Conclusion:
-    """What was in flight when its subscription was paused or cancelled has ended without money."""
+def _while_not_collected(before: Case, concluded: Conclusion, context: Context) -> Conclusion:
+    """What was in flight when its subscription was paused or cancelled, or when a person voided it
+    for the case that it ends unpaid, has ended without money.
+    """
     case = concluded.case
     just_ended = before.attempt.status in attempts.LIVE and case.attempt.status not in attempts.LIVE
     if not just_ended or case.invoice.status is not InvoiceStatus.OPEN:
         return concluded
+    if before.invoice.reason == invoices.VOID_IF_UNPAID:
+        void = _voided(concluded, f"{invoices.VOIDED}it ended unpaid", context)
+        return _owes_no_longer(void, context)
     if case.subscription.status is SubscriptionStatus.PAUSED:
         aside = replace(case, invoice=invoices.put_aside(case.invoice))
         return replace(concluded, case=aside)
     if case.subscription.status is SubscriptionStatus.CANCELLED:
-        void = replace(case, invoice=invoices.voided(case.invoice, invoices.CANCELLED))
-        said = context.event(EventKind.INVOICE_VOIDED, reason=invoices.CANCELLED)
-        return replace(concluded, case=void, events=(*concluded.events, said))
+        return _voided(concluded, invoices.CANCELLED, context)
     return concluded
 
 
+<<<<<<< HEAD
 def _told(  # noqa: PLR0911, C901 - a case each
     case: Case, news: News, context: Context
 ) -> Conclusion:
+=======
+def _owes_no_longer(void: Conclusion, context: Context) -> Conclusion:
+    """The end without money has made its subscription past due; nothing of it is owed any more."""
+    case = void.case
+    current, moved = owes_no_longer(case.subscription, context, owes_more=case.owes_more)
+    case = replace(case, subscription=current)
+    return replace(void, case=case, events=(*void.events, *moved))
+
+
+def _voided(concluded: Conclusion, reason: str, context: Context) -> Conclusion:
+    void = invoices.voided(concluded.case.invoice, reason)
+    said = context.event(EventKind.INVOICE_VOIDED, reason=reason)
+    case = replace(concluded.case, invoice=void)
+    return replace(concluded, case=case, events=(*concluded.events, said))
+
+
+def _told(case: Case, news: News, context: Context) -> Conclusion:  # noqa: PLR0911 - a case each
+>>>>>>> a38fc19 (Let a named person void a debt or mark it as paid elsewhere)
     match news:
         case Stated(statement) if case.attempt.gateway_id not in {None, statement.gateway_id}:
             return _about_another_invoice(case, statement, context)

@@ -55,7 +55,7 @@ def pay(case: Case, finding: Finding, context: Context) -> Conclusion:
     paid = [context.event(EventKind.INVOICE_PAID, amount=str(invoice.money))]
     if invoice.first_declined_at is not None:
         paid.append(_recovered(invoice, attempt, context))
-    subscription, moved = _current_again(case, context)
+    subscription, moved = current_again(case.subscription, context, owes_more=case.owes_more)
     after = replace(case, attempt=attempt, invoice=invoice, subscription=subscription)
     return Conclusion(after, (*said_of_it, *paid, *moved))
 
@@ -91,11 +91,15 @@ def _recovered(invoice: Invoice, attempt: Attempt, context: Context) -> Event:
     )
 
 
-def _current_again(case: Case, context: Context) -> tuple[Subscription, tuple[Event, ...]]:
-    subscription = case.subscription
+def current_again(
+    subscription: Subscription, context: Context, *, owes_more: bool
+) -> tuple[Subscription, tuple[Event, ...]]:
+    """What a payment means for the subscription. `owes_more`: another invoice of it is in recovery,
+    or held for a person.
+    """
     if subscription.status is SubscriptionStatus.SUSPENDED:
-        return _reactivated(subscription, context, owes_more=case.owes_more)
-    if subscription.status is not SubscriptionStatus.PAST_DUE or case.owes_more:
+        return _reactivated(subscription, context, owes_more=owes_more)
+    if subscription.status is not SubscriptionStatus.PAST_DUE or owes_more:
         return subscription, ()
     return move_subscription(subscription, SubscriptionStatus.ACTIVE, "paid", context)
 

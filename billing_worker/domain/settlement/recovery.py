@@ -178,6 +178,15 @@ _STILL_BILLED = frozenset({SubscriptionStatus.ACTIVE, SubscriptionStatus.PAST_DU
 """Only these move: one that was paused, cancelled or has ended meanwhile keeps its state."""
 
 
+def owes_no_longer(
+    subscription: Subscription, context: Context, *, owes_more: bool
+) -> tuple[Subscription, tuple[Event, ...]]:
+    """An invoice was voided. That is no payment: what is suspended stays so."""
+    if subscription.status is not SubscriptionStatus.PAST_DUE or owes_more:
+        return subscription, ()
+    return move_subscription(subscription, SubscriptionStatus.ACTIVE, "nothing is owed", context)
+
+
 def move_subscription(
     subscription: Subscription, to: SubscriptionStatus, why: str, context: Context
 ) -> tuple[Subscription, tuple[Event, ...]]:

@@ -31,7 +31,7 @@ _COMMANDS = {
     "cards": (f"{_PACKAGE}.cards", "List, replace, add and tokenise cards."),
     "invoices": (
         f"{_PACKAGE}.invoices",
-        "What people do to one invoice: retry, pay-link, resolve.",
+        "What people do to one invoice: retry, pay-link, resolve, void, mark-paid.",
     ),
     "status": (f"{_PACKAGE}.operate", "What was charged, what is open, what is unknown."),
     "explain": (

@@ -1,4 +1,4 @@
-"""`billing-worker invoices retry | pay-link | resolve`."""
+"""`billing-worker invoices retry | pay-link | resolve | void | mark-paid`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import getpass
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -21,6 +22,7 @@ from billing_worker.entrypoints.cli.shared import (
     print_json,
     settings_for,
 )
+from billing_worker.services.debts import MAY_BE_CHARGED, IfCharged, mark_paid, void_invoice
 from billing_worker.services.hosted import start_checkout
 from billing_worker.services.recover import retry_invoice
 from billing_worker.services.resolve import resolve_unknown
@@ -33,14 +35,21 @@ def invoices() -> None:
 
 @contextmanager
 def _refusals_said(*, as_json: bool) -> Iterator[None]:
-    """A refusal is one line, or one JSON object, and exit status 1."""
+    """A refusal is one line with the way out, or one JSON object, and exit status 1."""
     try:
         yield
     except InvalidInput as error:
         if as_json:
             print_json({"error": {"field": error.field, "reason": error.reason}})
             raise SystemExit(1) from None
-        raise click.ClickException(str(error)) from None
+        raise click.ClickException(f"{error}{_way_out(error)}") from None
+
+
+def _way_out(error: InvalidInput) -> str:
+    if MAY_BE_CHARGED not in error.reason:
+        return ""
+    options = "--even-if-charged, or of `void` --if-unpaid"
+    return f" (`invoices resolve` says what became of it; see also {options})"
 
 
 @invoices.command()
@@ -105,3 +114,73 @@ def resolve(reference: str, evidence: str, by: str, why: str, *, paid: bool, as_
     if done["invoice_status"] == "open" and done["attempt_status"] == "not_charged":
         click.echo(f"Nothing is charged by itself: `invoices retry {done['invoice']}` does, "
                    f"`invoices void {done['invoice']}` ends it.")  # fmt: skip
+
+
+_EVEN_IF_CHARGED = click.option(
+    "--even-if-charged",
+    is_flag=True,
+    help="Also while the outcome of a charge is unknown: money that comes of it is surplus.",
+)
+
+
+@invoices.command()
+@click.argument("reference")
+@_EVEN_IF_CHARGED
+@click.option(
+    "--if-unpaid",
+    is_flag=True,
+    help="While a charge is in flight: void it as soon as that has ended unpaid.",
+)
+@click.option("--by", default=getpass.getuser, help="Who decides; default: system user.")
+@click.option("--why", required=True, help="Kept in the history.")
+@json_option
+def void(
+    reference: str, by: str, why: str, *, even_if_charged: bool, if_unpaid: bool, as_json: bool
+) -> None:
+    """Let an invoice be owed no longer. Once it returns, no sale for it can be sent.
+
+    Refused when it is paid, and while the card may have been charged already.
+    """
+    if even_if_charged and if_unpaid:
+        raise click.UsageError("Say --even-if-charged or --if-unpaid.")
+    how = IfCharged.ALL_THE_SAME if even_if_charged else IfCharged.REFUSE
+    how = IfCharged.IF_UNPAID if if_unpaid else how
+    with open_store(settings_for(*config.DATABASE)) as store, _refusals_said(as_json=as_json):
+        done = void_invoice(
+            store, SystemClock(), reference=reference, by=f"operator:{by}", why=why, if_charged=how
+        )
+    _print_decided(done, as_json=as_json)
+
+
+@invoices.command("mark-paid")
+@click.argument("reference")
+@click.option("--evidence", required=True, help="How it was paid. Kept in the history.")
+@_EVEN_IF_CHARGED
+@click.option("--by", default=getpass.getuser, help="Who decides; default: system user.")
+@click.option("--why", required=True, help="Kept in the history.")
+@json_option
+def mark_as_paid(
+    reference: str, evidence: str, by: str, why: str, *, even_if_charged: bool, as_json: bool
+) -> None:
+    """Write down that an invoice was paid elsewhere: cash, a bank transfer.
+
+    Once it returns, no sale for it can be sent. Refused while the card may have been charged
+    already: what a charge has paid is said with `invoices resolve`.
+    """
+    how = IfCharged.ALL_THE_SAME if even_if_charged else IfCharged.REFUSE
+    with open_store(settings_for(*config.DATABASE)) as store, _refusals_said(as_json=as_json):
+        done = mark_paid(
+            store, SystemClock(), reference=reference, evidence=evidence, by=f"operator:{by}",
+            why=why, if_charged=how,
+        )  # fmt: skip
+    _print_decided(done, as_json=as_json)
+
+
+def _print_decided(done: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json(done)
+        return
+    reason = f" ({done['reason']})" if done["reason"] else ""
+    click.echo(f"{done['invoice']}: {done['outcome']}, {done['status']}{reason}.")
+    for attempt in done["withdrawn"]:
+        click.echo(f"  withdrawn  {attempt}: nothing was sent for it")
