@@ -65,11 +65,6 @@ def _while_not_collected(before: Case, concluded: Conclusion, context: Context) 
     return concluded
 
 
-<<<<<<< HEAD
-def _told(  # noqa: PLR0911, C901 - a case each
-    case: Case, news: News, context: Context
-) -> Conclusion:
-=======
 def _owes_no_longer(void: Conclusion, context: Context) -> Conclusion:
     """The end without money has made its subscription past due; nothing of it is owed any more."""
     case = void.case
@@ -85,8 +80,9 @@ def _voided(concluded: Conclusion, reason: str, context: Context) -> Conclusion:
     return replace(concluded, case=case, events=(*concluded.events, said))
 
 
-def _told(case: Case, news: News, context: Context) -> Conclusion:  # noqa: PLR0911 - a case each
->>>>>>> a38fc19 (Let a named person void a debt or mark it as paid elsewhere)
+def _told(  # noqa: PLR0911, C901 - a case each
+    case: Case, news: News, context: Context
+) -> Conclusion:
     match news:
         case Stated(statement) if case.attempt.gateway_id not in {None, statement.gateway_id}:
             return _about_another_invoice(case, statement, context)
