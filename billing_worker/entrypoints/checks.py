@@ -16,7 +16,7 @@ from billing_worker.domain.errors import BillingError, GatewayError, NotSent, Ou
 from billing_worker.entrypoints.callbacks import PATH
 from billing_worker.gateway.http import Request, RequestsTransport
 from billing_worker.gateway.port import CallLog
-from billing_worker.persistence import cards
+from billing_worker.persistence import cards, postgres
 from billing_worker.persistence.migrate import current_revision, newest_revision
 from billing_worker.persistence.vault import FernetVault
 
@@ -78,7 +78,14 @@ def check_database(settings: Settings) -> str:
 def _database(settings: Settings) -> str:
     with build_store(settings) as store, store.reading() as connection:
         current_revision(connection)
-    return f"{store.engine.dialect.name} answers"
+        if store.is_sqlite:
+            return "sqlite answers"
+        lacks = postgres.not_pinned(connection)
+        unsafe = postgres.loses_commits(connection)
+    if lacks:
+        raise BillingError(f"a transaction does not get what it relies on: {'; '.join(lacks)}")
+    warning = f"; a crash of its machine loses commits: {', '.join(unsafe)}" if unsafe else ""
+    return f"postgresql answers{warning}"
 
 
 def _schema(settings: Settings) -> str:

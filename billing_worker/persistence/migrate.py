@@ -10,10 +10,11 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 
+from billing_worker.persistence.postgres import allow_slow_statements
 from billing_worker.persistence.store import Store
 
 _ADVISORY_LOCK = 0x62696C6C  # "bill": two migrations at once take turns
-_LIMITS = ("SET LOCAL lock_timeout = '4s'", "SET LOCAL statement_timeout = '60s'")
+_STATEMENT_SECONDS = 60
 
 
 def migrate(store: Store) -> tuple[str | None, str]:
@@ -24,8 +25,8 @@ def migrate(store: Store) -> tuple[str | None, str]:
     """
     with store.transaction() as connection:
         if connection.dialect.name == "postgresql":
-            for limit in _LIMITS:
-                connection.execute(text(limit))
+            connection.execute(text("SET LOCAL lock_timeout = '4s'"))
+            allow_slow_statements(connection, _STATEMENT_SECONDS)
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
         before = current_revision(connection)
         config = _config()

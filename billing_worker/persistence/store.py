@@ -6,23 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Self
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import QueuePool
 
 from billing_worker.domain.errors import BillingError
+from billing_worker.persistence import postgres
 
-_POSTGRES_LIMITS = (
-    # A query that runs longer is a bug; better an error and the next sweep than a pinned worker.
-    "-c statement_timeout=15000 "
-    "-c lock_timeout=5000 "
-    "-c idle_in_transaction_session_timeout=15000 "
-    "-c timezone=UTC "
-    # Whatever the server's default: with `off`, 168 of 12,113 acknowledged commits were lost in
-    # eight crashes, and a lost `submitted` is a double charge.
-    "-c synchronous_commit=on"
-)
 _SQLITE_BUSY_SECONDS = 30
 _POOL_SIZE = 10
 _POOL_OVERFLOW = 10
@@ -39,8 +30,9 @@ AWAY = (CommitUnknown, OperationalError, InterfaceError, PoolTimeoutError)
 class Store:
     """Opens transactions. Services pass the connection to the queries of this package.
 
-    PostgreSQL: READ COMMITTED with row locks, commits that wait for the disk. SQLite: WAL,
-    `BEGIN IMMEDIATE` (a deferred read-then-write fails under threads), `synchronous=FULL`.
+    PostgreSQL: READ COMMITTED with row locks, commits that wait for the disk, whatever the server's
+    defaults are (see `postgres`). SQLite: WAL, `BEGIN IMMEDIATE` (a deferred read-then-write fails
+    under threads), `synchronous=FULL`.
     """
 
     def __init__(self, url: str) -> None:
@@ -112,13 +104,13 @@ def _engine(url: str) -> Engine:
     if url.startswith("sqlite"):
         return _sqlite_engine(url)
     return create_engine(
-        url,
+        make_url(url).set(drivername=postgres.DRIVER),
         pool_size=_POOL_SIZE,
         max_overflow=_POOL_OVERFLOW,
         pool_timeout=30,
         pool_use_lifo=True,  # A few busy connections keep their prepared statements warm.
         pool_pre_ping=True,  # A restarted server costs a reconnect, not a failed page.
-        connect_args={"options": _POSTGRES_LIMITS, "connect_timeout": 5},
+        connect_args=dict(postgres.CONNECT),
     )
 
 

@@ -12,6 +12,7 @@ from billing_worker.clock import SystemClock
 from billing_worker.config import load
 from billing_worker.entrypoints.checks import run_checks
 from billing_worker.entrypoints.cli import cli
+from billing_worker.persistence import postgres
 from billing_worker.sandbox.gateway import Behaviour, SandboxGateway
 from billing_worker.sandbox.server import SandboxServer
 from tests.entrypoints.test_config import GOOD
@@ -54,6 +55,15 @@ def check(environ):
         return {one.part: one for one in run_checks(load(environ | changes))}
 
     return check
+
+
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+def test_a_transaction_that_does_not_get_what_it_relies_on_is_named(check, monkeypatch):
+    assert "fsync is off" in check()["database"].details, "this is the tests' server"
+    monkeypatch.setattr(postgres, "_BEGIN", b"BEGIN ISOLATION LEVEL SERIALIZABLE")
+    database = check()["database"]
+    assert not database.ok
+    assert "transaction_isolation is serializable, not read committed" in database.details
 
 
 def wrong(found):
