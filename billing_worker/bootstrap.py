@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from billing_worker.clock import SystemClock
 from billing_worker.config import Settings
 from billing_worker.gateway.http import RequestsTransport
 from billing_worker.gateway.pace import Pace, RedisPace, Unlimited
 from billing_worker.gateway.paycore import GatewaySettings, PaycoreGateway
+from billing_worker.persistence.outside import FileRecord, database_file
 from billing_worker.persistence.store import Store
 from billing_worker.persistence.vault import FernetVault
 from billing_worker.services.callbacks import Inbox
 from billing_worker.services.crew import Threads
-from billing_worker.services.ports import Bell, Ports
+from billing_worker.services.ports import Bell, Outside, Ports
 from billing_worker.services.together import GroupCommit
+
+if TYPE_CHECKING:
+    from redis import Redis
 
 
 def build_store(settings: Settings) -> Store:
@@ -38,18 +44,33 @@ def build_gateway(settings: Settings) -> PaycoreGateway:
 def build_pace(settings: Settings) -> Pace:
     if settings.gateway_max_requests_per_second is None:
         return Unlimited()
-    # Imported here because only a capped process needs it.
+    return RedisPace(_impatient_redis(settings), settings.gateway_max_requests_per_second)
+
+
+def build_outside(settings: Settings) -> list[Outside]:
+    """Where the book's record is kept outside of its database."""
+    keepers: list[Outside] = []
+    if settings.redis_url:
+        # Redis is imported where it is needed: most commands need none.
+        from billing_worker.persistence.outside_redis import RedisRecord  # noqa: PLC0415
+
+        keepers.append(RedisRecord(_impatient_redis(settings)))
+    if (file := database_file(settings.database_url)) is not None:
+        keepers.append(FileRecord(file))
+    return keepers
+
+
+def _impatient_redis(settings: Settings) -> Redis:
     from redis import Redis  # noqa: PLC0415
     from redis.backoff import NoBackoff  # noqa: PLC0415
     from redis.retry import Retry  # noqa: PLC0415
 
-    client = Redis.from_url(
+    return Redis.from_url(
         settings.redis_url,
         socket_timeout=1,
         socket_connect_timeout=1,
-        retry=Retry(NoBackoff(), 0),  # A waiting charge keeps its own pace instead.
+        retry=Retry(NoBackoff(), 0),  # A charge does not wait for it.
     )
-    return RedisPace(client, settings.gateway_max_requests_per_second)
 
 
 def build_inbox(settings: Settings, bell: Bell) -> Inbox:
@@ -78,5 +99,6 @@ def build_ports(settings: Settings, bell: Bell) -> tuple[Ports, Threads]:
         terms=settings.terms,
         test_mode=settings.test_mode,
         together=GroupCommit(),
+        outside=build_outside(settings),
     )
     return ports, crew

@@ -51,6 +51,9 @@ class EventKind(StrEnum):
     ATTEMPT_CALLED_BACK = "attempt.called_back"  # a signed callback: the gateway is asked at once
     CHARGING_STOPPED = "charging.stopped"  # charges fail whatever invoice it is: none is started
     SALES_SWITCHED = "sales.switched"
+    BOOK_FORGOT = "book.forgot"  # commits are lost: what is due is looked for at the gateway first
+    BOOK_MOVED = "book.moved"  # its database is found at another place, with all it knew
+    BOOK_REFUSED = "book.refused"  # nothing is sold from this database as it stands: it says why
     # For the customer or the merchant to be told: written with what they tell about.
     PAYMENT_FAILED = "payment.failed"  # attempt n of m, what follows and when, what is at stake
     PAYMENT_RECOVERED = "payment.recovered"  # paid after at least one decline

@@ -1,13 +1,27 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import cache
+from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select, text, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    delete,
+    insert,
+    select,
+    text,
+    true,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
 from billing_worker.domain.invoice import Invoice, is_near
-from billing_worker.persistence.tables import invoices, switches
+from billing_worker.persistence import book as books
+from billing_worker.persistence.book import Book, ServerNow
+from billing_worker.persistence.tables import book, invoices, switches
 
 SALES = "sales"
 _SERVICE = "service:"
@@ -27,7 +41,11 @@ class Switches:
     sales_on: bool
     paused: dict[str, str]
     restored_at: datetime | None = None
-    """When somebody last said that these books are from a backup, and have forgotten something."""
+    """When it was last said, or noticed, that these books have forgotten something."""
+
+    book: Book | None = None
+    server: ServerNow = field(default_factory=ServerNow)
+    """What the database server said of itself in the same query."""
 
     waits_since: datetime | None = None
     """When the book began to wait for the decisions that it has forgotten. Sales are off then."""
@@ -62,12 +80,23 @@ class Switches:
         return None
 
 
-_ALL = select(switches.c.name, switches.c.is_on, switches.c.reason, switches.c.changed_at)
+_COLUMNS = (switches.c.name, switches.c.is_on, switches.c.reason, switches.c.changed_at)
+
+
+@cache
+def _all(of_the_server: tuple[ColumnElement[Any], ...]) -> Select[Any]:
+    """Built once for each kind of server: building it costs as much as sending it."""
+    with_book = switches.join(book, true())
+    return select(*_COLUMNS, *books.COLUMNS, *of_the_server).select_from(with_book)
 
 
 def read(connection: Connection) -> Switches:
-    """One query for all. A missing sales row counts as off, as in `sales_are_on`."""
-    rows = connection.execute(_ALL).all()
+    """One query for all. A missing sales row counts as off, as in `sales_are_on`.
+
+    Book and server are in it too, so that no charge is submitted on a server that has forgotten
+    what another one knew.
+    """
+    rows = connection.execute(_all(books.server_columns(connection))).all()
     return Switches(
         sales_on=any(row.name == SALES and row.is_on for row in rows),
         paused={
@@ -77,11 +106,13 @@ def read(connection: Connection) -> Switches:
         },
         restored_at=next((row.changed_at for row in rows if row.name == _RESTORED), None),
         waits_since=next((row.changed_at for row in rows if row.name == _WAITS), None),
+        book=books.book_from(rows[0]) if rows else None,
+        server=books.server_from(rows[0]) if rows else ServerNow(),
     )
 
 
 def mark_restored(connection: Connection, *, by: str, reason: str | None, now: datetime) -> None:
-    """Whatever was due by now may have been charged by a life that these books have forgotten."""
+    """After a loss, whatever is due by now may have been charged in the time that was forgotten."""
     _mark(connection, _RESTORED, by=by, reason=reason, now=now)
 
 

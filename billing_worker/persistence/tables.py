@@ -355,6 +355,9 @@ book = Table(
     Column("prefix", String(16), nullable=False),  # of new references at the gateway
     Column("made_at", Instant, nullable=False),
     Column("test_mode", Boolean),  # of its first charge, and so of every other; None: none yet
+    Column("server", Text),  # it was charged from last; see `persistence/book.py`
+    Column("timeline", Integer),
+    Column("server_since", Instant),
 )
 
 switches = Table(

@@ -24,6 +24,7 @@ from billing_worker.persistence import cases as case_rows
 from billing_worker.persistence.cases import CaseKey, LockedCases, Submission
 from billing_worker.persistence.history import Entry
 from billing_worker.persistence.switches import Switches
+from billing_worker.services import lost_memory
 from billing_worker.services.budget import Budget
 from billing_worker.services.claim import BY, Claimed
 from billing_worker.services.ports import Ports
@@ -77,11 +78,14 @@ def arm_all(
     # Read in here: a pause between COMMIT and a later reading would go unseen.
     armed = Armed(ports.clock.monotonic())
     switched = switches.read(connection)
+    doubted = lost_memory.stands_against_submitting(ports, switched)
     budget = Budget(connection, card_ids(requests), now)
     answers: list[Armed | NotArmed | None] = []
     for request in requests:
         case = cases.case(request.key)
-        if _is_ours(case.attempt, request.claimed.attempt):
+        if doubted is not None or request.claimed.restored_at != switched.restored_at:
+            answers.append(NotArmed(doubted or lost_memory.NOTICED_SINCE, later=True))
+        elif _is_ours(case.attempt, request.claimed.attempt):
             against = _held(case) or _obstacle(ports, case, switched) or _forbidden(budget, case)
             answers.append(against or armed)
         else:
@@ -92,7 +96,9 @@ def arm_all(
 
 
 def _is_ours(stored: Attempt, claimed: Attempt) -> bool:
-    return stored.status is AttemptStatus.PREPARED and stored.fence == claimed.fence
+    """The reference too: a database that has forgotten gives the same ids to other rows."""
+    ours = (AttemptStatus.PREPARED, claimed.fence, claimed.reference_id)
+    return (stored.status, stored.fence, stored.reference_id) == ours
 
 
 def _held(case: Case) -> NotArmed | None:
@@ -119,7 +125,11 @@ def why_not(ports: Ports, connection: Connection, case: Case, now: datetime) -> 
 
     `case`: a link that is prepared, or one whose page is open. Its invoice is locked.
     """
-    against = _obstacle(ports, case, switches.read(connection))
+    switched = switches.read(connection)
+    doubted = lost_memory.stands_against_submitting(ports, switched)
+    if doubted is not None:
+        return doubted
+    against = _obstacle(ports, case, switched)
     if against is not None:
         return against.obstacle
     return _others_may_pay(connection, case) or _card_forbidden(connection, case.attempt, now)

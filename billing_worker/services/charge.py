@@ -49,6 +49,7 @@ from billing_worker.services.earlier import Obstacle, why_no_other
 from billing_worker.services.lookup import (
     LATER_KNOWN,
     MAYBE_SOLD,
+    UNPROVEN,
     Asking,
     Foreign,
     Found,
@@ -182,8 +183,9 @@ def _sought(ports: Ports, claimed: Claimed, calls: CallLog) -> Statement | News 
     if isinstance(found, Foreign):
         return NothingSent(found.whose, hold=True)
     if found is not None:
-        left_to_end = claimed.may_be_forgotten and found.maybe_sold
-        return Postponed(MAYBE_SOLD) if left_to_end else _believed(found, _creates_before(claimed))
+        if found.maybe_sold and not claimed.is_proven_unsold:
+            return Postponed(MAYBE_SOLD if claimed.may_be_forgotten else UNPROVEN)
+        return _believed(found, _creates_before(claimed))
     if claimed.may_be_forgotten and knows_later(ports, claimed.key, claimed.attempt, asking, calls):
         return NothingSent(LATER_KNOWN)
     return None if claimed.attempt.test_mode == ports.test_mode else NothingSent(OTHER_MODE)

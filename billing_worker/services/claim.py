@@ -18,12 +18,15 @@ from billing_worker.domain.events import Event, EventKind
 from billing_worker.domain.invoice import KEEPS_CRASHING
 from billing_worker.domain.terms import Terms
 from billing_worker.persistence import cards, claims, history, switches
+from billing_worker.persistence.book import Book
 from billing_worker.persistence.cases import CaseKey
 from billing_worker.persistence.claims import DueInvoice, Payer, UnreadableInvoice
 from billing_worker.persistence.history import Entry
+from billing_worker.persistence.outside import Record
 from billing_worker.persistence.store import AWAY
 from billing_worker.persistence.switches import Switches
-from billing_worker.services import withdraw
+from billing_worker.services import lost_memory, withdraw
+from billing_worker.services.lost_memory import Doubt
 from billing_worker.services.overdue import decide_again
 from billing_worker.services.ports import Ports
 from billing_worker.services.withdraw import Moment
@@ -37,6 +40,9 @@ PUT_OFF = timedelta(minutes=15)
 sales on, and the elder's end, ring at once."""
 
 READ_AGAIN = timedelta(hours=1)
+
+_RESOLVED_AT_ONCE = 3
+"""Doubts in a row that one claim resolves; what is left waits for the next sweep."""
 
 MAX_CLAIMS = 10
 """A row whose workers died this often in a row, and those of others did not, waits for a person."""
@@ -69,10 +75,19 @@ class Claimed:
     may_be_forgotten: bool = False
     """These books cannot know whether it was charged: by what they forgot when they were restored
     from a backup, or by the book that the subscription comes from."""
+    remembers: bool = False
+    """The books have provably forgotten nothing since the attempt was prepared."""
+    restored_at: datetime | None = None  # as the claim has read it
+    book: Book | None = None
 
     @property
     def create_may_have_been_sent(self) -> bool:
         return self.attempt.fence > 1 or self.may_be_forgotten
+
+    @property
+    def is_proven_unsold(self) -> bool:
+        """Whether our own row, `prepared`, proves that nothing found at the gateway was sold."""
+        return self.remembers and not self.may_be_forgotten
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +104,25 @@ def claim(ports: Ports, invoice_ids: Sequence[int]) -> list[Claimed]:
 
 
 def claim_page(ports: Ports, invoice_ids: Sequence[int]) -> ClaimedPage:
+    """Nothing is claimed from books of which it is not known what they have forgotten."""
+    for _ in range(_RESOLVED_AT_ONCE):
+        page = _claim_page(ports, invoice_ids)
+        if not isinstance(page, Doubt):
+            return page
+        if not lost_memory.resolve(ports, page):
+            break
+    return ClaimedPage([], [])
+
+
+def _claim_page(ports: Ports, invoice_ids: Sequence[int]) -> ClaimedPage | Doubt:
+    records = lost_memory.read_outside(ports)
     now = ports.clock.now()
     with ports.store.transaction() as connection:
-        due, unreadable = claims.lock_due(connection, invoice_ids, now)
         switched = switches.read(connection)
+        doubt = lost_memory.doubt(ports, connection, switched, records)
+        if doubt is not None:
+            return doubt
+        due, unreadable = claims.lock_due(connection, invoice_ids, now)
         free = [item for item in due if item.live is None or _lease_is_over(item, now)]
         lapsed = [item for item in free if item.live is not None and not _was_missed(item, now)]
         fresh = [item for item in free if item.live is None or _was_missed(item, now)]
@@ -111,7 +141,11 @@ def claim_page(ports: Ports, invoice_ids: Sequence[int]) -> ClaimedPage:
         _await_cards(connection, ready.without_card, now)
         _put_off(connection, ready.later, now)
         _set_aside(connection, unreadable, now)
-        claimed = _claimed(connection, [*prepared, *taken_over], due, switched, now)
+        claimed = _claimed(
+            connection, [*prepared, *taken_over], due, _Memory(switched, records), now
+        )
+    if switched.book is not None:
+        lost_memory.begin_missing(ports, switched.book, now)
     for item in poison:
         _log_poison(item)
     if ready.missed:  # In its own transaction: subscriptions are locked before their invoices.
@@ -367,17 +401,24 @@ def _log_poison(item: DueInvoice) -> None:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Memory:
+    switched: Switches
+    records: Sequence[Record]
+
+
 def _claimed(
     connection: Connection,
     attempts: Sequence[Attempt],
     due: Sequence[DueInvoice],
-    switched: Switches,
+    memory: _Memory,
     now: datetime,
 ) -> list[Claimed]:
     if not attempts:
         return []
     payers = claims.payers(connection, [attempt.id for attempt in attempts])
     by_invoice = {item.invoice.id: item for item in due}
+    switched = memory.switched
     return [
         Claimed(
             payers[attempt.id].key,
@@ -387,6 +428,9 @@ def _claimed(
             _lease_of(attempt, now),
             switched.may_be_forgotten(by_invoice[attempt.invoice_id].invoice)
             or by_invoice[attempt.invoice_id].may_be_charged_elsewhere,
+            lost_memory.has_forgotten_nothing_since(attempt, switched, memory.records),
+            switched.restored_at,
+            switched.book,
         )
         for attempt in attempts
     ]

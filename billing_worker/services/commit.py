@@ -15,6 +15,7 @@ from billing_worker.domain.events import Event, EventKind
 from billing_worker.domain.settlement import Case
 from billing_worker.persistence import history
 from billing_worker.persistence.cases import LockedCases
+from billing_worker.services import lost_memory
 from billing_worker.services.arm import Arm, Armed, NotArmed, arm_all, card_ids
 from billing_worker.services.ports import Ports
 from billing_worker.services.settle import Settle, Settled, settle_all
@@ -70,6 +71,7 @@ def _commit(
             armed, said = arm_all(ports, connection, cases, sales, now)
             entries += said
         history.write(connection, entries)
+    _record_the_newest(ports, sales, armed)
     for entry in entries:
         if entry.event.kind is EventKind.ATTEMPT_UNDECIDED:
             log.error("billing.alert", kind=str(entry.event.kind), details=dict(entry.event.data))
@@ -77,6 +79,19 @@ def _commit(
     return [
         next(of_news) if isinstance(request, Settle) else next(of_sales) for request in requests
     ]
+
+
+def _record_the_newest(
+    ports: Ports, sales: Sequence[Arm], armed: Sequence[Armed | NotArmed | None]
+) -> None:
+    submitted = [
+        request.claimed
+        for request, answer in zip(sales, armed, strict=True)
+        if isinstance(answer, Armed)
+    ]
+    if submitted:
+        newest = submitted[-1]
+        lost_memory.record(ports, newest.book, newest.attempt, ports.clock.now())
 
 
 def _alert(case: Case, event: Event) -> None:

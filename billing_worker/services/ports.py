@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from billing_worker.clock import Clock
@@ -11,6 +12,7 @@ from billing_worker.domain.secret import Secret
 from billing_worker.domain.terms import Terms
 from billing_worker.gateway.pace import Pace
 from billing_worker.gateway.port import Gateway
+from billing_worker.persistence.outside import Memory, Record
 from billing_worker.persistence.store import Store
 from billing_worker.services.circuit_breaker import CircuitBreaker
 
@@ -42,6 +44,25 @@ class Together(Protocol):
     ) -> Any: ...
 
 
+class Outside(Protocol):
+    """Keeps a record of the book outside of its database."""
+
+    path: Path | None
+    """The database, where the record is a file beside it."""
+
+    known: Record | None
+    """What was read or written last."""
+
+    @property
+    def is_missing(self) -> bool:
+        """The file beside the database is gone. A flushed Redis is ordinary: False."""
+        ...
+
+    def read(self) -> Record | None: ...
+
+    def write(self, record: Record) -> None: ...
+
+
 class Vault(Protocol):
     def lock(self, secret: Secret) -> bytes: ...
 
@@ -61,3 +82,4 @@ class Ports:
     test_mode: bool
     together: Together
     breaker: CircuitBreaker = field(default_factory=CircuitBreaker)
+    outside: Sequence[Outside] = field(default_factory=lambda: (Memory(),))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
+
+from sqlalchemy import Connection
 
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.domain.events import Event, EventKind
 from billing_worker.persistence import history, switches
 from billing_worker.persistence.history import Entry
 from billing_worker.persistence.store import Store
+from billing_worker.services import lost_memory
+from billing_worker.services.ports import Outside
 
 WAITS = (
     "these books are from a backup and wait for the decisions that they have forgotten: "
@@ -25,6 +30,8 @@ def switch(
     reason: str,
     now: datetime,
     restored: bool = False,
+    moved: bool = False,
+    outside: Sequence[Outside] = (),
 ) -> None:
     """Turn sales, or one service (payment_card_usd_hpp), off or on. `by`: "operator:ann".
 
@@ -39,13 +46,16 @@ def switch(
     that was due by now is created at the gateway before it was looked for there, under the
     reference that a forgotten charge had. A book that waits is not turned on without `restored`:
     raises InvalidInput on that name.
+
+    `moved`: this database is a copy, and the original is gone; implies `restored`. Without it sales
+    are not started on a copy: InvalidInput on `sales` says what it was copied from.
     """
+    restored = restored or moved
     with store.transaction() as connection:
-        if restored and on:
-            switches.mark_restored(connection, by=by, reason=reason, now=now)
-            switches.await_no_more(connection)
-        elif restored:
-            switches.await_decisions(connection, by=by, reason=reason, now=now)
+        if on and service is None:
+            lost_memory.start_here(connection, outside, moved=moved, now=now)
+        if restored:
+            _mark(connection, on=on, by=by, reason=reason, now=now)
         elif on and service is None and switches.waits_for_decisions(connection):
             raise InvalidInput("restored", WAITS)
         if service is None:
@@ -57,9 +67,21 @@ def switch(
         else:
             switches.pause_service(connection, service, by=by, reason=reason, now=now)
         data = {"on": on, "reason": reason, "service": service, "restored": restored}
+        if moved:
+            data["moved"] = True
         history.write(connection, [Entry(Event(EventKind.SALES_SWITCHED, now, by, data))])
+    if restored:
+        lost_memory.begin_record(store, outside, now)
     with store.transaction() as connection:
         if on:
             switches.ring_again(connection, service, now)
         else:
             switches.wait_for_readers(connection)
+
+
+def _mark(connection: Connection, *, on: bool, by: str, reason: str, now: datetime) -> None:
+    if on:
+        switches.mark_restored(connection, by=by, reason=reason, now=now)
+        switches.await_no_more(connection)
+    else:
+        switches.await_decisions(connection, by=by, reason=reason, now=now)

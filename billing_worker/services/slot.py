@@ -55,6 +55,7 @@ from billing_worker.services.lookup import (
     by_reference,
     knows_later,
 )
+from billing_worker.services.lost_memory import NOTICED_SINCE
 from billing_worker.services.ports import Ports
 from billing_worker.services.settle import Settle, wire_data
 from billing_worker.services.withdraw import Moment
@@ -73,6 +74,7 @@ class Slot:
     earlier: tuple[Attempt, ...]  # of the same invoice: proven unpaid before this one opens
     may_be_forgotten: bool = False  # see `Claimed`
     owner: Owner = NOT_SAID  # whose its invoice at the gateway has to be
+    restored_at: datetime | None = None
 
     @property
     def create_may_have_been_sent(self) -> bool:
@@ -126,7 +128,14 @@ def take(
         book.read(connection).identity,
         hosted.customer_reference(connection, subscription.customer_id),
     )
-    slot = Slot(_key(item, attempt), attempt, item.besides(attempt), forgotten, owner)
+    slot = Slot(
+        _key(item, attempt),
+        attempt,
+        item.besides(attempt),
+        forgotten,
+        owner,
+        switched.restored_at,
+    )
     data = {"reference_id": attempt.reference_id, "fence": attempt.fence, "origin": attempt.origin}
     kind = EventKind.ATTEMPT_CLAIMED if live else EventKind.ATTEMPT_PREPARED
     _write(connection, slot, Event(kind, now, BY, data))
@@ -192,6 +201,8 @@ def open_page(
     """
     now = ports.clock.now()
     require_payable(ports, connection, LockedCases(connection, [slot.key]).case(slot.key))
+    if switches.read(connection).restored_at != slot.restored_at:
+        raise NotPayable(NOTICED_SINCE)
     links.open_page(
         connection,
         slot.attempt,

@@ -99,7 +99,13 @@ def test_a_ladder_and_its_refusal_can_be_read_by_a_program(run):
 
 def test_the_switch_of_sales_can_be_read_by_a_program(run):
     asked = ("--reason", "audit", "--by", "ann", "--json")
-    told = {"service": None, "reason": "audit", "by": "operator:ann", "restored": False}
+    told = {
+        "service": None,
+        "reason": "audit",
+        "by": "operator:ann",
+        "restored": False,
+        "moved": False,
+    }
     assert json.loads(run("sales", "stop", *asked)) == {"on": False} | told
     assert json.loads(run("status", "--json"))["sales_on"] is False
     assert json.loads(run("sales", "start", *asked)) == {"on": True} | told

@@ -240,7 +240,7 @@ _REFUSED_UNSEEN = altered(
 )
 """A refused create is taken at its word."""
 
-_IS_OURS = altered(arm._is_ours, (r"return stored.*", "return True"))
+_IS_OURS = altered(arm._is_ours, (r"return \(stored.*", "return True"))
 _NOT_LOOKED_UP = altered(
     claiming.Claimed.create_may_have_been_sent.fget, (r"return self.*", "return False")
 )
@@ -260,7 +260,7 @@ _FENCE_STANDS_STILL = both(
 )
 
 _LIVE_ATTEMPT_UNSEEN = altered(
-    claiming.claim_page,
+    claiming._claim_page,
     (r"item for item in due if item\.live is None", "item for item in due if True"),
     (r"item for item in free if item\.live is None", "item for item in free if True"),
 )

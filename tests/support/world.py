@@ -25,6 +25,7 @@ from billing_worker.gateway.paycore import GatewaySettings, PaycoreGateway
 from billing_worker.persistence import tables
 from billing_worker.persistence.book import Book
 from billing_worker.persistence.book import read as read_book
+from billing_worker.persistence.outside import Memory
 from billing_worker.persistence.store import Store
 from billing_worker.persistence.vault import FernetVault
 from billing_worker.sandbox.gateway import Behaviour, Delivery, SandboxGateway
@@ -116,6 +117,7 @@ class World:
         self.transport = TwinTransport(self.sandbox, self.clock)
         self.bell = PatientBell()
         self.vault = FernetVault(Secret(KEY))
+        self.outside = (Memory(),)
         self.ports = self.ports_of_a_worker(terms)
 
     def ports_of_a_worker(self, terms: Terms | None = None, **overrides: Any) -> Ports:
@@ -130,6 +132,7 @@ class World:
             "terms": terms or Terms(),
             "test_mode": True,
             "together": EachAlone(),
+            "outside": self.outside,
         }
         return Ports(**(collaborators | overrides))
 

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from billing_worker import config
+from billing_worker.bootstrap import build_outside
 from billing_worker.clock import SystemClock
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.entrypoints.cli.shared import (
@@ -205,9 +206,21 @@ def _beginning(answer: str) -> str:
     "since the backup has been said again. With start: it has been, and what was due by now is "
     "looked for at the gateway before it is created there.",
 )
+@click.option(
+    "--moved",
+    is_flag=True,
+    help="With start: this database is a copy, and the original is gone. Implies --restored.",
+)
 @json_option
 def sales(
-    action: str, reason: str, by: str, service: str | None, *, restored: bool, as_json: bool
+    action: str,
+    reason: str,
+    by: str,
+    service: str | None,
+    *,
+    restored: bool,
+    moved: bool,
+    as_json: bool,
 ) -> None:
     """Stop or start sending sales, everywhere. Once it returns, no further charge is armed.
 
@@ -216,19 +229,33 @@ def sales(
     """
     now = SystemClock().now()
     on = action == "start"
+    restored = restored or moved
     if restored and service:
-        raise click.UsageError("--restored is said of all services.")
+        raise click.UsageError("--restored and --moved are said of all services.")
+    if moved and not on:
+        raise click.UsageError("--moved is said with `start`.")
     who = f"operator:{by}"
-    with open_store(settings_for(*config.DATABASE)) as store:
+    settings = settings_for(*config.DATABASE)
+    with open_store(settings) as store:
         try:
-            switch(store, on=on, service=service, by=who, reason=reason, now=now, restored=restored)
+            switch(
+                store,
+                on=on,
+                service=service,
+                by=who,
+                reason=reason,
+                now=now,
+                restored=restored,
+                moved=moved,
+                outside=build_outside(settings),
+            )
         except InvalidInput as error:
             raise click.ClickException(error.reason if not service else str(error)) from None
         with store.reading() as connection:
             switched = switches.read(connection)
     if as_json:
         said = {"on": on, "service": service, "reason": reason, "by": who, "restored": restored}
-        print_json(said)
+        print_json(said | {"moved": moved})
         return
     if service is not None:
         click.echo(f"{service} is {'resumed' if on else 'paused'}.")
