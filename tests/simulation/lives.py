@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import traceback
 import zoneinfo
 from collections import Counter
 from dataclasses import dataclass, field
@@ -11,12 +12,16 @@ from pathlib import Path
 from billing_worker.persistence.migrate import migrate
 from billing_worker.persistence.store import Store
 from tests.simulation.memory import template_bytes
-from tests.simulation.rare import reached
 from tests.simulation.restored import Restored
+from tests.simulation.shared import Shared
 from tests.simulation.simulator import Simulation, Violation, silence_logs
 from tests.support.books import name_book
 
-LIVES: dict[str, type[Simulation]] = {"ordinary": Simulation, "restored": Restored}
+LIVES: dict[str, type[Simulation]] = {
+    "ordinary": Simulation,
+    "restored": Restored,
+    "shared": Shared,
+}
 
 
 @dataclass(slots=True)
@@ -38,10 +43,15 @@ def live(seed: int, template: bytes, life: str | None = None) -> Lived:
     except Violation as violation:
         lived.violation = str(violation)
     except Exception as error:
-        lived.violation = f"seed {seed}: {type(error).__name__}: {error}\n{simulation.story()}"
-    lived.reached = reached(simulation.store) + simulation.happened
+        lived.violation = f"seed {seed}: {_where(error)}\n{simulation.story()}"
+    lived.reached = simulation.reached()
     lived.excused = Counter(simulation.excused.values())
     return lived
+
+
+def _where(error: Exception) -> str:
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})"
 
 
 def migrated_template() -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -29,10 +30,13 @@ class MemoryStore(Store):
         self._memory.deserialize(template)
         self._boundary = boundary
         self._doom = doom
+        self.commits = 0
+        self._before: deque[bytes] = deque(maxlen=0)
 
     @contextmanager
     def transaction(self) -> Iterator[Any]:
         self._boundary("begin")
+        before = self.copy() if self._before.maxlen else b""
         self._memory.execute("BEGIN IMMEDIATE")
         try:
             yield self._connection
@@ -41,6 +45,9 @@ class MemoryStore(Store):
             raise
         fate = self._doom()
         self._memory.execute("ROLLBACK" if fate == "lost" else "COMMIT")
+        if fate != "lost":
+            self.commits += 1
+            self._before.append(before)
         if fate:
             raise CommitUnknown(f"the connection broke during COMMIT; it was {fate}")
         self._boundary("committed")
@@ -54,6 +61,20 @@ class MemoryStore(Store):
 
     def replace(self, kept: bytes) -> None:
         self._memory.deserialize(kept)
+
+    def remember(self, commits: int) -> None:
+        """From now on, so many of the last commits can be forgotten."""
+        self._before = deque(maxlen=commits)
+
+    def forget(self, commits: int) -> int:
+        """The database is as it was so many commits ago. Returns how many it has forgotten."""
+        commits = min(commits, len(self._before))
+        for _ in range(commits):
+            kept = self._before.pop()
+        if commits:
+            self.replace(kept)
+            self.commits -= commits
+        return commits
 
     def close(self) -> None:
         """The next simulation uses the same connection: its compiled statements are worth it."""

@@ -63,6 +63,17 @@ def _found_by_reference(status: str) -> Callable[[History], bool]:
     return holds
 
 
+def _told(words: str) -> Callable[[History], bool]:
+    def holds(history: History) -> bool:
+        return any(
+            words in str(event.data.get(name))
+            for event in history
+            for name in ("reason", "evidence")
+        )
+
+    return holds
+
+
 OF_ATTEMPTS: dict[str, Callable[[History], bool]] = {
     "take-over found it pending": _found_by_reference("process_pending"),
     "take-over found it paid": _found_by_reference("processed"),
@@ -77,6 +88,7 @@ OF_ATTEMPTS: dict[str, Callable[[History], bool]] = {
     "contradiction": _has("attempt.contradicted"),
     "undecided again after its end": _follows("attempt.contradicted", _ENDED),
     "answer that does not fit the order": _has("attempt.quarantined"),
+    "another book's invoice found": _told("belongs to another book"),
     "undecided for a day": _has("attempt.undecided"),
     "forbidden by a rule": _has("attempt.forbidden"),
     "given back": _has("attempt.postponed"),

@@ -6,14 +6,11 @@ it was made. `python -m tests.simulation --life restored` runs these alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import datetime
-from typing import Any
 
 from sqlalchemy import select
 
 from billing_worker.persistence import tables
-from billing_worker.persistence.store import CommitUnknown
 from billing_worker.services.sales import switch
 from tests.simulation.people import Decision
 from tests.simulation.simulator import Simulation
@@ -26,11 +23,12 @@ class Restored(Simulation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.answers_are_heard = True
         self.taken_at = self.rng.randrange(1, 20)
         self.restored_at = self.taken_at + self.rng.randrange(15, 80)
         self.step = 0
         self.kept = b""
-        self.said: list[tuple[datetime, str, Decision]] = []
+        self.said: list[tuple[datetime, Decision]] = []
         self.prevented: dict[str, frozenset[str]] = {}
         """Of subscriptions that were over, or paused, in the life that is forgotten: which of
         their periods were owed all the same."""
@@ -45,27 +43,10 @@ class Restored(Simulation):
             self._restore()
         super()._step()
 
-    # --- what is decided ---------------------------------------------------------------------
-
-    def _begin(self, name: str, work: Callable[[Any], Any], *, at_once: bool = False) -> None:
-        if not isinstance(work, Decision):
-            super()._begin(name, work, at_once=at_once)
-        elif len(self.tasks) < 6:
-            super()._begin(name, lambda ports: self._decide(ports, name, work), at_once=True)
-
-    def _decide(self, ports: Any, name: str, decision: Decision) -> None:
-        """Whoever decides asks until there is an answer, and writes down when that was."""
-        at = self.world.clock.now()
-        for _ in range(20):
-            try:
-                answer = decision.say(ports, None)
-            except CommitUnknown:
-                continue
-            self.prevented.pop(decision.reference, None)
-            if self.taken_at <= self.step < self.restored_at:
-                self.said.append((at, name, decision))
-            self._say(f"{name}: {getattr(answer, 'outcome', 'done')}")
-            return
+    def _decided(self, at: datetime, decision: Decision) -> None:
+        self.prevented.pop(decision.reference, None)
+        if self.taken_at <= self.step < self.restored_at:
+            self.said.append((at, decision))
 
     # --- what is forgotten -------------------------------------------------------------------
 
@@ -95,8 +76,8 @@ class Restored(Simulation):
         switch(self.store, on=on, service=None, by="ann", reason="backup", now=now, restored=True)
 
     def _say_everything_again(self) -> None:
-        for at, name, decision in self.said:
-            self._say(f"again: {name}, as of {at - self.start}")
+        for at, decision in self.said:
+            self._say(f"again about {decision.reference}, as of {at - self.start}")
             self.happened["decision said again after a restore"] += 1
             decision.say(self.ports, at)
 

@@ -16,6 +16,7 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, NoReturn
@@ -39,7 +40,8 @@ from billing_worker.services.reconcile import look_page
 from billing_worker.services.renew import renew_due
 from billing_worker.services.ring import look_due, ring_due
 from tests.simulation.memory import MemoryStore
-from tests.simulation.people import ANSWERS, People, customer_pays
+from tests.simulation.people import ANSWERS, Decision, People, customer_pays
+from tests.simulation.rare import reached
 from tests.simulation.witness import Waits, Witness, period_of
 from tests.support.world import TwinTransport, World
 
@@ -144,6 +146,8 @@ class Simulation:
     steps: int = 120
     subscriptions: int = 2
     people_act: int = 7
+    customers: str = ""  # how the names of this book's customers begin
+    answers_are_heard: bool = False  # nobody dies in the middle of a decision
     trace: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -152,7 +156,7 @@ class Simulation:
         self.tasks: list[Task] = []
         self.tokens: dict[str, str] = {}
         self.hub = greenlet.getcurrent()
-        self.store = MemoryStore(self.template, self._boundary, self._fate_of_commit)
+        self.store = self._new_store()
         behaviour = Behaviour(
             duplicate_create=self.rng.choice(
                 ["accept_new", "return_existing", "409", "422", "429"]
@@ -161,18 +165,26 @@ class Simulation:
             later_seconds=self.rng.choice(LATER),
             lifetime_seconds=self.rng.choice([600, 3600]),
         )
-        self.world = World(self.store, behaviour)
+        self.world = self._within(World(self.store, behaviour))
+        self.ports = self.world.ports
         self.witness = Witness(self.world.sandbox)
         self.happened: Counter[str] = Counter()
         self.excused: dict[str, str] = {}
         """Second debits that no client could know of, and why."""
-        transport = FaultyTransport(self.world.sandbox, self.world.clock)
-        transport.boundary = self._boundary
-        self.world.transport = transport
-        self.ports = self.world.ports_of_a_worker(gateway=self.world.gateway(transport))
         self.start = self.world.clock.now()
         references = [f"sub-{number}" for number in range(self.subscriptions)]
         self.people = People(self.rng, references)
+
+    def _new_store(self, number: int = 0) -> MemoryStore:
+        return MemoryStore(self.template, self._boundary, self._fate_of_commit, number)
+
+    def _within(self, world: World) -> World:
+        """The same world, with a boundary on either side of each request's effect."""
+        transport = FaultyTransport(world.sandbox, world.clock)
+        transport.boundary = self._boundary
+        world.transport = transport
+        world.ports = world.ports_of_a_worker(gateway=world.gateway(transport))
+        return world
 
     # --- one run ------------------------------------------------------------------------------
 
@@ -190,14 +202,16 @@ class Simulation:
 
     def _subscribe(self) -> None:
         """Sometimes one customer has them all, with one card."""
-        customer = {"reference_id": "customer-of-all"} if self.rng.random() < 0.25 else None
+        has_all = {"reference_id": f"{self.customers}customer-of-all"}
+        customer = has_all if self.rng.random() < 0.25 else None
         together = self.rng.choice(TOKENS)
         self.calm = True
         for number in range(self.subscriptions):
             reference = f"sub-{number}"
             token = self.tokens[reference] = together if customer else self.rng.choice(TOKENS)
             self._say(f"subscribe {reference} with {token}")
-            self.world.subscribe(token, reference, **({"customer": customer} if customer else {}))
+            own = {"reference_id": f"{self.customers}customer-of-{reference}"}
+            self.world.subscribe(token, reference, customer=customer or own)
         self.calm = False
 
     def _step(self) -> None:
@@ -226,7 +240,6 @@ class Simulation:
         self.calm = True
         self._drop_tasks()
         self.world.transport.unreachable = False
-        self.world.ports = self.ports
         with self.store.transaction() as connection:
             turn_sales(connection, on=True, by="calm", reason=None, now=self.world.clock.now())
         self._say("calm")
@@ -340,7 +353,25 @@ class Simulation:
 
     def _somebody_acts(self) -> None:
         name, act = self.people.next_act()
-        self._begin(name, act, at_once=self.rng.random() < 0.6)
+        at_once = self.rng.random() < 0.6
+        if isinstance(act, Decision):
+            at_once = at_once or self.answers_are_heard
+            self._begin(name, lambda ports: self._decide(ports, name, act), at_once=at_once)
+        else:
+            self._begin(name, act, at_once=at_once)
+
+    def _decide(self, ports: Any, name: str, decision: Decision) -> None:
+        """Whoever decides asks until there is an answer."""
+        for _ in range(20):
+            at = self.world.clock.now()
+            with suppress(CommitUnknown):
+                answer = decision.say(ports, None)
+                self._say(f"{name}: {getattr(answer, 'outcome', 'done')}")
+                self._decided(getattr(answer, "decided_at", at), decision)
+                return
+
+    def _decided(self, at: datetime, decision: Decision) -> None:
+        """Somebody has heard an answer, and may have to say it again."""
 
     def _customer_pays(self) -> None:
         page = self.people.page_to_pay()
@@ -392,26 +423,35 @@ class Simulation:
         at = self.world.clock.now() - self.start if hasattr(self, "start") else timedelta()
         self.trace.append(f"{at}  {line}")
 
+    def reached(self) -> Counter[str]:
+        """How often this run came to each rare state, or made one."""
+        return reached(self.store) + self.happened
+
     def story(self) -> str:
         return "\n".join(self.trace)
 
     # --- what must hold -----------------------------------------------------------------------
 
     def _check_money(self) -> None:
+        self._check_sales()
+        twice = {period for period, count in self.world.debits().items() if count > 1}
+        if twice - self.excused.keys():
+            self._excuse(twice)
+
+    def _check_sales(self) -> None:
         requests = self.world.sandbox.requests.as_json()["references"]
         for reference, counts in requests.items():
             if counts["sale"] > 1:
                 self._violated(f"{reference} sold {counts['sale']} times")
-        twice = {period for period, count in self.world.debits().items() if count > 1}
-        if twice - self.excused.keys():
-            self._excuse(twice)
 
     def _excuse(self, twice: set[str]) -> None:
         with self.store.reading() as connection:
             asked_for = frozenset(connection.execute(_ASKED_FOR).scalars())
         terms = self.ports.terms
         waits = Waits(automatic=terms.expiry_grace, asked_for=terms.expiry_grace)
-        for period, told, reason in self.witness.second_debits(waits, asked_for):
+        for period, told, reason in self.witness.second_debits(
+            self.world.book.identity, waits, asked_for
+        ):
             if reason is None:
                 self._violated(f"{period} charged twice: {told}")
             elif period not in self.excused:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import structlog
 
+from tests.simulation.lives import LIVES, live
 from tests.simulation.memory import template_bytes
-from tests.simulation.restored import Restored
 from tests.simulation.simulator import (
     Simulation,
     Violation,
@@ -35,9 +35,11 @@ def test_no_seed_charges_twice_or_loses_a_period(template, first):
             pytest.fail(str(shorter or violation))
 
 
-def test_no_seed_of_restored_books_charges_twice_for_what_they_have_forgotten(template):
-    for seed in range(25):
-        Restored(seed, template).run()
+@pytest.mark.parametrize("life", [name for name in LIVES if name != "ordinary"])
+def test_no_seed_of_another_life_charges_twice_or_loses_a_period(template, life):
+    for seed in range(20):
+        lived = live(seed, template, life)
+        assert lived.violation is None, lived.violation
 
 
 def test_the_same_seed_gives_the_same_history_hash_for_hash(template):

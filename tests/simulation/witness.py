@@ -28,6 +28,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
+    book: str | None
     gateway_id: str
     reference_id: str
     at: datetime
@@ -50,7 +51,7 @@ class Witness:
     def __init__(self, sandbox: SandboxGateway) -> None:
         self._sandbox = sandbox
         self.asks: list[Ask] = []
-        self._asked: defaultdict[str, list[Invoice]] = defaultdict(list)
+        self._asked: defaultdict[tuple[str | None, str], list[Invoice]] = defaultdict(list)
         acquirer = sandbox._books.acquirer
         sell = acquirer.sell
 
@@ -61,22 +62,25 @@ class Witness:
         acquirer.sell = seen_to_sell  # type: ignore[method-assign]
 
     def asked(self, invoice: Invoice, now: datetime) -> None:
-        period = period_of(invoice.order.reference_id)
+        reference, book = invoice.order.reference_id, invoice.order.metadata.get("book")
+        asked = self._asked[book, period_of(reference)]
         before = tuple(
             Seen(other.gateway_id, other.status, other.updated_at)
-            for other in self._asked[period]
+            for other in asked
             if other is not invoice
         )
-        self.asks.append(Ask(invoice.gateway_id, invoice.order.reference_id, now, before))
-        if invoice not in self._asked[period]:
-            self._asked[period].append(invoice)
+        self.asks.append(Ask(book, invoice.gateway_id, reference, now, before))
+        if invoice not in asked:
+            asked.append(invoice)
 
     def asked_by_id(self, gateway_id: str, now: datetime) -> None:
-        if invoice := self._sandbox._books.with_id(gateway_id):
+        """A customer pays on the gateway's page: refused, unless it is still open."""
+        invoice = self._sandbox._books.with_id(gateway_id)
+        if invoice is not None and invoice.is_open:
             self.asked(invoice, now)
 
     def second_debits(
-        self, waits: Waits, asked_for: frozenset[str]
+        self, book: str, waits: Waits, asked_for: frozenset[str]
     ) -> Iterator[tuple[str, str, str | None]]:
         """(period, what happened, why no client could know it, or None where it could).
 
@@ -84,7 +88,7 @@ class Witness:
         """
         debited = {debit.gateway_id for debit in self._sandbox.ledger}
         for ask in self.asks:
-            if ask.gateway_id not in debited:
+            if ask.gateway_id not in debited or ask.book != book:
                 continue
             wait = waits.asked_for if ask.reference_id in asked_for else waits.automatic
             for seen in ask.before:
