@@ -127,6 +127,12 @@ def cancelled(subscription: Subscription) -> Subscription:
     return _closed(subscription, _S.CANCELLED)
 
 
+def called_off(subscription: Subscription) -> Subscription:
+    """One that has ended is cancelled after all: what it still owes is not collected any more."""
+    _require(subscription, {_S.ENDED})
+    return replace(subscription, status=move(subscription.status, _S.CANCELLED))
+
+
 def ended(subscription: Subscription) -> Subscription:
     """Over, now, but what has become due is still owed and collected."""
     return _closed(subscription, _S.ENDED)

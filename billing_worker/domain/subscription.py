@@ -32,7 +32,7 @@ TRANSITIONS: Mapping[SubscriptionStatus, frozenset[SubscriptionStatus]] = {
     _S.SUSPENDED: frozenset({_S.ACTIVE, _S.CANCELLED, _S.ENDED}),
     _S.PAUSED: frozenset({_S.TRIALING, _S.ACTIVE, _S.PAST_DUE, _S.CANCELLED, _S.ENDED}),
     _S.CANCELLED: frozenset(),
-    _S.ENDED: frozenset(),
+    _S.ENDED: frozenset({_S.CANCELLED}),  # what it still owes is called off
 }
 
 BILLABLE = frozenset({_S.TRIALING, _S.ACTIVE, _S.PAST_DUE})

@@ -114,6 +114,7 @@ class Resume:
 class Cancel:
     subscription: str
     at_period_end: bool
+    void_open: bool
     by: str
     why: str | None
     decided_at: datetime | None = None
@@ -183,6 +184,7 @@ class _Resume(_ToSubscription):
 
 class _Cancel(_ToSubscription):
     at_period_end = fields.Boolean(required=True, truthy={True}, falsy={False})
+    void_open = fields.Boolean(load_default=False, truthy={True}, falsy={False})
 
 
 class _OneOff(_Command):

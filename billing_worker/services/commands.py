@@ -263,7 +263,8 @@ def _resume(ports: Ports, asked: Resume) -> Effect:
 
 
 def _cancel(ports: Ports, asked: Cancel) -> Effect:
-    return _moved(ports, lifecycle.cancel, asked, at_period_end=asked.at_period_end)
+    how = {"at_period_end": asked.at_period_end, "void_open": asked.void_open}
+    return _moved(ports, lifecycle.cancel, asked, **how)
 
 
 def _replace_card(ports: Ports, asked: ReplaceCard) -> Effect:

@@ -14,7 +14,7 @@ period has the new terms in full.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -24,12 +24,14 @@ import structlog
 from sqlalchemy import Connection
 
 from billing_worker.clock import Clock
+from billing_worker.domain import invoice as invoices
 from billing_worker.domain import lifecycle as rules
 from billing_worker.domain.calendar import Interval, Unit
 from billing_worker.domain.catch_up import MAX_PERIODS, is_due
 from billing_worker.domain.catch_up_policy import Policy
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.domain.events import EventKind
+from billing_worker.domain.invoice import Invoice
 from billing_worker.domain.money import Money, exponent
 from billing_worker.domain.subscription import Subscription, SubscriptionStatus
 from billing_worker.persistence import claims, history, subscriptions
@@ -176,6 +178,7 @@ def cancel(
     reference_id: str,
     *,
     at_period_end: bool,
+    void_open: bool = False,
     by: str,
     why: str | None = None,
     decided_at: datetime | None = None,
@@ -185,10 +188,19 @@ def cancel(
     When it takes effect, open invoices are void, except one whose charge is in flight: the
     gateway's word decides that one, and it is void if it ends unpaid. What is to be collected
     after the end calls for `end`. A paused or suspended subscription is cancelled at once.
+
+    `void_open`: what is open is void now, whatever becomes of the subscription. That is how one that
+    has ended, or a one-off charge, is cancelled: it is refused otherwise, on `status`, with what
+    stays owed.
     """
 
     def decide(asked: _Asked) -> None:
         before = asked.subscription
+        if before.status is _S.ENDED:
+            _call_off(asked, why, void_open=void_open)
+            return
+        if void_open and at_period_end:
+            asked.also(_voided(asked, why))
         scheduled = before.cancels_at is not None and before.next_billing_at is not None
         if before.status is _S.CANCELLED or (at_period_end and scheduled):
             return
@@ -197,9 +209,38 @@ def cancel(
             asked.becomes(after, EventKind.CANCELLATION_SCHEDULED, **_takes_effect(after))
             return
         voided = withdraw.give_up(asked.connection, before.id, asked.moment)
+        voided += asked.details.get("voided", 0)
         asked.becomes(after, EventKind.SUBSCRIPTION_CANCELLED, voided=voided)
 
     return _ask(store, clock, reference_id, by, why, decide, decided_at)
+
+
+def _call_off(asked: _Asked, why: str | None, *, void_open: bool) -> None:
+    before = asked.subscription
+    if not void_open:
+        owed = [item.invoice for item in claims.lock_open(asked.connection, before.id)]
+        raise InvalidInput("status", _still_owed(owed))
+    voided = _voided(asked, why)
+    asked.becomes(rules.called_off(before), EventKind.SUBSCRIPTION_CANCELLED, **voided)
+
+
+def _still_owed(owed: Sequence[Invoice]) -> str:
+    """The answer to a cancellation that would stop nothing must not look as if all were well."""
+    if not owed:
+        return "is ended"
+    named = ", ".join(invoice.reference_id for invoice in owed[:_NAMED])
+    more = f" and {len(owed) - _NAMED} more" if len(owed) > _NAMED else ""
+    stay = f"{len(owed)} invoice{'s stay' if len(owed) > 1 else ' stays'} owed and collected"
+    return f"is ended, and {stay}: {named}{more}. To void them, cancel with void_open (--and-void)"
+
+
+_NAMED = 5
+
+
+def _voided(asked: _Asked, why: str | None) -> dict[str, Any]:
+    """Whatever is in flight is void if it ends unpaid."""
+    reason = f"{invoices.VOIDED}{why or 'with the subscription'}"
+    return withdraw.void_what_is_open(asked.connection, asked.subscription.id, reason, asked.moment)
 
 
 def uncancel(
@@ -226,11 +267,12 @@ def end(
     clock: Clock,
     reference_id: str,
     *,
+    void_open: bool = False,
     by: str,
     why: str | None = None,
     decided_at: datetime | None = None,
 ) -> Outcome:
-    """No further period; what has become due is still owed and collected.
+    """No further period; what has become due is still owed and collected, unless `void_open`.
 
     Of a subscription that was handed over to another book, too, while it is paused: its open
     invoices are collected again. The other book goes on with it all the same.
@@ -238,6 +280,8 @@ def end(
 
     def decide(asked: _Asked) -> None:
         before = asked.subscription
+        if void_open:
+            asked.also(_voided(asked, why))
         if before.status is _S.ENDED:
             return
         waited = asked.now - before.paused_at if before.paused_at else timedelta(0)
@@ -284,6 +328,7 @@ class _Asked:
             details["decided_at"] = self.now.isoformat()
         if self._charged:
             details["charged_since"] = self._charged
+        details = self.details | details
         self.subscription, self.details, self.changed = after, details, True
         subscriptions.save(self.connection, after)
         said = self.moment.event(
@@ -291,6 +336,11 @@ class _Asked:
         )
         said = replace(said, alert=bool(self._charged))
         history.write(self.connection, [Entry(said, after.id)])
+
+    def also(self, details: Mapping[str, Any]) -> None:
+        """What else was done for it, and is written down already."""
+        if details:
+            self.details, self.changed = dict(details), True
 
 
 class _NothingChanges(Exception):

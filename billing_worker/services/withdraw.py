@@ -94,6 +94,21 @@ def give_up(connection: Connection, subscription_id: int, moment: Moment) -> int
     return void(connection, items, invoices.CANCELLED, moment)
 
 
+def void_what_is_open(
+    connection: Connection, subscription_id: int, reason: str, moment: Moment
+) -> dict[str, Any]:
+    """Void what is open; what is in flight as soon as it has ended unpaid. For the event: how many,
+    and which may still be paid. Empty when nothing is open.
+    """
+    items = claims.lock_open(connection, subscription_id)
+    if not items:
+        return {}
+    voided = void(connection, items, reason, moment)
+    flying = [item for item in items if is_in_flight(item)]
+    _change(connection, flying, invoices.given_up_if_unpaid, _waits, moment)
+    return {"voided": voided, "in_flight": [item.invoice.reference_id for item in flying]}
+
+
 def void(connection: Connection, items: Sequence[DueInvoice], reason: str, moment: Moment) -> int:
     """Void those of the locked invoices that are not in flight. Returns how many."""
     end_prepared(connection, items, reason, moment)

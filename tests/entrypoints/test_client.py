@@ -29,7 +29,7 @@ CALLS = {
     "change_subscription": ABOUT | {"amount": "12.00"},
     "pause": ABOUT,
     "resume": ABOUT | {"shift_anchor": True},
-    "cancel": ABOUT | {"at_period_end": True},
+    "cancel": ABOUT | {"at_period_end": True, "void_open": True},
     "replace_card": ABOUT | {"card": CARD, "by": "ann", "why": "expired"},
     "charge_once": {
         "reference_id": "o-1", "customer": CUSTOMER, "amount": "5.00", "currency": "EUR",

@@ -112,3 +112,14 @@ def test_a_catch_up_is_planned_applied_under_caps_and_finished(world, run):
 def test_arguments_of_catch_up_that_make_no_sense_are_refused_by_name(run, option, arguments):
     told = run("catch-up", *arguments, status=2).stderr
     assert f"'{option}'" in told
+
+
+def test_what_is_still_owed_is_named_and_voided_with_the_subscription(world, run):
+    world.subscribe("decline_insufficient_funds", ends_after_periods=1)
+    world.tick()
+    refused = run("subscriptions", "cancel", "sub-1", "--now", status=1)
+    assert "1 invoice stays owed and collected: sub-1-p0" in refused.stderr
+    assert asked(run, "cancel", "sub-1", "--now", "--and-void")["details"]["voided"] == 1
+    world.subscribe("decline_insufficient_funds", "sub-2")
+    world.tick()
+    assert asked(run, "end", "sub-2", "--and-void")["details"]["voided"] == 1

@@ -271,6 +271,17 @@ def test_a_one_off_charge_that_was_made_or_may_have_been_is_not_taken_back(world
     assert reason.startswith("order-2-p0 may be charged already")
 
 
+def test_a_cancel_command_says_what_stays_owed_and_voids_it_where_that_is_said(world, send):
+    send("charge_once", ORDER | {"card": {"token": "decline_insufficient_funds.o"}})
+    world.tick()
+    cancel = {"reference_id": "x-1", "subscription": "order-1", "at_period_end": False}
+    [(field, reason)] = reasons(send("cancel", cancel))
+    assert (field, reason[:44]) == ("status", "is ended, and 1 invoice stays owed and colle")
+    assert "order-1-p0" in reason
+    assert send("cancel", cancel | {"void_open": True})["subscription"]["status"] == "cancelled"
+    assert world.fate("order-1-p0") == "void"
+
+
 def test_only_a_one_off_charge_is_taken_back_by_that_command(world, send):
     world.subscribe()
     no_charge = send("cancel_charge", TAKE_BACK)

@@ -11,6 +11,7 @@ import pytest
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.services.debts import IfCharged, mark_paid, void_invoice
 from billing_worker.services.hosted import start_checkout
+from billing_worker.services.lifecycle import cancel, end
 from billing_worker.services.resolve import resolve_unknown
 from tests.support.recovery import banks_change_their_mind, events, retry, subscription
 
@@ -254,3 +255,79 @@ def test_a_card_number_in_the_evidence_is_not_kept(declined):
         evidence="terminal, 4111111111111111",
     )  # fmt: skip
     assert events(declined, "invoice.marked_paid")[0]["evidence"] == "terminal, ***"
+
+
+# --- cancel and end, with what is still owed ------------------------------------------------------
+
+
+@pytest.fixture
+def last_instalment(world):
+    """The only period of a subscription was declined: it is over, and owes."""
+    world.subscribe("decline_insufficient_funds", ends_after_periods=1)
+    world.tick()
+    assert subscription(world).status == "ended"
+    banks_change_their_mind(world, "approved.later")
+    return world
+
+
+def cancelled(world, **how):
+    options = {"at_period_end": False, "by": "ann", "why": "goodwill"} | how
+    return cancel(world.store, world.clock, "sub-1", **options)
+
+
+def test_cancelling_what_has_ended_says_what_stays_owed_and_how_it_is_voided(last_instalment):
+    for at_period_end in (False, True):
+        with pytest.raises(InvalidInput) as refused:
+            cancelled(last_instalment, at_period_end=at_period_end)
+        assert refused.value.field == "status"
+        assert refused.value.reason == (
+            "is ended, and 1 invoice stays owed and collected: sub-1-p0. "
+            "To void them, cancel with void_open (--and-void)"
+        )
+    assert subscription(last_instalment).status == "ended"
+
+
+@pytest.mark.parametrize("at_period_end", [False, True])
+def test_what_has_ended_is_cancelled_with_what_it_owes(last_instalment, at_period_end):
+    done = cancelled(last_instalment, at_period_end=at_period_end, void_open=True)
+    assert (done.outcome, done.status) == ("changed", "cancelled")
+    assert (done.details["voided"], done.details["in_flight"]) == (1, [])
+    assert last_instalment.explain()["reason"] == "voided: goodwill"
+    last_instalment.run_for(40 * DAY, step=6 * HOUR)
+    assert last_instalment.debits() == {}
+    assert cancelled(last_instalment, void_open=True).outcome == "unchanged"
+
+
+def test_a_subscription_is_ended_without_what_it_owes(declined):
+    done = end(declined.store, declined.clock, "sub-1", by="ann", void_open=True)
+    assert (done.status, done.details["voided"]) == ("ended", 1)
+    banks_change_their_mind(declined, "approved.later")
+    declined.run_for(40 * DAY, step=6 * HOUR)
+    assert declined.debits() == {}
+    again = end(declined.store, declined.clock, "sub-1", by="ann", void_open=True)
+    assert again.outcome == "unchanged"
+
+
+def test_what_was_ended_is_voided_by_saying_so_again(declined):
+    end(declined.store, declined.clock, "sub-1", by="ann")
+    done = end(declined.store, declined.clock, "sub-1", by="ann", void_open=True)
+    assert (done.outcome, done.details["voided"]) == ("changed", 1)
+
+
+@pytest.mark.parametrize("final", ["processed", "expired"])
+def test_what_is_in_flight_at_the_end_is_paid_or_void(unknown, final):
+    done = end(unknown.store, unknown.clock, "sub-1", by="ann", void_open=True)
+    assert done.details == {"voided": 0, "in_flight": [INVOICE]}
+    if final == "expired":
+        [invoice] = unknown.sandbox._books.with_reference(FIRST)
+        invoice.status = "expired"
+    unknown.run_for(DAY if final == "expired" else 6 * DAY, step=HOUR)
+    assert unknown.fate() == ("paid" if final == "processed" else "void")
+
+
+def test_a_cancellation_at_the_period_s_end_can_void_what_is_open_now(declined):
+    done = cancelled(declined, at_period_end=True, void_open=True)
+    assert done.cancels_at is not None
+    assert done.details["voided"] == 1
+    assert declined.fate() == "void"
+    assert cancelled(declined, at_period_end=True, void_open=True).outcome == "unchanged"

@@ -59,6 +59,14 @@ def _do(
         click.echo(f"  {name:12} {value}")
 
 
+_and_void = click.option(
+    "--and-void",
+    "void_open",
+    is_flag=True,
+    help="What is open is void now; what is in flight as soon as it has ended unpaid.",
+)
+
+
 @click.command()
 @_asked_for
 @click.option("--amount", help='Decimal text in major units, such as "9.99".')
@@ -99,9 +107,16 @@ def resume(reference_id: str, by: str, *, shift_anchor: bool, as_json: bool, **w
 @click.command()
 @_asked_for
 @click.option("--now/--at-period-end", "now", default=None, callback=chosen)
-def cancel(reference_id: str, by: str, *, now: bool, as_json: bool, **when: Any) -> None:
-    """Cancel: now, or when the next period would begin. Open invoices are void then."""
-    _do(lifecycle.cancel, reference_id, by, as_json=as_json, at_period_end=not now, **when)
+@_and_void
+def cancel(
+    reference_id: str, by: str, *, now: bool, void_open: bool, as_json: bool, **when: Any
+) -> None:
+    """Cancel: now, or when the next period would begin. Open invoices are void then.
+
+    One that has ended, or a one-off charge, is cancelled with --and-void alone: it still owes.
+    """
+    how = {"at_period_end": not now, "void_open": void_open}
+    _do(lifecycle.cancel, reference_id, by, as_json=as_json, **how, **when)
 
 
 @click.command()
@@ -113,9 +128,10 @@ def uncancel(reference_id: str, by: str, *, as_json: bool, **when: Any) -> None:
 
 @click.command()
 @_asked_for
-def end(reference_id: str, by: str, *, as_json: bool, **when: Any) -> None:
+@_and_void
+def end(reference_id: str, by: str, *, void_open: bool, as_json: bool, **when: Any) -> None:
     """Let no further period begin; what has become due is still collected."""
-    _do(lifecycle.end, reference_id, by, as_json=as_json, **when)
+    _do(lifecycle.end, reference_id, by, as_json=as_json, void_open=void_open, **when)
 
 
 COMMANDS = (change, pause, resume, cancel, uncancel, end)
