@@ -7,6 +7,7 @@ BillingError
 │   ├── CurrencyMismatch
 │   ├── AmountMismatch
 │   └── WrongKey          none of the vault keys opens what is stored
+│       └── KeysInDoubt   … nor anything else so far: nothing is encrypted with them
 ├── ConcurrentChange      someone else moved the row: leave quietly, the sweep returns
 ├── NotPayable            no page can be handed to the customer, and why
 │   ├── AlreadyPaid       there is nothing left to pay
@@ -64,6 +65,10 @@ class WrongKey(InvariantBroken):
     """None of the vault keys opens a stored secret: the configuration is wrong, or a key was taken
     away while something was still encrypted with it.
     """
+
+
+class KeysInDoubt(WrongKey):
+    """The vault keys have opened nothing of what is stored: what they encrypt, nobody may open."""
 
 
 class ConcurrentChange(BillingError):

@@ -31,6 +31,7 @@ from billing_worker.services.command_records import TASKS as COMMAND_TASKS
 from billing_worker.services.crew import Threads
 from billing_worker.services.ports import Ports
 from billing_worker.services.ring import PAGE
+from billing_worker.services.vault_keys import try_at_start
 
 GIVE_UP_EVERY_SECONDS = 300
 WARN_EVERY_SECONDS = 3600
@@ -155,11 +156,14 @@ class _Process:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._built: tuple[Ports, Threads] | None = None
+        self._keys_were_tried = False
 
     def ports(self) -> Ports:
         with self._lock:
             if self._built is None:
                 self._built = bootstrap.build_ports(settings, CeleryBell(app))
+            if not self._keys_were_tried:
+                self._keys_were_tried = try_at_start(self._built[0])
             return self._built[0]
 
     def leave(self) -> None:
@@ -195,6 +199,11 @@ def _hide_body(record: logging.LogRecord) -> bool:
     if str(record.msg).startswith(_TELL_THE_BODY):
         record.msg, record.args, record.exc_info = "celery.message_refused", (), None
     return True
+
+
+@signals.worker_ready.connect
+def _try_the_keys(**_: Any) -> None:
+    process.ports()
 
 
 @signals.worker_shutting_down.connect

@@ -16,9 +16,10 @@ from billing_worker.domain.errors import BillingError, GatewayError, NotSent, Ou
 from billing_worker.entrypoints.callbacks import PATH
 from billing_worker.gateway.http import Request, RequestsTransport
 from billing_worker.gateway.port import CallLog
-from billing_worker.persistence import cards, postgres
+from billing_worker.persistence import postgres
 from billing_worker.persistence.migrate import current_revision, newest_revision
 from billing_worker.persistence.vault import FernetVault
+from billing_worker.services.vault_keys import try_keys
 
 NO_SUCH_REFERENCE = "billing-worker-check"
 
@@ -185,16 +186,15 @@ def _cardgate(settings: Settings) -> str:
 
 
 def _vault_keys(settings: Settings) -> str:
-    """Open the oldest and the newest card token that are stored."""
+    """Open a sample of the card tokens that are stored."""
     vault = FernetVault(settings.vault_keys)
     _schema(settings)
     with build_store(settings) as store, store.reading() as connection:
-        tokens = cards.oldest_and_newest_token(connection)
-    for token in tokens:
-        vault.unlock(token)
-    opened = "the oldest and the newest card token open" if tokens else "no card is stored yet"
+        found = try_keys(connection, vault)
+    if not found.open_everything:
+        raise BillingError(str(found))
     number = len(settings.vault_keys.reveal().split(","))
-    return f"{number} key(s); {opened}"
+    return f"{number} key(s); {found}"
 
 
 def _callbacks(settings: Settings) -> str:

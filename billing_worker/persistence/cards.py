@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from datetime import datetime
+from random import Random
 from typing import Any
 
 from sqlalchemy import (
@@ -59,11 +60,30 @@ def card_from(row: Row[Any]) -> Card:
     )
 
 
-def oldest_and_newest_token(connection: Connection) -> list[bytes]:
-    """Encrypted; both are the same while there is one card."""
-    by_age = select(cards.c.token).limit(1)
-    ends = (by_age.order_by(cards.c.id), by_age.order_by(cards.c.id.desc()))
-    return [token for query in ends for token in connection.execute(query).scalars()]
+def tokens_in_use(connection: Connection, each: int, random: Random) -> list[Any]:
+    """(token, created_at) of cards that are charged: of the newest and the oldest subscriptions, and
+    of some in between. Encrypted.
+    """
+    ends = connection.execute(
+        select(
+            func.min(subscriptions.c.id).label("low"), func.max(subscriptions.c.id).label("high")
+        )
+    ).one()
+    if ends.high is None:
+        return []
+    between = [random.randint(ends.low, ends.high) for _ in range(each)]
+    in_use = (
+        select(cards.c.id, cards.c.token, cards.c.created_at)
+        .join(subscriptions, subscriptions.c.card_id == cards.c.id)
+        .where(subscriptions.c.status.in_(sorted(BILLABLE)))
+    )
+    samples = (
+        in_use.order_by(subscriptions.c.id).limit(each),
+        in_use.order_by(subscriptions.c.id.desc()).limit(each),
+        in_use.where(subscriptions.c.id.in_(between)),
+    )
+    rows: dict[int, Any] = {row.id: row for sample in samples for row in connection.execute(sample)}
+    return list(rows.values())
 
 
 _other = cards.alias("other")

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
-from billing_worker.domain.errors import WrongKey
+from billing_worker.domain.errors import KeysInDoubt, WrongKey
 from billing_worker.domain.secret import Secret
 
 
@@ -16,13 +16,23 @@ class FernetVault:
     def __init__(self, keys: Secret) -> None:
         """`keys`: comma-separated url-safe base64 Fernet keys. Raises ValueError for bad ones."""
         self._fernet = MultiFernet([Fernet(key.strip()) for key in keys.reveal().split(",")])
+        self._in_doubt = False
+
+    def doubt(self) -> None:
+        """Encrypt nothing before something was decrypted."""
+        self._in_doubt = True
 
     def lock(self, secret: Secret) -> bytes:
+        """Raises KeysInDoubt after `doubt`, until something was unlocked."""
+        if self._in_doubt:
+            raise KeysInDoubt("BILLING_VAULT_KEYS open nothing of what is stored")
         return self._fernet.encrypt(secret.reveal().encode())
 
     def unlock(self, locked: bytes) -> Secret:
         """Raises WrongKey when none of the keys opens it."""
         try:
-            return Secret(self._fernet.decrypt(locked).decode())
+            secret = Secret(self._fernet.decrypt(locked).decode())
         except InvalidToken:
             raise WrongKey("what is stored opens with none of BILLING_VAULT_KEYS") from None
+        self._in_doubt = False
+        return secret

@@ -59,6 +59,11 @@ class CircuitBreaker:
     def is_open(self) -> bool:
         return self._is_open
 
+    def open(self, now: float) -> None:
+        with self._lock:
+            self._is_open = True
+            self._next_probe_at = now + PROBES_EVERY_SECONDS
+
     def admitted(self, invoice_ids: Sequence[int], clock: Clock) -> list[list[int]]:
         """What may be claimed: one page of all. While open: now and then several offers, of which
         the first that can be claimed is enough. The others are kept back until a charge passes.

@@ -21,6 +21,7 @@ from billing_worker.domain.errors import (
     ConcurrentChange,
     GatewayError,
     InvalidInput,
+    KeysInDoubt,
     NotPayable,
 )
 from billing_worker.persistence import commands as rows
@@ -100,11 +101,15 @@ class Effect:
 
 
 def carry_out(ports: Ports, message: Message) -> Answer:
-    """Carry out one command and record it. Raises NotKept when the database is away."""
+    """Carry out one command and record it. Raises NotKept when the database is away, or when what
+    the command stores could not be encrypted.
+    """
     try:
         return _carried_out(ports, message)
     except AWAY as error:
         raise NotKept(f"database: {type(error).__name__}") from error
+    except KeysInDoubt as error:
+        raise NotKept(str(error)) from error
     except Exception as error:
         log.exception("billing.alert", kind="command.failed", task=message.task, id=message.id)
         fault = Fault("", f"our fault, nothing was done: {type(error).__name__}")

@@ -65,13 +65,21 @@ def crashed(ports: Ports, claimed: Claimed, error: Exception) -> str:
     reason = WRONG_KEY if has_no_key else f"its charge crashed: {_where(error)}"
     now = ports.clock.monotonic()
     verdict = ports.breaker.failed(claimed.attempt, reason, now, key=has_no_key)
-    if verdict.is_first and not (verdict.opened and has_no_key):
+    if verdict.is_first and not (has_no_key and ports.breaker.is_open):
         log.error("billing.alert", kind="charge.crashed",
                   attempt=claimed.attempt.reference_id, exc_info=error)  # fmt: skip
     else:
         log.warning("charge.crashed", attempt=claimed.attempt.reference_id, reason=reason)
     _write_down(ports, claimed, verdict, reason)
     return "crashed"
+
+
+def stop_charging(ports: Ports, reason: str) -> None:
+    """For what is known to meet every charge before the first one is tried."""
+    ports.breaker.open(ports.clock.monotonic())
+    with ports.store.transaction() as connection:
+        _tell_people(ports, connection, reason)
+    log.error("billing.alert", kind=str(EventKind.CHARGING_STOPPED), reason=reason)
 
 
 def _where(error: Exception) -> str:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import signal
 
 import pytest
+from cryptography.fernet import Fernet
 
 from tests.support.processes import CELERY, Process, beat, eventually, worker
 
@@ -76,6 +77,27 @@ def test_no_secret_is_in_the_logs_of_a_worker(installation):
     assert '"task": "billing.charge"' in process.output
     for secret in ("html_502_after", "eyJ", installation.settings["BILLING_VAULT_KEYS"]):
         assert secret not in process.output
+
+
+@pytest.mark.again
+def test_a_worker_with_the_wrong_keys_says_so_once_and_its_successor_charges_everything(
+    installation,
+):
+    """Ten claims take ten seconds here: before, they left every invoice to nobody."""
+    installation.subscribe(count=30)
+    wrong = installation.settings | {"BILLING_VAULT_KEYS": Fernet.generate_key().decode()}
+    with beat(installation.settings, installation.folder):
+        with worker(wrong, installation.folder, "wrong") as process:
+            eventually(lambda: process.output.count("charge.crashed") >= 2, 60, why="two trials")
+            assert process.output.count("billing.alert") == 1
+            assert "BILLING_VAULT_KEYS open none of the 30 card tokens" in process.output
+            assert wrong["BILLING_VAULT_KEYS"] not in process.output
+        assert not installation.sandbox.ledger
+        with installation.store.transaction() as connection:  # not to wait the minute for a ring
+            connection.exec_driver_sql("UPDATE invoices SET ring_at = now() WHERE status = 'open'")
+        with worker(installation.settings, installation.folder, "right"):
+            eventually(lambda: installation.paid() == 30, 30, why="30 paid")
+    assert set(installation.debits_per_invoice().values()) == {1}
 
 
 @pytest.mark.parametrize("process", ["worker", "beat"])

@@ -10,9 +10,11 @@ from cryptography.fernet import Fernet
 
 from billing_worker.clock import SystemClock
 from billing_worker.config import load
+from billing_worker.domain.secret import Secret
 from billing_worker.entrypoints.checks import run_checks
 from billing_worker.entrypoints.cli import cli
 from billing_worker.persistence import postgres
+from billing_worker.persistence.vault import FernetVault
 from billing_worker.sandbox.gateway import Behaviour, SandboxGateway
 from billing_worker.sandbox.server import SandboxServer
 from tests.entrypoints.test_config import GOOD
@@ -114,7 +116,22 @@ def test_keys_that_do_not_open_what_is_stored_are_wrong(check, store):
     assert wrong(check()) == []
     found = check(BILLING_VAULT_KEYS=Fernet.generate_key().decode())
     assert wrong(found) == ["vault keys"]
-    assert "BILLING_VAULT_KEYS" in found["vault keys"].details
+    assert found["vault keys"].details == (
+        "BILLING_VAULT_KEYS open none of the 1 card tokens that were tried"
+    )
+
+
+def test_keys_that_open_some_of_what_is_stored_and_not_the_rest_are_wrong(check, store):
+    World(store).subscribe(reference="sub-1")
+    world, new = World(store), Fernet.generate_key().decode()
+    world.vault = FernetVault(Secret(new))
+    world.subscribe(reference="sub-2")
+    found = check(BILLING_VAULT_KEYS=new)
+    assert wrong(found) == ["vault keys"]
+    assert "open only 1 of the 2 card tokens" in found["vault keys"].details
+    assert "put the key of the others back at the end" in found["vault keys"].details
+    both = check(BILLING_VAULT_KEYS=f"{new},{KEY}")
+    assert both["vault keys"].details == "2 key(s); all 2 card tokens that were tried open"
 
 
 def test_a_redis_that_drops_keys_is_wrong(check, redis):

@@ -18,8 +18,10 @@ from billing_worker.services import hosted, overview
 from billing_worker.services.arm import Arm
 from billing_worker.services.charge import charge_page
 from billing_worker.services.claim import MAX_CLAIMS, claim
+from billing_worker.services.commands import Message, NotKept, carry_out
 from billing_worker.services.commit import arm
 from billing_worker.services.recover import retry_invoice
+from billing_worker.services.vault_keys import try_at_start
 
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 SOON = 6 * MINUTE
@@ -90,7 +92,7 @@ def run_with_deaths(world, ports, span):
                 world.run(*world.bell.messages.pop(0), ports=ports)
             except Died:
                 ports = world.ports_of_a_worker(gateway=ports.gateway)
-        world.clock.advance(MINUTE)
+        world.clock.advance(5 * MINUTE)
     world.ports = mended
 
 
@@ -131,7 +133,7 @@ def test_a_bug_that_meets_every_row_strands_nothing(world):
     paid = subscribed(world, 12)
     mended, world.ports = world.ports, crashing(world)
     with capture_logs() as logs:
-        world.run_for(3 * HOUR)
+        world.run_for(3 * HOUR, step=5 * MINUTE)
     assert logged(logs) == ["charge.crashed", "charging.stopped"]
     assert "open, waiting for a person" not in fates(world)
     world.ports = mended
@@ -175,7 +177,7 @@ def test_a_bug_of_one_currency_stops_no_other_and_strands_nothing(world):
 def test_a_database_that_is_away_in_the_middle_of_charges_is_no_rows_fault(world):
     paid = subscribed(world, 3)
     mended, world.ports = world.ports, crashing(world, error=timed_out)
-    world.run_for(3 * HOUR)
+    world.run_for(3 * HOUR, step=5 * MINUTE)
     assert "open, waiting for a person" not in fates(world)
     world.ports = mended
     world.run_for(SOON)
@@ -190,6 +192,77 @@ def test_a_machine_on_which_every_worker_dies_strands_nothing(world):
     assert world.debits() == dict.fromkeys(paid, 1)
 
 
+# --- the keys, before anything is charged ---
+
+
+def test_a_worker_whose_keys_open_nothing_says_so_once_and_neither_charges_nor_encrypts(world):
+    paid = subscribed(world, 10)
+    mended, world.ports = world.ports, world.ports_of_a_worker(vault=wrong_keys())
+    with capture_logs() as logs:
+        assert try_at_start(world.ports)
+        world.run_for(HOUR)
+    assert [line["reason"] for line in logs if line["event"] == "billing.alert"] == [
+        "BILLING_VAULT_KEYS open none of the 10 card tokens that were tried"
+    ]
+    assert world.transport.sent == []
+    with pytest.raises(NotKept, match="BILLING_VAULT_KEYS"):
+        carry_out(world.ports, Message("billing.subscribe", new_subscription(world)))
+    world.ports = mended
+    carry_out(world.ports, Message("billing.subscribe", new_subscription(world)))
+    world.run_for(SOON)
+    assert world.debits() == dict.fromkeys([*paid, "new-p0"], 1)
+
+
+def new_subscription(world):
+    return {
+        "reference_id": "new",
+        "customer": {"reference_id": "new"},
+        "card": {"token": "approved.new"},
+        "amount": "9.99",
+        "currency": "USD",
+        "interval": "month",
+        "anchor_at": world.clock.now().isoformat(),
+    }
+
+
+def test_keys_of_which_one_was_taken_away_are_an_alert_and_the_others_are_charged(world):
+    old = wrong_keys()
+    subscribed(world, 10)
+    store_under(old, world, *range(1, 7))
+    with capture_logs() as logs:
+        assert try_at_start(world.ports)
+    (alert,) = [line for line in logs if line["event"] == "billing.alert"]
+    assert alert["kind"] == "vault_keys.incomplete"
+    assert "open only 4 of the 10 card tokens" in alert["reason"]
+    world.run_for(3 * HOUR, step=5 * MINUTE)
+    assert fates(world)["paid"] == 4
+    assert "open, waiting for a person" not in fates(world)
+    store_under(world.vault, world, *range(1, 7))
+    world.run_for(SOON)
+    assert fates(world) == {"paid": 10}
+
+
+def store_under(vault, world, *card_ids):
+    with world.store.transaction() as connection:
+        for card_id in card_ids:
+            token = vault.lock(Secret(f"approved.{card_id}"))
+            connection.execute(update(cards).where(cards.c.id == card_id).values(token=token))
+
+
+def test_a_database_that_does_not_answer_at_the_start_is_asked_again(world):
+    class Away:
+        def reading(self):
+            raise OperationalError("SELECT 1", {}, Exception("connection refused"))
+
+    assert not try_at_start(world.ports_of_a_worker(store=Away(), vault=wrong_keys()))
+
+
+def test_nothing_is_wrong_with_keys_while_no_card_is_stored(world):
+    with capture_logs() as logs:
+        assert try_at_start(world.ports_of_a_worker(vault=wrong_keys()))
+    assert logged(logs) == []
+
+
 # --- one row ---
 
 
@@ -201,7 +274,7 @@ def test_one_row_that_crashes_among_fifty_waits_for_a_person_and_is_retried(worl
     with capture_logs() as logs:
         world.run_for(SOON)
         assert fates(world)["paid"] == 49
-        world.run_for(2 * HOUR)
+        world.run_for(2 * HOUR, step=5 * MINUTE)
     assert logged(logs) == ["charge.crashed", "invoice.waiting"]
     told = world.explain(ill)
     assert told["fate"] == "open, waiting for a person"
@@ -209,7 +282,7 @@ def test_one_row_that_crashes_among_fifty_waits_for_a_person_and_is_retried(worl
     assert [a["status"] for a in told["attempts"]] == ["not_charged"]
     world.ports = mended
     retry_invoice(world.store, world.clock, reference=ill, by="operator:ann", why="mended")
-    world.run_for(2 * HOUR)
+    world.run_for(2 * HOUR, step=10 * MINUTE)
     assert world.debits() == dict.fromkeys(all_of_them, 1)
 
 
@@ -230,26 +303,20 @@ def test_three_bad_rows_stop_no_healthy_ones_and_wait_for_a_person(world):
     all_of_them = subscribed(world, 50)
     ill = [all_of_them[n] for n in (0, 1, 30)]
     world.ports = crashing(world, *ill)
-    world.run_for(2 * HOUR)
+    world.run_for(2 * HOUR, step=5 * MINUTE)
     assert not world.ports.breaker.is_open
     assert fates(world) == {"paid": 47, "open, waiting for a person": 3}
 
 
 def test_a_card_whose_key_was_taken_away_waits_for_a_person_and_the_others_are_charged(world):
     all_of_them = subscribed(world, 10)
-    old, key = wrong_keys(), Fernet.generate_key().decode()
-    with world.store.transaction() as connection:
-        token = old.lock(Secret("approved.old"))
-        connection.execute(update(cards).where(cards.c.id == 4).values(token=token))
+    store_under(wrong_keys(), world, 4)
     with capture_logs() as logs:
-        world.run_for(2 * HOUR)
+        world.run_for(2 * HOUR, step=5 * MINUTE)
     assert fates(world) == {"paid": 9, "open, waiting for a person": 1}
     assert logged(logs) == ["charge.crashed", "invoice.waiting"]
-    assert key not in str(logs)
     ill = all_of_them[3]
-    with world.store.transaction() as connection:
-        token = world.vault.lock(Secret("approved.old"))
-        connection.execute(update(cards).where(cards.c.id == 4).values(token=token))
+    store_under(world.vault, world, 4)
     retry_invoice(world.store, world.clock, reference=ill, by="operator:ann", why="key is back")
     world.run_for(SOON)
     assert world.fate(ill) == "paid"
