@@ -61,6 +61,17 @@ class LockedCases:
         self._debts: dict[int, set[int]] = defaultdict(set)
         self._before = (dict(self._attempts), dict(self._invoices), dict(self._subscriptions))
 
+    def knows(self, key: CaseKey) -> bool:
+        """False for rows that the database has forgotten, or has given to others since."""
+        attempt = self._attempts.get(key.attempt_id)
+        invoice = self._invoices.get(key.invoice_id)
+        return (
+            attempt is not None
+            and invoice is not None
+            and attempt.invoice_id == invoice.id
+            and invoice.subscription_id == key.subscription_id
+        )
+
     def find_debts(self) -> None:
         """Also read what else is owed by those who would be in good standing once they pay."""
         behind = [s.id for s in self._subscriptions.values() if s.status in _BEHIND]

@@ -7,6 +7,7 @@ then, a decline or a late payment that came in the same moment included.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import compress
 
 import structlog
 
@@ -54,14 +55,16 @@ def arm(ports: Ports, request: Arm) -> Armed | NotArmed:
 def _commit(
     ports: Ports, requests: Sequence[Settle | Arm]
 ) -> list[Settled | Armed | NotArmed | None]:
-    news = [request for request in requests if isinstance(request, Settle)]
-    sales = [request for request in requests if isinstance(request, Arm)]
     now = ports.clock.now()
     settled: list[Settled] = []
     armed: list[Armed | NotArmed | None] = []
     entries: list[history.Entry] = []
     with ports.store.transaction() as connection:
         cases = LockedCases(connection, (request.key for request in requests))
+        known = [cases.knows(request.key) for request in requests]
+        kept = list(compress(requests, known))
+        news = [request for request in kept if isinstance(request, Settle)]
+        sales = [request for request in kept if isinstance(request, Arm)]
         if news:
             to_arm = card_ids(sales)
             settled, said = settle_all(ports, connection, cases, news, now, to_arm)
@@ -76,9 +79,16 @@ def _commit(
         if entry.event.kind is EventKind.ATTEMPT_UNDECIDED:
             log.error("billing.alert", kind=str(entry.event.kind), details=dict(entry.event.data))
     of_news, of_sales = iter(settled), iter(armed)
+    answers = iter([next(of_news if isinstance(one, Settle) else of_sales) for one in kept])
     return [
-        next(of_news) if isinstance(request, Settle) else next(of_sales) for request in requests
+        next(answers) if is_known else _of_a_forgotten_row(request)
+        for request, is_known in zip(requests, known, strict=True)
     ]
+
+
+def _of_a_forgotten_row(request: Settle | Arm) -> Settled | None:
+    """As if another claim owned it: one such row must not cost its neighbours their commit."""
+    return Settled(None) if isinstance(request, Settle) else None
 
 
 def _record_the_newest(

@@ -93,6 +93,7 @@ def start_checkout(ports: Ports, record: Mapping[str, Any]) -> dict[str, Any]:
             slots.open_page(ports, connection, taken, said.statement, locked, calls)
     except NotPayable as error:
         raise slots.not_handed_out(ports, taken, said, error.reason, calls) from error
+    slots.record(ports, taken)
     return _link_answer(ports, taken, said.statement.gateway_id, page, wanted.invoice)
 
 
@@ -117,7 +118,9 @@ def _take_link(ports: Ports, invoice: str) -> Slot | dict[str, Any]:
 def _checkout_order(ports: Ports, slot: Slot, return_url: str | None) -> CheckoutOrder:
     attempt = slot.attempt
     with ports.store.reading() as connection:
-        payer = claims.payers(connection, [attempt.id])[attempt.id]
+        payer = claims.payers(connection, [attempt.id]).get(attempt.id)
+    if payer is None:
+        raise ConcurrentChange(f"{attempt.reference_id} is not in the books any more")
     return CheckoutOrder(
         reference_id=attempt.reference_id,
         money=attempt.money,
@@ -347,6 +350,8 @@ def _open_card_page(
         }
         event = Event(EventKind.CARD_PAGE_OPENED, now, BY, data)
         history.write(connection, [_entry(event, taken.slot)])
+    if taken.slot is not None:
+        slots.record(ports, taken.slot)
 
 
 def _leave(

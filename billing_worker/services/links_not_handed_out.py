@@ -7,7 +7,7 @@ created. So such a link ends only by the gateway's word that it has nothing unde
 from __future__ import annotations
 
 from billing_worker.domain.attempt import Attempt, AttemptStatus
-from billing_worker.domain.errors import GatewayError
+from billing_worker.domain.errors import ConcurrentChange, GatewayError
 from billing_worker.domain.evidence import page_may_be_paid
 from billing_worker.domain.settlement import (
     NEVER_HANDED_OUT,
@@ -33,7 +33,10 @@ def ask_by_reference(ports: Ports, key: CaseKey) -> str:
     at the gateway nobody has told us. Returns the attempt's state.
     """
     with ports.store.transaction() as connection:
-        case = LockedCases(connection, [key]).case(key)
+        cases = LockedCases(connection, [key])
+        if not cases.knows(key):
+            raise ConcurrentChange(f"attempt {key.attempt_id} is not in the books any more")
+        case = cases.case(key)
         forgetful = switches.read(connection).may_be_forgotten(case.invoice)
     calls: CallLog = []
     asking = Asking(BY, ports.pace.wait, tuple, forgetful=forgetful, owner=case.owner)

@@ -81,6 +81,15 @@ def read_outside(ports: Ports) -> list[Record]:
     return [record for keeper in ports.outside if (record := keeper.read()) is not None]
 
 
+def look(ports: Ports) -> None:
+    """Notice a loss before anything is due: what people have decided may be forgotten with it."""
+    records = read_outside(ports)
+    with ports.store.reading() as connection:
+        found = doubt(ports, connection, switches.read(connection), records)
+    if found is not None:
+        resolve(ports, found)
+
+
 def doubt(
     ports: Ports, connection: Connection, switched: Switches, records: Sequence[Record]
 ) -> Doubt | None:

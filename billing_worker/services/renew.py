@@ -21,6 +21,7 @@ from billing_worker.domain.subscription import Subscription, SubscriptionStatus
 from billing_worker.persistence import history, invoices, late, subscriptions, switches
 from billing_worker.persistence.history import Entry
 from billing_worker.persistence.rows import Unreadable, trouble_of
+from billing_worker.services import lost_memory
 from billing_worker.services.ports import Ports
 from billing_worker.services.ring import ring_for
 from billing_worker.services.withdraw import Moment, give_up
@@ -50,6 +51,7 @@ def renew_due(ports: Ports) -> int:
     by the catch-up policy. While the book waits for decisions that it has forgotten, any of them
     may have prevented a period: none is opened.
     """
+    lost_memory.look(ports)
     total = 0
     _let_leave(ports)
     for _ in range(MAX_BATCHES):

@@ -16,6 +16,7 @@ from sqlalchemy import Connection
 from billing_worker.domain.attempt import LIVE, PAID, Attempt, AttemptStatus, Origin
 from billing_worker.domain.errors import (
     AlreadyPaid,
+    ConcurrentChange,
     GatewayError,
     InvalidInput,
     NotPayable,
@@ -39,10 +40,11 @@ from billing_worker.persistence import (
     subscriptions,
     switches,
 )
+from billing_worker.persistence.book import Book
 from billing_worker.persistence.cases import CaseKey, LockedCases
 from billing_worker.persistence.claims import DueInvoice
 from billing_worker.persistence.history import Entry
-from billing_worker.services import withdraw
+from billing_worker.services import lost_memory, withdraw
 from billing_worker.services.arm import why_not
 from billing_worker.services.commit import settle
 from billing_worker.services.earlier import why_no_other
@@ -55,7 +57,6 @@ from billing_worker.services.lookup import (
     by_reference,
     knows_later,
 )
-from billing_worker.services.lost_memory import NOTICED_SINCE
 from billing_worker.services.ports import Ports
 from billing_worker.services.settle import Settle, wire_data
 from billing_worker.services.withdraw import Moment
@@ -75,6 +76,7 @@ class Slot:
     may_be_forgotten: bool = False  # see `Claimed`
     owner: Owner = NOT_SAID  # whose its invoice at the gateway has to be
     restored_at: datetime | None = None
+    book: Book | None = None
 
     @property
     def create_may_have_been_sent(self) -> bool:
@@ -124,8 +126,9 @@ def take(
     require_payable(ports, connection, Case(attempt, item.invoice, subscription))
     switched = switches.read(connection)
     forgotten = switched.may_be_forgotten(item.invoice) or item.may_be_charged_elsewhere
+    this_book = book.read(connection)
     owner = Owner(
-        book.read(connection).identity,
+        this_book.identity,
         hosted.customer_reference(connection, subscription.customer_id),
     )
     slot = Slot(
@@ -135,6 +138,7 @@ def take(
         forgotten,
         owner,
         switched.restored_at,
+        this_book,
     )
     data = {"reference_id": attempt.reference_id, "fence": attempt.fence, "origin": attempt.origin}
     kind = EventKind.ATTEMPT_CLAIMED if live else EventKind.ATTEMPT_PREPARED
@@ -200,9 +204,12 @@ def open_page(
     Raises NotPayable for what forbids a charge too, ConcurrentChange when the slot is not ours.
     """
     now = ports.clock.now()
-    require_payable(ports, connection, LockedCases(connection, [slot.key]).case(slot.key))
+    cases = LockedCases(connection, [slot.key])
+    if not cases.knows(slot.key):
+        raise ConcurrentChange(f"{slot.attempt.reference_id} is not in the books any more")
+    require_payable(ports, connection, cases.case(slot.key))
     if switches.read(connection).restored_at != slot.restored_at:
-        raise NotPayable(NOTICED_SINCE)
+        raise NotPayable(lost_memory.NOTICED_SINCE)
     links.open_page(
         connection,
         slot.attempt,
@@ -217,6 +224,11 @@ def open_page(
         "calls": wire_data(calls),
     }
     _write(connection, slot, Event(EventKind.ATTEMPT_SUBMITTED, now, BY, data))
+
+
+def record(ports: Ports, slot: Slot) -> None:
+    """A page that is handed out may be paid like a sale: it is recorded like one, before that."""
+    lost_memory.record(ports, slot.book, slot.attempt, ports.clock.now())
 
 
 def give_back(

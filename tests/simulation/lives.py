@@ -11,6 +11,7 @@ from pathlib import Path
 
 from billing_worker.persistence.migrate import migrate
 from billing_worker.persistence.store import Store
+from tests.simulation.forgetful import Forgetful
 from tests.simulation.memory import template_bytes
 from tests.simulation.restored import Restored
 from tests.simulation.shared import Shared
@@ -20,6 +21,7 @@ from tests.support.books import name_book
 LIVES: dict[str, type[Simulation]] = {
     "ordinary": Simulation,
     "restored": Restored,
+    "forgetful": Forgetful,
     "shared": Shared,
 }
 
