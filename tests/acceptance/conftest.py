@@ -8,6 +8,7 @@ import pytest
 
 from billing_worker.clock import SystemClock
 from billing_worker.domain.secret import Secret
+from billing_worker.persistence import book
 from billing_worker.persistence.store import Store
 from billing_worker.persistence.vault import FernetVault
 from billing_worker.sandbox.gateway import Behaviour, SandboxGateway
@@ -63,9 +64,11 @@ class Installation:
         return self.fates().get("paid", 0)
 
     def debits_per_invoice(self):
+        with self.store.reading() as connection:
+            prefix = book.read(connection).prefix
         counts = {}
         for debit in self.sandbox.ledger:
-            invoice = debit.reference_id.rpartition("-a")[0]
+            invoice = debit.reference_id.removeprefix(prefix).rpartition("-a")[0]
             counts[invoice] = counts.get(invoice, 0) + 1
         return counts
 
