@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -97,3 +98,12 @@ def reference_for(invoice_reference: str, number: int, prefix: str = "") -> str:
     book's: two books on one gateway account would find each other's invoices without it.
     """
     return f"{prefix}{invoice_reference}-a{number}"
+
+
+_OF_AN_ATTEMPT = re.compile(r"(.+)-a([1-9][0-9]{0,5})", re.DOTALL)
+
+
+def invoice_and_number(reference: str) -> tuple[str, int] | None:
+    """The invoice and the attempt that a reference without a prefix names; None: it names none."""
+    named = _OF_AN_ATTEMPT.fullmatch(reference)
+    return (named[1], int(named[2])) if named else None

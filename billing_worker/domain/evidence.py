@@ -20,6 +20,7 @@ class Owner:
 
     book: str | None = None  # the identity that its create carried; two books may share an account
     customer: str | None = None  # our reference of the customer
+    former_book: str | None = None  # which has billed it before the subscription moved to ours
 
 
 NOT_SAID = Owner()
@@ -144,7 +145,8 @@ def foreign(statement: Statement, expected: Expected) -> str | None:
         ("book", statement.owner.book, ours.book),
         ("customer", statement.owner.customer, ours.customer),
     ):
-        if theirs is not None and mine is not None and theirs != mine:
+        moved = name == "book" and theirs == ours.former_book
+        if theirs is not None and mine is not None and theirs != mine and not moved:
             return f"the invoice belongs to another {name}: {theirs}, expected {mine}"
     return None
 

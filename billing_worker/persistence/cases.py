@@ -47,7 +47,9 @@ class LockedCases:
         self._connection = connection
         rows = _locked(connection, subscriptions, {key.subscription_id for key in keys}).all()
         self._subscriptions = {row.id: subscription_from(row) for row in rows}
-        self._owners = {row.id: Owner(row.book, row.customer_reference) for row in rows}
+        self._owners = {
+            row.id: Owner(row.book, row.customer_reference, row.from_book) for row in rows
+        }
         self._invoices = {
             row.id: invoice_from(row)
             for row in _locked(connection, invoices, {key.invoice_id for key in keys})

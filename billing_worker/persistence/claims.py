@@ -235,7 +235,10 @@ def prepare(
     rows = [
         {
             "reference_id": attempt_rules.reference_for(
-                item.invoice.reference_id, len(item.attempts) + 1, prefix
+                item.invoice.reference_id,
+                len(item.attempts) + 1,
+                # Of a subscription that has moved: where the other book may have charged already.
+                prefix if item.from_prefix is None else item.from_prefix,
             ),
             "invoice_id": item.invoice.id,
             "number": len(item.attempts) + 1,
@@ -448,11 +451,12 @@ class Payer:
     description: str | None
     card_token: bytes  # encrypted
     book: str | None = None  # the identity of ours
+    former_book: str | None = None  # see `Owner`
 
     @property
     def owner(self) -> Owner:
         """Whose every invoice is that may be sold to this payer."""
-        return Owner(self.book, self.customer_reference)
+        return Owner(self.book, self.customer_reference, self.former_book)
 
 
 _PAYERS = (
@@ -465,6 +469,7 @@ _PAYERS = (
         customers.c.name,
         customers.c.email,
         cards.c.token,
+        subscriptions.c.from_book,
         book.IDENTITY,
     )
     .join(invoices, invoices.c.id == attempts.c.invoice_id)
@@ -490,4 +495,5 @@ def _payer_from(row: Any) -> Payer:
         row.description,
         row.token,
         row.book,
+        row.from_book,
     )

@@ -23,13 +23,13 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
+from billing_worker.domain import attempt as attempt_rules
 from billing_worker.domain import invoice as invoice_rules
 from billing_worker.domain.attempt import Origin
 from billing_worker.domain.catch_up import WAIVED_BY, Action, Planned
 from billing_worker.domain.events import EventKind
 from billing_worker.domain.evidence import UNSOLD_STATUSES
 from billing_worker.domain.subscription import Subscription
-from billing_worker.persistence import book
 from billing_worker.persistence.tables import attempts, events, invoices, subscriptions
 
 
@@ -144,16 +144,20 @@ def look_later(connection: Connection, attempt_id: int, when: datetime) -> None:
 
 
 def find(connection: Connection, reference_id: str) -> Row[Any] | None:
-    """An invoice by its own reference, or by that of any of its attempts, with or without the
-    prefix of the book, or by gateway id.
+    """An invoice by its own reference, or by that of any of its attempts, with or without the prefix
+    of its book, or by gateway id.
     """
-    prefix = book.read(connection).prefix
     by_attempt = select(attempts.c.invoice_id).where(
-        or_(
-            attempts.c.reference_id.in_([reference_id, prefix + reference_id]),
-            attempts.c.gateway_id == reference_id,
-        )
+        or_(attempts.c.reference_id == reference_id, attempts.c.gateway_id == reference_id)
     )
+    named = [invoices.c.reference_id == reference_id, invoices.c.id.in_(by_attempt)]
+    without_prefix = attempt_rules.invoice_and_number(reference_id)
+    if without_prefix is not None:
+        reference, number = without_prefix
+        is_made = exists().where(
+            attempts.c.invoice_id == invoices.c.id, attempts.c.number == number
+        )
+        named.append(and_(invoices.c.reference_id == reference, is_made))
     query = (
         select(
             invoices,
@@ -162,8 +166,8 @@ def find(connection: Connection, reference_id: str) -> Row[Any] | None:
             subscriptions.c.handed_over_at,
         )
         .join(subscriptions, subscriptions.c.id == invoices.c.subscription_id)
-        .where(or_(invoices.c.reference_id == reference_id, invoices.c.id.in_(by_attempt)))
-        # A caller's own reference may read like another one's with the prefix.
+        .where(or_(*named))
+        # A caller's own reference may read like that of an attempt of another one.
         .order_by(case((invoices.c.reference_id == reference_id, 0), else_=1))
     )
     return connection.execute(query).first()

@@ -30,16 +30,7 @@ from billing_worker.domain.invoice import InvoiceStatus
 from billing_worker.domain.settlement import Case, News, NoAnswer, NothingSent, Stated
 from billing_worker.domain.subscription import Subscription
 from billing_worker.gateway.port import CallLog, WireCall
-from billing_worker.persistence import (
-    book,
-    claims,
-    history,
-    hosted,
-    invoices,
-    links,
-    subscriptions,
-    switches,
-)
+from billing_worker.persistence import claims, history, invoices, links, subscriptions, switches
 from billing_worker.persistence.book import Book
 from billing_worker.persistence.cases import CaseKey, LockedCases
 from billing_worker.persistence.claims import DueInvoice
@@ -126,19 +117,16 @@ def take(
     require_payable(ports, connection, Case(attempt, item.invoice, subscription))
     switched = switches.read(connection)
     forgotten = switched.may_be_forgotten(item.invoice) or item.may_be_charged_elsewhere
-    this_book = book.read(connection)
-    owner = Owner(
-        this_book.identity,
-        hosted.customer_reference(connection, subscription.customer_id),
-    )
+    key = _key(item, attempt)
+    owner = LockedCases(connection, [key]).case(key).owner
     slot = Slot(
-        _key(item, attempt),
+        key,
         attempt,
         item.besides(attempt),
         forgotten,
         owner,
         switched.restored_at,
-        this_book,
+        switched.book,
     )
     data = {"reference_id": attempt.reference_id, "fence": attempt.fence, "origin": attempt.origin}
     kind = EventKind.ATTEMPT_CLAIMED if live else EventKind.ATTEMPT_PREPARED

@@ -22,6 +22,7 @@ from billing_worker.services.records import CardRecord
 from billing_worker.services.subscribe import FOREIGN
 from tests.entrypoints.test_commands import RECORD, run
 from tests.entrypoints.test_import_export import the_same_as
+from tests.support.books import name_book
 from tests.support.world import KEY, World
 
 __all__ = ["run"]  # a fixture
@@ -101,8 +102,8 @@ def test_the_old_book_bills_no_further_period_and_collects_what_is_open(
     both(world, other, 15 * DAY)
     assert world.fate("sub-2-p0") == "paid"
     assert other.fate("sub-1-p1") == "paid"
-    assert set(world.debits().values()) == {1}
-    assert {"sub-1-p0", "sub-1-p1", "sub-1-p2", "sub-2-p0"} <= set(world.debits())
+    assert set(world.debits(everybody=True).values()) == {1}
+    assert {"sub-1-p0", "sub-1-p1", "sub-1-p2", "sub-2-p0"} <= set(world.debits(everybody=True))
     assert [row.reference_id for row in of_all(world, tables.invoices)] == ["sub-1-p0", "sub-2-p0"]
 
 
@@ -131,9 +132,9 @@ def test_a_hand_over_that_was_broken_off_is_begun_again_and_writes_the_same(
     assert handed_over(cli) == book
     assert moved_to(other, book, tmp_path).added == 5
     both(world, other, 15 * DAY)
-    assert set(world.debits().values()) == {1}
-    assert not {"sub-1-p1", "sub-2-p1"} & set(world.debits())
-    assert {"sub-0-p2", "sub-3-p2", "sub-4-p2"} <= set(world.debits())
+    assert set(world.debits(everybody=True).values()) == {1}
+    assert not {"sub-1-p1", "sub-2-p1"} & set(world.debits(everybody=True))
+    assert {"sub-0-p2", "sub-3-p2", "sub-4-p2"} <= set(world.debits(everybody=True))
 
 
 def test_the_old_book_says_what_it_has_handed_over_and_what_stays(world, cli):
@@ -182,7 +183,7 @@ def test_money_that_ends_a_suspension_here_starts_no_billing_here(world, cli):
     assert of_all(world, tables.subscriptions)[0].status == "suspended"
     give_card(world, "sub-1")
     world.run_for(70 * DAY, step=DAY)
-    assert world.debits() == {"sub-1-p0": 1}
+    assert world.debits(everybody=True) == {"sub-1-p0": 1}
     due = update(tables.subscriptions).values(next_billing_at=world.clock.now())
     refused = pytest.raises(IntegrityError, match="handed_over_is_not_billed")
     with refused, world.store.transaction() as connection:
@@ -198,7 +199,7 @@ def test_commands_that_the_old_book_has_carried_out_are_unchanged_in_the_new_one
     leaves = {"reference_id": "leave-1", "subscription": "over", "at_period_end": False}
     assert send(world, "cancel", **leaves)["status"] == "done"
     world.run_for(HOUR)
-    before = world.debits()
+    before = world.debits(everybody=True)
     assert moved_to(other, handed_over(cli), tmp_path).done_commands == 3
     for task, asked in (("charge_once", ORDER), ("subscribe", over), ("cancel", leaves)):
         assert send(other, task, **asked)["status"] == "unchanged"
@@ -206,7 +207,7 @@ def test_commands_that_the_old_book_has_carried_out_are_unchanged_in_the_new_one
     changed = send(other, "charge_once", **ORDER | {"amount": "6.00"})
     assert "was '5.00', is now '6.00'." in [error["reason"] for error in changed["errors"]]
     both(world, other, 2 * DAY)
-    assert world.debits() == before
+    assert world.debits(everybody=True) == before
 
 
 def test_nothing_new_begins_in_a_book_that_was_handed_over_until_it_is_taken_back(world, cli):
@@ -219,7 +220,7 @@ def test_nothing_new_begins_in_a_book_that_was_handed_over_until_it_is_taken_bac
     assert cli("subscriptions", "take-back", "--all", "--why", "stays", "--json").stdout
     assert send(world, "charge_once", **ORDER)["status"] == "done"
     world.run_for(32 * DAY, step=6 * HOUR)
-    assert {"sub-1-p0", "sub-1-p1", "extra-1-p0"} == set(world.debits())
+    assert {"sub-1-p0", "sub-1-p1", "extra-1-p0"} == set(world.debits(everybody=True))
 
 
 def test_what_is_held_since_its_import_is_not_armed_by_a_book_that_handed_it_over(
@@ -243,18 +244,20 @@ def write(tmp_path, *records):
     return path
 
 
+@pytest.mark.parametrize("prefix", ["", "k2m4p6-"])
 @pytest.mark.parametrize("token", ["approved", "approved_later", "answer_lost_after"])
 def test_a_period_that_the_old_book_bills_all_the_same_is_found_by_the_new_one(
-    world, other, cli, tmp_path, token
+    world, other, cli, tmp_path, token, prefix
 ):
+    name_book(world.store, prefix=prefix)
     world.subscribe(token, interval="week")
     world.tick()
     moved_to(other, cli("subscriptions", "export", "--with-tokens").stdout, tmp_path)
     world.run_for(8 * DAY, step=HOUR)
-    assert world.debits()["sub-1-p1"] == 1
+    assert world.debits(everybody=True)["sub-1-p1"] == 1
     other.run_for(5 * HOUR, step=HOUR / 4)
     assert other.fate("sub-1-p1") == "paid"
-    assert world.debits()["sub-1-p1"] == 1
+    assert world.debits(everybody=True)["sub-1-p1"] == 1
 
 
 def test_only_the_first_period_after_a_move_is_looked_for(world, other, cli, tmp_path):

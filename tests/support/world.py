@@ -227,19 +227,19 @@ class World:
         """How many sales for an attempt's reference reached the gateway."""
         return self.sandbox.requests.for_reference("sale", reference)
 
-    def debits(self) -> Counter[str]:
-        """Movements of money at the gateway, by our invoice."""
+    def debits(self, *, everybody: bool = False) -> Counter[str]:
+        """Movements of money at the gateway, by our invoice; `everybody`: by other books too."""
         prefix = self.book.prefix
-        ours = [debit.removeprefix(prefix) for debit in self._debited()]
+        ours = [one.removeprefix(prefix) for one in self._debited(everybody=everybody)]
         return Counter(reference.rpartition("-a")[0] or reference for reference in ours)
 
-    def _debited(self) -> list[str]:
+    def _debited(self, *, everybody: bool = False) -> list[str]:
         """References of what was debited, but for other books on the same account."""
         ours = {None, self.book.identity}
         return [
             debit.reference_id
             for debit in self.sandbox.ledger
-            if self.sandbox.metadata_of(debit.gateway_id).get("book") in ours
+            if everybody or self.sandbox.metadata_of(debit.gateway_id).get("book") in ours
         ]
 
     def discrepancies(self) -> list[str]:
