@@ -41,12 +41,13 @@ from billing_worker.gateway.redaction import hide
 from billing_worker.persistence import counters, history
 from billing_worker.persistence.history import Entry
 from billing_worker.persistence.store import AWAY
-from billing_worker.services import failures, turn
+from billing_worker.services import failures, lost_memory, turn
 from billing_worker.services.arm import Arm, Armed, NotArmed
 from billing_worker.services.claim import BY, Claimed, ClaimedPage, claim, claim_page
 from billing_worker.services.commit import arm, settle
 from billing_worker.services.earlier import Obstacle, why_no_other
 from billing_worker.services.lookup import (
+    KNOWN_THERE,
     LATER_KNOWN,
     MAYBE_SOLD,
     UNPROVEN,
@@ -183,9 +184,7 @@ def _sought(ports: Ports, claimed: Claimed, calls: CallLog) -> Statement | News 
     if isinstance(found, Foreign):
         return NothingSent(found.whose, hold=True)
     if found is not None:
-        if found.maybe_sold and not claimed.is_proven_unsold:
-            return Postponed(MAYBE_SOLD if claimed.may_be_forgotten else UNPROVEN)
-        return _believed(found, _creates_before(claimed))
+        return _believed(ports, claimed, found, made_now=0)
     if claimed.may_be_forgotten and knows_later(ports, claimed.key, claimed.attempt, asking, calls):
         return NothingSent(LATER_KNOWN)
     return None if claimed.attempt.test_mode == ports.test_mode else NothingSent(OTHER_MODE)
@@ -226,18 +225,20 @@ def _order(ports: Ports, claimed: Claimed) -> InstantOrder:
     )
 
 
-def _creates_before(claimed: Claimed) -> int:
-    """How many creates older claims may have sent: each of them one."""
-    return claimed.attempt.fence - 1
-
-
-def _believed(found: Found, creates: int) -> Statement | News:
-    """The invoice that was found. More of them than creates that this book may have sent: it has
-    forgotten one, and whoever sent that may have sold it.
+def _believed(ports: Ports, claimed: Claimed, found: Found, *, made_now: int) -> Statement | News:
+    """The invoice that was found, if it may be sold. `made_now`: creates of this frame that may have
+    arrived. Older claims have sent one each, so more invoices than that are the work of a life that
+    this book has forgotten.
     """
-    if found.count > creates and found.maybe_sold:
-        return Stated(found.statement, maybe_sold=True)
-    return found.statement
+    older = found.count - made_now
+    unproven = older > 0 and found.maybe_sold and not claimed.is_proven_unsold
+    if unproven and claimed.may_be_forgotten:
+        return Postponed(MAYBE_SOLD)
+    if older >= claimed.attempt.fence:
+        if not claimed.may_be_forgotten:
+            lost_memory.notice(ports, KNOWN_THERE, seen=claimed.restored_at, by=BY)
+        return Stated(found.statement, maybe_sold=found.maybe_sold)
+    return Postponed(UNPROVEN) if unproven else found.statement
 
 
 def _refuses_us(ports: Ports, claimed: Claimed, error: GatewayError) -> News:
@@ -264,7 +265,7 @@ def _after_failed_create(
         return NothingSent(f"{REFUSED}: {error.reason}", hold=True) if refused else doubt
     if isinstance(found, Foreign):
         return NothingSent(found.whose, hold=True)
-    return _believed(found, _creates_before(claimed) + (not refused))
+    return _believed(ports, claimed, found, made_now=0 if refused else 1)
 
 
 def _seen_again(ports: Ports, found: Statement, calls: CallLog) -> Statement | News:

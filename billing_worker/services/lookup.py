@@ -36,6 +36,7 @@ MAYBE_SOLD = (
     "found at the gateway, and restored books (or moved ones) cannot tell whether it was sold"
 )
 LATER_KNOWN = "the gateway knows a later attempt, which restored books (or moved ones) do not"
+KNOWN_THERE = "the gateway knows an invoice under a reference that this book has not used yet"
 UNPROVEN = "found at the gateway, and nothing proves that it was not sold: it is left to end"
 
 log = structlog.get_logger()

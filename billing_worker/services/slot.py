@@ -41,6 +41,7 @@ from billing_worker.services.commit import settle
 from billing_worker.services.earlier import why_no_other
 from billing_worker.services.gateway_page import nothing_was_made
 from billing_worker.services.lookup import (
+    KNOWN_THERE,
     LATER_KNOWN,
     MAYBE_SOLD,
     Asking,
@@ -244,6 +245,8 @@ def not_handed_out(
     """Keep what the gateway made of a page that is given to nobody. Returns what to tell."""
     said, unexpected = found.statement, found.made_by_somebody
     news: News = NothingSent(why, hold=True, statement=said)
+    if unexpected:
+        lost_memory.notice(ports, KNOWN_THERE, seen=slot.restored_at, by=BY)
     if unexpected or page_may_be_paid(said):
         news = Stated(said, maybe_sold=unexpected)
     case = _tell(ports, slot, news, calls)

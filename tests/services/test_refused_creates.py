@@ -10,7 +10,8 @@ import pytest
 
 from billing_worker.domain.errors import NotPayable, OutcomeUnknown, Refused
 from billing_worker.gateway.http import Response
-from billing_worker.persistence import tables
+from billing_worker.persistence import switches, tables
+from billing_worker.persistence.outside import Memory
 from billing_worker.sandbox.behaviour import RefusalShape
 from billing_worker.services.hosted import start_checkout, start_tokenisation
 from billing_worker.services.recover import retry_invoice
@@ -33,6 +34,7 @@ def forget(world):
     restore(world.store, world.kept)
     world.bell.messages.clear()
     world.clock.advance(2 * MINUTE)
+    world.ports = world.ports_of_a_worker(outside=(Memory(),))  # nor does anything else tell of it
 
 
 def answered(world, status, body, *, when=lambda request: request.method == "POST", times=1):
@@ -144,6 +146,9 @@ def test_a_forgotten_charge_that_is_pending_is_unknown_and_told(world):
     assert world.attempts() == ["submitted"]
     assert world.fate() == "unknown"
     assert any("no create of this book" in why for why in world.alerts())
+    assert "under a reference that this book has not used yet" in str(world.alerts())
+    with world.store.reading() as connection:
+        assert switches.read(connection).restored_at is not None
 
 
 def test_more_invoices_than_creates_show_a_forgotten_charge(world):
