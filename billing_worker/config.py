@@ -154,6 +154,11 @@ class _Environment(Schema):
     NOT_CHARGED_RETRY_SECONDS = _seconds(
         "wait before the next attempt when certainly nothing was charged", 3600
     )
+    EXPIRED_RETRY_SECONDS = _seconds(
+        "wait after the gateway's `expired` before the next automatic attempt, where a sale may have "
+        "arrived and can still be approved",
+        259_200,
+    )
 
 
 PREFIX = "BILLING_"
@@ -277,6 +282,7 @@ def _settings(values: Mapping[str, Any]) -> Settings:
             stuck_after=value("STUCK_AFTER_SECONDS"),
             expiry_grace=value("EXPIRY_GRACE_SECONDS"),
             not_charged_retry=value("NOT_CHARGED_RETRY_SECONDS"),
+            expired_retry=value("EXPIRED_RETRY_SECONDS"),
             # create, sale and look, each with its connection and its whole deadline
             longest_charge=3 * (timeout + 10),
         ),

@@ -21,7 +21,7 @@ RULES = {
     "test_preview_attack", "test_restored", "test_decided_at", "test_hand_over",
     "test_paid_before_handed_out",
     "test_commands", "test_cards", "test_overview", "test_charge_troubles", "test_resolve",
-    "test_failures", "test_two_books", "test_refused_creates", "test_debts",
+    "test_late_money", "test_failures", "test_two_books", "test_refused_creates", "test_debts",
 }  # fmt: skip
 """Modules about rules more than about SQL: the quick run takes them through one database."""
 

@@ -16,13 +16,14 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
+from billing_worker.domain import invoice as invoices
 from billing_worker.domain.attempt import Origin
 from billing_worker.domain.calendar import local_hour_after
 from billing_worker.domain.declines import Decline, DeclineClass, decline_for
 from billing_worker.domain.terms import Terms
 
 MAX_NOT_CHARGED_IN_A_ROW = 5
-"""Five hours of expired invoices mean that the sale never arrives: a person has to look."""
+"""Five attempts whose sale certainly never left mean that none ever will: a person has to look."""
 
 REST_DAYS = 1
 """Between two attempts on a card that refused, whoever asked for the first of them."""
@@ -283,11 +284,23 @@ def steps_used(declines: Sequence[Declined]) -> int:
 
 
 def after_not_charged(now: datetime, not_charged_in_a_row: int, terms: Terms) -> NextStep:
-    """Nothing reached the card, so a new attempt harms nobody; but not for ever."""
+    """Nothing was ever sent, so a new attempt harms nobody; but not for ever."""
     if not_charged_in_a_row >= MAX_NOT_CHARGED_IN_A_ROW:
         return NextStep(None, "not_charged_repeatedly", "not_charged.limit")
     at = now + terms.not_charged_retry
     return NextStep(at, "not_charged", "not_charged.retry", Turn.OURS)
+
+
+def after_expired(since: datetime, terms: Terms, *, again: bool) -> NextStep:
+    """The sale may have arrived, and the gateway's invoice has `expired` at `since`: no proof that
+    nothing was charged. One more attempt comes by itself, late; after that somebody decides.
+
+    `again`: it is not the first such attempt of the invoice.
+    """
+    if again:
+        return hold(invoices.EXPIRED_AGAIN, "expired.person")
+    at = since + terms.expired_retry
+    return NextStep(at, invoices.EXPIRED, "expired.retry", Turn.OURS)
 
 
 def after_refusal(rule: str, reason: str, again_at: datetime | None) -> NextStep:

@@ -106,6 +106,17 @@ REFUSED = "gateway refused the invoice"
 """In the reason of an invoice for which the gateway created none: the fault may be the token's."""
 
 
+EXPIRED = "expired_unproven"
+"""Why an invoice waits whose sale may have arrived before the gateway's invoice expired."""
+
+EXPIRED_AGAIN = "expired_unproven_again"
+"""Why an invoice waits for a person: its second such attempt has ended like the first."""
+
+
+LATE_MONEY = "late_money_may_come"
+"""Why an invoice waits for which an attempt was asked, while an earlier one may still be paid."""
+
+
 def put_aside(invoice: Invoice, reason: str = PAUSED) -> Invoice:
     """Stop what was to happen next, and remember its date. What waits for a person still does."""
     if invoice.next_attempt_at is None:

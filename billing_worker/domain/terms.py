@@ -3,6 +3,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 
+_DECLINE_STANDS = timedelta(minutes=10)
+
 
 @dataclass(frozen=True, slots=True)
 class Terms:
@@ -20,6 +22,11 @@ class Terms:
     not_charged_retry: timedelta = timedelta(seconds=3600)
     """Wait before the next attempt when certainly nothing was charged."""
 
+    expired_retry: timedelta = timedelta(seconds=259_200)
+    """Wait from the gateway's `expired` until the next automatic attempt, where a sale may have
+    arrived: it may still be approved.
+    """
+
     longest_charge: timedelta = timedelta(seconds=120)
     """The longest a charge can take with every call at its deadline: bounds lease growth."""
 
@@ -30,6 +37,13 @@ class Terms:
     A frame that slept longer may wake up after the invoice was given up.
     """
 
+    @property
+    def decline_stands(self) -> timedelta:
+        """How long a decline has to stand before another attempt that does not wait for a day
+        anyway: declines were seen to become payments within minutes (gateway.md §0 H).
+        """
+        return min(self.expiry_grace, _DECLINE_STANDS)
+
     @classmethod
     def in_seconds(
         cls,
@@ -38,6 +52,7 @@ class Terms:
         stuck_after: int,
         expiry_grace: int,
         not_charged_retry: int,
+        expired_retry: int,
         longest_charge: int,
     ) -> Terms:
         return cls(
@@ -45,5 +60,6 @@ class Terms:
             stuck_after=timedelta(seconds=stuck_after),
             expiry_grace=timedelta(seconds=expiry_grace),
             not_charged_retry=timedelta(seconds=not_charged_retry),
+            expired_retry=timedelta(seconds=expired_retry),
             longest_charge=timedelta(seconds=longest_charge),
         )

@@ -401,6 +401,21 @@ def wait(connection: Connection, waiting: Sequence[tuple[int, str]], until: date
         )
 
 
+def date(connection: Connection, dated: Sequence[tuple[int, str, datetime]]) -> None:
+    """Move the next attempt of due invoices to a date: (invoice id, reason, date)."""
+    if dated:
+        connection.execute(
+            update(invoices)
+            .where(invoices.c.id == bindparam("row_id"))
+            .values(
+                next_attempt_at=bindparam("new_date"),
+                ring_at=bindparam("new_date"),
+                reason=bindparam("new_reason"),
+            ),
+            [{"row_id": row_id, "new_reason": why, "new_date": at} for row_id, why, at in dated],
+        )
+
+
 def stop_waiting(connection: Connection, subscription_ids: Sequence[int], now: datetime) -> None:
     """The older invoice is paid or given up: the next one may be rung for."""
     if subscription_ids:

@@ -59,7 +59,7 @@ class Acquirer:
         if ending is Ending.NOT_RECEIVED:
             return
         invoice.sales += 1
-        later = self.behaviour.later_seconds
+        later = self._later(invoice)
         match ending:
             case Ending.CHARGED:
                 self.charge(invoice, now)
@@ -110,9 +110,14 @@ class Acquirer:
     def _expire(self, invoice: Invoice, now: datetime) -> None:
         if not invoice.is_open:
             return
-        self._settle(invoice, "expired", "ok", now)
-        if invoice.outcome.ending is Ending.CHARGED_AFTER_EXPIRY and invoice.sales:
-            self._arrange(now, self.behaviour.later_seconds, invoice, self.charge)
+        outcome = invoice.outcome
+        self._settle(invoice, "expired", outcome.expires_with if invoice.sales else "ok", now)
+        if outcome.ending is Ending.CHARGED_AFTER_EXPIRY and invoice.sales:
+            self._arrange(now, self._later(invoice), invoice, self.charge)
+
+    def _later(self, invoice: Invoice) -> float:
+        own = invoice.outcome.later_seconds
+        return self.behaviour.later_seconds if own is None else own
 
     def _settle(self, invoice: Invoice, status: str, resolution: str, now: datetime) -> None:
         invoice.status = status

@@ -66,7 +66,13 @@ class Outcome:
     misstates: Misstatement | None = None
     moderated: bool = False
     slow: bool = False
+    later_seconds: int | None = None
+    """What "later" means for this token alone. None: what the behaviour says."""
+    expires_with: str = "ok"
+    """The resolution of an invoice that was sold and expires."""
 
+
+_HOUR: Final = 3600
 
 _SCENES: Final = (
     Outcome(name="approved", meaning="charged at once"),
@@ -183,6 +189,38 @@ _SCENES: Final = (
         name="late_after_expiry",
         meaning="pending until the invoice expires, yet charged later_seconds after that",
         ending=Ending.CHARGED_AFTER_EXPIRY,
+    ),
+    *(
+        Outcome(
+            name=f"late_{hours}h_after_expiry",
+            meaning=f"pending until the invoice expires, yet charged {hours} hours after that",
+            ending=Ending.CHARGED_AFTER_EXPIRY,
+            later_seconds=hours * _HOUR,
+        )
+        for hours in (6, 16, 80)
+    ),
+    Outcome(
+        name="flips_after_5m",
+        meaning="declined (insufficient_funds), yet charged five minutes after the sale",
+        ending=Ending.DECLINED_THEN_CHARGED,
+        resolution="insufficient_funds",
+        later_seconds=300,
+    ),
+    Outcome(
+        name="flips_after_2h",
+        meaning="declined (insufficient_funds), yet charged two hours after the sale",
+        ending=Ending.DECLINED_THEN_CHARGED,
+        resolution="insufficient_funds",
+        later_seconds=2 * _HOUR,
+    ),
+    *(
+        Outcome(
+            name=f"expires_{resolution}",
+            meaning=f"pending until the invoice expires with resolution {resolution}, never charged",
+            ending=Ending.UNDECIDED,
+            expires_with=resolution,
+        )
+        for resolution in ("insufficient_funds", "card_is_stolen", "auth_3ds_required")
     ),
     Outcome(
         name="moderation",

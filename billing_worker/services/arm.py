@@ -9,14 +9,14 @@ from datetime import datetime
 from sqlalchemy import Connection
 
 from billing_worker.domain import card as card_rules
-from billing_worker.domain.attempt import Attempt, AttemptStatus
+from billing_worker.domain.attempt import Attempt, AttemptStatus, Origin
 from billing_worker.domain.dunning import ASKED_FOR
 from billing_worker.domain.errors import InvariantBroken
 from billing_worker.domain.events import Event, EventKind
 from billing_worker.domain.evidence import Statement
 from billing_worker.domain.invoice import InvoiceStatus
 from billing_worker.domain.secret import Secret
-from billing_worker.domain.settlement import Case, Forbidden, is_unknown
+from billing_worker.domain.settlement import Case, Forbidden, is_unknown, not_before
 from billing_worker.domain.subscription import COLLECTABLE, SubscriptionStatus
 from billing_worker.gateway.port import WireCall
 from billing_worker.persistence import cards, links, switches
@@ -132,12 +132,20 @@ def why_not(ports: Ports, connection: Connection, case: Case, now: datetime) -> 
     against = _obstacle(ports, case, switched)
     if against is not None:
         return against.obstacle
-    return _others_may_pay(connection, case) or _card_forbidden(connection, case.attempt, now)
+    return _others_may_pay(ports, connection, case, now) or _card_forbidden(
+        connection, case.attempt, now
+    )
 
 
-def _others_may_pay(connection: Connection, case: Case) -> str | None:
+def _others_may_pay(ports: Ports, connection: Connection, case: Case, now: datetime) -> str | None:
     """`_held` does not tell it of a page: an invoice that waits for its customer has no date."""
     others = links.others(connection, case.attempt)
+    earliest = not_before(Origin.LINK, others, ports.terms)
+    if earliest is not None and earliest > now:
+        return (
+            "an earlier sale may have arrived before the gateway's invoice expired, and may still "
+            f"be paid: a page can be opened from {earliest:%Y-%m-%d %H:%M} UTC on"
+        )
     for other in others:
         if other.undecided_since is not None:
             return f"{other.reference_id} is undecided again: it may still be paid"

@@ -8,6 +8,7 @@ sold, after it only the gateway knows. See README, "What if it dies here?".
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -67,7 +68,16 @@ OTHER_MODE = "prepared in the other test mode"
 """Nothing was sold, so the next attempt is made in the present one."""
 
 STALE_AFTER_SECONDS = 5.0
-"""Who waited longer than this for the turn of a sale looks at the invoice again before it."""
+"""Who waited longer than this for the turn of a sale looks at the invoice again before it; what was
+heard longer ago than this of earlier attempts is asked once more.
+"""
+
+OLDEST_NEWS_SECONDS = 60.0
+"""A frame that slept longer than this since it asked about earlier attempts sells nothing: one of
+them may have been paid meanwhile.
+"""
+
+NEWS_TOO_OLD = "too late after earlier attempts were asked about"
 
 ALERT_AGAIN_AFTER = timedelta(minutes=10)
 
@@ -121,6 +131,7 @@ def charge(ports: Ports, claimed: Claimed) -> str:
     """Drive one claimed attempt as far as it goes now. Returns the attempt's state."""
     ports.vault.unlock(claimed.payer.card_token)  # Before the gateway hears of it, not after.
     calls: CallLog = []
+    asked_at = ports.clock.monotonic() if claimed.earlier else math.inf
     obstacle = _earlier_attempts_may_pay(ports, claimed, calls)
     if obstacle:
         return _settle(ports, claimed, obstacle, calls)
@@ -133,13 +144,16 @@ def charge(ports: Ports, claimed: Claimed) -> str:
         if waited > STALE_AFTER_SECONDS:
             may_look = False  # its turn is used up here
             found = _fit(ports, claimed, _seen_again(ports, found, calls))
+        if claimed.earlier and ports.clock.monotonic() - asked_at > STALE_AFTER_SECONDS:
+            asked_at = ports.clock.monotonic()
+            found = _earlier_attempts_may_pay(ports, claimed, calls) or found
     if not isinstance(found, Statement):
         return _settle(ports, claimed, found, calls)
     request = Arm(claimed, found, _shown(ports, claimed, calls))
     armed = arm(ports, request)
     if isinstance(armed, NotArmed):
         return _settle(ports, claimed, _why_not_armed(armed), calls)
-    return _sell(ports, request, armed, may_look=may_look)
+    return _sell(ports, request, armed, asked_at, may_look=may_look)
 
 
 # --- before the commit: nothing here moves money ---------------------------------------------
@@ -309,12 +323,14 @@ def _why_not_armed(obstacle: NotArmed) -> News:
 # --- after the commit -------------------------------------------------------------------------
 
 
-def _sell(ports: Ports, request: Arm, armed: Armed, *, may_look: bool) -> str:
+def _sell(ports: Ports, request: Arm, armed: Armed, asked_at: float, *, may_look: bool) -> str:
     """Send the sale this frame has just committed, once, and only if it is still that moment."""
     claimed = request.claimed
     calls: CallLog = []
     if ports.clock.monotonic() - armed.committed_at > ports.terms.sale_gate_seconds:
         return _settle(ports, claimed, NothingSent("too late after the commit"), calls)
+    if claimed.earlier and ports.clock.monotonic() - asked_at > OLDEST_NEWS_SECONDS:
+        return _settle(ports, claimed, NothingSent(NEWS_TOO_OLD), calls)
     try:
         answer = ports.gateway.sale(request.bearer, calls)
     except NotSent as error:

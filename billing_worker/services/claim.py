@@ -10,12 +10,14 @@ import structlog
 from sqlalchemy import Connection
 
 from billing_worker.domain import card as card_rules
+from billing_worker.domain import invoice as invoices
 from billing_worker.domain.attempt import Attempt, AttemptStatus, Origin
 from billing_worker.domain.card import Card
 from billing_worker.domain.catch_up import was_missed
 from billing_worker.domain.dunning import LADDER_ORIGINS, policy_named
 from billing_worker.domain.events import Event, EventKind
 from billing_worker.domain.invoice import KEEPS_CRASHING
+from billing_worker.domain.settlement import not_before
 from billing_worker.domain.terms import Terms
 from billing_worker.persistence import cards, claims, history, switches
 from billing_worker.persistence.book import Book
@@ -140,6 +142,7 @@ def _claim_page(ports: Ports, invoice_ids: Sequence[int]) -> ClaimedPage | Doubt
         _leave_to_a_person(connection, poison, now)
         _await_cards(connection, ready.without_card, now)
         _put_off(connection, ready.later, now)
+        _await_late_money(connection, ready.early, now)
         _set_aside(connection, unreadable, now)
         claimed = _claimed(
             connection, [*prepared, *taken_over], due, _Memory(switched, records), now
@@ -175,6 +178,7 @@ class _Readiness:
     chargeable: list[DueInvoice]  # with the card that is to be charged
     without_card: list[tuple[DueInvoice, str]]  # (…, why none can be charged)
     later: list[tuple[DueInvoice, str]]  # (…, what comes first)
+    early: list[tuple[DueInvoice, datetime]]  # (…, until when an earlier attempt may still be paid)
     missed: list[DueInvoice]  # so late that the catch-up rules decide about them again
 
 
@@ -185,7 +189,7 @@ def _readiness(
     switched: Switches,
     now: datetime,
 ) -> _Readiness:
-    ready = _Readiness([], [], [], [])
+    ready = _Readiness([], [], [], [], [])
     default = cards.by_ids(connection, {item.card_id for item in items if item.card_id})
     for item in items:
         first = _what_comes_first(ports, item, switched)
@@ -194,6 +198,10 @@ def _readiness(
             continue
         if _was_missed(item, now):
             ready.missed.append(item)
+            continue
+        earliest = not_before(item.invoice.next_origin, item.attempts, ports.terms)
+        if earliest is not None and earliest > now:
+            ready.early.append((item, earliest))
             continue
         chosen = _card_for(connection, item, default.get(item.card_id or 0), now)
         if isinstance(chosen, Card):
@@ -259,6 +267,28 @@ def _put_off(
             if item.invoice.reason != why  # told once, not at every ring
         ),
     )
+
+
+def _await_late_money(
+    connection: Connection, early: Sequence[tuple[DueInvoice, datetime]], now: datetime
+) -> None:
+    """Whoever asked for this attempt did not know, or an older version dated it."""
+    reason = invoices.LATE_MONEY
+    claims.date(connection, [(item.invoice.id, reason, until) for item, until in early])
+    entries = [
+        Entry(
+            Event(
+                EventKind.INVOICE_WAITING,
+                now,
+                BY,
+                {"reason": reason, "rule": "late_money.wait", "next_attempt_at": until.isoformat()},
+            ),
+            item.invoice.subscription_id,
+            item.invoice.id,
+        )
+        for item, until in early
+    ]
+    history.write(connection, entries)
 
 
 def _set_aside(

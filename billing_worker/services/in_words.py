@@ -14,7 +14,10 @@ from billing_worker.domain.declines import decline_for
 from billing_worker.domain.hosted import STEPS, HostedPayment, HostedStatus
 from billing_worker.domain.invoice import (
     CANCELLED,
+    EXPIRED,
+    EXPIRED_AGAIN,
     KEEPS_CRASHING,
+    LATE_MONEY,
     PAUSED,
     VOID_IF_UNPAID,
     is_paid_elsewhere,
@@ -223,7 +226,12 @@ def reason_in_words(reason: str | None) -> str:
         cards.EXPIRED: "the card on file has expired",
         CANCELLED: "its subscription was cancelled",
         "not_charged": "certainly nothing was charged",
-        "not_charged_repeatedly": "several attempts in a row never reached the card",
+        "not_charged_repeatedly": "the sale of several attempts in a row was never sent",
+        EXPIRED: "its sale may have arrived, and the gateway's invoice expired undecided: late "
+        "approval is waited for before the next attempt",
+        EXPIRED_AGAIN: "two sales may have arrived, and both invoices at the gateway expired "
+        "undecided: compare with the gateway's own pages before anything else is charged",
+        LATE_MONEY: "an earlier attempt may still be paid, so the next one waits",
         "link_not_paid": "the customer did not pay on the page",
     }.get(reason or "", reason or "")
 

@@ -44,6 +44,7 @@ class Installation:
             "BILLING_STUCK_AFTER_SECONDS": "1",
             "BILLING_EXPIRY_GRACE_SECONDS": "1",
             "BILLING_NOT_CHARGED_RETRY_SECONDS": "1",
+            "BILLING_EXPIRED_RETRY_SECONDS": "1",
         }
 
     def subscribe(self, token="approved", count=1):

@@ -98,7 +98,7 @@ def test_a_token_that_comes_late_is_kept():
     assert told(said("processed"), without).payment.status is HostedStatus.STORED
 
 
-def test_a_token_that_never_comes_is_asked_for_after_an_hour_a_day_and_three_and_told_of_once():
+def test_a_token_that_never_comes_is_asked_for_for_a_month_and_told_of_once():
     payment, now, events, asked = OPEN, NOW, [], []
     while payment.look_at is not None:
         now = payment.look_at
@@ -107,7 +107,7 @@ def test_a_token_that_never_comes_is_asked_for_after_an_hour_a_day_and_three_and
         payment = concluded.payment
         events += concluded.events
     hour, day = timedelta(hours=1), timedelta(days=1)
-    assert asked == [timedelta(0), hour, day, 3 * day]
+    assert asked == [timedelta(0), hour, day, 3 * day, 7 * day, 30 * day]
     assert len(events) == 1
 
 

@@ -175,13 +175,14 @@ def test_an_invoice_ended_by_a_moderator_is_not_tried_again_by_itself(status):
     assert after.invoice.next_attempt_at is None
 
 
-def test_an_unpaid_end_is_asked_about_again_after_an_hour_a_day_and_three_days():
+def test_an_unpaid_end_is_asked_about_again_for_a_month():
     current = told(stated("process_failed", "declined")).case
     asked = []
     while current.attempt.look_at is not None:
         asked.append(current.attempt.look_at - NOW)
         current = told(stated("process_failed", "declined"), current, current.attempt.look_at).case
-    assert tuple(asked) == RECHECKS
+    hour, day = timedelta(hours=1), timedelta(days=1)
+    assert asked == [hour, day, 3 * day, 7 * day, 30 * day] == list(RECHECKS)
 
 
 @pytest.mark.parametrize("status", [AttemptStatus.DECLINED, AttemptStatus.NOT_CHARGED])
@@ -377,7 +378,7 @@ IN_LADDER = {
 WAITS_FOR_CUSTOMER = {
     "first_declined_at": NOW, "give_up_at": NOW + timedelta(days=30), "reason": "a step is needed",
 }  # fmt: skip
-EARLIER = attempt(AttemptStatus.DECLINED, id=7, number=1, settled_at=NOW,
+EARLIER = attempt(AttemptStatus.DECLINED, id=7, number=1, settled_at=NOW - TERMS.decline_stands,
                   outcome="insufficient_funds")  # fmt: skip
 
 

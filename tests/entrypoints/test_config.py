@@ -25,6 +25,7 @@ SECONDS = {  # and where the process reads them
     "STUCK_AFTER_SECONDS": lambda settings: settings.terms.stuck_after.seconds,
     "EXPIRY_GRACE_SECONDS": lambda settings: settings.terms.expiry_grace.seconds,
     "NOT_CHARGED_RETRY_SECONDS": lambda settings: settings.terms.not_charged_retry.seconds,
+    "EXPIRED_RETRY_SECONDS": lambda settings: settings.terms.expired_retry.seconds,
 }
 
 
@@ -40,6 +41,7 @@ def test_the_required_settings_are_enough():
     assert settings.database_url == "postgresql+psycopg://u:p@db/billing"
     assert settings.test_mode is True
     assert settings.terms.expiry_grace == timedelta(hours=1)
+    assert settings.terms.expired_retry == timedelta(days=3)
 
 
 def test_everything_missing_is_named_at_once():

@@ -49,10 +49,11 @@ QUICK_TERMS = Terms(
     stuck_after=MINUTE,
     expiry_grace=10 * MINUTE,
     not_charged_retry=2 * MINUTE,
+    expired_retry=12 * MINUTE,
 )
 """Short waits mean few looks until an invoice expires, and so a quick run."""
 
-HORIZON = 6 * DAY
+HORIZON = 33 * DAY
 """Past every recheck of the last attempt: nothing happens by itself after it."""
 
 MOST_TICKS = 1_000

@@ -307,7 +307,7 @@ SAFEGUARDS: Sequence[Safeguard] = (
                 "ports.gateway.sale(request.bearer, calls)\n    armed = arm(ports, request)",
             ),
             (
-                r"return _sell\(ports, request, armed, may_look=may_look\)",
+                r"return _sell\(ports, request, armed, asked_at, may_look=may_look\)",
                 "return _settle(ports, claimed, NoAnswer('sold'), calls)",
             ),
         ),

@@ -87,7 +87,7 @@ FINALS = (
         name="late_after_expiry, after the grace and before the next attempt",
         late_money=True,
         later_seconds=900,
-        terms=replace(QUICK_TERMS, not_charged_retry=50 * MINUTE),
+        terms=replace(QUICK_TERMS, expired_retry=60 * MINUTE),
     ),
     scenario("partially_processed", "unknown|dated", "0|1", horizon=8 * MINUTE),
     scenario("rejects_token", "person", "0", horizon=HOUR),
@@ -108,7 +108,7 @@ EXPIRIES = tuple(
     for token in ("answer_lost_before", "never_answers_before", "error_500_before",
                   "pending_forever", "needs_3ds")
 )  # fmt: skip
-"""Nothing ever reaches the card: five attempts, each to its expiry. Long runs."""
+"""Nothing ever reaches the card: two attempts, each to its expiry. Long runs."""
 
 EVERYTHING = (
     *DUPLICATE_CREATES, *SECOND_SALES, *ANSWERS, *FINALS, *MISSTATEMENTS, *EXPIRIES

@@ -57,9 +57,23 @@ def judge(run: Run, plan: Plan) -> Outcome:
         run.crossings,
         violations,
         charged_twice=any(count > 1 for count in debits.values()),
-        lost=any(fate not in run.scenario.fates for fate in fates) or len(fates) != 1,
+        lost=any(fate not in _expected(run, books)[0] for fate in fates) or len(fates) != 1,
         digest=_digest(books),
     )
+
+
+def _expected(run: Run, books: Books) -> tuple[frozenset[str], frozenset[int]]:
+    """(fates, numbers of debits). Whose process dies twice between `submitted` and the sale waits for
+    a person: nobody can tell that neither sale arrived.
+    """
+    unproven = [
+        one
+        for one in books.attempts
+        if one.status == "not_charged" and one.submitted_at and one.sale_status != "not_sent"
+    ]
+    if len(unproven) > 1:
+        return frozenset({"person"}), frozenset({0})
+    return run.scenario.fates, run.scenario.debits
 
 
 def _digest(books: Books) -> tuple[Any, ...]:
@@ -73,16 +87,16 @@ def _digest(books: Books) -> tuple[Any, ...]:
 
 
 def _violations(run: Run, books: Books, fates: list[str]) -> Iterator[str]:
-    scenario = run.scenario
+    allowed, amounts = _expected(run, books)
     yield from (f"books: {found}" for found in run.world.discrepancies())
     if len(books.invoices) != 1:
         yield f"one period: it has {len(books.invoices)} invoices"
     for fate in fates:
-        if fate not in scenario.fates:
-            yield f"fate: {fate}, expected {' or '.join(sorted(scenario.fates))}"
+        if fate not in allowed:
+            yield f"fate: {fate}, expected {' or '.join(sorted(allowed))}"
     count = sum(run.world.debits().values())
-    if count not in scenario.debits:
-        yield f"debits: {count}, expected {' or '.join(map(str, sorted(scenario.debits)))}"
+    if count not in amounts:
+        yield f"debits: {count}, expected {' or '.join(map(str, sorted(amounts)))}"
     yield from _agreed(books)
     yield from _sold_once(run, books)
     yield from _replayed(books)

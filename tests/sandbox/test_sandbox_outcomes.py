@@ -58,6 +58,14 @@ STORIES = {
     ),
     "flips_to_processed": Story(200, ANSWERED, "process_failed", [], "processed", [FULL]),
     "late_after_expiry": Story(200, ANSWERED, "process_pending", [], "processed", [FULL]),
+    "late_6h_after_expiry": Story(200, ANSWERED, *UNPAID),
+    "late_16h_after_expiry": Story(200, ANSWERED, *UNPAID),
+    "late_80h_after_expiry": Story(200, ANSWERED, *UNPAID),
+    "flips_after_5m": Story(200, ANSWERED, "process_failed", [], "processed", [FULL]),
+    "flips_after_2h": Story(200, ANSWERED, "process_failed", [], "processed", [FULL]),
+    "expires_insufficient_funds": Story(200, ANSWERED, *UNPAID),
+    "expires_card_is_stolen": Story(200, ANSWERED, *UNPAID),
+    "expires_auth_3ds_required": Story(200, ANSWERED, *UNPAID),
     "moderation": Story(200, ANSWERED, *UNPAID),
     "slow": Story(200, ANSWERED, *PAID),
     **{
@@ -305,6 +313,26 @@ def test_money_after_expiry_finds_the_invoice_expired(merchant_of, clock):
         history.append((merchant.status(invoice), len(merchant.debits())))
 
     assert history == [("process_pending", 0), ("expired", 0), ("expired", 0), ("processed", 1)]
+
+
+@pytest.mark.parametrize("hours", [6, 16, 80])
+def test_a_late_approval_comes_at_its_hour_whatever_later_means(merchant_of, clock, hours):
+    merchant = merchant_of(lifetime_seconds=100, later_seconds=60)
+    invoice = merchant.sold(f"late_{hours}h_after_expiry")
+
+    clock.move(100 + hours * 3600 - 1)
+    assert (merchant.status(invoice), merchant.debits()) == ("expired", [])
+    clock.move(1)
+    assert (merchant.status(invoice), merchant.debits()) == ("processed", [FULL])
+
+
+def test_a_refusal_may_be_told_by_the_resolution_of_an_expired_invoice(merchant, clock):
+    invoice = merchant.sold("expires_insufficient_funds")
+
+    assert merchant.look(invoice)["resolution"] == "ok"
+    clock.move(7200)
+    attributes = merchant.look(invoice)
+    assert (attributes["status"], attributes["resolution"]) == ("expired", "insufficient_funds")
 
 
 def test_a_decision_that_comes_after_the_lifetime_finds_the_invoice_expired(merchant_of, clock):

@@ -36,6 +36,7 @@ from billing_worker.services.subscribe import FOREIGN, subscribe
 from tests.support.recovery import (
     add_backup,
     banks_change_their_mind,
+    decline_stands,
     events,
     origins,
     replace,
@@ -93,11 +94,13 @@ def test_a_card_that_dies_between_claim_and_sale_is_not_sold_and_the_invoice_ask
     assert [one["rule"] for one in events(world, "attempt.forbidden")] == ["card.usable"]
 
 
-def test_the_backup_card_is_charged_at_once_when_the_default_one_is_dead(world):
+def test_the_backup_card_is_charged_as_soon_as_the_decline_stands_when_the_default_one_is_dead(
+    world,
+):
     world.subscribe("decline_card_is_stolen")
     add_backup(world, "approved.backup")
     world.tick()
-    world.tick()
+    decline_stands(world)
     assert origins(world) == ["scheduled", "backup"]
     assert world.fate() == "paid"
 
@@ -204,6 +207,7 @@ def test_nobody_is_warned_about_a_card_that_pays_for_nothing_any_more(world):
 def test_a_replaced_card_is_tried_at_once_on_what_waits(world, token):
     world.subscribe(token)
     world.tick()
+    world.clock.advance(world.ports.terms.decline_stands)
     assert replace(world, "approved.new")["tried"] == ["sub-1-p0"]
     world.tick()
     assert origins(world) == ["scheduled", "new_card"]
@@ -216,7 +220,7 @@ def test_a_replaced_card_is_tried_once_and_then_the_ladder_goes_on_where_it_was(
     world.tick()
     planned = world.explain()["next_attempt_at"]
     replace(world, "decline_insufficient_funds.new")
-    world.tick()
+    decline_stands(world)
     assert origins(world) == ["scheduled", "new_card"]
     assert world.explain()["next_attempt_at"] == planned
 
@@ -425,9 +429,8 @@ def test_two_workers_cannot_both_make_the_last_attempt_that_a_network_allows(pos
         )
     world.tick()
     for _ in range(7):
-        world.clock.advance(60)
         retry(world)
-        world.tick()
+        decline_stands(world)
     first, second = card_ids(world)  # two cards with one fingerprint, and one try left
     price, now = Money.parse("9.99", "USD"), world.clock.now()
     refused = []

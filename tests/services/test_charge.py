@@ -15,7 +15,7 @@ from billing_worker.services.commit import settle
 from billing_worker.services.settle import Settle
 from billing_worker.services.together import EachAlone
 
-HOUR = timedelta(hours=1)
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 
 
 def test_an_approved_card_is_charged_once_and_the_invoice_is_paid(world):
@@ -90,16 +90,25 @@ def test_an_expired_invoice_counts_as_not_charged_only_after_the_grace(world):
 
 def test_after_not_charged_a_new_attempt_follows_under_a_new_reference(world):
     world.subscribe("answer_lost_before")
-    world.run_for(4 * HOUR, step=timedelta(minutes=5))
+    world.run_for(4 * DAY, step=timedelta(hours=1))
     references = [a["reference_id"] for a in world.explain()["attempts"]]
     assert references[:2] == ["sub-1-p0-a1", "sub-1-p0-a2"]
 
 
-def test_attempts_that_never_reach_the_card_end_with_a_person(world):
-    world.subscribe("answer_lost_before")
-    world.run_for(timedelta(days=2), step=timedelta(minutes=15))
+def test_attempts_whose_sale_is_never_sent_end_with_a_person(world):
+    world.subscribe("approved")
+    world.transport.before_send = only_sales_are_unreachable(world)
+    world.run_for(timedelta(hours=8), step=timedelta(minutes=15))
     assert world.attempts() == ["not_charged"] * 5
     assert world.explain()["reason"] == "not_charged_repeatedly"
+    assert [e["kind"] for e in world.explain()["history"] if e["alert"]] == ["invoice.waiting"]
+
+
+def only_sales_are_unreachable(world):
+    def before_send(request):
+        world.transport.unreachable = request.url.endswith("/payment/sale")
+
+    return before_send
 
 
 def test_money_that_arrives_after_the_decline_pays_the_invoice(world):

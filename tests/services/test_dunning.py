@@ -13,6 +13,7 @@ from billing_worker.services.recover import choose_policy, give_up_overdue
 from billing_worker.services.ring import ring_due
 from tests.support.recovery import (
     banks_change_their_mind,
+    decline_stands,
     events,
     origins,
     replace,
@@ -152,9 +153,8 @@ def be_declined_ten_times(world):
     world.subscribe("decline_insufficient_funds", **NEVER_DUE_AGAIN)
     world.tick()
     for _ in range(9):
-        world.clock.advance(60)
         retry(world)
-        world.tick()
+        decline_stands(world)
 
 
 def test_a_manual_retry_past_a_network_limit_is_refused_with_the_rule(world):
@@ -169,7 +169,7 @@ def test_an_attempt_past_a_network_limit_is_refused_at_the_last_moment_and_comes
 ):
     be_declined_ten_times(world)
     due_now(world)
-    world.tick()
+    decline_stands(world)
     assert world.attempts() == ["declined"] * 10 + ["not_charged"]
     assert [one["rule"] for one in events(world, "attempt.forbidden")] == [
         "mastercard.10_declines_in_24_hours"
@@ -193,10 +193,9 @@ def test_equal_tokens_of_two_subscriptions_share_one_budget(world):
             **NEVER_DUE_AGAIN,
         )  # fmt: skip
     world.tick()
-    world.clock.advance(60)
     for number in range(1, 5):
         retry(world, f"sub-{number}-p0")
-    world.tick()
+    decline_stands(world)
     with pytest.raises(InvalidInput, match=r"mastercard\.10_declines"):
         retry(world, "sub-5-p0")
 

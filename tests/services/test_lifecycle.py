@@ -252,7 +252,7 @@ def test_a_charge_in_flight_when_paused_is_settled_and_not_tried_again_before_re
     assert world.explain()["reason"] == "paused"
     do(world, "resume", shift_anchor=False)
     assert row(world).status == "past_due"
-    world.run_for(timedelta(hours=1), step=timedelta(minutes=30))
+    world.run_for(timedelta(days=3), step=timedelta(hours=6))
     assert len(world.attempts()) == 2
 
 

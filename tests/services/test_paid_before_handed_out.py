@@ -275,15 +275,20 @@ def test_a_link_on_which_money_may_be_moving_is_unknown_and_nothing_else_starts(
     assert before is not None
 
 
-def test_a_link_that_ends_unpaid_before_it_is_handed_out_leaves_the_next_step_as_it_was(declined):
-    before = declined.explain()["next_attempt_at"]
+def test_a_link_that_ends_unpaid_before_it_is_handed_out_keeps_the_next_step_for_three_days(
+    declined,
+):
+    before = declined.explain()
     Hasty(declined, becomes("processing"))
     with pytest.raises(NotPayable):
         start_checkout(declined.ports, {"invoice": INVOICE})
     becomes("expired")(declined, declined.explain()["attempts"][1]["gateway_id"])
+    heard_at = declined.clock.now() + 10 * MINUTE
     declined.run_for(2 * HOUR, step=10 * MINUTE)
     assert declined.attempts() == ["declined", "not_charged"]
-    assert declined.explain()["next_attempt_at"] == before
+    after = declined.explain()
+    assert after["reason"] == before["reason"]
+    assert after["next_attempt_at"] == (heard_at + 3 * DAY).isoformat()
 
 
 def test_a_card_page_on_which_money_may_be_moving_is_asked_about_until_it_is_decided(world):

@@ -666,6 +666,7 @@ def test_an_invoice_whose_page_is_being_made_is_not_foreseen_as_charged(world):
 def test_what_somebody_asked_for_is_foreseen_although_the_subscription_is_suspended(world):
     world.subscribe("decline_card_expired", interval="day", ends_after_periods=1)
     world.tick()
+    world.clock.advance(world.ports.terms.decline_stands)
     with world.store.transaction() as connection:
         connection.execute(
             update(tables.subscriptions).values(status="suspended", next_billing_at=None)

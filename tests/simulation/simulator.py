@@ -50,11 +50,13 @@ TOKENS = (
     "decline_card_expired", "answer_lost_after", "answer_lost_before", "never_answers_after",
     "never_answers_before", "error_500_after", "error_500_before", "html_502_after",
     "create_answer_lost", "create_error_500", "flips_to_processed", "late_after_expiry",
+    "late_6h_after_expiry", "late_16h_after_expiry", "late_80h_after_expiry",
+    "flips_after_5m", "flips_after_2h", "expires_insufficient_funds", "expires_card_is_stolen",
     "pending_forever", "needs_3ds", "wrong_amount", "partially_processed", "rejects_token",
 )  # fmt: skip
-LATE_TOKENS = {"flips_to_processed", "late_after_expiry"}
-"""Here the gateway itself calls a charge final and takes the money later: a second debit can then
-only be found and flagged as surplus, not prevented."""
+
+LATE_TOKENS = {token for token in TOKENS if token.startswith(("flips_", "late_"))}
+"""Here the gateway itself calls a charge final and takes the money later."""
 
 HORIZON = timedelta(days=70)
 HOUR = 3_600
@@ -448,7 +450,7 @@ class Simulation:
         with self.store.reading() as connection:
             asked_for = frozenset(connection.execute(_ASKED_FOR).scalars())
         terms = self.ports.terms
-        waits = Waits(automatic=terms.expiry_grace, asked_for=terms.expiry_grace)
+        waits = Waits(expired=terms.expired_retry, declined=terms.decline_stands)
         for period, told, reason in self.witness.second_debits(
             self.world.book.identity, waits, asked_for
         ):

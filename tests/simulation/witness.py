@@ -12,9 +12,14 @@ from datetime import datetime, timedelta
 from billing_worker.sandbox.gateway import SandboxGateway
 from billing_worker.sandbox.invoices import Invoice
 
-CALLED_FAILED = "declined by the gateway, and charged after that"
+CALLED_FAILED = "declined by the gateway for as long as it is waited, and charged after that"
 CALLED_EXPIRED = "expired for as long as it is waited, and charged after that"
-ASKED_FOR = "expired and its grace over, somebody asked for another try, and charged after that"
+ASKED_FOR = "a page expired, somebody asked for another try, and the page was charged after that"
+PAID_ON_A_PAGE = "declined by the gateway, the customer paid on a page, and charged after that"
+AT_THE_SAME_TIME = "final and unpaid when it was last asked about, and charged within that minute"
+
+LAST_QUESTION = timedelta(seconds=60)
+"""The oldest that the answer to the last question may be when the sale is sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +29,8 @@ class Seen:
     gateway_id: str
     status: str
     since: datetime
+    on_page: bool
+    was_final: bool  # before this status
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +39,7 @@ class Ask:
     gateway_id: str
     reference_id: str
     at: datetime
+    on_page: bool
     before: tuple[Seen, ...]
 
     @property
@@ -41,10 +49,10 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Waits:
-    """What the worker promises to wait after the gateway's `expired`."""
+    """What the worker promises to wait after the gateway's `expired`, or its decline."""
 
-    automatic: timedelta
-    asked_for: timedelta
+    expired: timedelta
+    declined: timedelta
 
 
 class Witness:
@@ -64,14 +72,19 @@ class Witness:
     def asked(self, invoice: Invoice, now: datetime) -> None:
         reference, book = invoice.order.reference_id, invoice.order.metadata.get("book")
         asked = self._asked[book, period_of(reference)]
-        before = tuple(
-            Seen(other.gateway_id, other.status, other.updated_at)
-            for other in asked
-            if other is not invoice
-        )
-        self.asks.append(Ask(book, invoice.gateway_id, reference, now, before))
+        before = tuple(self._seen(other) for other in asked if other is not invoice)
+        on_page = not invoice.order.instant
+        self.asks.append(Ask(book, invoice.gateway_id, reference, now, on_page, before))
         if invoice not in asked:
             asked.append(invoice)
+
+    def _seen(self, invoice: Invoice) -> Seen:
+        lifetime = timedelta(seconds=self._sandbox.behaviour.lifetime_seconds)
+        was_final = invoice.failed_at or invoice.created_at + lifetime < invoice.updated_at
+        on_page = not invoice.order.instant
+        return Seen(
+            invoice.gateway_id, invoice.status, invoice.updated_at, on_page, bool(was_final)
+        )
 
     def asked_by_id(self, gateway_id: str, now: datetime) -> None:
         """A customer pays on the gateway's page: refused, unless it is still open."""
@@ -90,20 +103,30 @@ class Witness:
         for ask in self.asks:
             if ask.gateway_id not in debited or ask.book != book:
                 continue
-            wait = waits.asked_for if ask.reference_id in asked_for else waits.automatic
             for seen in ask.before:
                 if seen.gateway_id in debited:
                     told = f"{ask.reference_id} sold beside one that was {seen.status}"
-                    yield ask.period, told, _unknowable(seen, ask, wait, waits.automatic)
+                    yield (
+                        ask.period,
+                        told,
+                        _unknowable(seen, ask, waits, asked_for=ask.reference_id in asked_for),
+                    )
 
 
-def _unknowable(seen: Seen, ask: Ask, wait: timedelta, automatic: timedelta) -> str | None:
+def _unknowable(seen: Seen, ask: Ask, waits: Waits, *, asked_for: bool) -> str | None:
     age = ask.at - seen.since
-    if seen.status == "process_failed":
-        return CALLED_FAILED
-    if seen.status != "expired" or age < wait:
-        return None
-    return CALLED_EXPIRED if age >= automatic else ASKED_FOR
+    match seen.status:
+        case "process_failed" if age >= waits.declined:
+            return CALLED_FAILED
+        case "process_failed" if ask.on_page or seen.on_page:
+            return PAID_ON_A_PAGE
+        case "expired" if age >= waits.expired:
+            return CALLED_EXPIRED
+        case "expired" if seen.on_page and asked_for:
+            return ASKED_FOR
+        case "processed" if seen.was_final and age <= LAST_QUESTION:
+            return AT_THE_SAME_TIME
+    return None
 
 
 def period_of(reference_id: str) -> str:

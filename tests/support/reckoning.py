@@ -47,7 +47,12 @@ itself charges twice (`late_after_expiry`) are not dealt."""
 LATE_MONEY = frozenset({"flips_to_processed"})
 """The gateway calls the charge failed, and takes the money afterwards."""
 
-BY_THE_WEATHER = frozenset({"keeps_crashing", "not_charged_repeatedly", "not_charged"})
+BY_THE_WEATHER = frozenset(
+    {
+        "keeps_crashing", "not_charged_repeatedly", "not_charged", "expired_unproven",
+        "expired_unproven_again", "late_money_may_come",
+    }
+)  # fmt: skip
 """Why an invoice that could have been paid is dated, or waits for a person: its workers died too
 often, or came too late for the gateway's invoice. The test sees to it that these are few."""
 

@@ -38,6 +38,12 @@ def retry(world: World, reference: str = "sub-1-p0") -> dict[str, Any]:
     return retry_invoice(world.store, world.clock, reference=reference, by="ann", why="phone call")
 
 
+def decline_stands(world: World) -> None:
+    """What is asked for now is charged once the last decline has stood for its minutes."""
+    world.clock.advance(world.ports.terms.decline_stands)
+    world.tick()
+
+
 def banks_change_their_mind(world: World, token: str) -> None:
     """From now on every card does what this token is scripted to do: a top-up, an outage …"""
     with world.store.transaction() as connection:

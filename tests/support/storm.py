@@ -135,6 +135,7 @@ class Storm:
             "BILLING_STUCK_AFTER_SECONDS": str(LEASE_SECONDS),
             "BILLING_EXPIRY_GRACE_SECONDS": "2",
             "BILLING_NOT_CHARGED_RETRY_SECONDS": "2",
+            "BILLING_EXPIRED_RETRY_SECONDS": "4",
         }
 
     # --- who takes part ----------------------------------------------------------------------
@@ -282,8 +283,13 @@ class Storm:
         self.kill_everybody()
         self.redis.wipe()
         self.gateway.behave(lifetime_seconds=3)
-        # What certainly was not charged is tried again on the next day, and not every two seconds.
-        self._start_worker("calm", step=LATER, BILLING_NOT_CHARGED_RETRY_SECONDS=str(DAY))
+        # What was not charged is tried again on the next day, and not every two seconds.
+        self._start_worker(
+            "calm",
+            step=LATER,
+            BILLING_NOT_CHARGED_RETRY_SECONDS=str(DAY),
+            BILLING_EXPIRED_RETRY_SECONDS=str(DAY),
+        )
         self._start_beat("calm-beat")
         self._note("calm")
         later = self._until_quiet(float(LATER))

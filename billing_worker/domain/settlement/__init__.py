@@ -10,12 +10,13 @@ repeated news never moves a state back; what does not fit is written down and sh
     link      a pay page ended without money
     late      news about an attempt that had ended
     resolved  a named person's word on an attempt that the gateway leaves undecided
+    distance  how long its money may still come, and what waits for it
     recovery  what becomes of the debt, and of its subscription
     moves     the attempt itself, and when the gateway is asked about it next
 """
 
 from billing_worker.domain.settlement.dispatch import conclude
-from billing_worker.domain.settlement.late import was_never_sold
+from billing_worker.domain.settlement.distance import ended_unproven, not_before, was_never_sold
 from billing_worker.domain.settlement.link import NEVER_HANDED_OUT
 from billing_worker.domain.settlement.moves import (
     EAGER_LOOKS_FOR,
@@ -71,11 +72,13 @@ __all__ = [
     "Stated",
     "conclude",
     "current_again",
+    "ended_unproven",
     "give_up",
     "is_overruled",
     "is_resolved",
     "is_unknown",
     "may_be_resolved",
+    "not_before",
     "owes_no_longer",
     "was_never_sold",
     "withdrawn",

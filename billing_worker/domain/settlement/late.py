@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from billing_worker.domain.attempt import Attempt
 from billing_worker.domain.dunning import hold
 from billing_worker.domain.events import EventKind
 from billing_worker.domain.evidence import UNSOLD_STATUSES, Finding, Verdict
 from billing_worker.domain.invoice import InvoiceStatus
+from billing_worker.domain.settlement.distance import was_never_sold
 from billing_worker.domain.settlement.moves import (
-    NOT_SENT,
     PATIENT_WAIT,
     RECHECKS,
     asked_for_the_last_time,
@@ -39,7 +38,12 @@ def recheck(case: Case, finding: Finding, context: Context) -> Conclusion:
         return Conclusion(case, (looked,), kills_card=_refused_for_good(case, finding, context))
     # Undecided again: asked about until it is final once more, however long that takes.
     since = attempt.undecided_since or context.now
-    undecided = replace(case.attempt, look_at=context.now + PATIENT_WAIT, undecided_since=since)
+    undecided = replace(
+        case.attempt,
+        look_at=context.now + PATIENT_WAIT,
+        undecided_since=since,
+        unpaid_since=None,  # what waits for late money waits anew once it is final again
+    )
     case = replace(case, attempt=undecided)
     return _reopened(case, finding, context)
 
@@ -49,11 +53,6 @@ def _refused_for_good(case: Case, finding: Finding, context: Context) -> str | N
     if finding.verdict is not Verdict.DECLINED or case.card is None or case.card.unusable_reason:
         return None
     return why_never_again(case, case.attempt, finding.reason, context)
-
-
-def was_never_sold(attempt: Attempt) -> bool:
-    """Then its invoice at the gateway is pending until it expires, which means nothing."""
-    return attempt.submitted_at is None or attempt.sale_status == NOT_SENT
 
 
 def _reopened(case: Case, finding: Finding, context: Context) -> Conclusion:

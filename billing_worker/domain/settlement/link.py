@@ -15,6 +15,7 @@ from billing_worker.domain.dunning import (
 from billing_worker.domain.events import Event, EventKind
 from billing_worker.domain.invoice import Invoice, InvoiceStatus
 from billing_worker.domain.network_rules import never_again
+from billing_worker.domain.settlement.distance import not_before
 from billing_worker.domain.settlement.moves import end_attempt, next_recheck
 from billing_worker.domain.settlement.news import Case, Conclusion, Context
 from billing_worker.domain.settlement.recovery import declines_of, stays_owed
@@ -27,7 +28,8 @@ def link_unpaid(
 ) -> Conclusion:
     """A page that nobody paid on is no failed charge: the next step that the invoice had before,
     and kept while the page held the slot, stands as it was, unless the card on file is known to be
-    of no more use, or another one has come meanwhile.
+    of no more use, or another one has come meanwhile. Only its date moves on, as long as the page
+    may still turn out paid.
     """
     attempt = end_attempt(case.attempt, status, outcome, context)
     declined = status is AttemptStatus.DECLINED
@@ -97,6 +99,10 @@ def _waits_for_a_person(invoice: Invoice) -> bool:
 def _as_it_was(case: Case, attempt: Attempt, said: Event, context: Context) -> Conclusion:
     invoice = case.invoice
     at = invoice.next_attempt_at
+    ended = [attempt, *(one for one in case.earlier if one.id != attempt.id)]
+    earliest = not_before(invoice.next_origin, ended, context.terms)
+    if at is not None and earliest is not None:
+        at = max(at, earliest)
     if at is None and invoice.reason is None:
         invoice = replace(invoice, reason="link_not_paid")
     freed = context.event(
@@ -105,7 +111,7 @@ def _as_it_was(case: Case, attempt: Attempt, said: Event, context: Context) -> C
         rule="link.unpaid",
         next_attempt_at=at.isoformat() if at else None,
     )
-    invoice = replace(invoice, ring_at=at)
+    invoice = replace(invoice, next_attempt_at=at, ring_at=at)
     return Conclusion(replace(case, attempt=attempt, invoice=invoice), (said, freed))
 
 

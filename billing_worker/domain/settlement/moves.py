@@ -11,11 +11,14 @@ from billing_worker.domain.events import Event, EventKind
 from billing_worker.domain.evidence import DECLINED_STATUSES, Statement, foreign
 from billing_worker.domain.settlement.news import Case, Context
 
-RECHECKS = (timedelta(hours=1), timedelta(days=1), timedelta(days=3))
+RECHECKS = (
+    timedelta(hours=1),
+    timedelta(days=1),
+    timedelta(days=3),
+    timedelta(days=7),
+    timedelta(days=30),
+)
 """When a final, unpaid attempt is asked about again, counted from its end (gateway.md §11.8)."""
-
-NOT_SENT = "not_sent"
-"""Kept as the sale's status when the frame that armed the attempt knows that no sale left it."""
 
 NEEDS_CUSTOMER = "needs_customer"
 """Kept as the sale's status when its answer asks for a step that only the customer can take."""

@@ -22,6 +22,7 @@ from billing_worker.domain.dunning import (
 from billing_worker.domain.events import Event, EventKind
 from billing_worker.domain.invoice import Invoice, InvoiceStatus
 from billing_worker.domain.network_rules import never_again
+from billing_worker.domain.settlement.distance import not_before
 from billing_worker.domain.settlement.news import Case, Conclusion, Context
 from billing_worker.domain.subscription import Subscription, SubscriptionStatus
 
@@ -38,6 +39,7 @@ def next_step(
         other_card=case.other_card,
         never=never.rule if never else None,
     )
+    step = _not_too_early(step, case, attempt, context)
     status = case.subscription.status
     if status is SubscriptionStatus.CANCELLED:
         return replace(step, at=None, turn=Turn.PERSON, rule="subscription.cancelled")
@@ -45,6 +47,16 @@ def next_step(
         # Somebody asked for this attempt; the clock asks for no other.
         return replace(step, at=None, turn=Turn.NOBODY, rule="subscription.suspended")
     return step
+
+
+def _not_too_early(step: NextStep, case: Case, attempt: Attempt, context: Context) -> NextStep:
+    """Late money of this attempt, or of an earlier one, is waited for before the next."""
+    origin = step.origin or attempt.origin
+    others = [one for one in case.earlier if one.id != attempt.id]
+    earliest = not_before(origin, [*others, attempt], context.terms)
+    if step.at is None or earliest is None or earliest <= step.at:
+        return step
+    return replace(step, at=earliest)
 
 
 def why_never_again(case: Case, attempt: Attempt, resolution: str, context: Context) -> str | None:
@@ -91,6 +103,7 @@ def stays_owed(
     """The invoice stays owed (if it still is) and waits for its next step."""
     if case.invoice.status is not InvoiceStatus.OPEN:
         return Conclusion(replace(case, attempt=attempt), said[:1])
+    step = _not_too_early(step, case, attempt, context)
     invoice = replace(
         case.invoice,
         reason=step.reason,

@@ -7,7 +7,14 @@ from dataclasses import replace
 from billing_worker.domain import attempt as attempts
 from billing_worker.domain.attempt import Attempt, AttemptStatus, Origin
 from billing_worker.domain.declines import DeclineClass, classify
-from billing_worker.domain.dunning import after_not_charged, after_refusal, hold, policy_named
+from billing_worker.domain.dunning import (
+    NextStep,
+    after_expired,
+    after_not_charged,
+    after_refusal,
+    hold,
+    policy_named,
+)
 from billing_worker.domain.events import Event, EventKind
 from billing_worker.domain.evidence import (
     UNPAID_FINAL_STATUSES,
@@ -18,11 +25,11 @@ from billing_worker.domain.evidence import (
     page_may_be_paid,
 )
 from billing_worker.domain.invoice import InvoiceStatus
+from billing_worker.domain.settlement.distance import NOT_SENT, ended_unproven
 from billing_worker.domain.settlement.link import link_unpaid
 from billing_worker.domain.settlement.moves import (
     LONGEST_EAGER_WAIT,
     NEEDS_CUSTOMER,
-    NOT_SENT,
     ask_again,
     end_attempt,
     heard,
@@ -87,7 +94,8 @@ def _unpaid_final(case: Case, finding: Finding, context: Context) -> Conclusion:
         )
         return Conclusion(replace(case, attempt=waiting), (said,))
     if finding.verdict is Verdict.DECLINED:
-        return decline(case, finding.reason, context)
+        # `unpaid_since` of an ended attempt says that it expired: what waits for that is longer.
+        return decline(_unpaid_no_longer(case), finding.reason, context)
     by_its_clock = finding.reason == "expired"
     if by_its_clock and (refused := _refused_by_the_sale(attempt)):
         return decline(case, refused, context)
@@ -132,17 +140,23 @@ def _not_charged(case: Case, reason: str, *, hold_it: bool, context: Context) ->
     attempt = end_attempt(case.attempt, AttemptStatus.NOT_CHARGED, reason, context)
     # Only what was armed counts: a switched-off night of prepared attempts is nobody's failure.
     count = case.invoice.not_charged_count + (attempt.submitted_at is not None)
-    step = (
-        hold(f"not_charged: {reason}", "not_charged.hold")
-        if hold_it
-        else after_not_charged(context.now, count, context.terms)
-    )
-    said = context.event(EventKind.ATTEMPT_NOT_CHARGED, reason=reason, alert=step.at is None)
+    if hold_it:
+        step = hold(f"not_charged: {reason}", "not_charged.hold")
+    elif ended_unproven(attempt):
+        step = _after_expired(case, attempt, context)
+    else:
+        step = after_not_charged(context.now, count, context.terms)
+    said = context.event(EventKind.ATTEMPT_NOT_CHARGED, reason=reason, alert=hold_it)
     case = replace(case, invoice=replace(case.invoice, not_charged_count=count))
     return stays_owed(case, attempt, step, (said,), context)
 
 
 MADE_BY_SOMEBODY = "an invoice that no create of this book has made: it may have been sold"
+
+
+def _after_expired(case: Case, attempt: Attempt, context: Context) -> NextStep:
+    again = any(ended_unproven(one) for one in case.earlier if one.id != attempt.id)
+    return after_expired(attempt.unpaid_since or context.now, context.terms, again=again)
 
 
 def unsold(case: Case, news: Stated, finding: Finding, context: Context) -> Conclusion:
