@@ -74,8 +74,8 @@ def by_reference(
 ) -> Found | Foreign | None:
     """None when the gateway has none. Raises GatewayError.
 
-    Rows of a list name neither book nor customer, so each invoice is read by itself. A foreign one
-    beside ours is reported too, unless ours is paid: that it was is not to be overlooked.
+    Rows of a list name neither book nor customer, so each invoice is read by itself. Where ours is
+    among them, ours counts, and a person is told of the foreign one: ours may have been sold.
     """
     matches = _listed(ports, key, attempt.reference_id, asking, calls)
     if not matches:
@@ -90,8 +90,8 @@ def by_reference(
         return Foreign(whose or "")
     chosen = most_telling(ours)
     _tell_if_paid_twice(ports, key, chosen, ours, asking.by)
-    if whose is not None and chosen.status not in PAID_STATUSES:
-        return Foreign(whose)
+    if whose is not None:
+        _quarantine(ports, key, chosen, f"beside {chosen.gateway_id}: {whose}", asking.by)
     pending = any(one.status in UNSOLD_STATUSES for one in [*ours, *matches])
     return Found(chosen, pending and chosen.status not in PAID_STATUSES, len(ours))
 
@@ -146,9 +146,13 @@ def _tell_if_paid_twice(
     if not others:
         return
     evidence = f"paid more than once: {chosen.gateway_id} counts, and {', '.join(others)}"
+    _quarantine(ports, key, chosen, evidence, by)
+
+
+def _quarantine(ports: Ports, key: CaseKey, found: Statement, evidence: str, by: str) -> None:
     kind, data = EventKind.ATTEMPT_QUARANTINED, {"evidence": evidence}
     event = Event(kind, ports.clock.now(), by, data, alert=True)
     with ports.store.transaction() as connection:
         entry = Entry(event, key.subscription_id, key.invoice_id, key.attempt_id)
         history.write(connection, [entry])
-    log.error("billing.alert", kind=str(kind), attempt=chosen.reference_id, details=data)
+    log.error("billing.alert", kind=str(kind), attempt=found.reference_id, details=data)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
-from billing_worker.domain.errors import NotPayable, OutcomeUnknown
+from billing_worker.domain.errors import InvalidInput, NotPayable, OutcomeUnknown
 from billing_worker.gateway.http import Response
 from billing_worker.persistence.store import Store
 from billing_worker.services.hosted import start_checkout, start_tokenisation
 from billing_worker.services.recover import retry_invoice
+from tests.support.backup import backup, restore
 from tests.support.books import name_book
 from tests.support.world import World
 
@@ -99,6 +100,23 @@ def test_ours_is_believed_when_it_is_paid_beside_a_foreign_one(world, other):
     world.run_for(HOUR)
     assert world.fate() == "paid"
     assert len(list(world.sandbox.ledger)) == 2
+
+
+def test_ours_that_is_pending_beside_a_foreign_one_is_not_given_up(world, other):
+    """It was sold by the life that the books have forgotten, and the money comes an hour later."""
+    world.sandbox.behaviour = replace(world.sandbox.behaviour, later_seconds=3000)
+    one_charged(other)
+    world.subscribe("approved_later", customer={"reference_id": "bob"})
+    kept = backup(world.store)
+    world.tick()
+    restore(world.store, kept)
+    world.run_for(10 * MINUTE)
+    with suppress(InvalidInput):
+        retry_invoice(world.store, world.clock, reference="sub-1-p0", by="ann", why="asked")
+    world.run_for(3 * HOUR)
+    assert world.debits() == {"sub-1-p0": 1}
+    assert world.fate() == "paid"
+    assert any("another book" in why for why in world.alerts())
 
 
 def test_a_card_page_of_another_book_is_not_handed_out(world, other):
