@@ -19,7 +19,7 @@ zoneinfo.reset_tzpath(())  # The tests read the same tz data as the product: the
 RULES = {
     "test_hosted", "test_lifecycle", "test_catch_up", "test_dunning", "test_preview",
     "test_preview_attack", "test_restored", "test_decided_at", "test_hand_over",
-    "test_paid_before_handed_out",
+    "test_paid_before_handed_out", "test_stale_messages",
     "test_commands", "test_cards", "test_overview", "test_charge_troubles", "test_resolve",
     "test_late_money", "test_failures", "test_two_books", "test_refused_creates", "test_debts",
 }  # fmt: skip

@@ -29,7 +29,10 @@ _HEADERS: Final = {
         f"default-src 'none'; script-src 'sha256-{_HASH}'; base-uri 'none'; frame-ancestors 'none'"
     ),
 }
-_GONE: Final = "<!doctype html><title>Gone</title><p>There is nothing to pay on this page.</p>"
+_GONE: Final = (
+    '<!doctype html><html lang="en"><meta charset="utf-8"><title>Link not valid</title>'
+    "<p>This link is no longer valid. There is nothing to pay here.</p></html>"
+)
 
 
 def render(page: Page) -> str:

@@ -98,6 +98,7 @@ def open_page(
     *,
     gateway_id: str,
     page: bytes,
+    page_digest: str,
     now: datetime,
     look_at: datetime,
 ) -> None:
@@ -109,6 +110,7 @@ def open_page(
             "status": HostedStatus.OPEN,
             "gateway_id": gateway_id,
             "page": page,
+            "page_digest": page_digest,
             "opened_at": now,
             "look_at": look_at,
         },
@@ -148,18 +150,33 @@ def _change(connection: Connection, before: HostedPayment, values: Mapping[str, 
         raise ConcurrentChange(f"{before.reference_id} was taken over by another caller")
 
 
+_PAYABLE = select(hosted_payments.c.page).where(
+    hosted_payments.c.status == HostedStatus.OPEN,
+    hosted_payments.c.unpaid_since.is_(None),
+    or_(
+        hosted_payments.c.attempt_id.is_(None),
+        links.payable(hosted_payments.c.attempt_id),
+    ),
+)
+
+
 def page_of(connection: Connection, payment_id: int) -> bytes | None:
     """The encrypted page while the customer may pay there, and may pay its invoice if it has one."""
-    query = select(hosted_payments.c.page).where(
-        hosted_payments.c.id == payment_id,
-        hosted_payments.c.status == HostedStatus.OPEN,
-        hosted_payments.c.unpaid_since.is_(None),
-        or_(
-            hosted_payments.c.attempt_id.is_(None),
-            links.payable(hosted_payments.c.attempt_id),
-        ),
+    return connection.execute(_PAYABLE.where(hosted_payments.c.id == payment_id)).scalar()
+
+
+def page_named(connection: Connection, digest: str) -> bytes | None:
+    """The same, of the payment whose page has a name with this digest."""
+    return connection.execute(_PAYABLE.where(hosted_payments.c.page_digest == digest)).scalar()
+
+
+def name_page(connection: Connection, payment_id: int, page: bytes, digest: str) -> None:
+    """Give a page that was opened without a name the one that is locked up in `page`."""
+    connection.execute(
+        update(hosted_payments)
+        .where(hosted_payments.c.id == payment_id)
+        .values(page=page, page_digest=digest)
     )
-    return connection.execute(query).scalar()
 
 
 _DUE = (

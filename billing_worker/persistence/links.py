@@ -63,6 +63,7 @@ def open_page(
     *,
     gateway_id: str,
     page: bytes,
+    page_digest: str | None,
     now: datetime,
     look_at: datetime,
 ) -> None:
@@ -83,6 +84,7 @@ def open_page(
             status=AttemptStatus.SUBMITTED,
             gateway_id=gateway_id,
             page=page,
+            page_digest=page_digest,
             submitted_at=now,
             look_at=look_at,
         )
@@ -125,6 +127,18 @@ def page_of(connection: Connection, attempt_id: int) -> bytes | None:
     or another attempt of the invoice may still be paid.
     """
     return connection.execute(_PAYABLE.where(attempts.c.id == attempt_id)).scalar()
+
+
+def page_named(connection: Connection, digest: str) -> bytes | None:
+    """The same, of the link whose name has this digest."""
+    return connection.execute(_PAYABLE.where(attempts.c.page_digest == digest)).scalar()
+
+
+def name_page(connection: Connection, attempt_id: int, page: bytes, digest: str) -> None:
+    """Give a page that was opened without a name the one that is locked up in `page`."""
+    connection.execute(
+        update(attempts).where(attempts.c.id == attempt_id).values(page=page, page_digest=digest)
+    )
 
 
 def others(connection: Connection, attempt: Attempt) -> list[Attempt]:

@@ -106,7 +106,9 @@ def open_invoices_of(
 
 
 # Not the secrets: what is only looked at need not carry them.
-_TRIED: list[Any] = [column for column in attempts.c if column.name not in {"bearer", "page"}]
+_TRIED: list[Any] = [
+    column for column in attempts.c if column.name not in {"bearer", "page", "page_digest"}
+]
 
 
 def _in_flight() -> Any:

@@ -249,6 +249,7 @@ invoices = Table(
 _LIVE = text("status IN ('prepared', 'submitted')")
 _SUCCEEDED = text("status = 'succeeded'")
 _TO_LOOK = text("look_at IS NOT NULL")
+_HAS_PAGE = text("page_digest IS NOT NULL")
 _COUNTED = text("status IN ('prepared', 'submitted', 'declined')")
 
 attempts = Table(
@@ -271,6 +272,7 @@ attempts = Table(
     Column("gateway_id", String(128), unique=True),
     Column("bearer", LargeBinary),  # encrypted; only while the sale may still be explained by it
     Column("page", LargeBinary),  # encrypted; where the customer pays, only while it is open
+    Column("page_digest", String(64)),  # of the random name that leads there
     Column("submitted_at", Instant),
     Column("settled_at", Instant),
     Column("look_at", Instant),
@@ -317,6 +319,13 @@ attempts = Table(
         unique=True,
         postgresql_where=_SUCCEEDED,
         sqlite_where=_SUCCEEDED,
+    ),
+    Index(
+        "uq_attempts_page_digest",
+        "page_digest",
+        unique=True,
+        postgresql_where=_HAS_PAGE,
+        sqlite_where=_HAS_PAGE,
     ),
     Index("ix_attempts_look", "look_at", postgresql_where=_TO_LOOK, sqlite_where=_TO_LOOK),
     # What counts towards a card's network budget, or is about to. `persistence/cards.py` repeats
@@ -418,6 +427,7 @@ hosted_payments = Table(
     Column("created_at", Instant, nullable=False),
     Column("gateway_id", String(128), unique=True),
     Column("page", LargeBinary),  # encrypted; only while the customer may pay there
+    Column("page_digest", String(64)),  # of the random name that leads there
     Column("opened_at", Instant),
     Column("settled_at", Instant),
     Column("look_at", Instant),
@@ -432,6 +442,13 @@ hosted_payments = Table(
         name="opened_only_with_gateway_id",
     ),
     CheckConstraint("(status = 'stored') = (card_id IS NOT NULL)", name="stored_has_a_card"),
+    Index(
+        "uq_hosted_payments_page_digest",
+        "page_digest",
+        unique=True,
+        postgresql_where=_HAS_PAGE,
+        sqlite_where=_HAS_PAGE,
+    ),
     Index("ix_hosted_payments_look", "look_at", postgresql_where=_TO_LOOK, sqlite_where=_TO_LOOK),
 )
 

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
 from billing_worker.domain import hosted as rules
+from billing_worker.domain.attempt import Attempt
 from billing_worker.domain.errors import (
     AlreadyPaid,
     ConcurrentChange,
@@ -36,7 +38,6 @@ from billing_worker.domain.settlement import Case, Context
 from billing_worker.domain.subscription import Subscription
 from billing_worker.gateway.port import CallLog, CheckoutOrder, TokenisationOrder
 from billing_worker.persistence import book, claims, customers, history, hosted, links, switches
-from billing_worker.persistence.cases import CaseKey
 from billing_worker.persistence.claims import DueInvoice
 from billing_worker.persistence.history import Entry
 from billing_worker.services import slot as slots
@@ -52,12 +53,7 @@ from billing_worker.services.hosted_records import (
     parse_checkout,
     parse_tokenisation,
 )
-from billing_worker.services.pay_page import (
-    lock_page,
-    path_of_card_page,
-    path_of_link,
-    unlock_page,
-)
+from billing_worker.services.pay_page import NamedPage, lock_page, named, unlock_page
 from billing_worker.services.ports import Ports
 from billing_worker.services.settle import wire_data
 from billing_worker.services.slot import BY, Slot
@@ -87,14 +83,14 @@ def start_checkout(ports: Ports, record: Mapping[str, Any]) -> dict[str, Any]:
         slots.leave(ports, taken, error, calls)
         raise
     try:
-        page = page_to_pay_on(said, order)
+        page = named(page_to_pay_on(said, order))
         locked = lock_page(ports.vault, page)
         with ports.store.transaction() as connection:
-            slots.open_page(ports, connection, taken, said.statement, locked, calls)
+            slots.open_page(ports, connection, taken, said.statement, locked, page.digest, calls)
     except NotPayable as error:
         raise slots.not_handed_out(ports, taken, said, error.reason, calls) from error
     slots.record(ports, taken)
-    return _link_answer(ports, taken, said.statement.gateway_id, page, wanted.invoice)
+    return _link_answer(taken.attempt, said.statement.gateway_id, page, wanted.invoice)
 
 
 def _take_link(ports: Ports, invoice: str) -> Slot | dict[str, Any]:
@@ -110,9 +106,8 @@ def _take_link(ports: Ports, invoice: str) -> Slot | dict[str, Any]:
         locked = links.page_of(connection, live.id)
         if locked is None:
             raise SlotTaken(f"the page of {live.reference_id} has ended and is not settled yet")
-        key = CaseKey(item.invoice.subscription_id, item.invoice.id, live.id)
-        page = unlock_page(ports.vault, locked)
-        return _link_answer(ports, Slot(key, live, ()), live.gateway_id, page, invoice)
+        page = unlock_page(ports.vault, locked, partial(links.name_page, connection, live.id))
+        return _link_answer(live, live.gateway_id, page, invoice)
 
 
 def _checkout_order(ports: Ports, slot: Slot, return_url: str | None) -> CheckoutOrder:
@@ -136,15 +131,14 @@ def _checkout_order(ports: Ports, slot: Slot, return_url: str | None) -> Checkou
 
 
 def _link_answer(
-    ports: Ports, slot: Slot, gateway_id: str, page: Page, invoice: str
+    attempt: Attempt, gateway_id: str, page: NamedPage, invoice: str
 ) -> dict[str, Any]:
-    attempt = slot.attempt
     return {
         "reference_id": attempt.reference_id,
         "gateway_id": gateway_id,
         "invoice": invoice,
-        **_form(attempt.money, page),
-        "pay_path": path_of_link(ports.vault, attempt.id),
+        **_form(attempt.money, page.page),
+        "pay_path": page.path,
     }
 
 
@@ -203,11 +197,11 @@ def start_tokenisation(ports: Ports, record: Mapping[str, Any]) -> dict[str, Any
         _leave(ports, taken, error, calls)
         raise
     try:
-        page = page_to_pay_on(said, order)
+        page = named(page_to_pay_on(said, order))
         _open_card_page(ports, taken, said, page, calls)
     except NotPayable as error:
         raise _not_handed_out(ports, taken, said, error.reason, calls) from error
-    return _card_page_answer(ports, taken.payment, said.statement.gateway_id, page, wanted)
+    return _card_page_answer(taken.payment, said.statement.gateway_id, page, wanted)
 
 
 def _take_card_page(ports: Ports, wanted: TokenisationRecord) -> _CardPage | dict[str, Any]:
@@ -229,8 +223,8 @@ def _take_card_page(ports: Ports, wanted: TokenisationRecord) -> _CardPage | dic
         locked = hosted.page_of(connection, payment.id)
         if locked is None:
             raise NotPayable("nobody paid on its page in time: it is not settled yet")
-        page = unlock_page(ports.vault, locked)
-        return _card_page_answer(ports, payment, payment.gateway_id, page, wanted)
+        page = unlock_page(ports.vault, locked, partial(hosted.name_page, connection, payment.id))
+        return _card_page_answer(payment, payment.gateway_id, page, wanted)
 
 
 def _begin(ports: Ports, connection: Connection, wanted: TokenisationRecord) -> _CardPage:
@@ -326,19 +320,20 @@ def _tokenisation_order(payment: HostedPayment, wanted: TokenisationRecord) -> T
 
 
 def _open_card_page(
-    ports: Ports, taken: _CardPage, said: HostedStatement, page: Page, calls: CallLog
+    ports: Ports, taken: _CardPage, said: HostedStatement, page: NamedPage, calls: CallLog
 ) -> None:
     """Commit the page, and with it the attempt on the invoice that it pays."""
     now = ports.clock.now()
     gateway_id, locked = said.statement.gateway_id, lock_page(ports.vault, page)
     with ports.store.transaction() as connection:
         if taken.slot is not None:
-            slots.open_page(ports, connection, taken.slot, said.statement, locked, calls)
+            slots.open_page(ports, connection, taken.slot, said.statement, locked, None, calls)
         hosted.open_page(
             connection,
             taken.payment,
             gateway_id=gateway_id,
             page=locked,
+            page_digest=page.digest,
             now=now,
             look_at=now + ports.terms.reconcile_after,
         )
@@ -403,13 +398,13 @@ def _entry(event: Event, slot: Slot | None) -> Entry:
 
 
 def _card_page_answer(
-    ports: Ports, payment: HostedPayment, gateway_id: str, page: Page, wanted: TokenisationRecord
+    payment: HostedPayment, gateway_id: str, page: NamedPage, wanted: TokenisationRecord
 ) -> dict[str, Any]:
     return {
         "reference_id": payment.reference_id,
         "gateway_reference": payment.gateway_reference,
         "gateway_id": gateway_id,
         "invoice": wanted.invoice,
-        **_form(payment.money, page),
-        "pay_path": path_of_card_page(ports.vault, payment.id),
+        **_form(payment.money, page.page),
+        "pay_path": page.path,
     }

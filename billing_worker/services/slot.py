@@ -186,10 +186,12 @@ def open_page(
     slot: Slot,
     statement: Statement,
     page: bytes,
+    page_digest: str | None,
     calls: Sequence[WireCall],
 ) -> None:
     """Write `submitted` under the fence; the caller commits, and only then hands the page out.
 
+    `page_digest` None: the name of the page leads to a card page, and not to this attempt.
     Raises NotPayable for what forbids a charge too, ConcurrentChange when the slot is not ours.
     """
     now = ports.clock.now()
@@ -204,6 +206,7 @@ def open_page(
         slot.attempt,
         gateway_id=statement.gateway_id,
         page=page,
+        page_digest=page_digest,
         now=now,
         look_at=now + ports.terms.reconcile_after,
     )

@@ -8,16 +8,19 @@ from html.parser import HTMLParser
 import pytest
 from click.testing import CliRunner
 from flask import Flask
+from sqlalchemy import select, update
 
 from billing_worker.clock import SystemClock
 from billing_worker.domain.hosted import Page
 from billing_worker.domain.secret import Secret
 from billing_worker.entrypoints.cli import cli
 from billing_worker.entrypoints.pay_page import pay_routes, render
+from billing_worker.persistence import tables
 from billing_worker.sandbox.gateway import Behaviour, SandboxGateway
 from billing_worker.sandbox.server import SandboxServer
 from billing_worker.services.hosted import start_checkout, start_tokenisation
 from tests.entrypoints.test_config import GOOD
+from tests.support.backup import backup, restore
 from tests.support.world import KEY
 
 
@@ -86,13 +89,97 @@ def test_an_expired_link_leads_nowhere_even_during_its_grace(world, browser, lin
     assert browser.get(link["pay_path"]).status_code == 410
 
 
-def test_a_name_that_we_did_not_sign_leads_nowhere(world, browser, link):
+def test_a_name_that_we_did_not_give_leads_nowhere(browser, link):
     name = link["pay_path"].removeprefix("/pay/")
-    tokens = ["x", "2", name[:-4], name[::-1], world.vault.lock(Secret("approved.1")).decode(),
-              world.vault.lock(Secret("pay link x")).decode(),
-              world.vault.lock(Secret("pay link 1")).decode()]  # fmt: skip
-    for token in tokens:
-        assert browser.get(f"/pay/{token}").status_code == 410
+    for token in ["x", "2", name[:-4], name[::-1], name + "=", "_" * 32]:
+        answer = browser.get(f"/pay/{token}")
+        assert answer.status_code == 410
+        assert "no longer valid" in answer.text
+
+
+def test_a_name_says_nothing_about_a_row_and_is_in_no_column_in_clear(world, link):
+    name = link["pay_path"].removeprefix("/pay/")
+    assert len(name) == 32  # 192 random bits
+    other = tokenised(world)["pay_path"].removeprefix("/pay/")
+    assert name != other
+    with world.store.reading() as connection:
+        for table in tables.metadata.sorted_tables:
+            kept = str(connection.execute(select(table)).all())
+            assert name not in kept
+            assert other not in kept
+
+
+def test_the_same_page_again_has_the_same_name(world, link):
+    assert start_checkout(world.ports, {"invoice": "sub-1-p0"})["pay_path"] == link["pay_path"]
+    assert tokenised(world)["pay_path"] == tokenised(world)["pay_path"]
+
+
+def test_a_link_of_the_old_form_leads_nowhere(world, browser, link):
+    """Its name was the id of a row, and ids are given out once more after a restore."""
+    [*_, attempt] = rows(world, tables.attempts)
+    old = world.vault.lock(Secret(f"pay link {attempt.id}")).decode()
+    assert browser.get(f"/pay/{old}").status_code == 410
+    assert browser.get(link["pay_path"]).status_code == 200
+
+
+def test_a_page_that_was_opened_without_a_name_gets_one_when_it_is_asked_for_again(world, browser):
+    """By the version before this one."""
+    world.subscribe("decline_insufficient_funds")
+    world.tick()
+    for ask in (lambda: start_checkout(world.ports, {"invoice": "sub-1-p0"}),
+                lambda: tokenised(world)):  # fmt: skip
+        page = ask()
+        with world.store.transaction() as connection:
+            for table in (tables.attempts, tables.hosted_payments):
+                connection.execute(update(table).where(table.c.page.is_not(None)).values(
+                    page=world.vault.lock(Secret(json.dumps({
+                        "action": page["action"], "method": page["method"],
+                        "params": page["params"],
+                    }))), page_digest=None,
+                ))  # fmt: skip
+        assert browser.get(page["pay_path"]).status_code == 410
+        again = ask()
+        assert again | {"pay_path": ""} == page | {"pay_path": ""}
+        assert Form(browser.get(again["pay_path"]).text).form["action"] == page["action"]
+        assert ask() == again
+
+
+@pytest.mark.parametrize("kind", ["link", "card page"])
+def test_a_link_from_before_a_restore_opens_nobody_elses_page(world, browser, kind):
+    """The ids of rows are given out once more: A's old link opened B's page, and A's card became
+    B's.
+    """
+    for name in ("a", "b"):
+        world.subscribe("decline_insufficient_funds", f"sub-{name}")
+    world.tick()
+    kept = backup(world.store)
+
+    def page_for(name):
+        if kind == "link":
+            return start_checkout(world.ports, {"invoice": f"sub-{name}-p0"})
+        return tokenised(world, f"card-{name}", f"customer-of-sub-{name}")
+
+    of_a = page_for("a")
+    table = tables.attempts if kind == "link" else tables.hosted_payments
+    before = rows(world, table)[-1].id
+    restore(world.store, kept)
+    of_b = page_for("b")
+    assert rows(world, table)[-1].id == before, "the id is that of A's page"
+    assert browser.get(of_a["pay_path"]).status_code == 410
+    assert Form(browser.get(of_b["pay_path"]).text).form["action"] == of_b["action"]
+
+
+def tokenised(world, reference="card-1", customer="c"):
+    return start_tokenisation(
+        world.ports,
+        {"reference_id": reference, "customer": {"reference_id": customer}, "amount": "1.00",
+         "currency": "USD"},
+    )  # fmt: skip
+
+
+def rows(world, table):
+    with world.store.reading() as connection:
+        return connection.execute(select(table).order_by(table.c.id)).all()
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])

@@ -107,3 +107,27 @@ def test_a_subscription_of_before_was_handed_to_nobody_and_comes_from_nowhere(em
     refused = pytest.raises(IntegrityError, match="handed_over_is_not_billed")
     with refused, empty_store.transaction() as connection:
         connection.execute(handed)
+
+
+def test_pages_that_are_open_before_pages_have_names_are_kept_and_have_none(empty_store):
+    now = datetime(2026, 1, 31, tzinfo=UTC)
+    page = {
+        "record_digest": "", "customer_id": 1, "amount_minor": 100, "currency": "USD",
+        "test_mode": True, "status": "open", "fence": 1, "created_at": now, "page": b"x",
+    }  # fmt: skip
+    with empty_store.transaction() as connection:
+        config = _config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0010")
+        person = {"id": 1, "reference_id": "ann", "created_at": now}
+        connection.execute(insert(tables.customers).values(person))
+        for name in ("one", "two"):
+            ids = dict.fromkeys(("reference_id", "gateway_reference", "gateway_id"), name)
+            connection.execute(insert(tables.hosted_payments).values(page | ids))
+    migrate(empty_store)
+    c = tables.hosted_payments.c
+    with empty_store.reading() as connection:
+        assert connection.execute(select(c.page, c.page_digest)).all() == [(b"x", None)] * 2
+    same = update(tables.hosted_payments).values(page_digest="0" * 64)
+    with pytest.raises(IntegrityError), empty_store.transaction() as connection:
+        connection.execute(same)

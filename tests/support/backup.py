@@ -29,6 +29,19 @@ def restore(store: Store, kept: Backup) -> None:
         for table in metadata.sorted_tables:
             if rows := kept[table.name]:
                 connection.execute(insert(table), rows)
+        if connection.dialect.name == "postgresql":
+            _number_on(connection)
+
+
+def _number_on(connection: Connection) -> None:
+    """A backup holds the sequences too: what was numbered after it is numbered once more."""
+    for table in metadata.sorted_tables:
+        if "id" in table.c:
+            newest = f"SELECT max(id) FROM {table.name}"  # noqa: S608 - our own names
+            sequence = f"pg_get_serial_sequence('{table.name}', 'id')"
+            connection.execute(
+                text(f"SELECT setval({sequence}, greatest(({newest}), 1), ({newest}) IS NOT NULL)")
+            )
 
 
 @contextmanager
