@@ -159,6 +159,9 @@ class _Environment(Schema):
         "arrived and can still be approved",
         259_200,
     )
+    UNKNOWN_BLOCKS_SECONDS = _seconds(
+        "how long a charge of unknown outcome holds back later periods of its subscription", 604_800
+    )
 
 
 PREFIX = "BILLING_"
@@ -283,6 +286,7 @@ def _settings(values: Mapping[str, Any]) -> Settings:
             expiry_grace=value("EXPIRY_GRACE_SECONDS"),
             not_charged_retry=value("NOT_CHARGED_RETRY_SECONDS"),
             expired_retry=value("EXPIRED_RETRY_SECONDS"),
+            unknown_blocks=value("UNKNOWN_BLOCKS_SECONDS"),
             # create, sale and look, each with its connection and its whole deadline
             longest_charge=3 * (timeout + 10),
         ),

@@ -22,6 +22,7 @@ RULES = {
     "test_paid_before_handed_out", "test_stale_messages",
     "test_commands", "test_cards", "test_overview", "test_charge_troubles", "test_resolve",
     "test_late_money", "test_failures", "test_two_books", "test_refused_creates", "test_debts",
+    "test_beside_an_unknown",
 }  # fmt: skip
 """Modules about rules more than about SQL: the quick run takes them through one database."""
 

@@ -28,6 +28,7 @@ class EventKind(StrEnum):
     CATCH_UP_DECIDED = "invoice.catch_up_decided"  # a person said what becomes of a held one
     INVOICE_OPENED = "invoice.opened"  # a period became due
     INVOICE_WAITING = "invoice.waiting"  # open, next step decided or nobody's turn
+    INVOICE_GOES_ON = "invoice.goes_on"  # an older one has been unknown for so long: not waited for
     INVOICE_PAID = "invoice.paid"
     INVOICE_VOIDED = "invoice.voided"
     INVOICE_MARKED_PAID = "invoice.marked_paid"  # a named person: paid elsewhere, with evidence

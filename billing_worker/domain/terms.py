@@ -27,6 +27,9 @@ class Terms:
     arrived: it may still be approved.
     """
 
+    unknown_blocks: timedelta = timedelta(days=7)
+    """How long an attempt of unknown outcome holds back later periods of its subscription."""
+
     longest_charge: timedelta = timedelta(seconds=120)
     """The longest a charge can take with every call at its deadline: bounds lease growth."""
 
@@ -53,6 +56,7 @@ class Terms:
         expiry_grace: int,
         not_charged_retry: int,
         expired_retry: int,
+        unknown_blocks: int,
         longest_charge: int,
     ) -> Terms:
         return cls(
@@ -61,5 +65,6 @@ class Terms:
             expiry_grace=timedelta(seconds=expiry_grace),
             not_charged_retry=timedelta(seconds=not_charged_retry),
             expired_retry=timedelta(seconds=expired_retry),
+            unknown_blocks=timedelta(seconds=unknown_blocks),
             longest_charge=timedelta(seconds=longest_charge),
         )

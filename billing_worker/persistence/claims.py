@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import (
@@ -19,6 +19,7 @@ from sqlalchemy import (
     exists,
     func,
     insert,
+    literal,
     or_,
     select,
     update,
@@ -32,7 +33,14 @@ from billing_worker.domain.invoice import Invoice, is_near
 from billing_worker.persistence import book
 from billing_worker.persistence.cases import CaseKey
 from billing_worker.persistence.rows import attempt_from, invoice_from, trouble_of
-from billing_worker.persistence.tables import attempts, cards, customers, invoices, subscriptions
+from billing_worker.persistence.tables import (
+    Instant,
+    attempts,
+    cards,
+    customers,
+    invoices,
+    subscriptions,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +51,9 @@ class DueInvoice:
     attempts: tuple[Attempt, ...]
     card_id: int | None
     dunning_policy: str | None = None
-    after_older: bool = False  # an older invoice of the subscription is being recovered
+    older_since: datetime | None = None
+    """An older invoice of the subscription is being recovered: since when the outcome of its last
+    attempt is unknown, or NOT_UNKNOWN. None: there is no such invoice."""
     moved_in_at: datetime | None = None  # when another book's subscription was imported
     from_prefix: str | None = None  # of its references at the gateway, if it has been
 
@@ -51,6 +61,12 @@ class DueInvoice:
     def may_be_charged_elsewhere(self) -> bool:
         """Whether the book that it comes from may have charged for the invoice."""
         return self.moved_in_at is not None and is_near(self.invoice, self.moved_in_at)
+
+    def comes_after_older(self, at: datetime, unknown_blocks: timedelta) -> bool:
+        """Whether the older invoice comes first, `at` some time. One whose outcome is unknown is
+        waited for no longer than `unknown_blocks`.
+        """
+        return self.older_since is not None and at < self.older_since + unknown_blocks
 
     @property
     def live(self) -> Attempt | None:
@@ -75,9 +91,17 @@ class UnreadableInvoice:
     reason: str
 
 
+NOT_UNKNOWN = datetime(9000, 1, 1, tzinfo=UTC)
+"""In place of a time: later than each that anybody waits for."""
+
 _older = invoices.alias("older")
-IS_AFTER_OLDER = (
-    exists()
+_UNKNOWN_SINCE = (
+    select(func.max(attempts.c.submitted_at))
+    .where(attempts.c.invoice_id == _older.c.id, attempts.c.status == AttemptStatus.SUBMITTED)
+    .scalar_subquery()
+)
+_OLDER_SINCE = (
+    select(func.max(func.coalesce(_UNKNOWN_SINCE, literal(NOT_UNKNOWN, Instant))))
     .where(
         _older.c.subscription_id == invoices.c.subscription_id,
         _older.c.period_number < invoices.c.period_number,
@@ -90,7 +114,7 @@ IS_AFTER_OLDER = (
             _older.c.reason.is_(None),
         ),
     )
-    .label("after_older")
+    .label("older_since")
 )
 
 
@@ -106,7 +130,7 @@ OF_SUBSCRIPTION: list[Any] = [
     subscriptions.c.dunning_policy,
     subscriptions.c.from_prefix,
     case((subscriptions.c.from_book.is_not(None), subscriptions.c.created_at)).label("moved_in_at"),
-    IS_AFTER_OLDER,
+    _OLDER_SINCE,
 ]
 """What `read_with_attempts` needs beside the columns of an invoice."""
 
@@ -205,7 +229,7 @@ def read_with_attempts(
         try:
             made = tuple(attempt_from(one) for one in tries.get(row.id, ()))
             item = DueInvoice(
-                invoice_from(row), made, row.card_id, row.dunning_policy, row.after_older,
+                invoice_from(row), made, row.card_id, row.dunning_policy, row.older_since,
                 row.moved_in_at, row.from_prefix,
             )  # fmt: skip
         except Exception as error:  # noqa: BLE001 - reported by the caller, one row at a time

@@ -138,6 +138,7 @@ def _claim_page(ports: Ports, invoice_ids: Sequence[int]) -> ClaimedPage | Doubt
         retaken = [item for item in others if item not in suspects]
 
         prepared = _prepare(connection, ports, ready.chargeable, now)
+        beside_unknown = _tell_what_goes_on(connection, ready.chargeable, now)
         taken_over = _take_over(connection, ports.terms, retaken, now)
         _leave_to_a_person(connection, poison, now)
         _await_cards(connection, ready.without_card, now)
@@ -151,6 +152,9 @@ def _claim_page(ports: Ports, invoice_ids: Sequence[int]) -> ClaimedPage | Doubt
         lost_memory.begin_missing(ports, switched.book, now)
     for item in poison:
         _log_poison(item)
+    for item in beside_unknown:
+        log.error("billing.alert", kind=str(EventKind.INVOICE_GOES_ON),
+                  invoice=item.invoice.reference_id)  # fmt: skip
     if ready.missed:  # In its own transaction: subscriptions are locked before their invoices.
         _decide_again_safely(ports, {item.invoice.subscription_id for item in ready.missed})
     suspects.sort(key=_deaths)
@@ -192,7 +196,7 @@ def _readiness(
     ready = _Readiness([], [], [], [], [])
     default = cards.by_ids(connection, {item.card_id for item in items if item.card_id})
     for item in items:
-        first = _what_comes_first(ports, item, switched)
+        first = _what_comes_first(ports, item, switched, now)
         if first is not None:
             ready.later.append((item, first))
             continue
@@ -211,9 +215,39 @@ def _readiness(
     return ready
 
 
-def _what_comes_first(ports: Ports, item: DueInvoice, switched: Switches) -> str | None:
-    """One collection at a time: two ladders on one card would ask it twice as often."""
-    if item.after_older and item.invoice.next_origin in LADDER_ORIGINS:
+def _tell_what_goes_on(
+    connection: Connection, chargeable: Sequence[DueInvoice], now: datetime
+) -> list[DueInvoice]:
+    """First charges that an older invoice of unknown outcome no longer holds back."""
+    found = [item for item in chargeable if item.older_since is not None and not item.attempts]
+    found = [item for item in found if item.invoice.next_origin in LADDER_ORIGINS]
+    history.write(
+        connection,
+        (
+            Entry(
+                Event(EventKind.INVOICE_GOES_ON, now, BY, _unknown_since(item), alert=True),
+                item.invoice.subscription_id,
+                item.invoice.id,
+            )
+            for item in found
+        ),
+    )
+    return found
+
+
+def _unknown_since(item: DueInvoice) -> dict[str, object]:
+    since = item.older_since.isoformat() if item.older_since else None
+    return {"reason": "an older invoice is unknown for long", "unknown_since": since}
+
+
+def _what_comes_first(
+    ports: Ports, item: DueInvoice, switched: Switches, now: datetime
+) -> str | None:
+    """One collection at a time: two ladders on one card would ask it twice as often. But what is
+    unknown may stay so for ever, and blocks only its own period for long.
+    """
+    after_older = item.comes_after_older(now, ports.terms.unknown_blocks)
+    if after_older and item.invoice.next_origin in LADDER_ORIGINS:
         return claims.AFTER_OLDER
     return switched.obstacle(ports.gateway.service(item.invoice.money.currency))
 

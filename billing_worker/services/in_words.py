@@ -23,6 +23,7 @@ from billing_worker.domain.invoice import (
     is_paid_elsewhere,
 )
 from billing_worker.domain.settlement import PAID_BY_WORD
+from billing_worker.persistence.claims import AFTER_OLDER
 from billing_worker.persistence.invoices import MISFIT, PAGE, REOPENED, SILENT, UNDECIDED
 
 
@@ -165,6 +166,12 @@ def _why_charged(newest: Row[Any] | None, reason: str) -> str:
 
 def _when_charged(invoice: Row[Any], *, sales_on: bool) -> str:
     at = invoice.ring_at or invoice.next_attempt_at
+    if invoice.reason == AFTER_OLDER:
+        when = (
+            "It is charged once the older invoice is paid or given up; while the outcome of that one "
+            "is unknown, BILLING_UNKNOWN_BLOCKS_SECONDS (7 days) after its sale at the latest"
+        )
+        return when if sales_on else f"{when}, but not before sales are started again"
     when = f"It is charged at {at.isoformat()}" if at else "A worker takes it up"
     return when if sales_on else f"{when}, but not before sales are started again"
 

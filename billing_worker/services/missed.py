@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from billing_worker.domain import catch_up
 from billing_worker.domain.attempt import AttemptStatus, Origin
@@ -24,7 +24,9 @@ class Missed:
     items: Sequence[DueInvoice]  # oldest first
 
 
-def missed_of(items: Sequence[DueInvoice], now: datetime) -> Missed | None:
+def missed_of(
+    items: Sequence[DueInvoice], now: datetime, unknown_blocks: timedelta
+) -> Missed | None:
     """Those of one subscription's open invoices, given the oldest first. They are decided about
     together, as soon as one of them is rung for; while an older one is recovered, none is.
     """
@@ -32,7 +34,7 @@ def missed_of(items: Sequence[DueInvoice], now: datetime) -> Missed | None:
     claimed = [
         at
         for item, at in zip(items, rung, strict=True)
-        if not item.after_older and _is_missed(item, at)
+        if not item.comes_after_older(at, unknown_blocks) and _is_missed(item, at)
     ]
     if not claimed:
         return None

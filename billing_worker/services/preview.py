@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import groupby
 from typing import Any
 
@@ -28,6 +28,7 @@ from billing_worker.domain.subscription import (
     SubscriptionStatus,
     open_next_period,
 )
+from billing_worker.domain.terms import Terms
 from billing_worker.persistence import cards, late, outlook, switches
 from billing_worker.persistence.claims import AFTER_OLDER, DueInvoice
 from billing_worker.persistence.outlook import OpenInvoices
@@ -55,7 +56,9 @@ PAGE = 500
 """Customers read at once."""
 
 
-def preview(store: Store, now: datetime, until: datetime) -> Iterator[Expected]:
+def preview(
+    store: Store, now: datetime, until: datetime, terms: Terms | None = None
+) -> Iterator[Expected]:
     """Every charge until and including `until`, customer by customer, in bounded memory.
 
     Raises InvalidInput on `until` when it has passed.
@@ -67,7 +70,8 @@ def preview(store: Store, now: datetime, until: datetime) -> Iterator[Expected]:
         with store.reading() as connection:
             outlook.at_one_moment(connection)
             page = outlook.customers_after(connection, last_id, PAGE)
-            expected = list(_Page(connection, page, now, until).expected())
+            blocks = (terms or Terms()).unknown_blocks
+            expected = list(_Page(connection, page, now, until, blocks).expected())
         yield from expected
         if len(page) < PAGE:
             return
@@ -97,9 +101,15 @@ class _Page:
     """The agreements of some customers, read once."""
 
     def __init__(
-        self, connection: Connection, customer_ids: Sequence[int], now: datetime, until: datetime
+        self,
+        connection: Connection,
+        customer_ids: Sequence[int],
+        now: datetime,
+        until: datetime,
+        unknown_blocks: timedelta,
     ) -> None:
         self._now, self._until = now, until
+        self._unknown_blocks = unknown_blocks
         self._sales_on = switches.sales_are_on(connection)
         rows = outlook.agreements_of(connection, customer_ids)
         self._open = outlook.open_invoices_of(connection, customer_ids)
@@ -124,7 +134,7 @@ class _Page:
         if not self._sales_on:
             return {}
         found = {
-            subscription_id: missed_of(open_.readable, self._now)
+            subscription_id: missed_of(open_.readable, self._now, self._unknown_blocks)
             for subscription_id, open_ in self._open.items()
             if subscription_id in self._agreed
         }
@@ -244,7 +254,8 @@ class _Page:
             return f"held: {item.invoice.reason}"
         if reason := self._why_not_on(at, subscription):
             return reason
-        waits = item.after_older and item.invoice.next_origin in LADDER_ORIGINS
+        after_older = item.comes_after_older(max(at, self._now), self._unknown_blocks)
+        waits = after_older and item.invoice.next_origin in LADDER_ORIGINS
         return AFTER_OLDER if waits else None
 
     def _of_due_periods(self, row: Row[Any], plan: Plan, after: Subscription) -> Iterator[Expected]:

@@ -24,6 +24,7 @@ SECONDS = {  # and where the process reads them
     "RECONCILE_AFTER_SECONDS": lambda settings: settings.terms.reconcile_after.seconds,
     "STUCK_AFTER_SECONDS": lambda settings: settings.terms.stuck_after.seconds,
     "EXPIRY_GRACE_SECONDS": lambda settings: settings.terms.expiry_grace.seconds,
+    "UNKNOWN_BLOCKS_SECONDS": lambda settings: settings.terms.unknown_blocks.total_seconds(),
     "NOT_CHARGED_RETRY_SECONDS": lambda settings: settings.terms.not_charged_retry.seconds,
     "EXPIRED_RETRY_SECONDS": lambda settings: settings.terms.expired_retry.seconds,
 }

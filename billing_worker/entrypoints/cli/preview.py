@@ -15,6 +15,7 @@ import click
 from billing_worker import config
 from billing_worker.clock import SystemClock
 from billing_worker.domain.errors import InvalidInput
+from billing_worker.domain.terms import Terms
 from billing_worker.entrypoints.cli.shared import (
     json_option,
     open_store,
@@ -65,24 +66,31 @@ def preview(
     """List every charge until a date, with totals, and why others will not be charged."""
     if (until is None) == (diff is None):
         raise click.UsageError("give either --until TIME or --diff FILE")
-    with open_store(settings_for(*config.DATABASE)) as store:
+    settings = settings_for(*config.DATABASE)
+    with open_store(settings) as store:
         if diff is not None:
             _compare(store, diff, as_json=as_json)
         elif until is not None:
-            _preview(store, until, save, as_csv=as_csv, as_json=as_json)
+            _preview(store, settings.terms, until, save, as_csv=as_csv, as_json=as_json)
 
 
 # --- before ----------------------------------------------------------------------------------
 
 
 def _preview(
-    store: Store, until: datetime, save: Path | None, *, as_csv: bool, as_json: bool
+    store: Store,
+    terms: Terms,
+    until: datetime,
+    save: Path | None,
+    *,
+    as_csv: bool,
+    as_json: bool,
 ) -> None:
     now = SystemClock().now()
     header = {"made_at": now.isoformat(), "until": until.isoformat()}
     totals = Totals()
     with ExitStack() as files:
-        lines = _counted(expected_charges(store, now, until), totals)
+        lines = _counted(expected_charges(store, now, until, terms), totals)
         if save is not None:
             lines = _saved(lines, header, files.enter_context(save.open("w", encoding="utf-8")))
         try:
