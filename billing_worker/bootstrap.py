@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from billing_worker.clock import SystemClock
+from billing_worker.clock import ClockWatch, SystemClock
 from billing_worker.config import Settings
 from billing_worker.gateway.http import RequestsTransport
 from billing_worker.gateway.pace import Pace, RedisPace, Unlimited
@@ -100,5 +100,7 @@ def build_ports(settings: Settings, bell: Bell) -> tuple[Ports, Threads]:
         test_mode=settings.test_mode,
         together=GroupCommit(),
         outside=build_outside(settings),
+        timekeeper=ClockWatch(SystemClock()),
+        needs_synchronous_standby=settings.require_synchronous_standby,
     )
     return ports, crew

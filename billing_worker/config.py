@@ -162,6 +162,11 @@ class _Environment(Schema):
     UNKNOWN_BLOCKS_SECONDS = _seconds(
         "how long a charge of unknown outcome holds back later periods of its subscription", 604_800
     )
+    REQUIRE_SYNCHRONOUS_STANDBY = _setting(
+        _StrictBoolean(),
+        "`true` sells nothing while a fail-over of PostgreSQL could lose commits",
+        "false",
+    )
 
 
 PREFIX = "BILLING_"
@@ -200,6 +205,7 @@ class Settings:
     charge_concurrency: int
     renew_every_seconds: int
     reconcile_every_seconds: int
+    require_synchronous_standby: bool
     terms: Terms
 
 
@@ -280,6 +286,7 @@ def _settings(values: Mapping[str, Any]) -> Settings:
         charge_concurrency=value("CHARGE_CONCURRENCY"),
         renew_every_seconds=value("RENEW_EVERY_SECONDS"),
         reconcile_every_seconds=value("RECONCILE_EVERY_SECONDS"),
+        require_synchronous_standby=value("REQUIRE_SYNCHRONOUS_STANDBY") is True,
         terms=Terms.in_seconds(
             reconcile_after=value("RECONCILE_AFTER_SECONDS"),
             stuck_after=value("STUCK_AFTER_SECONDS"),

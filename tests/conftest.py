@@ -20,6 +20,7 @@ RULES = {
     "test_hosted", "test_lifecycle", "test_catch_up", "test_dunning", "test_preview",
     "test_preview_attack", "test_restored", "test_decided_at", "test_hand_over",
     "test_paid_before_handed_out", "test_stale_messages",
+    "test_lost_memory", "test_refusals",
     "test_commands", "test_cards", "test_overview", "test_charge_troubles", "test_resolve",
     "test_late_money", "test_failures", "test_two_books", "test_refused_creates", "test_debts",
     "test_beside_an_unknown",

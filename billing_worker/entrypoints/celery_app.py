@@ -12,6 +12,7 @@ import sys
 import threading
 from typing import Any
 
+import structlog
 from celery import Celery, bootsteps, signals
 from kombu import Queue
 from kombu.transport.redis import Channel
@@ -26,6 +27,7 @@ from billing_worker.entrypoints.bell import (
     TRANSPORT_OPTIONS,
     CeleryBell,
 )
+from billing_worker.entrypoints.book_checks import why_nothing_is_sold
 from billing_worker.entrypoints.command_intake import TakesCommands
 from billing_worker.services.command_records import TASKS as COMMAND_TASKS
 from billing_worker.services.crew import Threads
@@ -204,6 +206,13 @@ def _hide_body(record: logging.LogRecord) -> bool:
 @signals.worker_ready.connect
 def _try_the_keys(**_: Any) -> None:
     process.ports()
+
+
+@signals.worker_ready.connect
+def _say_why_nothing_is_sold(**_: Any) -> None:
+    """At once, and not only when something is due. The claim goes by it in any case."""
+    if why := why_nothing_is_sold(settings):
+        structlog.get_logger().error("billing.alert", kind="book.refused", reason=why)
 
 
 @signals.worker_shutting_down.connect

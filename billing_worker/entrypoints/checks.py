@@ -13,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from billing_worker.bootstrap import build_gateway, build_store
 from billing_worker.config import Settings
 from billing_worker.domain.errors import BillingError, GatewayError, NotSent, OutcomeUnknown
+from billing_worker.entrypoints.book_checks import check_book, check_clock, check_standby
 from billing_worker.entrypoints.callbacks import PATH
 from billing_worker.gateway.http import Request, RequestsTransport
 from billing_worker.gateway.port import CallLog
@@ -38,6 +39,9 @@ def run_checks(settings: Settings) -> list[Check]:
     parts: dict[str, Callable[[Settings], str]] = {
         "database": _database,
         "schema": _if_the_database_answers(_schema),
+        "book": _if_the_database_answers(_of_the_book(check_book)),
+        "clock": _if_the_database_answers(_of_the_book(check_clock)),
+        "standby": _if_the_database_answers(_of_the_book(check_standby)),
         "redis": _redis,
         "gateway": _gateway,
         "cardgate": _cardgate,
@@ -53,6 +57,14 @@ def _if_the_database_answers(check: Callable[[Settings], str]) -> Callable[[Sett
             return check(settings)
         except SQLAlchemyError:
             raise BillingError("not checked: the database does not answer") from None
+
+    return checked
+
+
+def _of_the_book(check: Callable[[Settings], str]) -> Callable[[Settings], str]:
+    def checked(settings: Settings) -> str:
+        _schema(settings)
+        return check(settings)
 
     return checked
 

@@ -28,6 +28,7 @@ from billing_worker.services import lost_memory
 from billing_worker.services.budget import Budget
 from billing_worker.services.claim import BY, Claimed
 from billing_worker.services.ports import Ports
+from billing_worker.services.refusals import enter_mode
 from billing_worker.services.settle import wire_data
 
 
@@ -90,6 +91,9 @@ def arm_all(
             answers.append(against or armed)
         else:
             answers.append(None)
+    if armed in answers and (other := enter_mode(ports, connection, switched)) is not None:
+        refused = NotArmed(other, later=True)
+        answers = [refused if answer is armed else answer for answer in answers]
     allowed = [r for r, answer in zip(requests, answers, strict=True) if answer is armed]
     _submit(ports, connection, allowed, now)
     return answers, [_entry(request, now) for request in allowed]

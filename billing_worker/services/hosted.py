@@ -53,8 +53,10 @@ from billing_worker.services.hosted_records import (
     parse_checkout,
     parse_tokenisation,
 )
+from billing_worker.services.lost_memory import stands_against_submitting
 from billing_worker.services.pay_page import NamedPage, lock_page, named, unlock_page
 from billing_worker.services.ports import Ports
+from billing_worker.services.refusals import enter_mode
 from billing_worker.services.settle import wire_data
 from billing_worker.services.slot import BY, Slot
 
@@ -206,6 +208,9 @@ def start_tokenisation(ports: Ports, record: Mapping[str, Any]) -> dict[str, Any
 
 def _take_card_page(ports: Ports, wanted: TokenisationRecord) -> _CardPage | dict[str, Any]:
     with ports.store.transaction() as connection:
+        against = stands_against_submitting(ports, switches.read(connection))
+        if against is not None:
+            raise NotPayable(against)
         known = hosted.find(connection, wanted.reference_id)
         if known is None:
             return _begin(ports, connection, wanted)
@@ -328,6 +333,8 @@ def _open_card_page(
     with ports.store.transaction() as connection:
         if taken.slot is not None:
             slots.open_page(ports, connection, taken.slot, said.statement, locked, None, calls)
+        elif (other := enter_mode(ports, connection, switches.read(connection))) is not None:
+            raise NotPayable(other)
         hosted.open_page(
             connection,
             taken.payment,

@@ -32,6 +32,7 @@ from billing_worker.persistence.outside import Record
 from billing_worker.persistence.store import Store
 from billing_worker.persistence.switches import Switches
 from billing_worker.services.ports import Outside, Ports
+from billing_worker.services.refusals import refusal, wrong_clock
 
 BY = "lost_memory"
 TELL_AGAIN_AFTER = timedelta(days=1)
@@ -62,6 +63,7 @@ class Kind(Enum):
     FORGOT = auto()
     COPIED = auto()
     OLDER = auto()
+    REFUSED = auto()  # by `refusals`
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,7 @@ class Doubt:
     kind: Kind
     why: str
     seen: Switches
+    name: str = ""  # of a refusal
 
 
 # --- what is seen -----------------------------------------------------------------------------
@@ -81,13 +84,17 @@ def read_outside(ports: Ports) -> list[Record]:
     return [record for keeper in ports.outside if (record := keeper.read()) is not None]
 
 
-def look(ports: Ports) -> None:
-    """Notice a loss before anything is due: what people have decided may be forgotten with it."""
+def look(ports: Ports) -> bool:
+    """Notice a loss before anything is due: what people have decided may be forgotten with it.
+
+    False: the clock is wrong, so nobody knows what is due.
+    """
     records = read_outside(ports)
     with ports.store.reading() as connection:
         found = doubt(ports, connection, switches.read(connection), records)
     if found is not None:
         resolve(ports, found)
+    return found is None or found.name != "clock"
 
 
 def doubt(
@@ -96,6 +103,9 @@ def doubt(
     """What this transaction must not go on with. `records`: see `read_outside`."""
     if switched.book is None:
         return None
+    refused = refusal(ports, switched)
+    if refused is not None:
+        return Doubt(Kind.REFUSED, refused.why, switched, refused.name)
     changed = _server_changed(ports.outside, switched.book, switched.server)
     if changed is not None and changed[0] is Kind.FIRST:
         known = any(record.book == switched.book.identity for record in records)
@@ -181,6 +191,9 @@ def _is_of_an_earlier_server(record: Record, book: Book) -> bool:
 
 def stands_against_submitting(ports: Ports, switched: Switches) -> str | None:
     """Read in the very transaction that commits `submitted`: a pooler may have led it elsewhere."""
+    refused = refusal(ports, switched)
+    if refused is not None:
+        return refused.why
     if switched.book is None or switched.server.server is None:
         return None
     changed = _server_changed(ports.outside, switched.book, switched.server)
@@ -208,7 +221,7 @@ def has_forgotten_nothing_since(
 
 def resolve(ports: Ports, doubt: Doubt) -> bool:
     """Act on it, in a transaction of its own. True: sales may go on, once all is read again."""
-    now = ports.clock.now()
+    now = _right_time(ports, doubt)
     with ports.store.transaction() as connection:
         book, server = books.lock(connection)
         switched = switches.read(connection)
@@ -219,7 +232,14 @@ def resolve(ports: Ports, doubt: Doubt) -> bool:
         begin_record(ports.store, ports.outside, now)
     if told:
         log.error("billing.alert", kind=str(_EVENTS[doubt.kind]), reason=doubt.why)
-    return doubt.kind not in {Kind.COPIED, Kind.OLDER}
+    return doubt.kind not in {Kind.COPIED, Kind.OLDER, Kind.REFUSED}
+
+
+def _right_time(ports: Ports, doubt: Doubt) -> datetime:
+    now = ports.clock.now()
+    if doubt.name != "clock" or ports.timekeeper is None:
+        return now
+    return now - ports.timekeeper.ahead_by(doubt.seen.server.clock)
 
 
 def _stands_as(seen: Switches, book: Book, switched: Switches) -> bool:
@@ -231,6 +251,7 @@ _EVENTS = {
     Kind.MOVED: EventKind.BOOK_MOVED,
     Kind.COPIED: EventKind.BOOK_REFUSED,
     Kind.OLDER: EventKind.BOOK_REFUSED,
+    Kind.REFUSED: EventKind.BOOK_REFUSED,
 }
 
 
@@ -245,17 +266,17 @@ def _act(connection: Connection, doubt: Doubt, current: Server | None, now: date
     if doubt.kind is Kind.COPIED and switches.sales_are_on(connection):
         switches.turn_sales(connection, on=False, by=BY, reason=doubt.why, now=now)
     alert = doubt.kind is not Kind.MOVED
-    if alert and not _not_told_lately(connection, doubt.kind, now):
+    if alert and not _not_told_lately(connection, doubt, now):
         return False
     event = Event(_EVENTS[doubt.kind], now, BY, {"reason": doubt.why}, alert=alert)
     history.write(connection, [Entry(event)])
     return alert
 
 
-def _not_told_lately(connection: Connection, kind: Kind, now: datetime) -> bool:
-    if kind is Kind.FORGOT:
+def _not_told_lately(connection: Connection, doubt: Doubt, now: datetime) -> bool:
+    if doubt.kind is Kind.FORGOT:
         return True  # each loss is one of its own
-    name = f"book.refused:{kind.name.lower()}"
+    name = f"book.refused:{doubt.name or doubt.kind.name.lower()}"
     return counters.add_unless_recent(connection, name, now, now - TELL_AGAIN_AFTER)
 
 
@@ -279,6 +300,16 @@ def notice(ports: Ports, why: str, *, seen: datetime | None, by: str) -> bool:
     return True
 
 
+def why_it_is_a_copy(connection: Connection, outside: Sequence[Outside]) -> str | None:
+    for keeper in outside:
+        keeper.read()
+    switched = switches.read(connection)
+    if switched.book is None:
+        return None
+    changed = _server_changed(outside, switched.book, switched.server)
+    return changed[1] if changed is not None and changed[0] is Kind.COPIED else None
+
+
 def start_here(
     connection: Connection, outside: Sequence[Outside], *, moved: bool, now: datetime
 ) -> None:
@@ -286,17 +317,28 @@ def start_here(
 
     `moved`: a person says that the original is gone, so this is the book from now on.
     """
-    for keeper in outside:
-        keeper.read()
     book, server = books.lock(connection)
-    changed = _server_changed(outside, book, server)
+    copied = why_it_is_a_copy(connection, outside)
     if not moved:
-        if changed is not None and changed[0] is Kind.COPIED:
-            raise InvalidInput("sales", changed[1])
+        if copied is not None:
+            raise InvalidInput("sales", copied)
         return
     current = _current(outside, server) or book.server
     if current is not None:
         books.remember_server(connection, current, now)
+
+
+def clock_is_wrong(ports: Ports) -> bool:
+    """Before a sweep: what it would write down now would be wrong for as long as it is kept."""
+    if ports.timekeeper is None:
+        return False
+    with ports.store.reading() as connection:
+        switched = switches.read(connection)
+    refused = wrong_clock(ports, switched.server)
+    if refused is None:
+        return False
+    resolve(ports, Doubt(Kind.REFUSED, refused.why, switched, refused.name))
+    return True
 
 
 # --- the record outside -----------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -63,6 +64,12 @@ class Outside(Protocol):
     def write(self, record: Record) -> None: ...
 
 
+class Timekeeper(Protocol):
+    def ahead_by(self, database_now: datetime | None) -> timedelta:
+        """How far our clock is ahead of what the database server says, if it says anything."""
+        ...
+
+
 class Vault(Protocol):
     def doubt(self) -> None: ...
 
@@ -85,3 +92,5 @@ class Ports:
     together: Together
     breaker: CircuitBreaker = field(default_factory=CircuitBreaker)
     outside: Sequence[Outside] = field(default_factory=lambda: (Memory(),))
+    timekeeper: Timekeeper | None = None  # None: a clock of its own, compared with none
+    needs_synchronous_standby: bool = False

@@ -51,7 +51,8 @@ def renew_due(ports: Ports) -> int:
     by the catch-up policy. While the book waits for decisions that it has forgotten, any of them
     may have prevented a period: none is opened.
     """
-    lost_memory.look(ports)
+    if not lost_memory.look(ports):
+        return 0
     total = 0
     _let_leave(ports)
     for _ in range(MAX_BATCHES):

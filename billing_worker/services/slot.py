@@ -50,6 +50,7 @@ from billing_worker.services.lookup import (
     knows_later,
 )
 from billing_worker.services.ports import Ports
+from billing_worker.services.refusals import enter_mode
 from billing_worker.services.settle import Settle, wire_data
 from billing_worker.services.withdraw import Moment
 
@@ -199,8 +200,11 @@ def open_page(
     if not cases.knows(slot.key):
         raise ConcurrentChange(f"{slot.attempt.reference_id} is not in the books any more")
     require_payable(ports, connection, cases.case(slot.key))
-    if switches.read(connection).restored_at != slot.restored_at:
+    switched = switches.read(connection)
+    if switched.restored_at != slot.restored_at:
         raise NotPayable(lost_memory.NOTICED_SINCE)
+    if (other := enter_mode(ports, connection, switched)) is not None:
+        raise NotPayable(other)
     links.open_page(
         connection,
         slot.attempt,

@@ -75,8 +75,9 @@ def wrong(found):
 def test_every_part_is_told_and_none_of_them_moves_money(check, sandbox):
     found = check()
     assert wrong(found) == []
-    parts = ["database", "schema", "redis", "gateway", "cardgate", "vault keys", "callbacks"]
-    assert list(found) == parts
+    of_the_book = ["book", "clock", "standby"]
+    others = ["redis", "gateway", "cardgate", "vault keys", "callbacks"]
+    assert list(found) == ["database", "schema", *of_the_book, *others]
     assert "credentials accepted, test mode" in found["gateway"].details
     assert "no sale was sent" in found["cardgate"].details
     assert not sandbox.ledger
@@ -149,7 +150,7 @@ def test_a_redis_that_drops_keys_is_wrong(check, redis):
 
 def test_an_unreachable_database_is_told_once_and_the_rest_is_still_checked(check):
     found = check(BILLING_DATABASE_URL="postgresql://u:p@127.0.0.1:1/billing")
-    assert wrong(found) == ["database", "schema", "vault keys"]
+    assert wrong(found) == ["database", "schema", "book", "clock", "standby", "vault keys"]
     assert "not checked" in found["schema"].details
 
 

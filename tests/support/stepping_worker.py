@@ -26,4 +26,6 @@ class SteppingClock(clock.SystemClock):
 if __name__ == "__main__":
     # Before the modules that import it by name are loaded.
     clock.SystemClock = SteppingClock  # type: ignore[misc]
+    if os.environ.get("STORM_CLOCK_IS_BELIEVED"):  # it shows what happens later, at once
+        clock.ClockWatch.ahead_by = lambda *_: timedelta(0)  # type: ignore[method-assign]
     main()

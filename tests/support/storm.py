@@ -287,6 +287,7 @@ class Storm:
         self._start_worker(
             "calm",
             step=LATER,
+            STORM_CLOCK_IS_BELIEVED="true",
             BILLING_NOT_CHARGED_RETRY_SECONDS=str(DAY),
             BILLING_EXPIRED_RETRY_SECONDS=str(DAY),
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from billing_worker.config import EVERYTHING, Settings, described, load
+from billing_worker.entrypoints.book_checks import why_nothing_is_sold
 from billing_worker.entrypoints.checks import redis_trouble
 from billing_worker.entrypoints.cli.shared import open_store, shown_url
 from billing_worker.entrypoints.local import PROVIDED, LocalStack
@@ -42,6 +43,8 @@ def up(folder: Path) -> None:
         settings = load(stack.environ, EVERYTHING)
         with open_store(settings, migrated=False) as store:
             migrate(store)
+        if why := why_nothing_is_sold(settings):
+            raise click.ClickException(why)
         if not _redis_answers(settings, stopping):
             return
         stack.start_worker_and_beat()
