@@ -111,6 +111,8 @@ class Finding:
 
     verdict: Verdict
     reason: str
+    refusal: str | None = None
+    """Of UNPAID_FINAL: the resolution, where it says why the charge was refused."""
 
 
 def mismatch(statement: Statement, expected: Expected) -> str | None:
@@ -166,11 +168,16 @@ def judge(statement: Statement, expected: Expected) -> Finding:
     if status in DECLINED_STATUSES:
         return Finding(Verdict.DECLINED, statement.resolution or "no resolution given")
     if status in UNPAID_FINAL_STATUSES:
-        return Finding(Verdict.UNPAID_FINAL, status)
+        return Finding(Verdict.UNPAID_FINAL, status, refusal_of(statement))
     if status in PENDING_STATUSES:
         held = "; held for moderation" if statement.moderation_required else ""
         return Finding(Verdict.PENDING, status + held)
     return Finding(Verdict.CONTRADICTORY, f"status {status!s} does not belong to an instant charge")
+
+
+def refusal_of(statement: Statement) -> str | None:
+    """Why an ended charge was refused. Nothing and `ok` say that it merely ended."""
+    return None if statement.resolution in {None, "", "ok"} else statement.resolution
 
 
 def _judge_paid(statement: Statement, expected: Expected) -> Finding:
@@ -226,13 +233,15 @@ def most_telling(matches: Sequence[Statement]) -> Statement:
     A create may be repeated, and at most one of its invoices was ever sold: the further one has
     come towards money, the more it tells, and among equals the newest is as good as any.
     """
-    return max(enumerate(matches), key=lambda match: (_tells(match[1].status), match[0]))[1]
+    return max(enumerate(matches), key=lambda match: (_tells(match[1]), match[0]))[1]
 
 
-def _tells(status: str) -> int:
+def _tells(statement: Statement) -> int:
+    status = statement.status
     if status in PAID_STATUSES:
         return 4
-    if status in DECLINED_STATUSES:
+    refused = status in UNPAID_FINAL_STATUSES and refusal_of(statement) is not None
+    if refused or status in DECLINED_STATUSES:
         return 2
     if status in UNSOLD_STATUSES:
         return 1

@@ -509,6 +509,7 @@ class _SaleOutcome(_Incoming):
     status = _Lenient(_short_text_or_none)
     resolution = _Lenient(_short_text_or_none)
     auth_payload = _Lenient(_object)
+    active_payment = _Lenient(_object)
 
     @pre_load
     def flatten(self, body: dict[str, Any], **_: Any) -> dict[str, Any]:
@@ -521,11 +522,12 @@ _SALE_OUTCOME: Final = _SaleOutcome()
 def sale_answer(body: bytes, *, http_status: int) -> SaleAnswer:
     """Any JSON object will do: the answer is a hint, and the invoice is asked for anyway."""
     outcome = _load(_SALE_OUTCOME, _parse_object(body))
+    to_authorise = outcome["active_payment"].get("status") == "authorize_required"
     return SaleAnswer(
         http_status=http_status,
         status=outcome["status"],
         resolution=outcome["resolution"],
-        needs_customer=bool(outcome["auth_payload"]),
+        needs_customer=bool(outcome["auth_payload"]) or to_authorise,
     )
 
 

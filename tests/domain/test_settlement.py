@@ -14,7 +14,12 @@ from billing_worker.domain.attempt import TRANSITIONS, Attempt, AttemptStatus, O
 from billing_worker.domain.calendar import Schedule, Unit
 from billing_worker.domain.card import Card
 from billing_worker.domain.errors import IllegalTransition
-from billing_worker.domain.evidence import GIVEN_BACK_STATUSES, PAID_STATUSES, Statement
+from billing_worker.domain.evidence import (
+    GIVEN_BACK_STATUSES,
+    PAID_STATUSES,
+    Statement,
+    most_telling,
+)
 from billing_worker.domain.invoice import Invoice, InvoiceStatus
 from billing_worker.domain.money import Money
 from billing_worker.domain.settlement import (
@@ -646,3 +651,53 @@ def test_a_final_that_has_moved_is_asked_for_once_more_after_it_stands_again():
     assert (after.undecided_since, after.look_at) == (None, late + timedelta(hours=1))
     still = case(AttemptStatus.NOT_CHARGED, **settled)
     assert told(stated("expired"), still, late).case.attempt.look_at is None
+
+
+# --- a resolution beside a status that only ends ---------------------------------------------
+
+
+@pytest.mark.parametrize("status", ["expired", "terminated", "rejected"])
+@pytest.mark.parametrize(
+    ("resolution", "reason"),
+    [
+        ("insufficient_funds", "declined_soft: insufficient_funds"),
+        ("lost_or_stolen_card", "declined_hard: lost_or_stolen_card"),
+        ("auth_3ds_required", "declined_needs_customer: auth_3ds_required"),
+        ("never_documented", "declined_unknown: never_documented"),
+    ],
+)
+def test_an_end_with_a_resolution_is_a_decline_with_it_once_the_grace_is_over(
+    status, resolution, reason
+):
+    news = stated(status, resolution)
+    waiting = told(news).case
+    assert waiting.attempt.status is AttemptStatus.SUBMITTED
+    concluded = told(news, waiting, NOW + TERMS.expiry_grace)
+    assert concluded.case.attempt.status is AttemptStatus.DECLINED
+    assert concluded.case.invoice.reason == reason
+    assert (concluded.kills_card is not None) == reason.startswith("declined_hard")
+
+
+@pytest.mark.parametrize("resolution", [None, "", "ok"])
+def test_an_end_without_a_resolution_is_no_decline(resolution):
+    news = stated("expired", resolution)
+    after = told(news, told(news).case, NOW + TERMS.expiry_grace).case
+    assert after.attempt.status is AttemptStatus.NOT_CHARGED
+
+
+def test_a_prepared_attempt_whose_invoice_expired_with_a_refusal_was_sold_by_somebody():
+    prepared = case(AttemptStatus.PREPARED, submitted_at=None)
+    sold = told(stated("expired", "insufficient_funds"), prepared).case
+    assert sold.attempt.status is AttemptStatus.SUBMITTED
+    again = told(stated("expired", "insufficient_funds"), sold, NOW + TERMS.expiry_grace).case
+    assert again.attempt.status is AttemptStatus.DECLINED
+
+
+def test_an_invoice_that_expired_with_a_refusal_tells_more_than_a_fresh_twin():
+    refused, fresh = stated("expired", "insufficient_funds"), stated("process_pending")
+    assert most_telling([refused.statement, fresh.statement]) == refused.statement
+
+
+def test_a_hard_resolution_that_is_told_later_marks_the_card():
+    ended = replace(case(AttemptStatus.NOT_CHARGED, settled_at=NOW), card=card())
+    assert told(stated("expired", "lost_or_stolen_card"), ended).kills_card is not None

@@ -71,7 +71,7 @@ def test_the_sale_is_the_request_of_the_seed(calls):
 @pytest.mark.parametrize(
     ("number", "status", "resolution", "needs_customer"),
     [
-        ("10", "process_pending", "ok", False),
+        ("10", "process_pending", "ok", True),  # `active_payment` is `authorize_required`
         ("11", None, None, True),
         ("12", None, None, True),
         ("90", "processed", None, False),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from datetime import datetime, timedelta
 
 import pytest
@@ -239,6 +241,55 @@ def test_a_page_that_expired_keeps_the_ladder_back_and_not_the_customer(world):
     assert world.explain()["next_attempt_at"] == moved > planned
     checkout(world)
     assert world.attempts() == ["declined", "not_charged", "submitted"]
+
+
+# --- refusals that an expired invoice tells -------------------------------------------------
+
+
+def test_an_expired_invoice_with_a_soft_resolution_is_a_decline_and_climbs_the_ladder(world):
+    world.subscribe("expires_insufficient_funds", **ONCE)
+    world.run_for(2 * HOUR + 10 * MINUTE, step=5 * MINUTE)
+    told = world.explain()
+    assert [one["status"] for one in told["attempts"]] == ["declined"]
+    assert told["reason"] == "declined_soft: insufficient_funds"
+    assert told["next_attempt_at"] == (expired_at(world) + WAIT).isoformat()
+    world.run_for(4 * DAY, step=6 * HOUR)
+    assert origins(world) == ["scheduled", "dunning"]
+
+
+def test_an_expired_invoice_with_a_hard_resolution_marks_the_card(world):
+    world.subscribe("expires_card_is_stolen", **ONCE)
+    world.run_for(20 * DAY, step=HOUR)
+    assert world.sandbox.requests.total("sale") == 1
+    assert world.explain()["reason"] == "declined_hard: card_is_stolen"
+    assert len(events(world, "card.unusable")) == len(events(world, "card.needed")) == 1
+
+
+def test_an_expired_invoice_that_wanted_3d_secure_asks_the_customer(world):
+    world.subscribe("expires_auth_3ds_required", **ONCE)
+    world.run_for(20 * DAY, step=HOUR)
+    assert world.sandbox.requests.total("sale") == 1
+    assert world.explain()["fate"] == "open, waiting for the customer"
+    assert len(events(world, "customer.step_needed")) == 1
+    checkout(world)
+
+
+def test_a_sale_whose_payment_must_be_authorised_is_a_step_for_the_customer(world):
+    """The only official example of a nested answer has no `auth_payload`."""
+    world.sandbox.behaviour = dataclasses.replace(world.sandbox.behaviour, sale_shape="nested")
+    real = world.transport.send
+
+    def send(request, *, moves_money):
+        answer = real(request, moves_money=moves_money)
+        body = json.loads(answer.body)
+        body.pop("auth_payload", None)
+        return Response(answer.status, json.dumps(body).encode(), answer.content_type)
+
+    world.transport.send = send
+    world.subscribe("needs_3ds", **ONCE)
+    world.run_for(20 * DAY, step=HOUR)
+    assert world.sandbox.requests.total("sale") == 1
+    assert world.explain()["reason"] == "declined_needs_customer: auth_3ds_required"
 
 
 # --- declines that flip ---------------------------------------------------------------------

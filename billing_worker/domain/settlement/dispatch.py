@@ -139,7 +139,7 @@ def _stated(case: Case, news: Stated, context: Context) -> Conclusion:  # noqa: 
     if is_overruled(attempt, finding):
         return still_undecided(case, finding, context)
     match attempt.status:
-        case AttemptStatus.PREPARED if finding.verdict is Verdict.DECLINED:
+        case AttemptStatus.PREPARED if finding.verdict is Verdict.DECLINED or finding.refusal:
             case, sold = sold_by_a_twin(case, context)
             declined = undecided_or_unpaid(case, finding, context)
             return replace(declined, events=(sold, *declined.events))

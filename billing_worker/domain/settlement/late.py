@@ -50,9 +50,10 @@ def recheck(case: Case, finding: Finding, context: Context) -> Conclusion:
 
 def _refused_for_good(case: Case, finding: Finding, context: Context) -> str | None:
     """A hard decline that is first told after the attempt has ended still marks its card."""
-    if finding.verdict is not Verdict.DECLINED or case.card is None or case.card.unusable_reason:
+    refusal = finding.reason if finding.verdict is Verdict.DECLINED else finding.refusal
+    if refusal is None or case.card is None or case.card.unusable_reason:
         return None
-    return why_never_again(case, case.attempt, finding.reason, context)
+    return why_never_again(case, case.attempt, refusal, context)
 
 
 def _reopened(case: Case, finding: Finding, context: Context) -> Conclusion:

@@ -9,6 +9,7 @@ from billing_worker.domain import attempt as attempts
 from billing_worker.domain.attempt import Attempt, AttemptStatus, Origin
 from billing_worker.domain.events import Event, EventKind
 from billing_worker.domain.evidence import DECLINED_STATUSES, Statement, foreign
+from billing_worker.domain.invoice import InvoiceStatus
 from billing_worker.domain.settlement.news import Case, Context
 
 RECHECKS = (
@@ -100,6 +101,8 @@ def sold_by_a_twin(case: Case, context: Context) -> tuple[Case, Event]:
     if submitted.origin is Origin.LINK:
         # Its next step is kept for when nobody pays; nobody is rung for it meanwhile.
         invoice = replace(invoice, ring_at=None)
+    elif invoice.status is InvoiceStatus.OPEN:
+        invoice = replace(invoice, reason=None, next_attempt_at=None, ring_at=None)
     return replace(case, attempt=submitted, invoice=invoice), said
 
 

@@ -90,12 +90,17 @@ def _unpaid_final(case: Case, finding: Finding, context: Context) -> Conclusion:
     if attempt.unpaid_since is None or context.now < over:
         waiting = replace(attempt, unpaid_since=since, look_at=over)
         said = context.event(
-            EventKind.ATTEMPT_UNPAID_FINAL, status=finding.reason, grace_ends=over.isoformat()
+            EventKind.ATTEMPT_UNPAID_FINAL,
+            status=finding.reason,
+            resolution=finding.refusal,
+            grace_ends=over.isoformat(),
         )
         return Conclusion(replace(case, attempt=waiting), (said,))
     if finding.verdict is Verdict.DECLINED:
         # `unpaid_since` of an ended attempt says that it expired: what waits for that is longer.
         return decline(_unpaid_no_longer(case), finding.reason, context)
+    if finding.refusal is not None:
+        return decline(case, finding.refusal, context)
     by_its_clock = finding.reason == "expired"
     if by_its_clock and (refused := _refused_by_the_sale(attempt)):
         return decline(case, refused, context)
@@ -211,9 +216,6 @@ def _may_have_been_sold(attempt: Attempt, statement: Statement) -> bool:
 
 def sold_by_somebody(case: Case, reason: str, context: Context) -> Conclusion:
     """Unknown, therefore: nothing else is tried before the gateway tells how it ended."""
-    if case.invoice.status is InvoiceStatus.OPEN and case.attempt.origin is not Origin.LINK:
-        in_flight = replace(case.invoice, reason=None, next_attempt_at=None, ring_at=None)
-        case = replace(case, invoice=in_flight)
     case, sold = sold_by_a_twin(case, context)
     held = _held_as_unknown(case, Finding(Verdict.CONTRADICTORY, reason), context)
     return replace(held, events=(sold, *held.events))
