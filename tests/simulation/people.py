@@ -79,8 +79,8 @@ class People:
         return f"somebody {name} {reference}", act(reference)
 
     def leave_pages_open(self) -> None:
-        """Whoever has a page is at the gateway's already: our books are asked no more."""
-        self.pages = [page | {"left_open": True} for page in self.pages]
+        """Some who have a page are at the gateway's already, and need our books no more."""
+        self.pages = [page | {"left_open": self._rng.random() < 0.5} for page in self.pages]
 
     def page_to_pay(self) -> dict[str, Any] | None:
         return self.pages.pop(self._rng.randrange(len(self.pages))) if self.pages else None
@@ -196,6 +196,9 @@ def customer_pays(ports: Ports, page: dict[str, Any], pay: Callable[[str], Any])
         behind = page_behind(ports.store, ports.vault, page["pay_path"].removeprefix("/pay/"))
         if behind is None:
             return f"customer finds {page['reference_id']} closed"
+        assert (behind.action, dict(behind.params)) == (page["action"], page["params"]), (
+            f"the link of {page['reference_id']} opens another page"
+        )
     return f"customer pays {page['reference_id']}: {pay(page['gateway_id']).status}"
 
 

@@ -61,7 +61,7 @@ LATE_TOKENS = {token for token in TOKENS if token.startswith(("flips_", "late_")
 HORIZON = timedelta(days=70)
 HOUR = 3_600
 DAY = 24 * HOUR
-LATER = (2, 60, 4000, 6 * HOUR, 16 * HOUR)
+LATER = (2, 60, 4000, 6 * HOUR, 16 * HOUR, 80 * HOUR)
 """Seconds until money comes that comes late: after the sale, or after the invoice has expired."""
 
 REST = (1,) * 2 + (60,) * 2 + (1200,) * 3 + (7200,) * 4 + (DAY,) * 60
