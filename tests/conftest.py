@@ -16,25 +16,16 @@ from tests.support.world import World
 zoneinfo.reset_tzpath(())  # The tests read the same tz data as the product: the package's.
 
 
-RULES = {
-    "test_hosted", "test_lifecycle", "test_catch_up", "test_dunning", "test_preview",
-    "test_preview_attack", "test_restored", "test_decided_at", "test_hand_over",
-    "test_paid_before_handed_out", "test_stale_messages",
-    "test_lost_memory", "test_refusals",
-    "test_commands", "test_cards", "test_overview", "test_charge_troubles", "test_resolve",
-    "test_late_money", "test_failures", "test_two_books", "test_refused_creates", "test_debts",
-    "test_beside_an_unknown",
-}  # fmt: skip
-"""Modules about rules more than about SQL: the quick run takes them through one database."""
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
+    """What runs on both databases is about rules more than about SQL, unless its module is marked
+    `sql`: the quick run takes it through SQLite, and CI's second run through PostgreSQL.
+    """
     for item in items:
         parameters = getattr(getattr(item, "callspec", None), "params", {})
-        over_postgres = parameters.get("database_url") == "postgres"
-        is_campaign = any(item.iter_markers("benchmark")) or any(item.iter_markers("long"))
-        if over_postgres and not is_campaign and item.module.__name__.rpartition(".")[-1] in RULES:
+        if parameters.get("database_url") != "postgres":
+            continue
+        if not any(item.get_closest_marker(name) for name in ("sql", "benchmark", "long")):
             item.add_marker(pytest.mark.again)
 
 

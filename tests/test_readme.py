@@ -144,6 +144,7 @@ time.sleep(1)
 """
 
 
+@pytest.mark.again
 @pytest.mark.timeout(240)  # a dozen interpreters start: seconds, unless the machine is busy
 @pytest.mark.skipif(shutil.which("bash") is None, reason="the block is for a POSIX shell")
 def test_by_hand_does_what_it_says(tmp_path):

@@ -52,6 +52,7 @@ def alive(family):
     return [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
+@pytest.mark.again  # `up` is started, and all of it ended, by the test below as well
 def test_up_runs_until_it_is_asked_to_stop_and_leaves_no_process(tmp_path):
     with up(tmp_path) as (child, family):
         child.send_signal(signal.SIGTERM)

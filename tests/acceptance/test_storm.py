@@ -91,6 +91,7 @@ def test_the_same_seed_forecasts_the_same_weather():
     assert forecast(7, 30) != forecast(8, 30)
 
 
+@pytest.mark.again
 @pytest.mark.timeout(600)  # waits for conditions, on a machine that may be busy; about 30 s
 def test_a_storm_charges_nobody_twice_and_loses_nothing(storm_of):
     storm, books = storm_of(7, gusts=len(KINDS), subscriptions=120, seconds=6)
@@ -114,6 +115,7 @@ def test_storms_of_many_seeds_charge_nobody_twice_and_lose_nothing(storm_of):
     print(f"{debits} debits, {takeovers} attempts taken over, weather: {dict(gusts)}")
 
 
+@pytest.mark.again
 @pytest.mark.timeout(300)
 def test_a_message_in_hand_when_redis_dies_does_not_end_the_worker(installation):
     """Found by seed 2007. What could not be acknowledged must not be put back: if the connection
@@ -165,6 +167,7 @@ def a_minute_passes(installation):
         connection.execute(rung.values(ring_at=SystemClock().now()))
 
 
+@pytest.mark.again
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits a process that runs")
 @pytest.mark.timeout(300)
 def test_a_disk_that_is_full_in_the_middle_of_charging_costs_time_and_no_money(on_sqlite):

@@ -69,11 +69,16 @@ MEETINGS = [s for s in DUPLICATE_CREATES if s.token in {"approved", "answer_lost
 
 
 @pytest.mark.parametrize("fault", [BREAKS, LIES, *NAPS], ids=str)
-@named([s for s in MEETINGS if s.behaviour.duplicate_create == "accept_new"])
+@pytest.mark.parametrize("scenario", [
+    pytest.param(s, id=s.name, marks=[] if s.token == MAIN.token else pytest.mark.again)
+    for s in MEETINGS
+    if s.behaviour.duplicate_create == "accept_new"
+])  # fmt: skip
 def test_a_process_may_lose_the_line_or_sleep_at_any_boundary(bench, scenario, fault):
     assert_unharmed(singles(bench, scenario, [fault]))
 
 
+@pytest.mark.again
 @named([MAIN, *(s for s in DUPLICATE_CREATES[:4] if s.token.endswith(("after", "later")))])
 def test_a_process_may_die_at_any_boundary_on_postgresql(postgres_bench, scenario):
     assert_unharmed(singles(postgres_bench, scenario, [DIES]))

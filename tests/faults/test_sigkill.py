@@ -90,9 +90,10 @@ def a_minute_passes(installation):
 
 
 @pytest.mark.timeout(300)  # eleven starts of a worker, maybe on a busy machine
-@pytest.mark.parametrize(
-    "boundaries", [BEFORE_THE_SALE, AROUND_THE_SALE], ids=["before the sale", "around the sale"]
-)
+@pytest.mark.parametrize("boundaries", [
+    pytest.param(BEFORE_THE_SALE, id="before the sale", marks=pytest.mark.again),
+    pytest.param(AROUND_THE_SALE, id="around the sale"),
+])  # fmt: skip
 def test_real_workers_that_are_killed_one_after_another_charge_everybody_once(
     installation, boundaries
 ):

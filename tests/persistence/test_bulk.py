@@ -12,6 +12,8 @@ from billing_worker.persistence.bulk import among, insert_many, insert_rows
 from billing_worker.persistence.store import Store
 from billing_worker.persistence.tables import cards, customers, events
 
+pytestmark = pytest.mark.sql
+
 NOW = datetime(2026, 1, 31, 12, 34, 56, 789012, tzinfo=UTC)
 TEXTS = [
     None, "", "null", "'\"\\", "\\x41", "\\u0041", "{}", "tab\tline\n", "Zoë 🎈", "\x7f\x01",

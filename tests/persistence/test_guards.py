@@ -11,6 +11,8 @@ from sqlalchemy.exc import IntegrityError, StatementError
 
 from billing_worker.persistence.tables import attempts, invoices, subscriptions
 
+pytestmark = pytest.mark.sql
+
 
 @pytest.fixture
 def charged(world):

@@ -15,6 +15,8 @@ from billing_worker.persistence.migrate import _config, migrate, newest_revision
 from billing_worker.persistence.store import Store
 from billing_worker.persistence.tables import metadata
 
+pytestmark = pytest.mark.sql
+
 
 def test_the_migrations_build_the_tables_that_the_code_describes(store):
     with store.reading() as connection:

@@ -15,6 +15,8 @@ from billing_worker.services.commit import settle
 from billing_worker.services.settle import Settle
 from billing_worker.services.together import EachAlone
 
+pytestmark = pytest.mark.sql
+
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 
 

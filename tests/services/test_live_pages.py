@@ -15,6 +15,8 @@ from billing_worker.services.hosted import start_checkout
 from billing_worker.services.recover import _give_up_one, give_up_overdue
 from tests.support.recovery import subscription
 
+pytestmark = pytest.mark.sql
+
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 
 

@@ -25,6 +25,8 @@ from tests.support.backup import backup, restore
 from tests.support.replication import ReplicatedPostgres
 from tests.support.world import World
 
+pytestmark = pytest.mark.sql
+
 MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
 
 

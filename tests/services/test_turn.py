@@ -20,6 +20,8 @@ from billing_worker.services.renew import renew_due
 from billing_worker.services.ring import ring_due
 from tests.support.world import PatientBell
 
+pytestmark = pytest.mark.sql
+
 TICK = timedelta(seconds=10)
 TERMS = Terms(stuck_after=timedelta(seconds=60), longest_charge=timedelta(seconds=120))
 
