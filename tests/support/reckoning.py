@@ -56,6 +56,10 @@ BY_THE_WEATHER = frozenset(
 """Why an invoice that could have been paid is dated, or waits for a person: its workers died too
 often, or came too late for the gateway's invoice. The test sees to it that these are few."""
 
+ANOTHER_BOOKS = "belongs to another book"
+"""Why an invoice waits for a person where two books have equal references: in doubt about a charge
+it found the other's."""
+
 _MOVES = {f"attempt.{status}": status for status in AttemptStatus}
 _IS = tables.attempts.c.status
 KEPT_UNKNOWN = and_(_IS == "submitted", tables.attempts.c.outcome.is_not(None))
@@ -101,16 +105,26 @@ class Reckoning:
     def _references(self) -> dict[int, str]:
         return {attempt.id: attempt.reference_id for attempt in self.attempts}
 
-    def compare(self, tokens: Mapping[str, str], ledger: Any, requests: Any) -> None:
-        """`tokens` by invoice reference; the sandbox's own pages `ledger` and `requests`."""
-        debits = ledger["debits"]
+    def compare(
+        self,
+        tokens: Mapping[str, str],
+        debits: Sequence[Any],
+        requests: Any,
+        *,
+        shared: bool = False,
+    ) -> None:
+        """`tokens` by invoice reference; `debits` of this book, and the sandbox's own page
+        `requests`. `shared`: another book with the same references is on the account, so that a
+        reference may be sold by each.
+        """
         self.debits = len(debits)
         self.sales = requests["operations"]["sale"]
         self.takeovers = sum(attempt.fence > 1 for attempt in self.attempts)
         self._find(self._charged_once(debits))
         self._find(self._debits_explained(debits, tokens))
         self._find(self._nothing_lost(tokens))
-        self._find(self._sold_once(requests["references"]))
+        if not shared:
+            self._find(self._sold_once(requests["references"]))
         self._find(self._nothing_unresolved())
         self._find(self._replayed())
         self._find(self._one_at_a_time())
@@ -164,8 +178,10 @@ class Reckoning:
             fate = _fate(invoice, attempts[invoice.id])
             if fate in FATES[self._outcome(tokens, reference)]:
                 self.fates[fate] += 1
-            elif fate in NOT_CHARGED and invoice.reason in BY_THE_WEATHER:
+            elif fate in NOT_CHARGED and (invoice.reason or "").partition(":")[0] in BY_THE_WEATHER:
                 self.fates[f"{fate} by the weather"] += 1
+            elif fate == "person" and ANOTHER_BOOKS in (invoice.reason or ""):
+                self.fates[f"{fate}: {ANOTHER_BOOKS}"] += 1
             else:
                 self.fates[fate] += 1
                 self.lost += 1

@@ -13,6 +13,9 @@ primary has committed after `cut_off` is lost by `fail_over`, as much or as litt
 from __future__ import annotations
 
 import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Self
 
 from psycopg import sql
@@ -39,6 +42,7 @@ class ReplicatedPostgres:
         self.primary = EmbeddedPostgres()
         self._standby: EmbeddedPostgres | None = None
         self._source = ""
+        self.is_cut_off = False
 
     def __enter__(self) -> Self:
         self.start()
@@ -58,6 +62,12 @@ class ReplicatedPostgres:
         if self._standby is None:
             self.add_standby()
 
+    def stop(self, *, immediate: bool = False) -> None:
+        self.primary.stop(immediate=immediate)
+
+    def restart(self) -> None:
+        self.primary.restart()
+
     def close(self) -> None:
         for server in filter(None, (self._standby, self.primary)):
             server.close()
@@ -70,10 +80,20 @@ class ReplicatedPostgres:
         self.catch_up()
         return url
 
+    @contextmanager
+    def temporary_database(self, *, template: str = "template1") -> Iterator[str]:
+        name = f"temporary_{uuid.uuid4().hex}"
+        url = self.create_database(name, template=template)
+        try:
+            yield url
+        finally:
+            self.primary.drop_database(name)
+
     def add_standby(self) -> None:
         self._standby = EmbeddedPostgres(copy_of=self.primary)
         self._standby.start()
         self._source = self._standby.execute(_SOURCE)
+        self.is_cut_off = False
         self.catch_up()
 
     def catch_up(self) -> None:
@@ -85,9 +105,11 @@ class ReplicatedPostgres:
         self.catch_up()
         self.standby.configure(primary_conninfo="")
         self._until(_CUT_OFF)
+        self.is_cut_off = True
 
     def reconnect(self) -> None:
         self.standby.configure(primary_conninfo=self._source)
+        self.is_cut_off = False
         self.catch_up()
 
     def kill_primary(self) -> None:

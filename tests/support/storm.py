@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import requests
+from cryptography.fernet import Fernet
 from sqlalchemy import and_, func, not_, select
 
 from billing_worker.clock import SystemClock
@@ -31,6 +32,7 @@ from tests.support.postgres import EmbeddedPostgres
 from tests.support.processes import CELERY, CLI, Process, eventually
 from tests.support.reckoning import FATES, KEPT_UNKNOWN, UNRESOLVED, Reckoning
 from tests.support.redis_server import RedisServer
+from tests.support.replication import ReplicatedPostgres
 from tests.support.weather import (
     BEATS,
     DAY,
@@ -52,6 +54,8 @@ CALM_WITHIN = 150.0
 LATER = 3 * HOUR
 """How much later the calm comes: what a wrong clock dated an hour ahead is due by then, and so is
 the first re-asking of what the gateway called final."""
+
+WRONG_KEY = Fernet.generate_key().decode()
 
 WEIGHTS = {"approved": 30, "slow": 3}
 """How often a card token is dealt; the other outcomes weigh 1."""
@@ -99,8 +103,15 @@ class Storm:
     """One seed. `rage` does what the forecast says, `calm` waits for the end, `reckon` compares."""
 
     def __init__(
-        self, seed: int, folder: Path, postgres: EmbeddedPostgres, url: str, redis: RedisServer
+        self,
+        seed: int,
+        folder: Path,
+        postgres: EmbeddedPostgres | ReplicatedPostgres,
+        url: str,
+        redis: RedisServer,
+        beside: Storm | None = None,
     ) -> None:
+        """`beside`: another merchant's storm, whose account at the gateway this book shares."""
         self.seed = seed
         self.folder = folder
         self.postgres = postgres
@@ -110,7 +121,14 @@ class Storm:
         self.gusts: Counter[str] = Counter()
         self.tokens: dict[str, str] = {}
         self.store = Store(url)
-        self.gateway = Gateway(folder)
+        self.beside = beside
+        self.is_shared = beside is not None
+        if beside:
+            beside.is_shared = True
+        self.gateway = beside.gateway if beside else Gateway(folder)
+        self.workers = ("other worker",) if beside else WORKERS
+        self.beats = ("other beat",) if beside else BEATS
+        self.customers = "other-customer-" if beside else "customer-"
         self._began = time.monotonic()
         self._born = itertools.count()
         self._running: dict[str, Process] = {}
@@ -118,7 +136,7 @@ class Storm:
         self._deserters: list[str] = []
         self._settings = {
             "BILLING_DATABASE_URL": url,
-            "BILLING_REDIS_URL": redis.url,
+            "BILLING_REDIS_URL": redis.url.removesuffix("/0") + ("/1" if beside else "/0"),
             "BILLING_GATEWAY_URL": f"{self.gateway.url}/api",
             "BILLING_CARDGATE_URL": self.gateway.url,
             "BILLING_GATEWAY_USERNAME": self.gateway.facts["username"],
@@ -142,11 +160,11 @@ class Storm:
 
     def gather(self, subscriptions: int, seconds: float) -> None:
         """Start everybody, then deal cards whose first period begins at some moment of the storm."""
-        for name in WORKERS:
+        for name in self.workers:
             self._start_worker(name)
-        for name in BEATS:
+        for name in self.beats:
             self._start_beat(name)
-        for name in WORKERS:
+        for name in self.workers:
             self._ready(name)
         draw = random.Random(self.seed)
         outcomes = [name for name in FATES for _ in range(WEIGHTS.get(name, 1))]
@@ -156,7 +174,7 @@ class Storm:
             token = f"{draw.choice(outcomes)}.{number}"
             self.tokens[f"sub-{number}-p0"] = token
             due = now + timedelta(seconds=draw.uniform(-1, seconds))
-            records.append(_record(number, token, due))
+            records.append(_record(number, token, due, self.customers))
         subscribe(self.store, FernetVault(Secret(KEY)), SystemClock(), records, by="test")
         self._note(f"{subscriptions} subscriptions become due within {seconds:.0f} s")
 
@@ -176,15 +194,14 @@ class Storm:
 
     def _ready(self, name: str) -> Process:
         """The weather waits for a process that is still starting: it shall hit somebody at work."""
-        process = self._running[name]
-        sign = "ready." if name in WORKERS else "beat: Starting"
+        sign = "ready." if name in self.workers else "beat: Starting"
 
         def ready() -> bool:
-            self._end_what_is_over()  # it may be waiting for a server that is down
-            return sign in process.output
+            self._end_what_is_over()  # it may wait for a server that is down, or be replaced
+            return sign in self._running[name].output
 
         eventually(ready, STARTS_WITHIN, why=f"{name} starts")
-        return process
+        return self._running[name]
 
     def _clock_of(self, name: str) -> Path:
         return self.folder / f"{name}.clock"
@@ -225,33 +242,79 @@ class Storm:
         heapq.heappush(self._ends, (due, next(self._born), what, end))
 
     def _blow(self, gust: Gust) -> None:
+        subject = gust.kind.partition(" ")[0]
+        {
+            "worker": self._on_a_worker,
+            "clock": self._on_a_clock,
+            "wrong": self._on_a_key,
+            "beat": self._on_a_beat,
+            "redis": self._on_redis,
+            "postgres": self._on_postgres,
+            "gateway": self._on_the_gateway,
+        }[subject](gust)
+
+    def _on_a_worker(self, gust: Gust) -> None:
+        process = self._ready(gust.target)
+        if gust.kind == "worker frozen":
+            self._freeze(process, gust)
+        else:
+            process.kill()
+            self._start_worker(gust.target)
+
+    def _on_a_clock(self, gust: Gust) -> None:
+        self._set_clock(gust.target, gust.step)
+        right = f"the clock of {gust.target} is right again"
+        self._lasting(gust, right, lambda: self._set_clock(gust.target, 0))
+
+    def _on_a_key(self, gust: Gust) -> None:
+        self._ready(gust.target).kill()
+        self._start_worker(gust.target, BILLING_VAULT_KEYS=WRONG_KEY)
+        right = f"{gust.target} has the right key again"
+        self._lasting(gust, right, lambda: self._replace_worker(gust.target))
+
+    def _on_a_beat(self, gust: Gust) -> None:
+        self._ready(gust.target).kill()
+        self._start_beat(gust.target)
+
+    def _on_redis(self, gust: Gust) -> None:
+        if gust.kind == "redis flushed":
+            self.redis.start()  # if it is down just now
+            self.redis.wipe()
+        else:
+            self._end_redis(gust)
+
+    def _on_postgres(self, gust: Gust) -> None:
         match gust.kind:
-            case "worker killed":
-                self._ready(gust.target).kill()
-                self._start_worker(gust.target)
-            case "worker frozen":
-                self._freeze(self._ready(gust.target), gust)
-            case "clock stepped":
-                self._set_clock(gust.target, gust.step)
-                right = f"the clock of {gust.target} is right again"
-                self._lasting(gust, right, lambda: self._set_clock(gust.target, 0))
-            case "beat killed":
-                self._ready(gust.target).kill()
-                self._start_beat(gust.target)
-            case "redis flushed":
-                self.redis.start()  # if it is down just now
-                self.redis.wipe()
-            case "redis killed" | "redis lost":
-                self._end_redis(gust)
             case "postgres crashed":
                 self.postgres.stop(immediate=True)
                 self._lasting(gust, "postgres is back", self.postgres.start)
-            case "gateway frozen":
-                self._freeze(self.gateway.process, gust)
-            case "gateway slow":
-                self.gateway.behave(latency_seconds=0.4)
-                fast = "the gateway is fast again"
-                self._lasting(gust, fast, lambda: self.gateway.behave(latency_seconds=0))
+            case "postgres restarted":
+                self.postgres.start()  # if it is down just now
+                self.postgres.restart()
+            case "postgres fails over":
+                self._lose_the_primary(gust)
+
+    def _on_the_gateway(self, gust: Gust) -> None:
+        if gust.kind == "gateway frozen":
+            self._freeze(self.gateway.process, gust)
+        else:
+            self.gateway.behave(latency_seconds=0.4)
+            fast = "the gateway is fast again"
+            self._lasting(gust, fast, lambda: self.gateway.behave(latency_seconds=0))
+
+    def _replace_worker(self, name: str) -> None:
+        self._running[name].kill()
+        self._start_worker(name)
+
+    def _lose_the_primary(self, gust: Gust) -> None:
+        """What is committed from now on until the end of the gust is forgotten."""
+        pair = self.postgres
+        assert isinstance(pair, ReplicatedPostgres)
+        if pair.is_cut_off:  # one at a time
+            return
+        pair.start()  # if it is down just now
+        pair.cut_off()
+        self._lasting(gust, "the standby is the primary", lambda: _fail_over(pair))
 
     def _freeze(self, process: Process, gust: Gust) -> None:
         process.signal(signal.SIGSTOP)
@@ -273,7 +336,7 @@ class Storm:
                 self._note(f"{name} has ended by itself with status {status}")
                 self._deserters.append(f"{name} ended by itself ({status}), see {process.log}")
         for name in [name for name, process in self._running.items() if process.status is not None]:
-            self._start_worker(name) if name in WORKERS else self._start_beat(name)
+            self._start_worker(name) if name in self.workers else self._start_beat(name)
 
     # --- the calm ----------------------------------------------------------------------------
 
@@ -348,15 +411,22 @@ class Storm:
 
     def close(self) -> None:
         self.kill_everybody()
-        self.gateway.process.kill()
         self.store.close()
-        self.postgres.start()
+        if self.beside is None:
+            self.gateway.process.kill()
+            self.postgres.start()
 
     # --- what came of it ---------------------------------------------------------------------
 
     def reckon(self) -> Reckoning:
         books = Reckoning.read(self.store)
-        books.compare(self.tokens, self.gateway.read("ledger"), self.gateway.read("requests"))
+        debits = [
+            debit
+            for debit in self.gateway.read("ledger")["debits"]
+            if debit["customer_reference_id"].startswith(self.customers)
+        ]
+        asked = self.gateway.read("requests")
+        books.compare(self.tokens, debits, asked, shared=self.is_shared)
         books.violations += self._deserters + list(self._crashes_in_the_logs())
         if not self.quiet:
             books.violations += [line for line in self.log if "never quiet" in line]
@@ -372,16 +442,21 @@ class Storm:
         self.log.append(f"{time.monotonic() - self._began:7.2f} {what}")
 
 
+def _fail_over(pair: ReplicatedPostgres) -> None:
+    pair.fail_over()
+    pair.add_standby()
+
+
 def _thaw(process: Process) -> None:
     if process.status is None:
         process.signal(signal.SIGCONT)
 
 
-def _record(number: int, token: str, due: datetime) -> Any:
+def _record(number: int, token: str, due: datetime, customers: str) -> Any:
     return parse_record(
         {
             "reference_id": f"sub-{number}",
-            "customer": {"reference_id": f"customer-{number}"},
+            "customer": {"reference_id": f"{customers}{number}"},
             "card": {"token": token},
             "amount": "9.99",
             "currency": "USD",

@@ -39,35 +39,46 @@ KINDS = (
     "redis killed", "redis lost", "postgres crashed", "gateway frozen", "gateway slow",
 )  # fmt: skip
 
+RARER_KINDS = (
+    "postgres restarted", "postgres fails over", "clock days ahead", "wrong vault key",
+)  # fmt: skip
+"""Of long storms only: each of them costs seconds."""
+
 _OFTEN = ("worker killed", "worker killed", "worker frozen", "postgres crashed", "redis flushed")
 
 
-def forecast(seed: int, gusts: int) -> list[Gust]:
+def forecast(seed: int, gusts: int, known: tuple[str, ...] = KINDS) -> list[Gust]:
     """Every kind once, in any order, then whatever comes; workers are killed most."""
     draw = random.Random(seed)
-    kinds = draw.sample(KINDS, len(KINDS))
-    kinds += [draw.choice(KINDS + _OFTEN) for _ in range(gusts - len(KINDS))]
+    kinds = draw.sample(known, len(known))
+    kinds += [draw.choice(known + _OFTEN) for _ in range(gusts - len(known))]
     return [_gust(draw, kind) for kind in kinds[:gusts]]
+
+
+LASTS = {
+    "worker frozen": (LEASE_SECONDS + 0.5, LEASE_SECONDS + 3),  # longer than its lease
+    "clock stepped": (1, 4),
+    "clock days ahead": (1, 4),
+    "wrong vault key": (2, 5),
+    "gateway frozen": (0.5, GATEWAY_TIMEOUT_SECONDS + 1.5),  # maybe longer than anybody waits
+    "gateway slow": (1, 3),
+    "redis killed": (0, 1.5),
+    "redis lost": (0, 1.5),
+    "postgres crashed": (0, 1.5),
+    "postgres fails over": (0.3, 2),  # so long the standby has heard nothing when its primary dies
+}
+
+STEPS = {"clock stepped": (-HOUR, HOUR), "clock days ahead": (3 * DAY,)}
 
 
 def _gust(draw: random.Random, kind: str) -> Gust:
     gust = Gust(draw.uniform(0.1, 1.2), kind)
-    match kind:
-        case "worker killed":
-            gust = replace(gust, target=draw.choice(WORKERS))
-        case "worker frozen":  # longer than its lease
-            lasts = LEASE_SECONDS + draw.uniform(0.5, 3)
-            gust = replace(gust, target=draw.choice(WORKERS), lasts=lasts)
-        case "clock stepped":
-            step = draw.choice((-HOUR, HOUR))
-            lasts = draw.uniform(1, 4)
-            gust = replace(gust, target=draw.choice(WORKERS), lasts=lasts, step=step)
-        case "beat killed":
-            gust = replace(gust, target=draw.choice(BEATS))
-        case "gateway frozen":  # sometimes longer than anybody waits for it
-            gust = replace(gust, lasts=draw.uniform(0.5, GATEWAY_TIMEOUT_SECONDS + 1.5))
-        case "gateway slow":
-            gust = replace(gust, lasts=draw.uniform(1, 3))
-        case "redis killed" | "redis lost" | "postgres crashed":
-            gust = replace(gust, lasts=draw.uniform(0, 1.5))
+    if kind in LASTS:
+        gust = replace(gust, lasts=draw.uniform(*LASTS[kind]))
+    if kind in STEPS:
+        gust = replace(gust, step=draw.choice(STEPS[kind]))
+    if kind.startswith("beat"):
+        return replace(gust, target=draw.choice(BEATS))
+    if kind.startswith(("worker", "clock", "wrong")):
+        return replace(gust, target=draw.choice(WORKERS))
     return gust
