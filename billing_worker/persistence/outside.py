@@ -14,9 +14,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, make_url, select
+from sqlalchemy import Connection, bindparam, make_url, select
 
 from billing_worker.persistence.tables import attempts
+
+_SUBMITTED = select(attempts.c.reference_id).where(
+    attempts.c.id == bindparam("row_id"), attempts.c.submitted_at.is_not(None)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +37,8 @@ class Record:
         """Whether the database knows the sale that is recorded."""
         if self.attempt_id is None:
             return True
-        query = select(attempts.c.reference_id).where(
-            attempts.c.id == self.attempt_id, attempts.c.submitted_at.is_not(None)
-        )
-        return connection.execute(query).scalar() == self.reference_id
+        known = connection.execute(_SUBMITTED, {"row_id": self.attempt_id}).scalar()
+        return known == self.reference_id
 
 
 class Memory:

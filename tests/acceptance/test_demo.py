@@ -14,6 +14,9 @@ from billing_worker.config import BadSettings, load
 from billing_worker.entrypoints.cli import demo
 from billing_worker.entrypoints.cli.up import _announce
 from billing_worker.entrypoints.local import LocalStack
+from billing_worker.persistence import book as books
+from billing_worker.persistence.migrate import migrate
+from billing_worker.persistence.store import Store
 from tests.support.processes import CLI, clean_environment, command, eventually
 from tests.support.world import KEY
 
@@ -155,6 +158,20 @@ def test_up_waits_for_a_redis_that_is_away_with_one_clear_line(tmp_path):
     assert line.startswith("Redis redis://:***@127.0.0.1:1/0 is unreachable, trying again: ")
     assert "refused" in line
     assert (rest, child.returncode) == ("", 0)
+    assert not (tmp_path / "worker.log").exists()
+
+
+def test_up_does_not_start_in_test_mode_on_a_live_book(tmp_path):
+    with Store(f"sqlite:///{tmp_path / 'billing.db'}") as store:
+        migrate(store)
+        with store.transaction() as connection:
+            books.set_mode(connection, test_mode=False)
+    ended = subprocess.run(
+        [*CLI, "up", "--folder", str(tmp_path)],
+        env=clean_environment({}), capture_output=True, text=True, check=False, timeout=30,
+    )  # fmt: skip
+    assert ended.returncode == 1
+    assert "this book charges in live mode, and BILLING_TEST_MODE=true says test" in ended.stderr
     assert not (tmp_path / "worker.log").exists()
 
 

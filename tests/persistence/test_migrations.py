@@ -7,9 +7,10 @@ import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import insert, select, text, update
+from sqlalchemy import insert, inspect, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
+from billing_worker.persistence import book as books
 from billing_worker.persistence import tables
 from billing_worker.persistence.migrate import _config, migrate, newest_revision
 from billing_worker.persistence.store import Store
@@ -133,3 +134,39 @@ def test_pages_that_are_open_before_pages_have_names_are_kept_and_have_none(empt
     same = update(tables.hosted_payments).values(page_digest="0" * 64)
     with pytest.raises(IntegrityError), empty_store.transaction() as connection:
         connection.execute(same)
+
+
+@pytest.mark.parametrize("test_mode", [True, False])
+def test_a_book_that_has_charged_before_books_had_a_mode_keeps_it(empty_store, test_mode):
+    now = datetime(2026, 1, 31, tzinfo=UTC)
+    money = {"amount_minor": 999, "currency": "USD"}
+    rows = {
+        tables.customers: {"id": 1, "reference_id": "ann", "created_at": now},
+        tables.subscriptions: money | {
+            "id": 1, "reference_id": "sub-1", "customer_id": 1, "status": "active",
+            "interval": "month", "interval_count": 1, "anchor_at": now, "timezone": "UTC",
+            "next_period": 1, "next_billing_at": now, "metadata": {}, "record_digest": "",
+            "created_at": now,
+        },
+        tables.invoices: money | {
+            "id": 1, "reference_id": "sub-1-p0", "subscription_id": 1, "period_number": 0,
+            "period_start": now, "period_end": now, "status": "open", "created_at": now,
+            "next_origin": "scheduled", "not_charged_count": 0,
+        },
+        tables.attempts: money | {
+            "reference_id": "sub-1-p0-a1", "invoice_id": 1, "number": 1, "status": "submitted",
+            "origin": "link", "test_mode": test_mode, "fence": 1, "claims": 0, "rechecks": 0,
+            "created_at": now, "submitted_at": now, "gateway_id": "cpi_1",
+        },
+    }  # fmt: skip
+    with empty_store.transaction() as connection:
+        config = _config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0006")
+        for table, row in rows.items():
+            known = {column["name"] for column in inspect(connection).get_columns(table.name)}
+            connection.execute(insert(table).values({k: v for k, v in row.items() if k in known}))
+    migrate(empty_store)
+    with empty_store.reading() as connection:
+        stored = books.read(connection)
+    assert (stored.test_mode, stored.prefix, stored.server) == (test_mode, "", None)
