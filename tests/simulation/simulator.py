@@ -64,9 +64,12 @@ DAY = 24 * HOUR
 LATER = (2, 60, 4000, 6 * HOUR, 16 * HOUR, 80 * HOUR)
 """Seconds until money comes that comes late: after the sale, or after the invoice has expired."""
 
-REST = (1,) * 2 + (60,) * 2 + (1200,) * 3 + (7200,) * 4 + (DAY,) * 60
+REST = (1,) * 2 + (60,) * 2 + (1200,) * 3 + (7200,) * 4 + (DAY,) * 100
 """Least seconds between the last sweeps. What is pending for ever is asked about for ever: the
 first sweep after a day that changes nothing, with no date ahead, is the last."""
+
+LAST_OPENING = 40
+"""Of those sweeps, the last that opens periods: what is open then has time to come to its end."""
 
 _NEXT_DUE = select(
     select(func.min(tables.invoices.c.ring_at)).scalar_subquery(),
@@ -246,9 +249,10 @@ class Simulation:
             turn_sales(connection, on=True, by="calm", reason=None, now=self.world.clock.now())
         self._say("calm")
         self._retry_what_kept_crashing()
-        for least_seconds in REST:
+        for number, least_seconds in enumerate(REST):
             before = self._states()
-            self.world.tick()
+            self.world.sweep(opens=number <= LAST_OPENING)
+            self.world.deliver()
             self._check_money()
             due = self._next_due()
             quiet = least_seconds == DAY and self._states() == before and not self._has_dates()

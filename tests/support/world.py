@@ -171,8 +171,10 @@ class World:
         self.sweep()
         self.deliver()
 
-    def sweep(self) -> None:
-        renew_due(self.ports)
+    def sweep(self, *, opens: bool = True) -> None:
+        """`opens` False: no period becomes due any more."""
+        if opens:
+            renew_due(self.ports)
         charge_on_probation(self.ports)
         ring_due(self.ports)
         look_due(self.ports)
