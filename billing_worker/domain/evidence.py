@@ -124,14 +124,17 @@ def mismatch(statement: Statement, expected: Expected) -> str | None:
     """
     ours = {
         "reference_id": expected.reference_id,
-        "amount": expected.money.amount,
-        "payment_amount": expected.money.amount,
+        "amount": expected.money,
+        "payment_amount": expected.money,
         "currency": expected.money.currency,
         "test_mode": expected.test_mode,
     }
     for name, value in ours.items():
         theirs = getattr(statement, name)
-        if theirs != value:
+        if isinstance(value, Money):
+            if theirs is None or not value.is_stated_by(theirs):
+                return f"{name} is {theirs!s}, expected {value.amount!s}"
+        elif theirs != value:
             return f"{name} is {theirs!s}, expected {value!s}"
     return foreign(statement, expected)
 
@@ -183,12 +186,15 @@ def refusal_of(statement: Statement) -> str | None:
 def _judge_paid(statement: Statement, expected: Expected) -> Finding:
     # Some labels leave processed_amount out; a different one is a partial payment (§0 I).
     processed = statement.processed_amount
-    if processed is not None and processed != expected.money.amount:
+    if processed is not None and not expected.money.is_stated_by(processed):
         return Finding(
             Verdict.CONTRADICTORY,
             f"processed_amount is {processed!s}, expected {expected.money.amount!s}",
         )
     return Finding(Verdict.PAID, statement.status)
+
+
+NO_BEARER = "no bearer for the sale"
 
 
 def may_be_sold(statement: Statement, expected: Expected) -> str | None:
@@ -197,7 +203,7 @@ def may_be_sold(statement: Statement, expected: Expected) -> str | None:
     Called right before `submitted` is committed.
     """
     if statement.bearer is None:
-        return may_be_paid(statement, expected) or "no bearer for the sale"
+        return may_be_paid(statement, expected) or NO_BEARER
     return may_be_paid(statement, expected)
 
 

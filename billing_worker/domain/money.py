@@ -6,7 +6,7 @@ import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Context, Decimal
 
 from billing_worker.domain.errors import CurrencyMismatch, InvalidInput
 
@@ -17,6 +17,10 @@ MAX_MAJOR_UNITS = 1_000_000_000
 _MAJOR_UNITS = re.compile(r"([0-9]+)(?:\.([0-9]+))?")
 # int() is quadratic in the digits, so a long text is refused before it is converted.
 _LONGEST_TEXT = 32
+
+_MILLION = 1_000_000
+_WIDE = Context(prec=60)
+"""Digits enough for every amount that an answer may hold: the default context would round."""
 
 
 @functools.total_ordering
@@ -71,6 +75,14 @@ class Money:
         """Major units, exact, written with all of the currency's decimals: Decimal("9.90")."""
         # From text, because arithmetic on decimals would round to the context's precision.
         return Decimal(f"{self.minor}e-{_decimals(self.currency)}")
+
+    def is_stated_by(self, amount: Decimal) -> bool:
+        """Whether a gateway that computes with floats means this amount: 9.9900000000000002 for 9.99.
+
+        Closer than a millionth of a minor unit, and so never a neighbour.
+        """
+        distance = abs(amount.scaleb(_decimals(self.currency), _WIDE) - self.minor)
+        return distance * _MILLION <= 1
 
     def __str__(self) -> str:
         return f"{self.amount:f} {self.currency}"

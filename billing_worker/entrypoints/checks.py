@@ -12,12 +12,20 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from billing_worker.bootstrap import build_gateway, build_store
 from billing_worker.config import Settings
-from billing_worker.domain.errors import BillingError, GatewayError, NotSent, OutcomeUnknown
+from billing_worker.domain.errors import (
+    BillingError,
+    GatewayError,
+    LookUpUnreliable,
+    NotSent,
+    OutcomeUnknown,
+)
+from billing_worker.domain.evidence import Statement
 from billing_worker.entrypoints.book_checks import check_book, check_clock, check_standby
 from billing_worker.entrypoints.callbacks import PATH
 from billing_worker.gateway.http import Request, RequestsTransport
+from billing_worker.gateway.paycore import PaycoreGateway
 from billing_worker.gateway.port import CallLog
-from billing_worker.persistence import postgres
+from billing_worker.persistence import cases, postgres
 from billing_worker.persistence.migrate import current_revision, newest_revision
 from billing_worker.persistence.vault import FernetVault
 from billing_worker.services.vault_keys import try_keys
@@ -44,6 +52,7 @@ def run_checks(settings: Settings) -> list[Check]:
         "standby": _if_the_database_answers(_of_the_book(check_standby)),
         "redis": _redis,
         "gateway": _gateway,
+        "look-up": _if_the_database_answers(_look_up),
         "cardgate": _cardgate,
         "vault keys": _if_the_database_answers(_vault_keys),
         "callbacks": _callbacks,
@@ -157,12 +166,48 @@ def _gateway(settings: Settings) -> str:
     calls: CallLog = []
     try:
         build_gateway(settings).find(NO_SUCH_REFERENCE, calls)
+    except LookUpUnreliable:
+        pass  # It answers: what that is worth, is what `_look_up` tells.
     except OutcomeUnknown as unknown:
         raise BillingError(_gateway_trouble(unknown)) from None
     except GatewayError as error:
         raise BillingError(f"not reached ({error.reason}): look at BILLING_GATEWAY_URL") from None
     mode = "test" if settings.test_mode else "LIVE"
     return f"answers in {calls[-1].duration_ms} ms, credentials accepted, {mode} mode"
+
+
+def _look_up(settings: Settings) -> str:
+    """A list by reference holds nothing for an unknown one and exactly one invoice for one that the
+    book has sent once. Otherwise "not in the list" means nothing.
+    """
+    gateway = build_gateway(settings)
+    try:
+        listed = _listed(gateway, NO_SUCH_REFERENCE)
+    except GatewayError:
+        return "not tried: the gateway gives no usable answer"
+    if listed:
+        raise BillingError(f"{len(listed)} invoices are listed for an unknown reference. {_DOUBT}")
+    nothing = "nothing is listed for an unknown reference"
+    _schema(settings)
+    with build_store(settings) as store, store.reading() as connection:
+        known = cases.created_once(connection, test_mode=settings.test_mode)
+    if known is None:
+        return f"{nothing}; not tried with a known one, because this book has sent none yet"
+    reference, gateway_id = known
+    listed = _listed(gateway, reference)
+    if [one.gateway_id for one in listed] != [gateway_id]:
+        raise BillingError(f"{len(listed)} invoices are listed for {reference}, not one. {_DOUBT}")
+    return f"{nothing}, and exactly one invoice for {reference}: it can be trusted"
+
+
+_DOUBT = "A charge whose create is not answered stays unknown, see docs/gateway_account.md"
+
+
+def _listed(gateway: PaycoreGateway, reference: str) -> list[Statement]:
+    try:
+        return gateway.find(reference, [])
+    except LookUpUnreliable as error:
+        raise BillingError(f"cannot be trusted: {error.reason}. {_DOUBT}") from None
 
 
 def _gateway_trouble(unknown: OutcomeUnknown) -> str:

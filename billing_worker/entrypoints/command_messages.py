@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from billing_worker.entrypoints import unique_json
 from billing_worker.gateway.redaction import HIDDEN, excerpt, legible
 from billing_worker.services.commands import Message
 from billing_worker.services.record_fields import is_too_deep
@@ -123,10 +124,16 @@ def _has_passed(expires: Any, now: datetime) -> bool:
 
 def _json(text: bytes | str, field: str) -> Any:
     try:
-        value = json.loads(text)
+        value = unique_json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise _UnreadableError(field, f"is not JSON ({type(error).__name__}).") from None
+        raise _UnreadableError(field, _why_not_json(error)) from None
     return value if field else _mapping(value, field)
+
+
+def _why_not_json(error: ValueError | RecursionError) -> str:
+    if isinstance(error, unique_json.KeyTwice):
+        return f"is refused: {error}."
+    return f"is not JSON ({type(error).__name__})."
 
 
 def _mapping(value: Any, field: str) -> Mapping[str, Any]:

@@ -11,6 +11,7 @@ from typing import IO, Any
 
 from marshmallow import Schema, fields
 
+from billing_worker.entrypoints import unique_json
 from billing_worker.gateway.redaction import legible
 from billing_worker.services.records import RecordSchema
 
@@ -201,7 +202,7 @@ def _value(name: str, text: str) -> Any:
     if isinstance(field, fields.Boolean):
         return {"true": True, "false": False}.get(text.lower(), text)
     if isinstance(field, fields.Dict):
-        return json.loads(text)
+        return unique_json.loads(text)
     return text
 
 

@@ -17,6 +17,7 @@ from typing import IO, Any
 from billing_worker.clock import Clock
 from billing_worker.domain.card import fingerprint
 from billing_worker.domain.money import Money
+from billing_worker.entrypoints import unique_json
 from billing_worker.entrypoints.csv_records import Line, read_lines
 from billing_worker.persistence.customers import FOREIGN_CARD
 from billing_worker.persistence.store import Store
@@ -257,7 +258,7 @@ def _json_lines(file: IO[bytes]) -> Iterator[Line]:
             yield number, None, [("", f"is longer than {LONGEST_LINE} bytes.")]
         elif line.strip():
             try:
-                yield number, json.loads(line), ()
+                yield number, unique_json.loads(line), ()
             except (ValueError, RecursionError) as error:
                 yield number, None, [("", f"is not JSON: {error}")]
 

@@ -150,7 +150,7 @@ def encode(body: dict[str, Any]) -> bytes:
 class _Amount(fields.Field[Decimal]):
     """Major units as an exact Decimal, from a JSON number or from plain decimal text."""
 
-    _TEXT: Final = re.compile(r"-?[0-9]{1,16}(?:\.[0-9]{1,18})?")
+    _TEXT: Final = re.compile(r"-?[0-9]{1,16}(?:\.[0-9]{1,24})?")
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> Decimal:
         # `type` and not isinstance, to which True is an int.
@@ -164,9 +164,11 @@ class _Amount(fields.Field[Decimal]):
 
 
 def _is_plain(value: Decimal) -> bool:
-    """Whether it has few enough digits to be money: 1E+999999 is exact too."""
+    """Whether it has few enough digits to be money: 1E+999999 is exact too. A float of PHP has 17
+    digits that count: 0.0030000000000000001.
+    """
     exponent = value.as_tuple().exponent
-    return isinstance(exponent, int) and exponent >= -18 and value.adjusted() < 16  # noqa: PLR2004
+    return isinstance(exponent, int) and exponent >= -24 and value.adjusted() < 16  # noqa: PLR2004
 
 
 class _Text(fields.Field[str]):
@@ -179,12 +181,27 @@ class _Text(fields.Field[str]):
 
 
 class _TrueOrFalse(fields.Field[bool]):
-    """marshmallow's own Boolean also takes 1, "on" and "yes"."""
+    """Also 1 and 0, as PHP writes them; marshmallow's own Boolean takes "on" and "yes" too."""
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> bool:
-        if type(value) is bool:
-            return value
+        if type(value) in {bool, int} and value in {0, 1}:
+            return bool(value)
         raise ValidationError("not true or false")
+
+
+class _TextOrEmpty(_Text):
+    """Empty text says nothing. For what only explains: the status has decided about the money."""
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> Any:
+        return None if value == "" else super()._deserialize(value)
+
+
+class _Currency(_Text):
+    """Some labels write it in lower case."""
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> str:
+        text = super()._deserialize(value)
+        return text.upper() if text.isascii() else text
 
 
 class _Id(fields.Field[str]):
@@ -248,12 +265,12 @@ class _InvoiceAnswer(_Incoming):
     id = _Id(required=True)
     self_link = fields.Raw(load_default=None)
     status = _Text(required=True)
-    resolution = _Text(allow_none=True, load_default=None)
+    resolution = _TextOrEmpty(allow_none=True, load_default=None)
     reference_id = _Text(allow_none=True, load_default=None)
     amount = _Amount(allow_none=True, load_default=None)
     payment_amount = _Amount(allow_none=True, load_default=None)
     processed_amount = _Amount(allow_none=True, load_default=None)
-    currency = _Text(allow_none=True, load_default=None)
+    currency = _Currency(allow_none=True, load_default=None)
     test_mode = _TrueOrFalse(allow_none=True, load_default=None)
     moderation_required = _TrueOrFalse(allow_none=True, load_default=None)
     original_code = _Lenient(_short_text_or_none)
@@ -491,9 +508,12 @@ def _page(body: bytes) -> Page | None:
     action, method, params = flow.get("action"), flow.get("method"), _object(flow.get("params"))
     if not isinstance(action, str) or not _PAGE_URL.fullmatch(action):
         return None
-    if method not in {"GET", "POST"} or not all(map(_is_form_value, params.values())):
+    given = {name: value for name, value in params.items() if value is not None}
+    if isinstance(method, str):
+        method = method.upper()
+    if method not in ("GET", "POST") or not all(map(_is_form_value, given.values())):
         return None
-    return Page(action, method, {str(name): str(value) for name, value in params.items()})
+    return Page(action, method, {str(name): str(value) for name, value in given.items()})
 
 
 def _is_form_value(value: Any) -> bool:

@@ -407,3 +407,20 @@ def _save(connection: Connection, statement: Any, rows: list[dict[str, Any]]) ->
         return
     if connection.execute(statement, rows).rowcount != len(rows):
         raise ConcurrentChange("a row changed although it was locked")
+
+
+def created_once(connection: Connection, *, test_mode: bool) -> tuple[str, str] | None:
+    """Reference and gateway id of the newest attempt that no second create can have been sent for."""
+    query = (
+        select(attempts.c.reference_id, attempts.c.gateway_id)
+        .where(
+            attempts.c.gateway_id.is_not(None),
+            attempts.c.submitted_at.is_not(None),
+            attempts.c.fence == 1,
+            attempts.c.test_mode == test_mode,
+        )
+        .order_by(attempts.c.id.desc())
+        .limit(1)
+    )
+    row = connection.execute(query).first()
+    return (row.reference_id, row.gateway_id) if row else None

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 
@@ -27,6 +27,7 @@ from billing_worker.domain.errors import (
 from billing_worker.domain.events import Event, EventKind
 from billing_worker.domain.evidence import (
     DECLINED_STATUSES,
+    NO_BEARER,
     PAID_STATUSES,
     Expected,
     SaleAnswer,
@@ -63,6 +64,11 @@ from billing_worker.services.settle import Settle
 
 CONFIGURATION_ANSWERS = frozenset({401, 403})
 """Our credentials or permissions, not this charge: the same attempt goes ahead once mended."""
+
+MOST_USELESS = 3
+"""Invoices of one charge that could not be sold, before a person is asked."""
+
+NOT_ENABLED = "instant charges are probably not enabled for this gateway account"
 
 OTHER_MODE = "prepared in the other test mode"
 """Nothing was sold, so the next attempt is made in the present one."""
@@ -136,6 +142,8 @@ def charge(ports: Ports, claimed: Claimed) -> str:
     if obstacle:
         return _settle(ports, claimed, obstacle, calls)
     found = _fit(ports, claimed, _invoice_at_gateway(ports, claimed, calls))
+    if isinstance(found, _Useless):
+        found = _fit(ports, claimed, _read_once_more(ports, claimed, found, calls))
     may_look = True
     if isinstance(found, Statement):
         # The turns of the sale and of the look after it are waited for before the commit: the
@@ -147,6 +155,8 @@ def charge(ports: Ports, claimed: Claimed) -> str:
         if claimed.earlier and ports.clock.monotonic() - asked_at > STALE_AFTER_SECONDS:
             asked_at = ports.clock.monotonic()
             found = _earlier_attempts_may_pay(ports, claimed, calls) or found
+    if isinstance(found, _Useless):
+        found = _given_up(claimed, found)
     if not isinstance(found, Statement):
         return _settle(ports, claimed, found, calls)
     request = Arm(claimed, found, _shown(ports, claimed, calls))
@@ -290,7 +300,35 @@ def _seen_again(ports: Ports, found: Statement, calls: CallLog) -> Statement | N
         return Postponed(f"could not be looked at again before the sale: {error.reason}")
 
 
-def _fit(ports: Ports, claimed: Claimed, found: Statement | News) -> Statement | News:
+@dataclass(frozen=True, slots=True)
+class _Useless:
+    """A fresh invoice that can never be sold: it has no bearer, or has ended already."""
+
+    statement: Statement
+    reason: str
+
+
+def _read_once_more(
+    ports: Ports, claimed: Claimed, useless: _Useless, calls: CallLog
+) -> Statement | News:
+    """The answer to a create may leave out what the invoice itself shows."""
+    turn.take(ports, claimed)
+    return _seen_again(ports, useless.statement, calls)
+
+
+def _given_up(claimed: Claimed, useless: _Useless) -> News:
+    """Another attempt may get a better invoice. After some it will not, and each leaves one more."""
+    before = [one for one in claimed.earlier if (one.outcome or "").startswith(useless.reason)]
+    number = 1 + sum(one.submitted_at is None for one in before)
+    if number < MOST_USELESS:
+        return NothingSent(useless.reason, statement=useless.statement)
+    reason = f"{useless.reason}, {number} times: {NOT_ENABLED}"
+    return NothingSent(reason, hold=True, statement=useless.statement)
+
+
+def _fit(
+    ports: Ports, claimed: Claimed, found: Statement | News | _Useless
+) -> Statement | News | _Useless:
     """The gateway's invoice if it may be sold; otherwise what it means that it may not."""
     if not isinstance(found, Statement):
         return found
@@ -301,15 +339,18 @@ def _fit(ports: Ports, claimed: Claimed, found: Statement | News) -> Statement |
         test_mode=attempt.test_mode,
         owner=claimed.payer.owner,
     )
-    if judge(found, expected).verdict is not Verdict.PENDING:
+    finding = judge(found, expected)
+    if finding.verdict is Verdict.UNPAID_FINAL and found.status == "expired":
+        return _Useless(found, finding.reason)
+    if finding.verdict is not Verdict.PENDING:
         return Stated(found)
-    if attempt.test_mode != ports.test_mode:
-        return NothingSent(OTHER_MODE, statement=found)
-    reason = may_be_sold(found, expected)
+    is_our_mode = attempt.test_mode == ports.test_mode
+    reason = may_be_sold(found, expected) if is_our_mode else OTHER_MODE
     if reason is None:
         return found
-    # Without a bearer a new attempt helps; a touched or moderated invoice needs a person.
-    return NothingSent(reason, hold=found.bearer is not None, statement=found)
+    if reason == NO_BEARER:
+        return _Useless(found, reason)
+    return NothingSent(reason, hold=is_our_mode, statement=found)
 
 
 def _why_not_armed(obstacle: NotArmed) -> News:

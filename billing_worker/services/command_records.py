@@ -36,6 +36,7 @@ from billing_worker.services.record_fields import (
     LONGEST,
     Aware,
     StrictSchema,
+    is_new_reference,
     is_reference,
     is_too_deep,
     metadata,
@@ -188,6 +189,7 @@ class _Cancel(_ToSubscription):
 
 
 class _OneOff(_Command):
+    reference_id = fields.String(required=True, validate=is_new_reference)
     customer = fields.Nested(CustomerSchema, required=True)
     card = fields.Nested(CardSchema, load_default=None, allow_none=True)
     amount = fields.Raw(required=True)

@@ -12,7 +12,12 @@ from marshmallow import ValidationError, fields, post_load, validate
 
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.domain.money import Money
-from billing_worker.services.record_fields import StrictSchema, is_reference, text
+from billing_worker.services.record_fields import (
+    StrictSchema,
+    is_new_reference,
+    is_reference,
+    text,
+)
 from billing_worker.services.records import CustomerRecord, CustomerSchema, digest_of, loaded
 
 
@@ -58,7 +63,7 @@ def _return_url() -> fields.String:
 
 
 class TokenisationSchema(StrictSchema):
-    reference_id = fields.String(required=True, validate=[is_reference, _is_no_attempts])
+    reference_id = fields.String(required=True, validate=[is_new_reference, _is_no_attempts])
     customer = fields.Nested(CustomerSchema, required=True)
     phone = text(32)
     amount = fields.Raw(load_default=None)

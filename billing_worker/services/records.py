@@ -26,6 +26,7 @@ from billing_worker.services.record_fields import (
     Choice,
     Flag,
     Nested,
+    NewReference,
     NotPlain,
     PlainSchema,
     Price,
@@ -265,7 +266,7 @@ class CardSchema(PlainSchema):
 
 
 class RecordSchema(PlainSchema):
-    reference_id = Reference()
+    reference_id = NewReference()
     customer = Nested(CustomerSchema, required=True)
     card = Nested(CardSchema, load_default=None, allow_none=True)
     amount = Price(required=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
@@ -14,12 +15,13 @@ from billing_worker.domain.secret import Secret
 from billing_worker.entrypoints.checks import run_checks
 from billing_worker.entrypoints.cli import cli
 from billing_worker.persistence import postgres
+from billing_worker.persistence.store import Store
 from billing_worker.persistence.vault import FernetVault
 from billing_worker.sandbox.gateway import Behaviour, SandboxGateway
 from billing_worker.sandbox.server import SandboxServer
 from tests.entrypoints.test_config import GOOD
 from tests.support.redis_server import RedisServer
-from tests.support.world import KEY, World
+from tests.support.world import KEY, TwinTransport, World
 
 NOWHERE = "http://127.0.0.1:1"
 
@@ -76,7 +78,7 @@ def test_every_part_is_told_and_none_of_them_moves_money(check, sandbox):
     found = check()
     assert wrong(found) == []
     of_the_book = ["book", "clock", "standby"]
-    others = ["redis", "gateway", "cardgate", "vault keys", "callbacks"]
+    others = ["redis", "gateway", "look-up", "cardgate", "vault keys", "callbacks"]
     assert list(found) == ["database", "schema", *of_the_book, *others]
     assert "credentials accepted, test mode" in found["gateway"].details
     assert "no sale was sent" in found["cardgate"].details
@@ -150,7 +152,15 @@ def test_a_redis_that_drops_keys_is_wrong(check, redis):
 
 def test_an_unreachable_database_is_told_once_and_the_rest_is_still_checked(check):
     found = check(BILLING_DATABASE_URL="postgresql://u:p@127.0.0.1:1/billing")
-    assert wrong(found) == ["database", "schema", "book", "clock", "standby", "vault keys"]
+    assert wrong(found) == [
+        "database",
+        "schema",
+        "book",
+        "clock",
+        "standby",
+        "look-up",
+        "vault keys",
+    ]
     assert "not checked" in found["schema"].details
 
 
@@ -162,3 +172,42 @@ def test_the_command_says_so_and_exits_1(environ, monkeypatch):
     assert "FAIL  gateway: credentials refused (401)" in shown.output
     as_data = CliRunner().invoke(cli, ["check", "--json"])
     assert [p["part"] for p in json.loads(as_data.stdout) if not p["ok"]] == ["gateway"]
+
+
+def charged(database_url, sandbox):
+    """One charge of this book at the sandbox of `check`. Returns its reference there."""
+    with Store(database_url) as store:
+        world = World(store)
+        world.sandbox = sandbox
+        world.transport = TwinTransport(sandbox, world.clock)
+        world.ports = world.ports_of_a_worker()
+        world.subscribe("approved", f"checked-{world.book.identity}")
+        world.tick()
+        return world.explain(f"checked-{world.book.identity}-p0")["attempts"][0]["reference_id"]
+
+
+def test_the_look_up_is_trusted_only_as_far_as_it_was_tried(check):
+    look_up = check()["look-up"]
+    assert look_up.ok
+    assert "not tried with a known one" in look_up.details
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_the_look_up_by_reference_is_tried_both_ways(check, sandbox, database_url):
+    reference = charged(database_url, sandbox)
+    assert f"exactly one invoice for {reference}: it can be trusted" in check()["look-up"].details
+    sandbox.behaviour = replace(sandbox.behaviour, list_filter="ignored")
+    found = check()
+    sandbox.behaviour = replace(sandbox.behaviour, list_filter="exact")
+    assert wrong(found) == ["look-up"]
+    assert "its filter was not obeyed" in found["look-up"].details
+    assert found["gateway"].ok, "it answers all the same"
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_look_up_that_finds_nothing_of_what_was_sent_is_named(check, sandbox, database_url):
+    reference = charged(database_url, sandbox)
+    sandbox.reset()
+    look_up = check()["look-up"]
+    assert not look_up.ok
+    assert f"0 invoices are listed for {reference}" in look_up.details

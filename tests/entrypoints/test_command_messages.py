@@ -166,3 +166,18 @@ json_values = st.recursive(
 )
 def test_no_bytes_make_the_reader_raise(raw):
     assert isinstance(read(raw, NOW).message.task, str)
+
+
+@pytest.mark.parametrize("where", ["record", "envelope"])
+def test_a_key_that_occurs_twice_is_refused_and_nothing_of_it_is_believed(where):
+    twice = '{"reference_id": "c-1", "subscription": "sub-1", "subscription": "sub-2"}'
+    text = message().decode()
+    if where == "record":
+        text = message(body=None).decode().replace(
+            base64.b64encode(b"null").decode(),
+            base64.b64encode(f"[[{twice}], {{}}, {{}}]".encode()).decode(),
+        )  # fmt: skip
+    else:
+        text = text.replace("{", '{"properties": {}, ', 1)
+    faults = read(text.encode(), NOW).message.faults
+    assert any("occurs twice" in fault.reason for fault in faults)

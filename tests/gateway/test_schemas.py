@@ -141,13 +141,19 @@ def test_a_number_that_json_or_python_does_not_know_is_refused(text):
         read_raw("fee", text)
 
 
-@pytest.mark.parametrize("value", [0, 1, "true", "false", "", [], {}, 1.0])
+@pytest.mark.parametrize("value", [2, -1, "true", "false", "1", "", [], {}, 1.0])
 def test_a_test_mode_must_be_true_or_false(value):
     with pytest.raises(schemas.UnreadableError, match="test_mode"):
         read(test_mode=value)
 
 
-@pytest.mark.parametrize("value", [0, 1, "yes", []])
+@pytest.mark.parametrize("value", [0, 1])
+def test_php_writes_one_and_zero_for_true_and_false(value):
+    said = read(test_mode=value, moderation_required=value)
+    assert (said.test_mode, said.moderation_required) == (bool(value), bool(value))
+
+
+@pytest.mark.parametrize("value", [2, "yes", []])
 def test_held_for_moderation_must_be_true_or_false(value):
     with pytest.raises(schemas.UnreadableError, match="moderation_required"):
         read(moderation_required=value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import json
 import secrets
 from typing import IO, Any
 
@@ -12,6 +11,7 @@ import click
 from billing_worker import config
 from billing_worker.clock import SystemClock
 from billing_worker.domain.errors import InvalidInput
+from billing_worker.entrypoints import unique_json
 from billing_worker.entrypoints.cli.hand_out import hand_out_page, html_option
 from billing_worker.entrypoints.cli.shared import (
     decided_at_option,
@@ -21,6 +21,7 @@ from billing_worker.entrypoints.cli.shared import (
     print_table,
     settings_for,
 )
+from billing_worker.entrypoints.unique_json import KeyTwice
 from billing_worker.persistence.vault import FernetVault
 from billing_worker.services import cards as service
 from billing_worker.services.hosted import start_tokenisation
@@ -134,7 +135,9 @@ def _do(ask: Any, subscription: str, file: IO[str], **options: Any) -> dict[str,
 
 def _read(file: IO[str]) -> CardRecord:
     try:
-        card = card_from(loaded(CardSchema(), json.load(file)))
+        card = card_from(loaded(CardSchema(), unique_json.loads(file.read())))
+    except KeyTwice as error:
+        raise click.ClickException(f"the card is refused: {error}") from None
     except ValueError:
         raise click.ClickException("the card is not JSON") from None
     except BadRecord as bad:

@@ -51,7 +51,8 @@ def migrate(*, as_json: bool) -> None:
 def check(*, as_json: bool) -> None:
     """Test every part that the worker needs; exit 1 if something is wrong with one of them.
 
-    Database, schema, book, clock, standby, Redis, gateway, cardgate, vault keys, callbacks. Nothing is written and no
+    Database, schema, book, clock, standby, Redis, gateway, its look-up by reference, cardgate, vault
+    keys, callbacks. Nothing is written and no
     money moves.
     """
     from billing_worker.entrypoints.checks import run_checks  # noqa: PLC0415 - needs the client
