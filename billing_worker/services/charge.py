@@ -258,10 +258,13 @@ def _believed(ports: Ports, claimed: Claimed, found: Found, *, made_now: int) ->
     unproven = older > 0 and found.maybe_sold and not claimed.is_proven_unsold
     if unproven and claimed.may_be_forgotten:
         return Postponed(MAYBE_SOLD)
-    if older >= claimed.attempt.fence:
-        if not claimed.may_be_forgotten:
-            lost_memory.notice(ports, KNOWN_THERE, seen=claimed.restored_at, by=BY)
-        return Stated(found.statement, maybe_sold=found.maybe_sold)
+    not_ours = older >= claimed.attempt.fence
+    if not_ours and not claimed.may_be_forgotten:
+        lost_memory.notice(ports, KNOWN_THERE, seen=claimed.restored_at, by=BY)
+    # What has ended by now may have been sold before: its money may still come.
+    ended = claimed.may_be_forgotten and not claimed.is_proven_unsold and not found.maybe_sold
+    if not_ours or ended:
+        return Stated(found.statement, maybe_sold=True)
     return Postponed(UNPROVEN) if unproven else found.statement
 
 

@@ -86,9 +86,11 @@ def why_no_other(
 
 
 def _has_just_ended(ports: Ports, attempt: Attempt) -> bool:
-    """Sold by nobody that these books know of: the grace for late money begins when it is seen."""
+    """Sold by nobody that these books know of, and maybe by their forgotten life: the wait for late
+    money begins when it is seen.
+    """
     since = attempt.unpaid_since if attempt.submitted_at is None else None
-    return since is not None and ports.clock.now() < since + ports.terms.expiry_grace
+    return since is not None and ports.clock.now() < since + ports.terms.expired_retry
 
 
 def _may_still_pay(case: Case, statement: Statement) -> bool:

@@ -327,6 +327,20 @@ def test_late_money_on_an_expired_sale_that_books_have_forgotten_is_waited_for(w
     assert world.debits() == {"sub-1-p0": 1}
 
 
+@pytest.mark.parametrize("token", ["late_6h_after_expiry", "late_16h_after_expiry"])
+def test_a_sale_that_books_have_forgotten_and_that_is_found_expired_is_waited_for(world, token):
+    world.subscribe(token, ends_after_periods=1)
+    kept = backup(world.store)
+    world.tick()
+    world.clock.advance(2 * HOUR)
+    go_back(world, kept)
+    start_again(world)
+    world.run_for(10 * DAY, step=HOUR)
+    assert world.debits() == {"sub-1-p0": 1}
+    assert world.sales("sub-1-p0-a1") == 1
+    assert world.fate() == "paid"
+
+
 def test_of_two_invoices_under_one_reference_the_one_nearest_to_money_counts():
     def found(*statuses):
         return most_telling([Statement(f"cpi_{s}", s) for s in statuses]).status

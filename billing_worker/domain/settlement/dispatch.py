@@ -9,7 +9,14 @@ from billing_worker.domain import attempt as attempts
 from billing_worker.domain import invoice as invoices
 from billing_worker.domain.attempt import AttemptStatus
 from billing_worker.domain.events import EventKind
-from billing_worker.domain.evidence import PAID_STATUSES, Statement, Verdict, foreign, judge
+from billing_worker.domain.evidence import (
+    PAID_STATUSES,
+    Finding,
+    Statement,
+    Verdict,
+    foreign,
+    judge,
+)
 from billing_worker.domain.invoice import InvoiceStatus
 from billing_worker.domain.settlement.late import contradict, recheck
 from billing_worker.domain.settlement.link import never_handed_out
@@ -139,7 +146,7 @@ def _stated(case: Case, news: Stated, context: Context) -> Conclusion:  # noqa: 
     if is_overruled(attempt, finding):
         return still_undecided(case, finding, context)
     match attempt.status:
-        case AttemptStatus.PREPARED if finding.verdict is Verdict.DECLINED or finding.refusal:
+        case AttemptStatus.PREPARED if _was_sold(news, finding):
             case, sold = sold_by_a_twin(case, context)
             declined = undecided_or_unpaid(case, finding, context)
             return replace(declined, events=(sold, *declined.events))
@@ -151,3 +158,12 @@ def _stated(case: Case, news: Stated, context: Context) -> Conclusion:  # noqa: 
             return recheck(case, finding, context)
         case AttemptStatus.SUCCEEDED | AttemptStatus.SURPLUS:
             return contradict(case, finding, context)
+
+
+def _was_sold(news: Stated, finding: Finding) -> bool:
+    """Nobody here has sold it, and it has ended as only a sale ends, or may have been sold by a life
+    that this book has forgotten.
+    """
+    ended = finding.verdict in {Verdict.DECLINED, Verdict.UNPAID_FINAL}
+    told = finding.verdict is Verdict.DECLINED or finding.refusal is not None
+    return ended and (told or news.maybe_sold)
