@@ -18,6 +18,7 @@ from celery.__main__ import main
 
 from billing_worker import bootstrap
 from billing_worker.gateway.http import Request, Response
+from billing_worker.services.arm import Arm
 
 KILL_AT = "FAULT_KILL_AT"
 
@@ -31,7 +32,8 @@ def use_case_of(frame: Any) -> str:
     """The module that crosses; of the transaction that settling and arming share, which of them."""
     module = str(frame.f_globals["__name__"]).rpartition(".")[-1]
     if module == "commit":
-        return "arm" if frame.f_locals["sales"] else "settle"
+        asked = frame.f_locals.get("requests") or frame.f_locals.get("sales", ())
+        return "arm" if any(isinstance(one, Arm) for one in asked) else "settle"
     return module
 
 
