@@ -10,7 +10,7 @@ def __getattr__(name: str) -> Any:
     needs neither settings nor Celery.
     """
     if name in {"app", "celery"}:
-        from billing_worker.entrypoints.celery_app import app  # noqa: PLC0415 - on demand
+        from billing_worker.entrypoints.worker.celery_app import app  # noqa: PLC0415 - on demand
 
         return app
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 from billing_worker.clock import ClockWatch, SystemClock
 from billing_worker.config import Settings
 from billing_worker.gateway.http import RequestsTransport
-from billing_worker.gateway.pace import Pace, RedisPace, Unlimited
 from billing_worker.gateway.paycore import GatewaySettings, PaycoreGateway
-from billing_worker.persistence.outside import FileRecord, database_file
+from billing_worker.gateway.rate_limit import Pace, RedisPace, Unlimited
+from billing_worker.persistence.book.outside import FileRecord, database_file
 from billing_worker.persistence.store import Store
 from billing_worker.persistence.vault import FernetVault
-from billing_worker.services.callbacks import Inbox
-from billing_worker.services.crew import Threads
+from billing_worker.services.attempts.group_commit import GroupCommit
+from billing_worker.services.charging.callbacks import Inbox
+from billing_worker.services.charging.thread_pool import ThreadPool
 from billing_worker.services.ports import Bell, Outside, Ports
-from billing_worker.services.together import GroupCommit
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -52,7 +52,7 @@ def build_outside(settings: Settings) -> list[Outside]:
     keepers: list[Outside] = []
     if settings.redis_url:
         # Redis is imported where it is needed: most commands need none.
-        from billing_worker.persistence.outside_redis import RedisRecord  # noqa: PLC0415
+        from billing_worker.persistence.book.outside_redis import RedisRecord  # noqa: PLC0415
 
         keepers.append(RedisRecord(_impatient_redis(settings)))
     if (file := database_file(settings.database_url)) is not None:
@@ -85,22 +85,22 @@ def build_inbox(settings: Settings, bell: Bell) -> Inbox:
     )
 
 
-def build_ports(settings: Settings, bell: Bell) -> tuple[Ports, Threads]:
+def build_ports(settings: Settings, bell: Bell) -> tuple[Ports, ThreadPool]:
     """Everything the worker's use cases need, and the crew so that it can be told to leave."""
-    crew = Threads(settings.charge_concurrency)
+    pool = ThreadPool(settings.charge_concurrency)
     ports = Ports(
         store=build_store(settings),
         gateway=build_gateway(settings),
         clock=SystemClock(),
         bell=bell,
-        crew=crew,
+        pool=pool,
         vault=FernetVault(settings.vault_keys),
         pace=build_pace(settings),
-        terms=settings.terms,
+        timings=settings.timings,
         test_mode=settings.test_mode,
-        together=GroupCommit(),
+        commit_group=GroupCommit(),
         outside=build_outside(settings),
         timekeeper=ClockWatch(SystemClock()),
         needs_synchronous_standby=settings.require_synchronous_standby,
     )
-    return ports, crew
+    return ports, pool

@@ -12,7 +12,7 @@ from cryptography.fernet import Fernet
 from marshmallow import Schema, ValidationError, fields, validate
 
 from billing_worker.domain.secret import Secret
-from billing_worker.domain.terms import Terms
+from billing_worker.domain.timings import Timings
 
 
 class BadSettings(Exception):
@@ -206,7 +206,7 @@ class Settings:
     renew_every_seconds: int
     reconcile_every_seconds: int
     require_synchronous_standby: bool
-    terms: Terms
+    timings: Timings
 
 
 def load(environ: Mapping[str, str], needs: Iterable[str] = EVERYTHING) -> Settings:
@@ -287,7 +287,7 @@ def _settings(values: Mapping[str, Any]) -> Settings:
         renew_every_seconds=value("RENEW_EVERY_SECONDS"),
         reconcile_every_seconds=value("RECONCILE_EVERY_SECONDS"),
         require_synchronous_standby=value("REQUIRE_SYNCHRONOUS_STANDBY") is True,
-        terms=Terms.in_seconds(
+        timings=Timings.in_seconds(
             reconcile_after=value("RECONCILE_AFTER_SECONDS"),
             stuck_after=value("STUCK_AFTER_SECONDS"),
             expiry_grace=value("EXPIRY_GRACE_SECONDS"),

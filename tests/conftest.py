@@ -6,7 +6,7 @@ import zoneinfo
 import pytest
 from sqlalchemy import make_url
 
-from billing_worker.persistence.migrate import migrate
+from billing_worker.persistence.schema.migrate import migrate
 from billing_worker.persistence.store import Store
 from tests.support.books import name_book
 from tests.support.lent_store import Lent

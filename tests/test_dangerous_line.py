@@ -24,11 +24,11 @@ def callers_of(method):
 
 
 def test_one_line_of_the_product_sends_a_sale():
-    assert callers_of("sale") == ["billing_worker/services/charge.py"]
+    assert callers_of("sale") == ["billing_worker/services/charging/charge.py"]
 
 
 def test_only_the_arming_transaction_marks_an_attempt_submitted():
-    assert callers_of("mark_submitted") == ["billing_worker/services/arm.py"]
+    assert callers_of("mark_submitted") == ["billing_worker/services/attempts/submit.py"]
 
 
 def test_nobody_but_the_clock_reads_the_time():

@@ -18,9 +18,9 @@ import yaml
 from billing_worker import config
 from billing_worker.config import described
 from billing_worker.entrypoints.cli import _COMMANDS
-from billing_worker.entrypoints.embedded_redis import free_port
-from billing_worker.sandbox.script import OUTCOMES
-from billing_worker.services.in_words import Fate
+from billing_worker.entrypoints.local.embedded_redis import free_port
+from billing_worker.sandbox.card_outcomes import OUTCOMES
+from billing_worker.services.reports.wording import Fate
 from tests.support.processes import CLI, ROOT, Process
 
 README = (ROOT / "README.md").read_text()

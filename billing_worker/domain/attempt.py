@@ -78,7 +78,7 @@ class Attempt:
     gateway_id: str | None
     submitted_at: datetime | None
     settled_at: datetime | None
-    look_at: datetime | None  # when the gateway is asked next; None: never again
+    next_poll_at: datetime | None  # when the gateway is asked next; None: never again
     rechecks: int  # how often a settled attempt was asked about again
     unpaid_since: datetime | None  # when the gateway first called it final and unpaid
     sale_status: str | None  # what the answer to the sale claimed: a hint

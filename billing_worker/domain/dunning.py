@@ -20,7 +20,7 @@ from billing_worker.domain import invoice as invoices
 from billing_worker.domain.attempt import Origin
 from billing_worker.domain.calendar import local_hour_after
 from billing_worker.domain.declines import Decline, DeclineClass, decline_for
-from billing_worker.domain.terms import Terms
+from billing_worker.domain.timings import Timings
 
 MAX_NOT_CHARGED_IN_A_ROW = 5
 """Five attempts whose sale certainly never left mean that none ever will: a person has to look."""
@@ -283,15 +283,15 @@ def steps_used(declines: Sequence[Declined]) -> int:
     )
 
 
-def after_not_charged(now: datetime, not_charged_in_a_row: int, terms: Terms) -> NextStep:
+def after_not_charged(now: datetime, not_charged_in_a_row: int, timings: Timings) -> NextStep:
     """Nothing was ever sent, so a new attempt harms nobody; but not for ever."""
     if not_charged_in_a_row >= MAX_NOT_CHARGED_IN_A_ROW:
         return NextStep(None, "not_charged_repeatedly", "not_charged.limit")
-    at = now + terms.not_charged_retry
+    at = now + timings.not_charged_retry
     return NextStep(at, "not_charged", "not_charged.retry", Turn.OURS)
 
 
-def after_expired(since: datetime, terms: Terms, *, again: bool) -> NextStep:
+def after_expired(since: datetime, timings: Timings, *, again: bool) -> NextStep:
     """The sale may have arrived, and the gateway's invoice has `expired` at `since`: no proof that
     nothing was charged. One more attempt comes by itself, late; after that somebody decides.
 
@@ -299,7 +299,7 @@ def after_expired(since: datetime, terms: Terms, *, again: bool) -> NextStep:
     """
     if again:
         return hold(invoices.EXPIRED_AGAIN, "expired.person")
-    at = since + terms.expired_retry
+    at = since + timings.expired_retry
     return NextStep(at, invoices.EXPIRED, "expired.retry", Turn.OURS)
 
 

@@ -40,7 +40,7 @@ class EventKind(StrEnum):
     ATTEMPT_DECLINED = "attempt.declined"
     ATTEMPT_NOT_CHARGED = "attempt.not_charged"
     ATTEMPT_SURPLUS = "attempt.surplus"  # paid, but not owed: refund
-    ATTEMPT_LOOKED = "attempt.looked"  # asked the gateway, nothing decided
+    ATTEMPT_POLLED = "attempt.looked"  # asked the gateway, nothing decided
     ATTEMPT_UNPAID_FINAL = "attempt.unpaid_final"  # the gateway ended it; grace runs
     ATTEMPT_QUARANTINED = "attempt.quarantined"  # the answer does not fit the order
     ATTEMPT_GIVEN_BACK = "attempt.given_back"  # paid, then refunded or charged back
@@ -48,7 +48,7 @@ class EventKind(StrEnum):
     ATTEMPT_RESOLVED = "attempt.resolved"  # a named person said whether an unknown one was paid
     ATTEMPT_UNDECIDED = "attempt.undecided"  # for a day: prepared or submitted, said once
     GATEWAY_REFUSES_US = "gateway.refuses_us"  # 401 or 403: credentials or permissions
-    LOOK_UP_UNRELIABLE = "gateway.look_up_unreliable"  # what it does not list may be there
+    POLL_UP_UNRELIABLE = "gateway.look_up_unreliable"  # what it does not list may be there
     ATTEMPT_CALLED_BACK = "attempt.called_back"  # a signed callback: the gateway is asked at once
     CHARGING_STOPPED = "charging.stopped"  # charges fail whatever invoice it is: none is started
     SALES_SWITCHED = "sales.switched"
@@ -70,7 +70,7 @@ class EventKind(StrEnum):
     SERVICE_PAUSED = "service.paused"  # our configuration is refused: no charges through it
     CARD_PAGE_OPENED = "card_page.opened"  # the customer may enter a card on the gateway's page
     CARD_PAGE_UNPAID = "card_page.unpaid"  # nobody paid there
-    CARD_PAGE_LOOKED = "card_page.looked"  # asked the gateway, nothing decided
+    CARD_PAGE_POLLED = "card_page.looked"  # asked the gateway, nothing decided
     CARD_STORED = "card.stored"  # paid there, and the card has a token
     CARD_NOT_STORED = "card.not_stored"  # paid there, and no token that may be used: ask again
     SUBSCRIPTION_ARMED = "subscription.armed"  # an imported one may now be billed

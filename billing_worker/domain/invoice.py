@@ -54,7 +54,7 @@ class Invoice:
     status: InvoiceStatus
     reason: str | None  # why an open one waits, or why a void one is void
     next_attempt_at: datetime | None  # the next step's date; None: nothing happens by itself
-    ring_at: datetime | None  # when the sweep next rings for it; pushed on while it is worked on
+    enqueue_at: datetime | None  # when the sweep next rings for it; pushed on while it is worked on
     not_charged_count: int  # attempts that certainly never reached the card
     created_at: datetime
     paid_at: datetime | None
@@ -126,7 +126,7 @@ def put_aside(invoice: Invoice, reason: str = PAUSED) -> Invoice:
         reason=reason,
         paused_attempt_at=invoice.next_attempt_at,
         next_attempt_at=None,
-        ring_at=None,
+        enqueue_at=None,
     )
 
 
@@ -142,7 +142,7 @@ def take_up_again(invoice: Invoice, now: datetime, waited: timedelta) -> Invoice
     if at is None:
         return invoice
     return replace(
-        invoice, reason=None, paused_attempt_at=None, next_attempt_at=at, ring_at=max(at, now)
+        invoice, reason=None, paused_attempt_at=None, next_attempt_at=at, enqueue_at=max(at, now)
     )
 
 
@@ -154,7 +154,7 @@ def owed_again(invoice: Invoice, now: datetime) -> Invoice:
         status=open_ if invoice.status is open_ else move(invoice.status, open_),
         reason=None,
         next_attempt_at=now,
-        ring_at=now,
+        enqueue_at=now,
         give_up_at=None,
     )
 
@@ -166,7 +166,7 @@ def given_up_if_unpaid(invoice: Invoice) -> Invoice:
         reason=VOID_IF_UNPAID,
         paused_attempt_at=None,
         next_attempt_at=None,
-        ring_at=None,
+        enqueue_at=None,
         give_up_at=None,
     )
 
@@ -180,7 +180,7 @@ def paid_elsewhere(invoice: Invoice, evidence: str, now: datetime) -> Invoice:
         paid_at=now,
         paused_attempt_at=None,
         next_attempt_at=None,
-        ring_at=None,
+        enqueue_at=None,
         give_up_at=None,
     )
 
@@ -204,7 +204,7 @@ def voided(invoice: Invoice, reason: str) -> Invoice:
         reason=reason,
         paused_attempt_at=None,
         next_attempt_at=None,
-        ring_at=None,
+        enqueue_at=None,
         give_up_at=None,
     )
 

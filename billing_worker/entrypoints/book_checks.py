@@ -9,10 +9,10 @@ from billing_worker.clock import ClockWatch, SystemClock
 from billing_worker.config import Settings
 from billing_worker.domain.errors import BillingError
 from billing_worker.persistence import switches
-from billing_worker.persistence.book import ServerNow
+from billing_worker.persistence.book.identity import ServerNow
 from billing_worker.persistence.switches import Switches
-from billing_worker.services.lost_memory import why_it_is_a_copy
-from billing_worker.services.refusals import CLOCK_MAY_DIFFER, other_mode, weak_standby
+from billing_worker.services.guards.lost_memory import why_it_is_a_copy
+from billing_worker.services.guards.refusals import CLOCK_MAY_DIFFER, other_mode, weak_standby
 
 
 def check_book(settings: Settings) -> str:

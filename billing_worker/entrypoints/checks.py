@@ -19,16 +19,16 @@ from billing_worker.domain.errors import (
     NotSent,
     OutcomeUnknown,
 )
-from billing_worker.domain.evidence import Statement
+from billing_worker.domain.statement import Statement
 from billing_worker.entrypoints.book_checks import check_book, check_clock, check_standby
-from billing_worker.entrypoints.callbacks import PATH
+from billing_worker.entrypoints.web.callbacks import PATH
 from billing_worker.gateway.http import Request, RequestsTransport
 from billing_worker.gateway.paycore import PaycoreGateway
 from billing_worker.gateway.port import CallLog
-from billing_worker.persistence import cases, postgres
-from billing_worker.persistence.migrate import current_revision, newest_revision
+from billing_worker.persistence import attempts, postgres
+from billing_worker.persistence.schema.migrate import current_revision, newest_revision
 from billing_worker.persistence.vault import FernetVault
-from billing_worker.services.vault_keys import try_keys
+from billing_worker.services.charging.vault_keys import try_keys
 
 NO_SUCH_REFERENCE = "billing-worker-check"
 
@@ -52,7 +52,7 @@ def run_checks(settings: Settings) -> list[Check]:
         "standby": _if_the_database_answers(_of_the_book(check_standby)),
         "redis": _redis,
         "gateway": _gateway,
-        "look-up": _if_the_database_answers(_look_up),
+        "look-up": _if_the_database_answers(_poll_up),
         "cardgate": _cardgate,
         "vault keys": _if_the_database_answers(_vault_keys),
         "callbacks": _callbacks,
@@ -176,7 +176,7 @@ def _gateway(settings: Settings) -> str:
     return f"answers in {calls[-1].duration_ms} ms, credentials accepted, {mode} mode"
 
 
-def _look_up(settings: Settings) -> str:
+def _poll_up(settings: Settings) -> str:
     """A list by reference holds nothing for an unknown one and exactly one invoice for one that the
     book has sent once. Otherwise "not in the list" means nothing.
     """
@@ -190,7 +190,7 @@ def _look_up(settings: Settings) -> str:
     nothing = "nothing is listed for an unknown reference"
     _schema(settings)
     with build_store(settings) as store, store.reading() as connection:
-        known = cases.created_once(connection, test_mode=settings.test_mode)
+        known = attempts.created_once(connection, test_mode=settings.test_mode)
     if known is None:
         return f"{nothing}; not tried with a known one, because this book has sent none yet"
     reference, gateway_id = known
@@ -227,18 +227,18 @@ def _cardgate(settings: Settings) -> str:
     """
     url = settings.cardgate_url.rstrip("/") + "/payment/sale"
     transport = RequestsTransport(read_timeout=settings.gateway_timeout_seconds)
-    look = "look at BILLING_CARDGATE_URL"
+    poll = "look at BILLING_CARDGATE_URL"
     try:
         answer = transport.send(Request("GET", url, {"Accept": "application/json"}),
                                 moves_money=False)  # fmt: skip
     except NotSent as error:
-        raise BillingError(f"not reached ({error.reason}): {look}") from None
+        raise BillingError(f"not reached ({error.reason}): {poll}") from None
     except GatewayError as error:
-        raise BillingError(f"no usable answer ({error.reason}): {look}") from None
+        raise BillingError(f"no usable answer ({error.reason}): {poll}") from None
     finally:
         transport.close()
     if answer.status >= _SERVER_ERRORS:
-        raise BillingError(f"answers {answer.status} to a GET: {look}")
+        raise BillingError(f"answers {answer.status} to a GET: {poll}")
     return f"answers {answer.status} to a GET of {urlsplit(url).path}; no sale was sent"
 
 

@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 from urllib.parse import quote, urlsplit
 
 from billing_worker.clock import Clock
+from billing_worker.domain.card_setup import HostedStatement
 from billing_worker.domain.errors import (
     GatewayError,
     InvalidInput,
@@ -23,10 +24,9 @@ from billing_worker.domain.errors import (
     OutcomeUnknown,
     Refused,
 )
-from billing_worker.domain.evidence import SaleAnswer, Statement
-from billing_worker.domain.hosted import HostedStatement
 from billing_worker.domain.secret import Secret
-from billing_worker.gateway import schemas
+from billing_worker.domain.statement import SaleAnswer, Statement
+from billing_worker.gateway import answer_bodies, request_bodies
 from billing_worker.gateway.http import Request, Response, Transport
 from billing_worker.gateway.port import (
     CallLog,
@@ -112,12 +112,12 @@ class PaycoreGateway:
     def create(self, order: InstantOrder, calls: CallLog) -> Statement:
         self._require_our_mode(order)
         call = self._create_call(order)
-        return self._ask(call, calls, partial(_created, call, schemas.created_invoice))
+        return self._ask(call, calls, partial(_created, call, answer_bodies.created_invoice))
 
     def create_hosted(self, order: HostedOrder, calls: CallLog) -> HostedStatement:
         self._require_our_mode(order)
         call = self._create_call(order)
-        read = partial(schemas.hosted_invoice, just_created=True)
+        read = partial(answer_bodies.hosted_invoice, just_created=True)
         return self._ask(call, calls, partial(_created, call, read))
 
     def find(self, reference_id: str, calls: CallLog) -> list[Statement]:
@@ -131,20 +131,20 @@ class PaycoreGateway:
         # The slash is documented by a single third party (§4).
         return self._ask(self._question("find", "/payment-invoices" + query), calls, read)
 
-    def look(self, gateway_id: str, calls: CallLog) -> Statement:
-        if not schemas.GATEWAY_ID.fullmatch(gateway_id):
+    def poll(self, gateway_id: str, calls: CallLog) -> Statement:
+        if not answer_bodies.GATEWAY_ID.fullmatch(gateway_id):
             raise NotSent("the gateway id cannot be part of a path")
         call = self._question("look", f"/payment-invoices/{gateway_id}")
         return self._ask(call, calls, partial(_seen, gateway_id))
 
-    def look_hosted(self, gateway_id: str, calls: CallLog) -> HostedStatement:
-        if not schemas.GATEWAY_ID.fullmatch(gateway_id):
+    def poll_hosted(self, gateway_id: str, calls: CallLog) -> HostedStatement:
+        if not answer_bodies.GATEWAY_ID.fullmatch(gateway_id):
             raise NotSent("the gateway id cannot be part of a path")
         call = self._question("look", f"/payment-invoices/{gateway_id}")
         return self._ask(call, calls, partial(_seen_hosted, gateway_id))
 
     def sale(self, bearer: Secret, calls: CallLog) -> SaleAnswer:
-        if not schemas.BEARER.fullmatch(bearer.reveal()):
+        if not answer_bodies.BEARER.fullmatch(bearer.reveal()):
             raise NotSent("the bearer cannot stand in a header")
         call = self._sale_call(bearer)
         return self._ask(call, calls, partial(_sold, call))
@@ -157,7 +157,7 @@ class PaycoreGateway:
 
     def _create_call(self, order: Order) -> _Call:
         service = self._settings.service(order.money.currency)
-        body = schemas.create_request(
+        body = request_bodies.create_request(
             order, service=service, callback_url=self._settings.callback_url
         )
         secrets = self._own_secrets()
@@ -171,7 +171,7 @@ class PaycoreGateway:
         )
 
     def _sale_call(self, bearer: Secret) -> _Call:
-        body = schemas.sale_request()
+        body = request_bodies.sale_request()
         return _Call(
             "sale",
             _post(self._sale_url, f"Bearer {bearer.reveal()}", body),
@@ -217,7 +217,7 @@ def _basic_credential(settings: GatewaySettings) -> Secret:
 
 def _post(url: str, authorization: str, body: dict[str, Any]) -> Request:
     headers = {**_HEADERS, "Authorization": authorization, "Content-Type": "application/json"}
-    return Request("POST", url, headers, schemas.encode(body))
+    return Request("POST", url, headers, request_bodies.encode(body))
 
 
 # --- answers ---------------------------------------------------------------------------------
@@ -233,8 +233,8 @@ def _found(reference_id: str, response: Response) -> list[Statement]:
     if not _is_success(response):
         raise _proves_nothing(response)
     try:
-        return _understood(partial(schemas.invoices_of, reference_id=reference_id), response)
-    except schemas.UnfilteredError as error:
+        return _understood(partial(answer_bodies.invoices_of, reference_id=reference_id), response)
+    except answer_bodies.UnfilteredError as error:
         reason = str(error)
     raise LookUpUnreliable(reason, http_status=response.status)
 
@@ -243,7 +243,7 @@ def _seen(gateway_id: str, response: Response) -> Statement:
     # Not even a 404 says "not charged": the prefix or the account may be wrong (§1.2).
     if not _is_success(response):
         raise _proves_nothing(response)
-    statement = _understood(schemas.invoice, response)
+    statement = _understood(answer_bodies.invoice, response)
     _require_about(gateway_id, statement, response)
     return statement
 
@@ -251,7 +251,7 @@ def _seen(gateway_id: str, response: Response) -> Statement:
 def _seen_hosted(gateway_id: str, response: Response) -> HostedStatement:
     if not _is_success(response):
         raise _proves_nothing(response)
-    hosted = _understood(schemas.hosted_invoice, response)
+    hosted = _understood(answer_bodies.hosted_invoice, response)
     _require_about(gateway_id, hosted.statement, response)
     return hosted
 
@@ -263,7 +263,7 @@ def _require_about(gateway_id: str, statement: Statement, response: Response) ->
 
 def _sold(call: _Call, response: Response) -> SaleAnswer:
     if _is_success(response):
-        parse = partial(schemas.sale_answer, http_status=response.status)
+        parse = partial(answer_bodies.sale_answer, http_status=response.status)
         return _understood(parse, response)
     raise _refusal(call, response)
 
@@ -275,7 +275,7 @@ def _is_success(response: Response) -> bool:
 def _understood(parse: Callable[[bytes], T], response: Response) -> T:
     try:
         return parse(response.body)
-    except schemas.UnreadableError as error:
+    except answer_bodies.UnreadableError as error:
         reason = str(error)
     # Raised out here it has no context, whose frames hold the parsed body.
     raise OutcomeUnknown(f"{response.status}, {reason}", http_status=response.status)
@@ -284,7 +284,7 @@ def _understood(parse: Callable[[bytes], T], response: Response) -> T:
 def _refusal(call: _Call, response: Response) -> Refused | OutcomeUnknown:
     """Refused for a 4xx that says why, in JSON; a web page may be a proxy's and proves nothing."""
     status = response.status
-    title = schemas.error_title(response.body)
+    title = answer_bodies.error_title(response.body)
     unknown = _proves_nothing(response)
     if not unknown.reads_like_a_refusal or title is None:
         return unknown

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
 
-from billing_worker.domain.evidence import SaleAnswer, Statement
-from billing_worker.domain.hosted import HostedStatement
+from billing_worker.domain.card_setup import HostedStatement
 from billing_worker.domain.money import Money
 from billing_worker.domain.secret import Secret
+from billing_worker.domain.statement import SaleAnswer, Statement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +92,7 @@ class Gateway(Protocol):
         """
         ...
 
-    def look(self, gateway_id: str, calls: CallLog) -> Statement:
+    def poll(self, gateway_id: str, calls: CallLog) -> Statement:
         """GET one invoice."""
         ...
 
@@ -100,7 +100,7 @@ class Gateway(Protocol):
         """POST /payment-invoices for a payment on the gateway's page. Moves no money."""
         ...
 
-    def look_hosted(self, gateway_id: str, calls: CallLog) -> HostedStatement:
+    def poll_hosted(self, gateway_id: str, calls: CallLog) -> HostedStatement:
         """GET one invoice, with its page, its customer and the card that paid it."""
         ...
 

@@ -7,8 +7,8 @@ from datetime import datetime
 from sqlalchemy import Connection, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from billing_worker.persistence.cases import CaseKey
-from billing_worker.persistence.tables import attempts, callbacks, hosted_payments, invoices
+from billing_worker.persistence.attempts import CaseKey
+from billing_worker.persistence.schema.tables import attempts, callbacks, hosted_payments, invoices
 
 
 def keep(
@@ -25,7 +25,7 @@ def keep(
     return connection.execute(statement).first() is not None
 
 
-def look_now(connection: Connection, gateway_id: str, now: datetime) -> CaseKey | None:
+def poll_now(connection: Connection, gateway_id: str, now: datetime) -> CaseKey | None:
     """Make whatever is known by this gateway id due for a look; return the attempt among it.
 
     A prepared attempt is left alone: the frame that prepares it speaks for it.
@@ -33,13 +33,13 @@ def look_now(connection: Connection, gateway_id: str, now: datetime) -> CaseKey 
     moved = connection.execute(
         update(attempts)
         .where(attempts.c.gateway_id == gateway_id, attempts.c.status != "prepared")
-        .values(look_at=now)
+        .values(next_poll_at=now)
         .returning(attempts.c.id, attempts.c.invoice_id)
     ).first()
     connection.execute(
         update(hosted_payments)
         .where(hosted_payments.c.gateway_id == gateway_id, hosted_payments.c.status != "prepared")
-        .values(look_at=now)
+        .values(next_poll_at=now)
     )
     if moved is None:
         return None

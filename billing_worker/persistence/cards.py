@@ -30,7 +30,7 @@ from billing_worker.domain.money import Money
 from billing_worker.domain.network_rules import Try
 from billing_worker.domain.subscription import BILLABLE
 from billing_worker.persistence.bulk import among
-from billing_worker.persistence.tables import attempts, cards, customers, subscriptions
+from billing_worker.persistence.schema.tables import attempts, cards, customers, subscriptions
 
 # Not the token: what is only asked about need not be carried.
 _COLUMNS: tuple[Any, ...] = (

@@ -28,12 +28,12 @@ from sqlalchemy import (
 from billing_worker.domain import attempt as attempt_rules
 from billing_worker.domain.attempt import LIVE, Attempt, AttemptStatus, Origin
 from billing_worker.domain.errors import ConcurrentChange, InvariantBroken
-from billing_worker.domain.evidence import Owner
 from billing_worker.domain.invoice import Invoice, is_near
-from billing_worker.persistence import book
-from billing_worker.persistence.cases import CaseKey
+from billing_worker.domain.statement import Owner
+from billing_worker.persistence.attempts import CaseKey
+from billing_worker.persistence.book import identity as book
 from billing_worker.persistence.rows import attempt_from, invoice_from, trouble_of
-from billing_worker.persistence.tables import (
+from billing_worker.persistence.schema.tables import (
     Instant,
     attempts,
     cards,
@@ -401,14 +401,14 @@ def workers_died_of_all(
 
 
 _RING_LATER = (
-    update(invoices).where(invoices.c.id.in_(_THESE)).values(ring_at=bindparam("new_ring_at"))
+    update(invoices).where(invoices.c.id.in_(_THESE)).values(enqueue_at=bindparam("new_enqueue_at"))
 )
 
 
 def ring_later(connection: Connection, invoice_ids: Sequence[int], when: datetime) -> None:
     """Push the bell of invoices on."""
     if invoice_ids:
-        connection.execute(_RING_LATER, {"ids": list(invoice_ids), "new_ring_at": when})
+        connection.execute(_RING_LATER, {"ids": list(invoice_ids), "new_enqueue_at": when})
 
 
 AFTER_OLDER = "an older invoice comes first"
@@ -420,7 +420,7 @@ def wait(connection: Connection, waiting: Sequence[tuple[int, str]], until: date
         connection.execute(
             update(invoices)
             .where(invoices.c.id == bindparam("row_id"))
-            .values(ring_at=until, reason=bindparam("new_reason")),
+            .values(enqueue_at=until, reason=bindparam("new_reason")),
             [{"row_id": row_id, "new_reason": reason} for row_id, reason in waiting],
         )
 
@@ -433,7 +433,7 @@ def date(connection: Connection, dated: Sequence[tuple[int, str, datetime]]) -> 
             .where(invoices.c.id == bindparam("row_id"))
             .values(
                 next_attempt_at=bindparam("new_date"),
-                ring_at=bindparam("new_date"),
+                enqueue_at=bindparam("new_date"),
                 reason=bindparam("new_reason"),
             ),
             [{"row_id": row_id, "new_reason": why, "new_date": at} for row_id, why, at in dated],
@@ -450,7 +450,7 @@ def stop_waiting(connection: Connection, subscription_ids: Sequence[int], now: d
                 invoices.c.status == "open",
                 invoices.c.reason == AFTER_OLDER,
             )
-            .values(ring_at=now)
+            .values(enqueue_at=now)
         )
 
 
@@ -474,7 +474,7 @@ def hold(connection: Connection, held: Sequence[tuple[int, str]]) -> None:
         connection.execute(
             update(invoices)
             .where(invoices.c.id == bindparam("row_id"))
-            .values(ring_at=None, next_attempt_at=None, reason=bindparam("new_reason")),
+            .values(enqueue_at=None, next_attempt_at=None, reason=bindparam("new_reason")),
             [{"row_id": row_id, "new_reason": reason} for row_id, reason in held],
         )
 

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, insert, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from billing_worker.persistence.tables import commands
+from billing_worker.persistence.schema.tables import commands
 
 _DONE = commands.c.outcome == "done"
 

@@ -7,7 +7,7 @@ from datetime import datetime
 from sqlalchemy import Connection, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from billing_worker.persistence.tables import counters
+from billing_worker.persistence.schema.tables import counters
 
 
 def add(connection: Connection, name: str, number: int, now: datetime) -> None:

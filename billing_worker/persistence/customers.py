@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Row, select
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.persistence import cards as stored_cards
 from billing_worker.persistence.bulk import among, insert_rows
-from billing_worker.persistence.tables import cards, customers
+from billing_worker.persistence.schema.tables import cards, customers
 
 FOREIGN_CARD = "belongs to another customer"
 

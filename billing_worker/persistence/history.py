@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Row, Select, Subquery, bindparam, case, func,
 
 from billing_worker.domain.events import Event, EventKind
 from billing_worker.persistence.bulk import insert_many
-from billing_worker.persistence.tables import attempts, events, invoices
+from billing_worker.persistence.schema.tables import attempts, events, invoices
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,27 +28,27 @@ from billing_worker.domain import invoice as invoice_rules
 from billing_worker.domain.attempt import Origin
 from billing_worker.domain.catch_up import WAIVED_BY, Action, Planned
 from billing_worker.domain.events import EventKind
-from billing_worker.domain.evidence import UNSOLD_STATUSES
+from billing_worker.domain.statement import UNSOLD_STATUSES
 from billing_worker.domain.subscription import Subscription
-from billing_worker.persistence.tables import attempts, events, invoices, subscriptions
+from billing_worker.persistence.schema.tables import attempts, events, invoices, subscriptions
 
 
 def open_periods(
     connection: Connection,
     due: Sequence[tuple[Subscription, Planned]],
     now: datetime,
-    ring_at: datetime,
+    enqueue_at: datetime,
 ) -> list[tuple[int, int, int]]:
     """Write one invoice per due period, open or waived as planned.
 
-    Returns (invoice id, subscription id, period number). `ring_at` is for what is charged now:
+    Returns (invoice id, subscription id, period number). `enqueue_at` is for what is charged now:
     whoever opens it rings, and the sweep rings again then. A period that already has its invoice
     is passed over: the unique key stops a twin. One that was taken back is opened anew.
     """
     if not due:
         return []
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    rows = [_open_row(subscription, planned, now, ring_at) for subscription, planned in due]
+    rows = [_open_row(subscription, planned, now, enqueue_at) for subscription, planned in due]
     statement = dialect.insert(invoices).returning(
         invoices.c.id, invoices.c.subscription_id, invoices.c.period_number
     )
@@ -65,13 +65,13 @@ def open_periods(
 
 _OPENED_ANEW = (
     "period_start", "period_end", "amount_minor", "currency", "description", "status", "reason",
-    "next_attempt_at", "ring_at", "not_charged_count", "created_at", "next_origin",
+    "next_attempt_at", "enqueue_at", "not_charged_count", "created_at", "next_origin",
     "first_declined_at",
 )  # fmt: skip
 
 
 def _open_row(
-    subscription: Subscription, planned: Planned, now: datetime, ring_at: datetime
+    subscription: Subscription, planned: Planned, now: datetime, enqueue_at: datetime
 ) -> dict[str, Any]:
     period, at = planned.period, planned.at
     return {
@@ -86,7 +86,7 @@ def _open_row(
         "status": "void" if planned.action is Action.WAIVE else "open",
         "reason": planned.reason,
         "next_attempt_at": at,
-        "ring_at": ring_at if at == now else at,
+        "enqueue_at": enqueue_at if at == now else at,
         "not_charged_count": 0,
         "created_at": now,
     }
@@ -104,10 +104,14 @@ def _due_by(moment: Column[datetime]) -> Select[Any]:
 
 
 _THESE: BindParameter[int] = bindparam("ids", expanding=True)
-_RING_DUE = _due_by(invoices.c.ring_at)
-_RING_AGAIN = update(invoices).where(invoices.c.id.in_(_THESE)).values(ring_at=bindparam("again"))
-_LOOK_DUE = _due_by(attempts.c.look_at)
-_LOOK_AGAIN = update(attempts).where(attempts.c.id.in_(_THESE)).values(look_at=bindparam("again"))
+_RING_DUE = _due_by(invoices.c.enqueue_at)
+_RING_AGAIN = (
+    update(invoices).where(invoices.c.id.in_(_THESE)).values(enqueue_at=bindparam("again"))
+)
+_POLL_DUE = _due_by(attempts.c.next_poll_at)
+_POLL_AGAIN = (
+    update(attempts).where(attempts.c.id.in_(_THESE)).values(next_poll_at=bindparam("again"))
+)
 
 
 def due_to_ring(
@@ -128,19 +132,19 @@ def _taken(connection: Connection, due: Select[tuple[int]], now: datetime, limit
     return [row.id for row in rows]
 
 
-def due_to_look(
-    connection: Connection, now: datetime, look_again_at: datetime, limit: int
+def due_to_poll(
+    connection: Connection, now: datetime, poll_again_at: datetime, limit: int
 ) -> list[int]:
     """Take up to `limit` attempts that the gateway is to be asked about, and push them on."""
-    ids = _taken(connection, _LOOK_DUE, now, limit)
+    ids = _taken(connection, _POLL_DUE, now, limit)
     if ids:
-        connection.execute(_LOOK_AGAIN, {"ids": ids, "again": look_again_at})
+        connection.execute(_POLL_AGAIN, {"ids": ids, "again": poll_again_at})
     return ids
 
 
-def look_later(connection: Connection, attempt_id: int, when: datetime) -> None:
+def poll_later(connection: Connection, attempt_id: int, when: datetime) -> None:
     asked = {"ids": [attempt_id], "again": when}
-    connection.execute(_LOOK_AGAIN.where(attempts.c.look_at.is_not(None)), asked)
+    connection.execute(_POLL_AGAIN.where(attempts.c.next_poll_at.is_not(None)), asked)
 
 
 def find(connection: Connection, reference_id: str) -> Row[Any] | None:
@@ -223,11 +227,11 @@ REOPENED = "reopened"
 SAYS_NOTHING = ("no answer", "nothing new")
 
 
-def _looked(*, found_none_of: Sequence[str]) -> ColumnElement[bool]:
+def _polled(*, found_none_of: Sequence[str]) -> ColumnElement[bool]:
     return exists().where(
         events.c.invoice_id == attempts.c.invoice_id,
         events.c.attempt_id == attempts.c.id,
-        events.c.kind == EventKind.ATTEMPT_LOOKED,
+        events.c.kind == EventKind.ATTEMPT_POLLED,
         events.c.data["found"].as_string().not_in(found_none_of),
     )
 
@@ -236,13 +240,13 @@ def _looked(*, found_none_of: Sequence[str]) -> ColumnElement[bool]:
 _UNTOUCHED_PAGE = and_(
     attempts.c.origin == Origin.LINK,
     attempts.c.outcome.is_(None),
-    ~_looked(found_none_of=[*SAYS_NOTHING, *sorted(UNSOLD_STATUSES)]),
+    ~_polled(found_none_of=[*SAYS_NOTHING, *sorted(UNSOLD_STATUSES)]),
 )
 _KNOWN_OF_SUBMITTED = case(
     (attempts.c.outcome.is_not(None), MISFIT),
     (_UNTOUCHED_PAGE, PAGE),
     (attempts.c.sale_status.is_not(None), UNDECIDED),
-    (_looked(found_none_of=SAYS_NOTHING), UNDECIDED),
+    (_polled(found_none_of=SAYS_NOTHING), UNDECIDED),
     else_=SILENT,
 )
 

@@ -15,7 +15,7 @@ from billing_worker.domain.catch_up_policy import CatchUp, Policy
 from billing_worker.domain.invoice import Invoice, InvoiceStatus
 from billing_worker.domain.money import Money
 from billing_worker.domain.subscription import Subscription, SubscriptionStatus
-from billing_worker.persistence.tables import subscriptions
+from billing_worker.persistence.schema.tables import subscriptions
 
 
 def attempt_from(row: Row[Any]) -> Attempt:
@@ -36,7 +36,7 @@ def attempt_from(row: Row[Any]) -> Attempt:
         gateway_id=row.gateway_id,
         submitted_at=row.submitted_at,
         settled_at=row.settled_at,
-        look_at=row.look_at,
+        next_poll_at=row.next_poll_at,
         rechecks=row.rechecks,
         unpaid_since=row.unpaid_since,
         sale_status=row.sale_status,
@@ -62,7 +62,7 @@ def invoice_from(row: Row[Any]) -> Invoice:
         status=InvoiceStatus(row.status),
         reason=row.reason,
         next_attempt_at=row.next_attempt_at,
-        ring_at=row.ring_at,
+        enqueue_at=row.enqueue_at,
         not_charged_count=row.not_charged_count,
         created_at=row.created_at,
         paid_at=row.paid_at,

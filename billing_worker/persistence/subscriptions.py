@@ -19,7 +19,7 @@ from billing_worker.domain.errors import InvariantBroken
 from billing_worker.domain.subscription import ONE_OFF, Subscription
 from billing_worker.persistence.bulk import among, insert_rows
 from billing_worker.persistence.rows import TERMS, Unreadable, readable, subscription_from
-from billing_worker.persistence.tables import cards, customers, invoices, subscriptions
+from billing_worker.persistence.schema.tables import cards, customers, invoices, subscriptions
 
 # Built once: sweeps ask every few seconds, and mostly find nothing.
 _NOW = bindparam("now", type_=subscriptions.c.next_billing_at.type)

@@ -19,9 +19,9 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from billing_worker.domain.invoice import Invoice, is_near
-from billing_worker.persistence import book as books
-from billing_worker.persistence.book import Book, ServerNow
-from billing_worker.persistence.tables import book, invoices, switches
+from billing_worker.persistence.book import identity as books
+from billing_worker.persistence.book.identity import Book, ServerNow
+from billing_worker.persistence.schema.tables import book, invoices, switches
 
 SALES = "sales"
 _SERVICE = "service:"
@@ -29,6 +29,11 @@ _RESTORED = "restored"
 _WAITS = "decisions"
 _HANDED_OVER = "handed_over"
 _SAID_AGAIN_WITHIN = timedelta(days=31)
+
+WAITS = (
+    "these books are from a backup and wait for the decisions that they have forgotten: "
+    "start sales with --restored when all of them have been said again"
+)
 
 SALES_OFF = "sales are switched off"
 _PAUSED = " is paused: "
@@ -224,6 +229,6 @@ def ring_again(connection: Connection, service: str | None, now: datetime) -> No
         put_off = invoices.c.reason.startswith(service + _PAUSED, autoescape=True)
     connection.execute(
         update(invoices)
-        .where(invoices.c.status == "open", invoices.c.ring_at > now, put_off)
-        .values(ring_at=now)
+        .where(invoices.c.status == "open", invoices.c.enqueue_at > now, put_off)
+        .values(enqueue_at=now)
     )

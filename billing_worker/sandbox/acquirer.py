@@ -10,9 +10,9 @@ from decimal import ROUND_DOWN, Decimal
 from typing import Final
 
 from billing_worker.sandbox.behaviour import Behaviour
+from billing_worker.sandbox.card_outcomes import Ending
 from billing_worker.sandbox.invoices import Invoice
 from billing_worker.sandbox.ledger import Debit, Ledger
-from billing_worker.sandbox.script import Ending
 
 _CENT: Final = Decimal("0.01")
 

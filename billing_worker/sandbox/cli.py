@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, get_args
 import click
 
 from billing_worker.sandbox.behaviour import Behaviour, DuplicateCreate, SecondSale
-from billing_worker.sandbox.script import token_table
+from billing_worker.sandbox.card_outcomes import token_table
 
 if TYPE_CHECKING:
     from billing_worker.sandbox.gateway import SandboxGateway

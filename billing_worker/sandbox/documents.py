@@ -13,8 +13,8 @@ from decimal import Decimal
 from typing import Any, Final
 
 from billing_worker.sandbox import wire
+from billing_worker.sandbox.card_outcomes import SaleAnswer
 from billing_worker.sandbox.invoices import Invoice, serial
-from billing_worker.sandbox.script import SaleAnswer
 
 Json = dict[str, Any]
 

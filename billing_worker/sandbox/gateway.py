@@ -17,11 +17,11 @@ from urllib.parse import parse_qs
 
 from billing_worker.sandbox import documents, wire
 from billing_worker.sandbox.behaviour import Behaviour, SecondSale
-from billing_worker.sandbox.books import Books
+from billing_worker.sandbox.card_outcomes import OUTCOMES, Creation, Outcome, SaleAnswer, outcome_of
 from billing_worker.sandbox.invoices import Invoice, bearer_expires
 from billing_worker.sandbox.ledger import Ledger, Requests
 from billing_worker.sandbox.orders import Order, OrderError, read_order
-from billing_worker.sandbox.script import OUTCOMES, Creation, Outcome, SaleAnswer, outcome_of
+from billing_worker.sandbox.state import Books
 from billing_worker.sandbox.wire import Delivery, Reply
 
 __all__ = ["Behaviour", "Delivery", "Listener", "Reply", "SandboxGateway"]

@@ -10,8 +10,8 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Final
 
+from billing_worker.sandbox.card_outcomes import Misstatement, Outcome
 from billing_worker.sandbox.orders import Order
-from billing_worker.sandbox.script import Misstatement, Outcome
 
 # The claim `exp` was created + 3600 in both samples that could be decoded (gateway.md §6).
 BEARER_SECONDS: Final = 3600

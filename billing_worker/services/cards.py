@@ -17,19 +17,19 @@ from billing_worker.clock import Clock
 from billing_worker.domain import card as card_rules
 from billing_worker.domain import invoice as invoices
 from billing_worker.domain.attempt import Attempt, AttemptStatus, Origin
+from billing_worker.domain.card import fingerprint
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.domain.events import Event, EventKind
 from billing_worker.domain.invoice import Invoice
-from billing_worker.domain.settlement import withdrawn
+from billing_worker.domain.outcome import withdrawn
 from billing_worker.domain.subscription import Subscription, SubscriptionStatus
-from billing_worker.persistence import cards, cases, claims, customers, history, subscriptions
+from billing_worker.persistence import attempts, cards, claims, customers, history, subscriptions
 from billing_worker.persistence.claims import DueInvoice
 from billing_worker.persistence.history import Entry
 from billing_worker.persistence.store import Store
-from billing_worker.services.decided import CLOCKS_DIFFER, last_said, not_in_the_future
+from billing_worker.services.import_records.subscription import CardRecord
+from billing_worker.services.invoicing.decided_at import CLOCKS_DIFFER, last_said, not_in_the_future
 from billing_worker.services.ports import Vault
-from billing_worker.services.records import CardRecord
-from billing_worker.services.subscribe import card_row
 
 BATCH = 500
 
@@ -216,7 +216,7 @@ def _try_it(
         waiting += claims.lock_given_up(connection, subscription.id)
     pairs = [(invoice, _tried_now(invoice, subscription, now)) for invoice in waiting]
     _withdraw_old_card(connection, items, by, now)
-    cases.save_open(connection, [], pairs)
+    attempts.save_open(connection, [], pairs)
     return [after for _, after in pairs], in_flight
 
 
@@ -255,7 +255,7 @@ def _withdraw_old_card(
     """
     reason = "card replaced"
     prepared = [live for item in items if (live := item.live) and not _is_in_flight(live)]
-    cases.save_open(connection, [(a, withdrawn(a, reason, now)) for a in prepared], [])
+    attempts.save_open(connection, [(a, withdrawn(a, reason, now)) for a in prepared], [])
     claims.ring_later(connection, [a.invoice_id for a in prepared], now)
     event = Event(EventKind.ATTEMPT_NOT_CHARGED, now, by, {"reason": reason})
     subscription_of = {item.invoice.id: item.invoice.subscription_id for item in items}
@@ -292,3 +292,16 @@ def _warn(connection: Connection, expiring: Sequence[tuple[int, int]], now: date
         entries.append(Entry(Event(EventKind.CARD_EXPIRING, now, "cards", data), subscription_id))
     history.write(connection, entries)
     return len(entries)
+
+
+def card_row(vault: Vault, card: CardRecord, customer_id: int, now: datetime) -> dict[str, Any]:
+    return {
+        "customer_id": customer_id,
+        "token": vault.lock(card.token),
+        "fingerprint": fingerprint(card.token),
+        "mask": card.mask,
+        "brand": card.brand,
+        "expiry_month": card.expiry_month,
+        "expiry_year": card.expiry_year,
+        "created_at": now,
+    }

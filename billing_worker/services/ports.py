@@ -10,10 +10,10 @@ from typing import Any, Protocol, TypeVar
 
 from billing_worker.clock import Clock
 from billing_worker.domain.secret import Secret
-from billing_worker.domain.terms import Terms
-from billing_worker.gateway.pace import Pace
+from billing_worker.domain.timings import Timings
 from billing_worker.gateway.port import Gateway
-from billing_worker.persistence.outside import Memory, Record
+from billing_worker.gateway.rate_limit import Pace
+from billing_worker.persistence.book.outside import Memory, Record
 from billing_worker.persistence.store import Store
 from billing_worker.services.circuit_breaker import CircuitBreaker
 
@@ -26,10 +26,10 @@ class Bell(Protocol):
 
     def charge(self, invoice_ids: Sequence[int]) -> None: ...
 
-    def look(self, attempt_ids: Sequence[int]) -> None: ...
+    def poll(self, attempt_ids: Sequence[int]) -> None: ...
 
 
-class Crew(Protocol):
+class Pool(Protocol):
     """Runs one function over many items, at once or one after the other."""
 
     def map(self, work: Callable[[T], R], items: Sequence[T]) -> list[R]: ...
@@ -37,7 +37,7 @@ class Crew(Protocol):
     def take(self, work: Callable[[T], R], found: Callable[[], Sequence[T]]) -> list[R]: ...
 
 
-class Together(Protocol):
+class CommitGroup(Protocol):
     """Lets callers that ask at the same time share one transaction."""
 
     def __call__(
@@ -84,12 +84,12 @@ class Ports:
     gateway: Gateway
     clock: Clock
     bell: Bell
-    crew: Crew
+    pool: Pool
     vault: Vault
     pace: Pace
-    terms: Terms
+    timings: Timings
     test_mode: bool
-    together: Together
+    commit_group: CommitGroup
     breaker: CircuitBreaker = field(default_factory=CircuitBreaker)
     outside: Sequence[Outside] = field(default_factory=lambda: (Memory(),))
     timekeeper: Timekeeper | None = None  # None: a clock of its own, compared with none

@@ -8,13 +8,13 @@ import pytest
 
 from billing_worker.clock import SystemClock
 from billing_worker.domain.secret import Secret
-from billing_worker.persistence import book
+from billing_worker.persistence.book import identity
 from billing_worker.persistence.store import Store
 from billing_worker.persistence.vault import FernetVault
 from billing_worker.sandbox.gateway import Behaviour, SandboxGateway
 from billing_worker.sandbox.server import SandboxServer
-from billing_worker.services import overview
-from billing_worker.services.subscribe import subscribe
+from billing_worker.services.reports import status
+from billing_worker.services.subscriptions.subscribe import subscribe
 from tests.support.records import monthly
 from tests.support.redis_server import RedisServer
 from tests.support.world import KEY
@@ -54,11 +54,11 @@ class Installation:
 
     def explain(self, reference="sub-1-p0"):
         with self.store.reading() as connection:
-            return overview.explain(connection, reference)
+            return status.explain(connection, reference)
 
     def fates(self):
         with self.store.reading() as connection:
-            lines = overview.status(connection, SystemClock().now())["invoices"]
+            lines = status.status(connection, SystemClock().now())["invoices"]
         return {line["fate"]: line["count"] for line in lines}
 
     def paid(self):
@@ -66,7 +66,7 @@ class Installation:
 
     def debits_per_invoice(self):
         with self.store.reading() as connection:
-            prefix = book.read(connection).prefix
+            prefix = identity.read(connection).prefix
         counts = {}
         for debit in self.sandbox.ledger:
             invoice = debit.reference_id.removeprefix(prefix).rpartition("-a")[0]

@@ -11,7 +11,8 @@ from click.testing import CliRunner
 from sqlalchemy import select
 
 from billing_worker.entrypoints.cli import cli
-from billing_worker.persistence import counters, tables
+from billing_worker.persistence import counters
+from billing_worker.persistence.schema import tables
 from billing_worker.sandbox.callbacks import CallbackSender
 from tests.support.ports import free_port
 from tests.support.processes import CLI, Process, beat, eventually, worker

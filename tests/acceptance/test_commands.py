@@ -15,8 +15,8 @@ from redis import Redis
 from sqlalchemy import func, select
 
 from billing_worker.client import BillingClient
-from billing_worker.entrypoints.bell import COMMANDS
-from billing_worker.persistence import tables
+from billing_worker.entrypoints.worker.doorbell import COMMANDS
+from billing_worker.persistence.schema import tables
 from tests.support.processes import eventually, worker
 
 TOKEN = "approved.4c9jHUgeL1SD7g5byDYn9Gc0"

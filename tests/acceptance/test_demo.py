@@ -13,9 +13,9 @@ from click.testing import CliRunner
 from billing_worker.config import BadSettings, load
 from billing_worker.entrypoints.cli import demo
 from billing_worker.entrypoints.cli.up import _announce
-from billing_worker.entrypoints.local import LocalStack
-from billing_worker.persistence import book as books
-from billing_worker.persistence.migrate import migrate
+from billing_worker.entrypoints.local.stack import LocalStack
+from billing_worker.persistence.book import identity as books
+from billing_worker.persistence.schema.migrate import migrate
 from billing_worker.persistence.store import Store
 from tests.support.processes import CLI, clean_environment, command, eventually
 from tests.support.world import KEY

@@ -9,8 +9,8 @@ import pytest
 from sqlalchemy import func, select
 
 from billing_worker.clock import SystemClock
-from billing_worker.persistence import tables
-from billing_worker.persistence.migrate import migrate
+from billing_worker.persistence.schema import tables
+from billing_worker.persistence.schema.migrate import migrate
 from billing_worker.persistence.store import Store
 from billing_worker.sandbox.gateway import Behaviour, SandboxGateway
 from billing_worker.sandbox.server import SandboxServer

@@ -18,12 +18,12 @@ import pytest
 from sqlalchemy import update
 
 from billing_worker.clock import SystemClock
-from billing_worker.persistence import tables
-from billing_worker.persistence.migrate import migrate
+from billing_worker.persistence.schema import tables
+from billing_worker.persistence.schema.migrate import migrate
 from billing_worker.persistence.store import Store
 from billing_worker.sandbox.gateway import Behaviour, SandboxGateway
 from billing_worker.sandbox.server import SandboxServer
-from billing_worker.services import overview
+from billing_worker.services.reports import status
 from tests.acceptance.conftest import Installation
 from tests.support.books import name_book
 from tests.support.postgres import EmbeddedPostgres
@@ -115,7 +115,7 @@ def evidence(storm, books):
     told = [f"seed {storm.seed}, logs in {storm.folder}", *books.violations]
     with storm.store.reading() as connection:
         for reference in sorted(books.suspects)[:3]:
-            told.append(json.dumps(overview.explain(connection, reference), indent=1))
+            told.append(json.dumps(status.explain(connection, reference), indent=1))
             told += [str(debit) for debit in ledger if reference in debit["reference_id"]]
     (storm.folder / "evidence.txt").write_text("\n".join(told))
     return "\n".join(told)
@@ -201,8 +201,8 @@ def interrupted(process):
 def a_minute_passes(installation):
     """A message whose claim was interrupted is missed after a minute."""
     with installation.store.transaction() as connection:
-        rung = update(tables.invoices).where(tables.invoices.c.ring_at.is_not(None))
-        connection.execute(rung.values(ring_at=SystemClock().now()))
+        rung = update(tables.invoices).where(tables.invoices.c.enqueue_at.is_not(None))
+        connection.execute(rung.values(enqueue_at=SystemClock().now()))
 
 
 @pytest.mark.again

@@ -94,7 +94,9 @@ def test_a_worker_with_the_wrong_keys_says_so_once_and_its_successor_charges_eve
             assert wrong["BILLING_VAULT_KEYS"] not in process.output
         assert not installation.sandbox.ledger
         with installation.store.transaction() as connection:  # not to wait the minute for a ring
-            connection.exec_driver_sql("UPDATE invoices SET ring_at = now() WHERE status = 'open'")
+            connection.exec_driver_sql(
+                "UPDATE invoices SET enqueue_at = now() WHERE status = 'open'"
+            )
         with worker(installation.settings, installation.folder, "right"):
             eventually(lambda: installation.paid() == 30, 30, why="30 paid")
     assert set(installation.debits_per_invoice().values()) == {1}

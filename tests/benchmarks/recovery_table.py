@@ -43,7 +43,7 @@ from billing_worker.domain.dunning import (
 )
 from billing_worker.domain.money import Money
 from billing_worker.domain.network_rules import Try, never_again, refusal
-from billing_worker.services.budget import CARD_RULE
+from billing_worker.services.attempts.retry_limits import CARD_RULE
 
 SUBSCRIPTIONS = 1_000
 DAYS = 365

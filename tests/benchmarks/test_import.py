@@ -13,8 +13,8 @@ import psutil
 import pytest
 from sqlalchemy import func, select
 
+from billing_worker.persistence.schema.tables import subscriptions
 from billing_worker.persistence.store import Store
-from billing_worker.persistence.tables import subscriptions
 from tests.support.processes import CLI, clean_environment
 from tests.support.world import KEY
 

@@ -13,11 +13,11 @@ from sqlalchemy import insert, literal, select, update
 
 from billing_worker.clock import SystemClock
 from billing_worker.domain.secret import Secret
+from billing_worker.persistence.schema.tables import invoices, subscriptions
 from billing_worker.persistence.store import Store
-from billing_worker.persistence.tables import invoices, subscriptions
 from billing_worker.persistence.vault import FernetVault
-from billing_worker.services.records import parse_record
-from billing_worker.services.subscribe import subscribe
+from billing_worker.services.import_records.subscription import parse_record
+from billing_worker.services.subscriptions.subscribe import subscribe
 from tests.benchmarks.test_import import run
 from tests.support.world import KEY
 
@@ -92,7 +92,7 @@ def test_100000_first_charges_missed_for_three_days_are_planned_anew_in_a_minute
         connection.execute(
             insert(invoices).from_select(
                 ["reference_id", "subscription_id", "period_number", "period_start", "period_end",
-                 "amount_minor", "currency", "status", "next_attempt_at", "ring_at",
+                 "amount_minor", "currency", "status", "next_attempt_at", "enqueue_at",
                  "not_charged_count", "created_at"],
                 select(
                     subscriptions.c.reference_id + "-p0", subscriptions.c.id, literal(0),

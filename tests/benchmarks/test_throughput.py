@@ -24,11 +24,11 @@ from sqlalchemy import func, select
 
 from billing_worker.clock import SystemClock
 from billing_worker.domain.secret import Secret
-from billing_worker.entrypoints.embedded_redis import free_port
+from billing_worker.entrypoints.local.embedded_redis import free_port
+from billing_worker.persistence.schema.tables import attempts, invoices
 from billing_worker.persistence.store import Store
-from billing_worker.persistence.tables import attempts, invoices
 from billing_worker.persistence.vault import FernetVault
-from billing_worker.services.subscribe import subscribe
+from billing_worker.services.subscriptions.subscribe import subscribe
 from tests.support.processes import CELERY, CLI, Process, clean_environment, eventually, worker
 from tests.support.records import monthly
 from tests.support.redis_server import RedisServer

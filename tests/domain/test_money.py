@@ -145,7 +145,7 @@ def test_money_of_one_currency_is_ordered_by_its_minor_units(left, right):
 
 
 @pytest.mark.parametrize(
-    "together",
+    "commit_group",
     [
         lambda a, b: a + b,
         lambda a, b: a < b,
@@ -155,9 +155,9 @@ def test_money_of_one_currency_is_ordered_by_its_minor_units(left, right):
         lambda a, b: sum([a, b], Money.zero("USD")),
     ],
 )
-def test_two_currencies_never_meet_in_one_calculation(together):
+def test_two_currencies_never_meet_in_one_calculation(commit_group):
     with pytest.raises(CurrencyMismatch):
-        together(Money(1, "USD"), Money(1, "EUR"))
+        commit_group(Money(1, "USD"), Money(1, "EUR"))
 
 
 def test_equal_numbers_of_two_currencies_are_not_equal_money():

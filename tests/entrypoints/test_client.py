@@ -12,9 +12,9 @@ from datetime import UTC, datetime
 import pytest
 
 from billing_worker.client import QUEUE, BillingClient
-from billing_worker.entrypoints.bell import COMMANDS
-from billing_worker.entrypoints.command_messages import read
-from billing_worker.services.command_records import TASKS, parse_command
+from billing_worker.entrypoints.worker.command_message import read
+from billing_worker.entrypoints.worker.doorbell import COMMANDS
+from billing_worker.services.commands.records import TASKS, parse_command
 from tests.support.processes import ROOT, clean_environment
 
 NOW = datetime(2026, 2, 1, tzinfo=UTC)

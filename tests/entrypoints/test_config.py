@@ -21,12 +21,12 @@ SECONDS = {  # and where the process reads them
     "GATEWAY_TIMEOUT_SECONDS": lambda settings: settings.gateway_timeout_seconds,
     "RENEW_EVERY_SECONDS": lambda settings: settings.renew_every_seconds,
     "RECONCILE_EVERY_SECONDS": lambda settings: settings.reconcile_every_seconds,
-    "RECONCILE_AFTER_SECONDS": lambda settings: settings.terms.reconcile_after.seconds,
-    "STUCK_AFTER_SECONDS": lambda settings: settings.terms.stuck_after.seconds,
-    "EXPIRY_GRACE_SECONDS": lambda settings: settings.terms.expiry_grace.seconds,
-    "UNKNOWN_BLOCKS_SECONDS": lambda settings: settings.terms.unknown_blocks.total_seconds(),
-    "NOT_CHARGED_RETRY_SECONDS": lambda settings: settings.terms.not_charged_retry.seconds,
-    "EXPIRED_RETRY_SECONDS": lambda settings: settings.terms.expired_retry.seconds,
+    "RECONCILE_AFTER_SECONDS": lambda settings: settings.timings.reconcile_after.seconds,
+    "STUCK_AFTER_SECONDS": lambda settings: settings.timings.stuck_after.seconds,
+    "EXPIRY_GRACE_SECONDS": lambda settings: settings.timings.expiry_grace.seconds,
+    "UNKNOWN_BLOCKS_SECONDS": lambda settings: settings.timings.unknown_blocks.total_seconds(),
+    "NOT_CHARGED_RETRY_SECONDS": lambda settings: settings.timings.not_charged_retry.seconds,
+    "EXPIRED_RETRY_SECONDS": lambda settings: settings.timings.expired_retry.seconds,
 }
 
 
@@ -41,8 +41,8 @@ def test_the_required_settings_are_enough():
     settings = load(GOOD)
     assert settings.database_url == "postgresql+psycopg://u:p@db/billing"
     assert settings.test_mode is True
-    assert settings.terms.expiry_grace == timedelta(hours=1)
-    assert settings.terms.expired_retry == timedelta(days=3)
+    assert settings.timings.expiry_grace == timedelta(hours=1)
+    assert settings.timings.expired_retry == timedelta(days=3)
 
 
 def test_everything_missing_is_named_at_once():

@@ -24,18 +24,18 @@ from sqlalchemy import func, select, text
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from billing_worker.domain.errors import OutcomeUnknown
-from billing_worker.domain.terms import Terms
+from billing_worker.domain.timings import Timings
 from billing_worker.gateway.http import Request, RequestsTransport, Response
-from billing_worker.persistence import tables
-from billing_worker.persistence.migrate import migrate
+from billing_worker.persistence.schema import tables
+from billing_worker.persistence.schema.migrate import migrate
 from billing_worker.persistence.store import CommitUnknown, Store
 from billing_worker.sandbox.gateway import Behaviour
 from billing_worker.sandbox.server import SandboxServer
-from billing_worker.services.charge import charge_page
+from billing_worker.services.charging.charge import charge_batch
+from billing_worker.services.charging.reconcile import poll_batch
+from billing_worker.services.doorbell import poll_due, ring_due
+from billing_worker.services.invoicing.renew import renew_due
 from billing_worker.services.ports import Ports
-from billing_worker.services.reconcile import look_page
-from billing_worker.services.renew import renew_due
-from billing_worker.services.ring import look_due, ring_due
 from tests.faults.killing_worker import use_case_of
 from tests.support.books import name_book
 from tests.support.world import START, World
@@ -44,7 +44,7 @@ MINUTE = timedelta(minutes=1)
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
 
-QUICK_TERMS = Terms(
+QUICK_TERMS = Timings(
     reconcile_after=2 * MINUTE,
     stuck_after=MINUTE,
     expiry_grace=10 * MINUTE,
@@ -286,8 +286,8 @@ class _Bell:
     def charge(self, invoice_ids: Sequence[int]) -> None:
         self._ring("charge", invoice_ids)
 
-    def look(self, attempt_ids: Sequence[int]) -> None:
-        self._ring("look", attempt_ids)
+    def poll(self, attempt_ids: Sequence[int]) -> None:
+        self._ring("poll", attempt_ids)
 
     def _ring(self, kind: str, ids: Sequence[int]) -> None:
         run = self._run
@@ -318,7 +318,7 @@ class Scenario:
     debits: frozenset[int]
     late_money: bool = False
     """Money may move after the gateway has called the invoice final."""
-    terms: Terms = QUICK_TERMS
+    timings: Timings = QUICK_TERMS
     horizon: timedelta = HORIZON
 
     @property
@@ -347,7 +347,7 @@ class Run:
 
     def __init__(self, scenario: Scenario, store: Store, plan: Plan = ()) -> None:
         self.scenario = scenario
-        self.world = World(store, scenario.behaviour, scenario.terms)
+        self.world = World(store, scenario.behaviour, scenario.timings)
         self.carry: Callable[..., Response] = self.world.transport.send
         self.commits: Counter[str] = Counter()
         self.requests: Counter[str] = Counter()
@@ -403,7 +403,7 @@ class Run:
 
     def _new_process(self) -> Ports:
         return self.world.ports_of_a_worker(
-            self.scenario.terms,
+            self.scenario.timings,
             store=_Store(self),
             gateway=self.world.gateway(_Transport(self)),
             clock=_Clock(self),
@@ -436,14 +436,14 @@ class Run:
         self._ticks += 1
         if self._ticks > MOST_TICKS:
             raise RuntimeError("the world never comes to rest")
-        for sweep in (renew_due, ring_due, look_due):
+        for sweep in (renew_due, ring_due, poll_due):
             self._task(sweep)
         messages = self.world.bell.messages
         while messages:
             kind, ids = messages.pop(0)
             self.effects += 1
             self.cross("take", "after", f"take a message to {kind}")
-            self._task(charge_page if kind == "charge" else look_page, ids)
+            self._task(charge_batch if kind == "charge" else poll_batch, ids)
 
     def _task(self, work: Callable[..., Any], *args: Any) -> None:
         """As Celery does: an exception ends the task and nothing else."""
@@ -456,8 +456,8 @@ class Run:
 
     def _next_instant(self) -> datetime | None:
         questions = (
-            select(func.min(tables.invoices.c.ring_at)),
-            select(func.min(tables.attempts.c.look_at)),
+            select(func.min(tables.invoices.c.enqueue_at)),
+            select(func.min(tables.attempts.c.next_poll_at)),
             select(func.min(tables.subscriptions.c.next_billing_at)),
         )
         with self.world.store.reading() as connection:
@@ -485,7 +485,7 @@ class Run:
             return
         armed_at = self._armed_at.get(reference, self.world.clock.now())
         age = (self.world.clock.now() - armed_at).total_seconds()
-        if age > Terms().sale_gate_seconds:
+        if age > Timings().sale_gate_seconds:
             self.seen.append(f"sale of {reference} left {age:.0f} s after its commit")
 
     def _after_commit(self, name: str) -> None:
@@ -493,7 +493,7 @@ class Run:
             return
         attempts, invoices = tables.attempts.c, tables.invoices.c
         with self.world.store.reading() as connection:
-            armed = connection.execute(
+            submitted = connection.execute(
                 select(attempts.reference_id, invoices.status, tables.subscriptions.c.status)
                 .join(tables.invoices, invoices.id == attempts.invoice_id)
                 .join(
@@ -502,7 +502,7 @@ class Run:
                 .where(attempts.status == "submitted")
             ).all()  # fmt: skip
             sales_on = connection.execute(select(tables.switches.c.is_on)).scalar()
-        for reference, invoice, subscription in armed:
+        for reference, invoice, subscription in submitted:
             if reference in self._armed_at:
                 continue
             self._armed_at[reference] = self.world.clock.now()

@@ -18,7 +18,7 @@ from celery.__main__ import main
 
 from billing_worker import bootstrap
 from billing_worker.gateway.http import Request, Response
-from billing_worker.services.arm import Arm
+from billing_worker.services.attempts.submit import Submit
 
 KILL_AT = "FAULT_KILL_AT"
 
@@ -33,7 +33,7 @@ def use_case_of(frame: Any) -> str:
     module = str(frame.f_globals["__name__"]).rpartition(".")[-1]
     if module == "commit":
         asked = frame.f_locals.get("requests") or frame.f_locals.get("sales", ())
-        return "arm" if any(isinstance(one, Arm) for one in asked) else "settle"
+        return "arm" if any(isinstance(one, Submit) for one in asked) else "settle"
     return module
 
 
@@ -60,7 +60,7 @@ class _Transport:
         self._transport = transport
 
     def send(self, request: Request, *, moves_money: bool) -> Response:
-        verb = "sale" if moves_money else "create" if request.method == "POST" else "look"
+        verb = "sale" if moves_money else "create" if request.method == "POST" else "poll"
         cross(f"{verb}: before effect")
         answer: Response = self._transport.send(request, moves_money=moves_money)
         cross(f"{verb}: after effect")
@@ -76,8 +76,8 @@ class _Bell:
         self._bell.charge(invoice_ids)
         cross("publish charge: after")
 
-    def look(self, attempt_ids: Sequence[int]) -> None:
-        self._bell.look(attempt_ids)
+    def poll(self, attempt_ids: Sequence[int]) -> None:
+        self._bell.poll(attempt_ids)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._bell, name)
@@ -85,9 +85,9 @@ class _Bell:
 
 def wrapped(build_ports: Callable[..., Any]) -> Callable[..., Any]:
     def build(settings: Any, bell: Any) -> Any:
-        ports, crew = build_ports(settings, bell)
+        ports, pool = build_ports(settings, bell)
         ports.gateway._transport = _Transport(ports.gateway._transport)
-        return replace(ports, store=_Store(ports.store), bell=_Bell(ports.bell)), crew
+        return replace(ports, store=_Store(ports.store), bell=_Bell(ports.bell)), pool
 
     return build
 

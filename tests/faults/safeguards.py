@@ -25,15 +25,18 @@ import requests
 from sqlalchemy import bindparam, update
 from urllib3.util import Retry
 
-from billing_worker.domain import evidence
+from billing_worker.domain import statement as evidence
+from billing_worker.domain.outcome import NothingSent, attempt_changes, unpaid
 from billing_worker.domain.secret import Secret
-from billing_worker.domain.settlement import NothingSent, moves, unpaid
 from billing_worker.gateway import http, paycore
-from billing_worker.persistence import cases, claims
-from billing_worker.persistence.tables import attempts
+from billing_worker.persistence import attempts as attempt_rows
+from billing_worker.persistence import claims
+from billing_worker.persistence.schema.tables import attempts
 from billing_worker.persistence.vault import FernetVault
-from billing_worker.services import arm, charge, earlier, reconcile, ring, settle
-from billing_worker.services import claim as claiming
+from billing_worker.services import doorbell
+from billing_worker.services.attempts import claim as claiming
+from billing_worker.services.attempts import settle, submit
+from billing_worker.services.charging import charge, previous_attempts, reconcile
 from tests.faults.boundaries import (
     HOUR,
     MINUTE,
@@ -185,7 +188,7 @@ def invariants(outcome: Outcome) -> list[str]:
 CREATE = "POST /api/payment-invoices #1"
 CREATE_AGAIN = "POST /api/payment-invoices #2"
 SALE = "POST /payment/sale #1"
-LOOK = "GET /api/payment-invoices/{id} #1"
+POLL = "GET /api/payment-invoices/{id} #1"
 NAP = Sleeps(2 * MINUTE)  # past the lease
 BLINK = Sleeps(timedelta(seconds=6))  # past the sale gate
 DAY_OFF = Sleeps(3 * HOUR)
@@ -209,13 +212,13 @@ SWITCH_OFF = Acts("an operator stops sales", "UPDATE switches SET is_on = false"
 FORGET = Acts(
     "a backup of before the create is restored, and what it has prepared is given up",
     "UPDATE attempts SET status = 'not_charged', outcome = 'overdue', gateway_id = NULL, "
-    "bearer = NULL, look_at = NULL, lease_until = NULL",
-    "UPDATE invoices SET next_attempt_at = created_at, ring_at = created_at",
+    "bearer = NULL, next_poll_at = NULL, lease_until = NULL",
+    "UPDATE invoices SET next_attempt_at = created_at, enqueue_at = created_at",
 )
 VOID = Acts(
     "an operator waives the invoice",
     "UPDATE invoices SET status = 'void', reason = 'waived', next_attempt_at = NULL, "
-    "ring_at = NULL",
+    "enqueue_at = NULL",
 )
 WRONG = {field: scenario(f"wrong_{field}", "person", "0", horizon=2 * HOUR) for field in
          ("amount", "currency", "payment_amount", "test_mode", "reference")}  # fmt: skip
@@ -240,13 +243,13 @@ _REFUSED_UNSEEN = altered(
 )
 """A refused create is taken at its word."""
 
-_IS_OURS = altered(arm._is_ours, (r"return \(stored.*", "return True"))
-_NOT_LOOKED_UP = altered(
+_IS_OURS = altered(submit._is_ours, (r"return \(stored.*", "return True"))
+_NOT_POLLED_UP = altered(
     claiming.Claimed.create_may_have_been_sent.fget, (r"return self.*", "return False")
 )
 _OUTDATED_HEARD = swapped(settle, "_is_outdated", lambda _case, _request: False)
-_HOLDS_IGNORED = swapped(arm, "_held", lambda _case: None)
-_SUBMIT_BLINDLY = swapped(cases, "_SUBMIT", _by_id_alone(cases._SUBMIT))
+_HOLDS_IGNORED = swapped(submit, "_held", lambda _case: None)
+_SUBMIT_BLINDLY = swapped(attempt_rows, "_SUBMIT", _by_id_alone(attempt_rows._SUBMIT))
 
 _FENCE_STANDS_STILL = both(
     swapped(
@@ -272,8 +275,8 @@ def _unchecked(*fields: str) -> Disable:
     return altered(evidence.mismatch, *changes)
 
 
-_VOID_UNSEEN = altered(arm._obstacle, (r"if case\.invoice\.status is not [^:]+:", "if False:"))
-_VOID_OVERWRITTEN = swapped(cases, "_IN_FLIGHT", _by_id_alone(cases._IN_FLIGHT))
+_VOID_UNSEEN = altered(submit._obstacle, (r"if case\.invoice\.status is not [^:]+:", "if False:"))
+_VOID_OVERWRITTEN = swapped(attempt_rows, "_IN_FLIGHT", _by_id_alone(attempt_rows._IN_FLIGHT))
 
 _PART_IS_PAID = swapped(evidence, "PAID_STATUSES", evidence.PAID_STATUSES | {"partially_processed"})
 _ANY_SUM_IS_PAID = altered(evidence._judge_paid, (r"if processed is not None", "if False"))
@@ -303,11 +306,11 @@ SAFEGUARDS: Sequence[Safeguard] = (
         altered(
             charge.charge,
             (
-                r"armed = arm\(ports, request\)",
-                "ports.gateway.sale(request.bearer, calls)\n    armed = arm(ports, request)",
+                r"submitted = submit\(ports, request\)",
+                "ports.gateway.sale(request.bearer, calls)\n    submitted = submit(ports, request)",
             ),
             (
-                r"return _sell\(ports, request, armed, asked_at, may_look=may_look\)",
+                r"return _sell\(ports, request, submitted, asked_at, may_poll=may_poll\)",
                 "return _settle(ports, claimed, NoAnswer('sold'), calls)",
             ),
         ),
@@ -318,7 +321,7 @@ SAFEGUARDS: Sequence[Safeguard] = (
         altered(
             charge.charge,
             (
-                r"armed = arm\(ports, request\)",
+                r"submitted = submit\(ports, request\)",
                 _AND_SELL_ANYHOW,
             ),
         ),
@@ -403,13 +406,13 @@ SAFEGUARDS: Sequence[Safeguard] = (
     ),
     Safeguard(
         "look up before re-create",
-        _NOT_LOOKED_UP,
+        _NOT_POLLED_UP,
         (Trial(TWINS_REFUSED, ((DIES, f"{CREATE}: after effect"),)),),
         covered_by="the look-up after a refused create",
     ),
     Safeguard(
         "look up before re-create, or after it",
-        both(_NOT_LOOKED_UP, _REFUSED_UNSEEN),
+        both(_NOT_POLLED_UP, _REFUSED_UNSEEN),
         (Trial(TWINS_REFUSED, ((DIES, f"{CREATE}: after effect"),)),),
     ),
     Safeguard(
@@ -425,11 +428,11 @@ SAFEGUARDS: Sequence[Safeguard] = (
     Safeguard(
         "a look without an answer proves nothing",
         altered(
-            reconcile.look,
+            reconcile.poll,
             (r"NoAnswer\(error\.reason\)", "NothingSent(error.reason)"),
             names={"NothingSent": NothingSent},
         ),
-        (Trial(UNHEARD, ((BREAKS, f"{LOOK}: before effect"),)),),
+        (Trial(UNHEARD, ((BREAKS, f"{POLL}: before effect"),)),),
     ),
     Safeguard(
         "the amount is compared",
@@ -458,7 +461,7 @@ SAFEGUARDS: Sequence[Safeguard] = (
     ),
     Safeguard(
         "an expired invoice counts as unpaid only after a grace",
-        altered(unpaid._unpaid_final, (r"since \+ context\.terms\.expiry_grace", "since")),
+        altered(unpaid._unpaid_final, (r"since \+ context\.timings\.expiry_grace", "since")),
         (Trial(FINALS[2]),),
     ),
     Safeguard(
@@ -468,12 +471,12 @@ SAFEGUARDS: Sequence[Safeguard] = (
     ),
     Safeguard(
         "an earlier attempt without an id is looked for by its reference",
-        altered(earlier.why_no_other, (r"found = by_reference\(.*\)", "found = None")),
+        altered(previous_attempts.why_no_other, (r"found = by_reference\(.*\)", "found = None")),
         (Trial(APPROVED, ((DIES, f"{SALE}: after effect"), (FORGET, "commit#4 of renew: after"))),),
     ),
     Safeguard(
         "what ended unpaid is asked about again",
-        swapped(moves, "_first_recheck", lambda _attempt, _now: None),
+        swapped(attempt_changes, "_first_recheck", lambda _attempt, _now: None),
         (Trial(replace(FINALS[1], horizon=2 * HOUR)),),
     ),
     Safeguard(
@@ -487,12 +490,12 @@ SAFEGUARDS: Sequence[Safeguard] = (
     ),
     Safeguard(
         "arming reads whether the subscription is cancelled",
-        altered(arm._obstacle, (r"if case\.subscription\.status not in [^:]+:", "if False:")),
+        altered(submit._obstacle, (r"if case\.subscription\.status not in [^:]+:", "if False:")),
         (Trial(_acted_on(APPROVED), ((CANCEL, f"{CREATE}: after effect"),)),),
     ),
     Safeguard(
         "arming reads the kill switch",
-        altered(arm._obstacle, (r"if off is not None", "if False")),
+        altered(submit._obstacle, (r"if off is not None", "if False")),
         (Trial(_acted_on(APPROVED), ((SWITCH_OFF, f"{CREATE}: after effect"),)),),
     ),
     Safeguard(
@@ -513,12 +516,12 @@ SAFEGUARDS: Sequence[Safeguard] = (
     ),
     Safeguard(
         "the sweep rings again for what a lost message was about",
-        altered(ring.ring_due, (r"return _sweep.*", "return 0")),
+        altered(doorbell.ring_due, (r"return _sweep.*", "return 0")),
         (Trial(replace(APPROVED, horizon=5 * MINUTE), ((BREAKS, "publish charge: before"),)),),
     ),
     Safeguard(
         "the sweep asks about what was submitted",
-        altered(ring.look_due, (r"return _sweep.*", "return 0")),
+        altered(doorbell.poll_due, (r"return _sweep.*", "return 0")),
         (Trial(replace(UNHEARD, horizon=5 * MINUTE)),),
     ),
     Safeguard(

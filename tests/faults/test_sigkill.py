@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import text
 
 from billing_worker.clock import SystemClock
-from billing_worker.entrypoints.bell import SWEEPS, doorbell_only
+from billing_worker.entrypoints.worker.doorbell import SWEEPS, doorbell_only
 from billing_worker.sandbox.gateway import Behaviour, SandboxGateway
 from billing_worker.sandbox.server import SandboxServer
 from tests.acceptance.conftest import Installation
@@ -86,7 +86,9 @@ def killing_worker(installation, boundary):
 def a_minute_passes(installation):
     """Messages that a dead process did not send are missed after a minute."""
     with installation.store.transaction() as connection:
-        connection.execute(text("UPDATE invoices SET ring_at = ring_at - interval '1 minute'"))
+        connection.execute(
+            text("UPDATE invoices SET enqueue_at = enqueue_at - interval '1 minute'")
+        )
 
 
 @pytest.mark.timeout(300)  # eleven starts of a worker, maybe on a busy machine

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from billing_worker.domain import attempt as attempt_rules
 from billing_worker.domain.attempt import AttemptStatus
 from billing_worker.domain.errors import IllegalTransition
-from billing_worker.persistence import tables
+from billing_worker.persistence.schema import tables
 from tests.faults.boundaries import Outcome, Plan, Run
 
 AGREED = Decimal("9.99")
@@ -198,14 +198,14 @@ def _not_stuck(books: Books) -> Iterator[str]:
     invoices = {invoice.id: invoice for invoice in books.invoices}
     for attempt in books.attempts:
         invoice = invoices[attempt.invoice_id]
-        if attempt.status == "prepared" and invoice.ring_at is None:
+        if attempt.status == "prepared" and invoice.enqueue_at is None:
             yield f"stuck: {attempt.reference_id} is prepared and nobody rings for it"
-        if attempt.status == "submitted" and attempt.look_at is None:
+        if attempt.status == "submitted" and attempt.next_poll_at is None:
             yield f"stuck: {attempt.reference_id} is submitted and nobody asks about it"
         if attempt.status != "submitted" and attempt.bearer is not None:
             yield f"secret: {attempt.reference_id} keeps the bearer it needs no more"
     for invoice in books.invoices:
-        if invoice.next_attempt_at is not None and invoice.ring_at is None:
+        if invoice.next_attempt_at is not None and invoice.enqueue_at is None:
             yield f"stuck: {invoice.reference_id} has a next step and nobody rings for it"
 
 

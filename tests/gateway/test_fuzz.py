@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from billing_worker.domain.card_setup import StoredCard
 from billing_worker.domain.errors import NotSent, OutcomeUnknown, Refused
-from billing_worker.domain.evidence import SaleAnswer, Statement
-from billing_worker.domain.hosted import StoredCard
 from billing_worker.domain.secret import Secret
+from billing_worker.domain.statement import SaleAnswer, Statement
+from billing_worker.gateway.answer_bodies import UnreadableError, stored_card
 from billing_worker.gateway.port import CallLog
-from billing_worker.gateway.schemas import UnreadableError, stored_card
 from tests.gateway.samples import BEARER, GATEWAY_ID, canned, invoice, order
 
 scalars = (
@@ -137,8 +137,8 @@ def test_a_create_ends_in_a_typed_statement_or_one_of_three_errors(status, conte
 
 @settings(max_examples=80, deadline=None)
 @given(statuses, answers)
-def test_a_look_up_ends_in_a_typed_statement_or_one_of_three_errors(status, content):
-    statement = ask(lambda gateway, calls: gateway.look(GATEWAY_ID, calls), status, content)
+def test_a_poll_up_ends_in_a_typed_statement_or_one_of_three_errors(status, content):
+    statement = ask(lambda gateway, calls: gateway.poll(GATEWAY_ID, calls), status, content)
     if statement is not None:
         assert statement.gateway_id == GATEWAY_ID
         check_statement(statement)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from billing_worker.domain.errors import NotSent, OutcomeUnknown, Refused
 from billing_worker.domain.money import Money
 from billing_worker.domain.secret import Secret
-from billing_worker.gateway import schemas
+from billing_worker.gateway import answer_bodies
 from billing_worker.gateway.port import CheckoutOrder, TokenisationOrder
 from tests.gateway.samples import GATEWAY_ID, Canned, body, canned, exact, invoice, paycore
 
@@ -58,7 +58,7 @@ def test_the_page_of_the_documented_answer_is_read():
 
 
 def test_card_and_customer_of_the_fullest_real_body_are_read():
-    said = schemas.hosted_invoice(body("17"))
+    said = answer_bodies.hosted_invoice(body("17"))
     assert said.statement.owner.customer == "495901947"
     assert (said.card.mask, said.card.token) == ("512381******0000", None)
 
@@ -67,14 +67,14 @@ def test_a_customer_whom_the_invoice_is_not_linked_to_is_not_taken_for_its_own()
     document = exact(body("17"))
     document["data"]["relationships"]["customer"]["data"]["id"] = "cus_another"
     content = json.dumps(document, default=float).encode()
-    assert schemas.hosted_invoice(content).statement.owner.customer is None
+    assert answer_bodies.hosted_invoice(content).statement.owner.customer is None
 
 
 def test_an_answer_about_another_invoice_is_no_answer():
     with pytest.raises(OutcomeUnknown, match="another invoice"):
-        canned(200, body("04")).look_hosted("cpi_other", [])
+        canned(200, body("04")).poll_hosted("cpi_other", [])
     with pytest.raises(NotSent):
-        canned(200, body("04")).look_hosted("../x", [])
+        canned(200, body("04")).poll_hosted("../x", [])
 
 
 def test_a_refusal_is_clear_and_its_call_is_kept_without_the_token(calls):
@@ -103,6 +103,6 @@ def test_no_shape_of_page_card_or_customer_raises(flow, payload, included, relat
     document = invoice(flow_data=flow, payload=payload)
     document["included"] = included
     document["data"]["relationships"] = related
-    said = schemas.hosted_invoice(json.dumps(document).encode())
+    said = answer_bodies.hosted_invoice(json.dumps(document).encode())
     assert said.statement.gateway_id == GATEWAY_ID
     assert said.page is None or said.page.action.startswith("http")

@@ -42,14 +42,14 @@ def post(url: str, path: str = "/payment/sale") -> Request:
 # --- connections ---
 
 
-def test_look_ups_share_one_connection(transport):
+def test_poll_ups_share_one_connection(transport):
     with WireServer([OK]) as server:
         for _ in range(3):
             transport.send(get(server.url), moves_money=False)
     assert [request.connection for request in server.requests] == [1, 1, 1]
 
 
-def test_look_ups_share_one_connection_when_answers_are_chunked(transport):
+def test_poll_ups_share_one_connection_when_answers_are_chunked(transport):
     with WireServer([answer_in_chunks(200, b'{"data": 1}' * 50)]) as server:
         bodies = {transport.send(get(server.url), moves_money=False).body for _ in range(3)}
     assert bodies == {b'{"data": 1}' * 50}
@@ -114,14 +114,14 @@ def test_a_closed_transport_connects_again(transport):
 def test_threads_do_not_share_a_connection(transport):
     with WireServer([OK]) as server:
 
-        def look() -> None:
+        def poll() -> None:
             transport.send(get(server.url), moves_money=False)
             transport.close()
 
-        look_elsewhere = threading.Thread(target=look)
+        poll_elsewhere = threading.Thread(target=poll)
         transport.send(get(server.url), moves_money=False)
-        look_elsewhere.start()
-        look_elsewhere.join()
+        poll_elsewhere.start()
+        poll_elsewhere.join()
     assert server.connections == 2
 
 

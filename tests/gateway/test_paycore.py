@@ -14,10 +14,10 @@ from billing_worker.domain.errors import (
     OutcomeUnknown,
     Refused,
 )
-from billing_worker.domain.evidence import Statement
 from billing_worker.domain.money import Money
 from billing_worker.domain.secret import Secret
-from billing_worker.gateway import schemas
+from billing_worker.domain.statement import Statement
+from billing_worker.gateway import answer_bodies
 from billing_worker.gateway.paycore import PaycoreGateway
 from billing_worker.gateway.port import Gateway
 from tests.gateway.samples import (
@@ -141,7 +141,7 @@ def test_the_api_url_is_used_exactly_as_configured(suffix, path, calls):
     with WireServer([CREATED]) as server:
         gateway = paycore(server.url, api_url=server.url + suffix)
         gateway.create(order(), calls)
-        gateway.look(GATEWAY_ID, calls)
+        gateway.poll(GATEWAY_ID, calls)
     targets = [request.target for request in server.requests]
     assert targets == [path, f"{path}/{GATEWAY_ID}"]
     assert [call.path for call in calls] == targets
@@ -368,8 +368,8 @@ def test_a_list_that_is_whole_may_say_so_as_it_likes(links, calls):
 
 
 def test_a_list_as_long_as_a_page_proves_nothing(calls):
-    rows = [invoice(reference_id="R")] * schemas.FULL_PAGE
-    assert len(canned(200, listed(*rows[1:])).find("R", calls)) == schemas.FULL_PAGE - 1
+    rows = [invoice(reference_id="R")] * answer_bodies.FULL_PAGE
+    assert len(canned(200, listed(*rows[1:])).find("R", calls)) == answer_bodies.FULL_PAGE - 1
     with pytest.raises(LookUpUnreliable, match="cut off"):
         canned(200, listed(*rows)).find("R", calls)
 
@@ -426,9 +426,9 @@ def test_a_list_of_wrong_shape_is_unknown(content, calls):
 # --- look ---
 
 
-def test_look_asks_for_one_invoice(calls):
+def test_poll_asks_for_one_invoice(calls):
     with WireServer([answer(200, body("17"))]) as server:
-        statement = paycore(server.url).look("cpi_zGmR6BYegfcNmFet", calls)
+        statement = paycore(server.url).poll("cpi_zGmR6BYegfcNmFet", calls)
     assert (statement.status, statement.processed_amount) == ("processed", Decimal(2))
     (request,) = server.requests
     assert (request.method, request.target) == (
@@ -440,20 +440,20 @@ def test_look_asks_for_one_invoice(calls):
 
 def test_an_answer_about_another_invoice_is_unknown(calls):
     with pytest.raises(OutcomeUnknown, match="another invoice"):
-        canned(200, invoice(status="processed")).look("cpi_other", calls)
+        canned(200, invoice(status="processed")).poll("cpi_other", calls)
 
 
 @pytest.mark.parametrize("act", [NOT_FOUND, UNAUTHORIZED])
-def test_a_look_up_that_fails_is_never_a_refusal(act, calls):
+def test_a_poll_up_that_fails_is_never_a_refusal(act, calls):
     with WireServer([act]) as server, pytest.raises(OutcomeUnknown):
-        paycore(server.url).look(GATEWAY_ID, calls)
+        paycore(server.url).poll(GATEWAY_ID, calls)
     assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize("gateway_id", ["", "..", "a/b", "a?b", "a%2Fb", "a b", "é", "a" * 129])
 def test_an_id_that_would_change_the_path_is_not_sent(gateway_id, calls):
     with WireServer([CREATED]) as server, pytest.raises(NotSent):
-        paycore(server.url).look(gateway_id, calls)
+        paycore(server.url).poll(gateway_id, calls)
     assert server.connections == 0
     assert calls == []
 
@@ -465,7 +465,7 @@ def test_each_request_leaves_one_wire_call(calls):
     with WireServer([CREATED, answer(200, body("06")), answer(200, body("90"))]) as server:
         gateway = paycore(server.url)
         gateway.create(order("9.99"), calls)
-        gateway.look(GATEWAY_ID, calls)
+        gateway.poll(GATEWAY_ID, calls)
         gateway.sale(Secret(BEARER), calls)
     assert [(c.operation, c.method, c.path, c.outcome) for c in calls] == [
         ("create", "POST", "/api/payment-invoices", "201"),
@@ -514,7 +514,7 @@ def test_only_the_sale_leaves_the_kept_connection(calls):
         gateway.create(order(), calls)
         gateway.sale(Secret(BEARER), calls)
         gateway.sale(Secret(BEARER), calls)
-        gateway.look(GATEWAY_ID, calls)
+        gateway.poll(GATEWAY_ID, calls)
     assert [request.connection for request in server.requests] == [1, 2, 3, 1]
 
 

@@ -75,7 +75,7 @@ def test_an_empty_secret_hides_nothing():
         ("3782-822463-10005", "***"),
     ],
 )  # fmt: skip
-def test_what_looks_like_a_secret_is_hidden(text, hidden):
+def test_what_polls_like_a_secret_is_hidden(text, hidden):
     assert redact(text) == hidden
 
 

@@ -31,7 +31,7 @@ SECRETS = {TOKEN, BEARER, PASSWORD, PASSWORD.replace("/", r"\/"), BASIC, OTHERS_
 VERBS = {
     "create": lambda gateway, calls: gateway.create(order(customer_name="Jo"), calls),
     "find": lambda gateway, calls: gateway.find("ORDER1233", calls),
-    "look": lambda gateway, calls: gateway.look(GATEWAY_ID, calls),
+    "look": lambda gateway, calls: gateway.poll(GATEWAY_ID, calls),
     "sale": lambda gateway, calls: gateway.sale(Secret(BEARER), calls),
 }
 

@@ -113,10 +113,10 @@ def _time_and_sweeps(state: State, number: int, period: Period, rules: Rules) ->
         if attempt.gateway == "fresh":
             yield Step(f"expire {number}.{index}", False,
                        _put(state, number, index, attempt._replace(gateway="expired")))  # fmt: skip
-        yield from _looks(state, number, index, attempt, rules)
+        yield from _polls(state, number, index, attempt, rules)
 
 
-def _looks(state: State, number: int, index: int, attempt: Attempt, rules: Rules) -> Iterator[Step]:
+def _polls(state: State, number: int, index: int, attempt: Attempt, rules: Rules) -> Iterator[Step]:
     name = f"look {number}.{index}"
     period = state.periods[number]
     if attempt.gateway == "charged" and attempt.status in {SUBMITTED, DECLINED, NOT_CHARGED}:
@@ -216,9 +216,9 @@ def _arm(state: State, worker: int, frame: Frame, attempt: Attempt, rules: Rules
         yield Step(f"worker {worker} goes on", False,
                    _at(state, worker, frame._replace(at="armed")))  # fmt: skip
         return
-    armed = _put(state, frame.period, frame.attempt, attempt._replace(status=SUBMITTED))
-    yield Step(f"worker {worker} arms", False, _at(armed, worker, frame._replace(at="armed")))
-    yield Step(f"worker {worker} arms, COMMIT raised", True, _at(armed, worker, None))
+    submitted = _put(state, frame.period, frame.attempt, attempt._replace(status=SUBMITTED))
+    yield Step(f"worker {worker} arms", False, _at(submitted, worker, frame._replace(at="armed")))
+    yield Step(f"worker {worker} arms, COMMIT raised", True, _at(submitted, worker, None))
 
 
 def _sell(

@@ -7,7 +7,7 @@ import structlog
 from sqlalchemy import select
 
 from billing_worker.domain.attempt import TRANSITIONS
-from billing_worker.persistence.tables import events
+from billing_worker.persistence.schema.tables import events
 from tests.model.protocol import DEFENDED_TWICE, MUTANTS, Bounds, Rules, search
 from tests.simulation.memory import template_bytes
 from tests.simulation.simulator import LATE_TOKENS, Simulation, silence_logs

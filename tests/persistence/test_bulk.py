@@ -9,8 +9,8 @@ from sqlalchemy import select
 from sqlalchemy.exc import DataError, IntegrityError
 
 from billing_worker.persistence.bulk import among, insert_many, insert_rows
+from billing_worker.persistence.schema.tables import cards, customers, events
 from billing_worker.persistence.store import Store
-from billing_worker.persistence.tables import cards, customers, events
 
 pytestmark = pytest.mark.sql
 

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import insert, select, text, update
 from sqlalchemy.exc import IntegrityError, StatementError
 
-from billing_worker.persistence.tables import attempts, invoices, subscriptions
+from billing_worker.persistence.schema.tables import attempts, invoices, subscriptions
 
 pytestmark = pytest.mark.sql
 
@@ -103,7 +103,7 @@ def test_an_unknown_status_is_refused(charged, table, at_rest):
 def test_a_paid_invoice_cannot_be_rung_for(charged):
     refused(
         charged, "ck_invoices_rung_only_while_open",
-        lambda _: text("UPDATE invoices SET ring_at = created_at"),
+        lambda _: text("UPDATE invoices SET enqueue_at = created_at"),
     )  # fmt: skip
 
 

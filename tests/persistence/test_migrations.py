@@ -10,11 +10,11 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import insert, inspect, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from billing_worker.persistence import book as books
-from billing_worker.persistence import tables
-from billing_worker.persistence.migrate import _config, migrate, newest_revision
+from billing_worker.persistence.book import identity as books
+from billing_worker.persistence.schema import tables
+from billing_worker.persistence.schema.migrate import _config, migrate, newest_revision
+from billing_worker.persistence.schema.tables import metadata
 from billing_worker.persistence.store import Store
-from billing_worker.persistence.tables import metadata
 
 pytestmark = pytest.mark.sql
 

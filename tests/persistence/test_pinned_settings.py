@@ -17,7 +17,8 @@ from sqlalchemy.exc import OperationalError
 
 from billing_worker.persistence import postgres as pinned
 from billing_worker.persistence.store import CommitUnknown, Store, Within
-from billing_worker.services import arm, sales
+from billing_worker.services import kill_switch
+from billing_worker.services.attempts import submit
 from tests.support.postgres import EmbeddedPostgres
 from tests.support.world import World
 
@@ -52,20 +53,22 @@ def test_no_sale_is_sent_after_sales_stop_has_returned(store_with, monkeypatch, 
     store = store_with(default_transaction_isolation=level)
     world = World(store)
     world.subscribe()
-    real, stopped = arm.switches.read, []
+    real, stopped = submit.switches.read, []
 
     def stop_first(connection):
         if not stopped:
             stopped.append(True)
-            sales.switch(store, on=False, service=None, by="t", reason="r", now=world.clock.now())
+            kill_switch.switch(
+                store, on=False, service=None, by="t", reason="r", now=world.clock.now()
+            )
         return real(connection)
 
-    def arm_all(*args, **options):
-        monkeypatch.setattr(arm.switches, "read", stop_first)
+    def submit_all(*args, **options):
+        monkeypatch.setattr(submit.switches, "read", stop_first)
         return armed(*args, **options)
 
-    armed = arm.arm_all
-    monkeypatch.setattr("billing_worker.services.commit.arm_all", arm_all)
+    armed = submit.submit_all
+    monkeypatch.setattr("billing_worker.services.attempts.commit.arm_all", submit_all)
     world.tick()
     assert stopped
     assert world.sales("sub-1-p0-a1") == 0

@@ -9,8 +9,8 @@ import pytest
 import requests
 from click.testing import CliRunner
 
+from billing_worker.sandbox.card_outcomes import OUTCOMES
 from billing_worker.sandbox.cli import sandbox
-from billing_worker.sandbox.script import OUTCOMES
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-c", "from billing_worker.sandbox.cli import sandbox; sandbox()"]

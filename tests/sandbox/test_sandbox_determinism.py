@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from billing_worker.sandbox.card_outcomes import OUTCOMES
 from billing_worker.sandbox.gateway import Behaviour, SandboxGateway
-from billing_worker.sandbox.script import OUTCOMES
 from tests.sandbox.conftest import Merchant
 
 

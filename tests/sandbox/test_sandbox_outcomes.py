@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import pytest
 
+from billing_worker.sandbox.card_outcomes import OUTCOMES, RESOLUTIONS, outcome_of, token_table
 from billing_worker.sandbox.gateway import Delivery
-from billing_worker.sandbox.script import OUTCOMES, RESOLUTIONS, outcome_of, token_table
 
 FULL = Decimal("9.99")
 ANSWERED, HUNG_UP, SILENT = Delivery.ANSWER, Delivery.HANG_UP, Delivery.NEVER

@@ -16,23 +16,24 @@ from sqlalchemy import event, insert, select, update
 from billing_worker.domain.card import Card, warning_due
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.domain.money import Money
-from billing_worker.domain.settlement import Stated
-from billing_worker.persistence import cards, customers, tables
-from billing_worker.persistence.cases import LockedCases, keys_of
+from billing_worker.domain.outcome import Stated
+from billing_worker.persistence import cards, customers
+from billing_worker.persistence.attempts import LockedCases, keys_of
+from billing_worker.persistence.schema import tables
 from billing_worker.persistence.store import Store
-from billing_worker.services import lifecycle
-from billing_worker.services.arm import Arm
-from billing_worker.services.budget import Budget
+from billing_worker.services.attempts.claim import claim
+from billing_worker.services.attempts.commit import _commit
+from billing_worker.services.attempts.retry_limits import Budget
+from billing_worker.services.attempts.settle import Settle
+from billing_worker.services.attempts.submit import Submit
 from billing_worker.services.cards import list_cards, warn_expiring
-from billing_worker.services.charge import _created
-from billing_worker.services.claim import claim
-from billing_worker.services.commands import Message, carry_out
-from billing_worker.services.commit import _commit
-from billing_worker.services.records import parse_record
-from billing_worker.services.recover import choose_policy, give_up_overdue
-from billing_worker.services.renew import renew_due
-from billing_worker.services.settle import Settle
-from billing_worker.services.subscribe import FOREIGN, subscribe
+from billing_worker.services.charging.charge import _created
+from billing_worker.services.commands.execute import Message, carry_out
+from billing_worker.services.dunning import choose_policy, give_up_overdue
+from billing_worker.services.import_records.subscription import parse_record
+from billing_worker.services.invoicing.renew import renew_due
+from billing_worker.services.subscriptions import lifecycle
+from billing_worker.services.subscriptions.subscribe import FOREIGN, subscribe
 from tests.support.recovery import (
     add_backup,
     banks_change_their_mind,
@@ -207,7 +208,7 @@ def test_nobody_is_warned_about_a_card_that_pays_for_nothing_any_more(world):
 def test_a_replaced_card_is_tried_at_once_on_what_waits(world, token):
     world.subscribe(token)
     world.tick()
-    world.clock.advance(world.ports.terms.decline_stands)
+    world.clock.advance(world.ports.timings.decline_stands)
     assert replace(world, "approved.new")["tried"] == ["sub-1-p0"]
     world.tick()
     assert origins(world) == ["scheduled", "new_card"]
@@ -321,14 +322,14 @@ def test_the_same_card_entered_again_is_not_charged_again_for_it_after_its_decli
 
 def declines_from_now_on(world):
     """Whatever is pending at the gateway is refused: there is no money."""
-    look = world.ports.gateway.look
+    poll = world.ports.gateway.poll
 
     def declined(gateway_id, calls):
         return dataclasses.replace(
-            look(gateway_id, calls), status="process_failed", resolution="insufficient_funds"
+            poll(gateway_id, calls), status="process_failed", resolution="insufficient_funds"
         )
 
-    world.ports.gateway.look = declined
+    world.ports.gateway.poll = declined
 
 
 # --- whose card it is -----------------------------------------------------------------------
@@ -594,7 +595,7 @@ def test_batches_that_meet_on_two_cards_never_wait_for_each_other_in_a_circle(po
         world.subscribe(f"pending_forever.{name[0]}", name, customer=customer)
     if arming:
         renew_due(world.ports)
-        arms = {name: to_arm(world, name) for name in ("a2", "b2")}
+        arms = {name: to_submit(world, name) for name in ("a2", "b2")}
     else:
         world.tick()
         arms = {name: to_decline(world, name) for name in ("a2", "b2")}
@@ -633,14 +634,14 @@ def to_decline(world, name):
     attempt_id = row_id(world, tables.attempts, f"{name}-p0-a1")
     with world.store.reading() as connection:
         [(key, gateway_id)] = keys_of(connection, [attempt_id])
-    said = world.ports.gateway.look(gateway_id, [])
+    said = world.ports.gateway.poll(gateway_id, [])
     no_money = {"status": "process_failed", "resolution": "insufficient_funds"}
     return Settle(key, Stated(dataclasses.replace(said, **no_money)), "test")
 
 
-def to_arm(world, name):
+def to_submit(world, name):
     [mine] = claim(world.ports, [row_id(world, tables.invoices, f"{name}-p0")])
-    return Arm(mine, _created(world.ports, mine, []), ())
+    return Submit(mine, _created(world.ports, mine, []), ())
 
 
 def test_whoever_warns_of_expiring_cards_locks_them_in_the_order_of_all_others(postgres_url):
@@ -769,8 +770,8 @@ class Chaos:
             now = self.world.clock.now()
             connection.execute(
                 update(tables.attempts)
-                .where(tables.attempts.c.look_at.is_not(None))
-                .values(look_at=now)
+                .where(tables.attempts.c.next_poll_at.is_not(None))
+                .values(next_poll_at=now)
             )
         for _ in range(3):
             self.world.run("look", ids)

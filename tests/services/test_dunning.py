@@ -8,9 +8,10 @@ import pytest
 from sqlalchemy import update
 
 from billing_worker.domain.errors import InvalidInput
-from billing_worker.persistence import switches, tables
-from billing_worker.services.recover import choose_policy, give_up_overdue
-from billing_worker.services.ring import ring_due
+from billing_worker.persistence import switches
+from billing_worker.persistence.schema import tables
+from billing_worker.services.doorbell import ring_due
+from billing_worker.services.dunning import choose_policy, give_up_overdue
 from tests.support.recovery import (
     banks_change_their_mind,
     decline_stands,
@@ -183,7 +184,7 @@ def due_now(world):
     """As if the ladder's next step had come while the limit still holds."""
     now = world.clock.now()
     with world.store.transaction() as connection:
-        connection.execute(update(tables.invoices).values(next_attempt_at=now, ring_at=now))
+        connection.execute(update(tables.invoices).values(next_attempt_at=now, enqueue_at=now))
 
 
 def test_equal_tokens_of_two_subscriptions_share_one_budget(world):
@@ -249,11 +250,11 @@ def test_a_cancelled_subscription_is_not_dunned(world):
     assert len(sold_at(world)) == 1
 
 
-def test_looking_again_many_times_climbs_no_step(world):
+def test_polling_again_many_times_climbs_no_step(world):
     world.subscribe("decline_insufficient_funds")
     world.tick()
     with world.store.transaction() as connection:
-        connection.execute(update(tables.attempts).values(look_at=world.clock.now()))
+        connection.execute(update(tables.attempts).values(next_poll_at=world.clock.now()))
     for _ in range(20):
         world.run("look", (1,))
     assert len(events(world, "payment.failed")) == 1

@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from billing_worker.persistence.migrate import migrate
+from billing_worker.persistence.schema.migrate import migrate
 from billing_worker.persistence.store import Store
 from tests.simulation.forgetful import Forgetful
 from tests.simulation.memory import template_bytes

@@ -18,11 +18,14 @@ from sqlalchemy import select
 from billing_worker.domain.dunning import POLICIES
 from billing_worker.domain.errors import ConcurrentChange, GatewayError, InvalidInput, NotPayable
 from billing_worker.domain.secret import Secret
-from billing_worker.persistence import switches, tables
-from billing_worker.services import cards, hosted, lifecycle, recover
-from billing_worker.services.pay_page import page_behind
+from billing_worker.persistence import switches
+from billing_worker.persistence.schema import tables
+from billing_worker.services import cards, dunning
+from billing_worker.services.hosted_pages import start
+from billing_worker.services.hosted_pages.page_address import page_behind
+from billing_worker.services.import_records.subscription import BadRecord, CardRecord
 from billing_worker.services.ports import Ports
-from billing_worker.services.records import BadRecord, CardRecord
+from billing_worker.services.subscriptions import lifecycle
 
 ANSWERS = (InvalidInput, BadRecord, NotPayable, GatewayError, ConcurrentChange)
 NEW_CARDS = (
@@ -137,7 +140,7 @@ class People:
 
         def act(ports: Ports) -> Any:
             invoice = _some_invoice(ports, reference, chosen)
-            return invoice and recover.retry_invoice(
+            return invoice and dunning.retry_invoice(
                 ports.store, ports.clock, reference=invoice, by="somebody", why="asked"
             )
 
@@ -158,7 +161,7 @@ class People:
 
     def _choose_policy(self, reference: str) -> Act:
         policy = self._rng.choice(sorted(POLICIES))
-        return lambda p: recover.choose_policy(
+        return lambda p: dunning.choose_policy(
             p.store, p.clock, subscription_reference=reference, policy=policy,
             by="somebody", why="asked",
         )  # fmt: skip
@@ -169,7 +172,7 @@ class People:
         def act(ports: Ports) -> None:
             invoice = _some_invoice(ports, reference, chosen)
             if invoice:
-                self.pages.append(hosted.start_checkout(ports, {"invoice": invoice}))
+                self.pages.append(start.start_checkout(ports, {"invoice": invoice}))
 
         return act
 
@@ -185,7 +188,7 @@ class People:
         return act
 
     def _give_up(self, _: str) -> Act:
-        return lambda p: recover.give_up_overdue(p.store, p.clock)
+        return lambda p: dunning.give_up_overdue(p.store, p.clock)
 
 
 def customer_pays(ports: Ports, page: dict[str, Any], pay: Callable[[str], Any]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import select
 
-from billing_worker.persistence import tables
+from billing_worker.persistence.schema import tables
 from billing_worker.persistence.store import Store
 
 _ENDED = {"attempt.declined", "attempt.not_charged"}

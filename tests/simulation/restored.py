@@ -10,8 +10,8 @@ from datetime import datetime
 
 from sqlalchemy import select
 
-from billing_worker.persistence import tables
-from billing_worker.services.sales import switch
+from billing_worker.persistence.schema import tables
+from billing_worker.services.kill_switch import switch
 from tests.simulation.people import Decision
 from tests.simulation.simulator import Simulation
 

@@ -30,15 +30,15 @@ from billing_worker.domain.declines import DeclineClass, classify
 from billing_worker.domain.events import EventKind
 from billing_worker.domain.invoice import KEEPS_CRASHING
 from billing_worker.gateway.http import Request, Response
-from billing_worker.persistence import tables
+from billing_worker.persistence.schema import tables
 from billing_worker.persistence.store import CommitUnknown
 from billing_worker.persistence.switches import turn_sales
 from billing_worker.sandbox.gateway import Behaviour
-from billing_worker.services import recover
-from billing_worker.services.charge import charge_page
-from billing_worker.services.reconcile import look_page
-from billing_worker.services.renew import renew_due
-from billing_worker.services.ring import look_due, ring_due
+from billing_worker.services import dunning
+from billing_worker.services.charging.charge import charge_batch
+from billing_worker.services.charging.reconcile import poll_batch
+from billing_worker.services.doorbell import poll_due, ring_due
+from billing_worker.services.invoicing.renew import renew_due
 from tests.simulation.memory import MemoryStore
 from tests.simulation.people import ANSWERS, Decision, People, customer_pays
 from tests.simulation.rare import reached
@@ -72,8 +72,8 @@ LAST_OPENING = 40
 """Of those sweeps, the last that opens periods: what is open then has time to come to its end."""
 
 _NEXT_DUE = select(
-    select(func.min(tables.invoices.c.ring_at)).scalar_subquery(),
-    select(func.min(tables.attempts.c.look_at)).scalar_subquery(),
+    select(func.min(tables.invoices.c.enqueue_at)).scalar_subquery(),
+    select(func.min(tables.attempts.c.next_poll_at)).scalar_subquery(),
 )
 _KEPT_CRASHING = (
     select(tables.invoices.c.reference_id)
@@ -86,12 +86,12 @@ _DATES = select(
     .where(tables.invoices.c.next_attempt_at > bindparam("now"))
     .scalar_subquery(),
     select(func.count())
-    .where(tables.attempts.c.settled_at.is_not(None), tables.attempts.c.look_at.is_not(None))
+    .where(tables.attempts.c.settled_at.is_not(None), tables.attempts.c.next_poll_at.is_not(None))
     .where(tables.attempts.c.undecided_since.is_(None))
     .scalar_subquery(),
 )
 _CHARGEABLE = select(tables.invoices.c.id, tables.invoices.c.reference_id).where(
-    tables.invoices.c.ring_at <= bindparam("now")
+    tables.invoices.c.enqueue_at <= bindparam("now")
 )
 _ASKED_FOR = select(tables.attempts.c.reference_id).where(
     tables.attempts.c.origin.in_((Origin.MANUAL, Origin.NEW_CARD, Origin.LINK))
@@ -209,11 +209,11 @@ class Simulation:
         """Sometimes one customer has them all, with one card."""
         has_all = {"reference_id": f"{self.customers}customer-of-all"}
         customer = has_all if self.rng.random() < 0.25 else None
-        together = self.rng.choice(TOKENS)
+        commit_group = self.rng.choice(TOKENS)
         self.calm = True
         for number in range(self.subscriptions):
             reference = f"sub-{number}"
-            token = self.tokens[reference] = together if customer else self.rng.choice(TOKENS)
+            token = self.tokens[reference] = commit_group if customer else self.rng.choice(TOKENS)
             self._say(f"subscribe {reference} with {token}")
             own = {"reference_id": f"{self.customers}customer-of-{reference}"}
             self.world.subscribe(token, reference, customer=customer or own)
@@ -228,7 +228,7 @@ class Simulation:
             (1, self._wipe_broker),
             (9, lambda: self._begin("renew", renew_due)),
             (9, lambda: self._begin("ring", ring_due)),
-            (9, lambda: self._begin("look", look_due)),
+            (9, lambda: self._begin("poll", poll_due)),
             (14, self._let_time_pass),
             (2, self._toggle_gateway),
             (3, self._storm_of_callbacks),
@@ -269,7 +269,7 @@ class Simulation:
             held = list(connection.execute(_KEPT_CRASHING).scalars())
         for reference in held:
             self._say(f"somebody retries {reference}")
-            recover.retry_invoice(
+            dunning.retry_invoice(
                 self.store, self.world.clock, reference=reference, by="calm", why="mended"
             )
 
@@ -290,7 +290,7 @@ class Simulation:
         try:
             work(self.ports)
         except CommitUnknown as error:
-            self._say(f"task ended: {error}")  # as entrypoints/tasks.py ends it
+            self._say(f"task ended: {error}")  # as entrypoints/worker/tasks.py ends it
         except ANSWERS as answer:
             self._say(f"told: {answer}")
 
@@ -298,7 +298,7 @@ class Simulation:
         queue = self.world.bell.messages
         index = self.rng.randrange(len(queue))
         kind, ids = queue[index] if self.rng.random() < 0.25 else queue.pop(index)
-        work = charge_page if kind == "charge" else look_page
+        work = charge_batch if kind == "charge" else poll_batch
         self._begin(f"{kind} {list(ids)}", lambda ports: work(ports, ids))
 
     def _go_on(self) -> None:
@@ -320,7 +320,7 @@ class Simulation:
             ids = [row.id for row in due if row.reference_id.startswith(reference)]
             if not ids or len(self.tasks) >= 6:
                 return
-            self._begin(f"charge {ids}", lambda ports, ids=ids: charge_page(ports, ids))
+            self._begin(f"charge {ids}", lambda ports, ids=ids: charge_batch(ports, ids))
             task = self.tasks[-1]
             while not task.run.dead and not task.at.endswith("leaves"):
                 self._switch(task)
@@ -355,7 +355,7 @@ class Simulation:
         with self.store.reading() as connection:
             ids = list(connection.execute(select(tables.attempts.c.id)).scalars())
         for _ in range(self.rng.randrange(8) if ids else 0):
-            self.world.bell.look([self.rng.choice(ids)])
+            self.world.bell.poll([self.rng.choice(ids)])
 
     def _somebody_acts(self) -> None:
         name, act = self.people.next_act()
@@ -453,7 +453,7 @@ class Simulation:
     def _excuse(self, twice: set[str]) -> None:
         with self.store.reading() as connection:
             asked_for = frozenset(connection.execute(_ASKED_FOR).scalars())
-        terms = self.ports.terms
+        terms = self.ports.timings
         waits = Waits(expired=terms.expired_retry, declined=terms.decline_stands)
         for period, told, reason in self.witness.second_debits(
             self.world.book.identity, waits, asked_for
@@ -501,14 +501,14 @@ class Simulation:
             rows = connection.execute(
                 select(
                     tables.attempts.c.reference_id, tables.attempts.c.status,
-                    tables.attempts.c.look_at, tables.invoices.c.ring_at,
+                    tables.attempts.c.next_poll_at, tables.invoices.c.enqueue_at,
                 ).join(tables.invoices)
             ).all()  # fmt: skip
         return [
             f"{row.reference_id} is {row.status} and nobody will come back to it"
             for row in rows
-            if (row.status == "prepared" and row.ring_at is None)
-            or (row.status == "submitted" and row.look_at is None)
+            if (row.status == "prepared" and row.enqueue_at is None)
+            or (row.status == "submitted" and row.next_poll_at is None)
         ]
 
     def _unmarked_cards(self) -> list[str]:

@@ -8,9 +8,9 @@ from datetime import timedelta
 
 from sqlalchemy import func, select
 
-from billing_worker.persistence import tables
+from billing_worker.persistence.schema import tables
 from billing_worker.sandbox.gateway import Behaviour
-from billing_worker.services.subscribe import subscribe
+from billing_worker.services.subscriptions.subscribe import subscribe
 from tests.simulation.memory import MemoryStore
 from tests.support.cohort import Cohort
 from tests.support.records import monthly
@@ -31,7 +31,7 @@ def calm_world(template: bytes, behaviour: Behaviour | None = None) -> World:
     """A world in memory in which nothing interrupts a task, and a page shares its commits."""
     world = World(MemoryStore(template, lambda _: None, lambda: ""), behaviour)
     cohort = Cohort()
-    world.ports = world.ports_of_a_worker(crew=cohort, together=cohort)
+    world.ports = world.ports_of_a_worker(pool=cohort, commit_group=cohort)
     return world
 
 

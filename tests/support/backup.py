@@ -8,8 +8,8 @@ from typing import Any
 
 from sqlalchemy import Connection, insert, select, text
 
+from billing_worker.persistence.schema.tables import metadata
 from billing_worker.persistence.store import Store
-from billing_worker.persistence.tables import metadata
 
 Backup = dict[str, list[dict[str, Any]]]
 

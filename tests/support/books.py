@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import update
 
-from billing_worker.persistence import tables
+from billing_worker.persistence.schema import tables
 from billing_worker.persistence.store import Store
 
 

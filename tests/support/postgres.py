@@ -33,7 +33,7 @@ from typing import Any, LiteralString, NamedTuple, Self
 import psycopg
 from psycopg import sql
 
-from billing_worker.entrypoints.children import spawn_from_lasting_thread
+from billing_worker.entrypoints.local.child_processes import spawn_from_lasting_thread
 from tests.support.ports import free_port
 
 _HOST = "127.0.0.1"

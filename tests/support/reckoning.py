@@ -13,7 +13,8 @@ from sqlalchemy import and_, not_, select
 from billing_worker.domain import attempt as attempt_rules
 from billing_worker.domain.attempt import AttemptStatus
 from billing_worker.domain.errors import IllegalTransition
-from billing_worker.persistence import book, tables
+from billing_worker.persistence.book import identity
+from billing_worker.persistence.schema import tables
 from billing_worker.persistence.store import Store
 
 PAID = frozenset({"paid"})
@@ -90,7 +91,7 @@ class Reckoning:
                 connection.execute(select(table).order_by(table.c.id)).all()
                 for table in (tables.invoices, tables.attempts, tables.events)
             )
-            prefix = book.read(connection).prefix
+            prefix = identity.read(connection).prefix
         return cls(invoices, attempts, events, prefix=prefix)
 
     def _invoice(self, reference: str) -> str:
@@ -199,7 +200,7 @@ class Reckoning:
         for attempt in self.attempts:
             if attempt.status == "prepared" or _is_silent(attempt):
                 yield attempt.reference_id, f"is still {attempt.status}"
-            if attempt.status == "submitted" and attempt.look_at is None:
+            if attempt.status == "submitted" and attempt.next_poll_at is None:
                 yield attempt.reference_id, "is unknown, and nobody asks about it"
 
     def _replayed(self) -> Iterator[tuple[str, str]]:
@@ -277,7 +278,7 @@ def _fate(invoice: Any, attempts: Sequence[Any]) -> str:
         "paid": invoice.status == "paid",
         "waived": invoice.status in {"void", "uncollectible"} and invoice.reason is not None,
         "unknown": is_open and unknown,
-        "dated": is_open and invoice.next_attempt_at is not None and invoice.ring_at is not None,
+        "dated": is_open and invoice.next_attempt_at is not None and invoice.enqueue_at is not None,
         "person": is_open
         and invoice.next_attempt_at is None
         and invoice.reason is not None

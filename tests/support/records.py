@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from billing_worker.services.records import SubscriptionRecord, parse_record
+from billing_worker.services.import_records.subscription import SubscriptionRecord, parse_record
 
 
 def monthly(number: int, token: str, anchor: datetime) -> SubscriptionRecord:

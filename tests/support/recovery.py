@@ -8,10 +8,10 @@ from typing import Any
 from sqlalchemy import select, update
 
 from billing_worker.domain.secret import Secret
-from billing_worker.persistence import tables
+from billing_worker.persistence.schema import tables
 from billing_worker.services.cards import add_backup_card, replace_card
-from billing_worker.services.records import CardRecord
-from billing_worker.services.recover import retry_invoice
+from billing_worker.services.dunning import retry_invoice
+from billing_worker.services.import_records.subscription import CardRecord
 from tests.support.world import World
 
 
@@ -40,7 +40,7 @@ def retry(world: World, reference: str = "sub-1-p0") -> dict[str, Any]:
 
 def decline_stands(world: World) -> None:
     """What is asked for now is charged once the last decline has stood for its minutes."""
-    world.clock.advance(world.ports.terms.decline_stands)
+    world.clock.advance(world.ports.timings.decline_stands)
     world.tick()
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import redis
 
-from billing_worker.entrypoints.embedded_redis import EmbeddedRedis
+from billing_worker.entrypoints.local.embedded_redis import EmbeddedRedis
 
 
 class RedisServer(EmbeddedRedis):

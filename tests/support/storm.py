@@ -22,12 +22,12 @@ from sqlalchemy import and_, func, not_, select
 
 from billing_worker.clock import SystemClock
 from billing_worker.domain.secret import Secret
-from billing_worker.persistence import tables
+from billing_worker.persistence.schema import tables
 from billing_worker.persistence.store import Store
 from billing_worker.persistence.vault import FernetVault
-from billing_worker.services.records import parse_record
-from billing_worker.services.ring import LOOK_LOST_AFTER
-from billing_worker.services.subscribe import subscribe
+from billing_worker.services.doorbell import POLL_LOST_AFTER
+from billing_worker.services.import_records.subscription import parse_record
+from billing_worker.services.subscriptions.subscribe import subscribe
 from tests.support.postgres import EmbeddedPostgres
 from tests.support.processes import CELERY, CLI, Process, eventually
 from tests.support.reckoning import FATES, KEPT_UNKNOWN, UNRESOLVED, Reckoning
@@ -380,11 +380,11 @@ class Storm:
 
     def _left_to_do(self, later: float) -> dict[str, int]:
         # A sweep that rings puts the date off until the message must have been lost: not yet done.
-        by = SystemClock().now() + timedelta(seconds=later) + LOOK_LOST_AFTER + timedelta(seconds=5)
+        by = SystemClock().now() + timedelta(seconds=later) + POLL_LOST_AFTER + timedelta(seconds=5)
         questions = {
             "subscriptions due": tables.subscriptions.c.next_billing_at <= by,
-            "invoices to ring for": tables.invoices.c.ring_at <= by,
-            "attempts to ask about": and_(tables.attempts.c.look_at <= by, not_(KEPT_UNKNOWN)),
+            "invoices to ring for": tables.invoices.c.enqueue_at <= by,
+            "attempts to ask about": and_(tables.attempts.c.next_poll_at <= by, not_(KEPT_UNKNOWN)),
             "attempts without an end": UNRESOLVED,
         }
         with self.store.reading() as connection:
@@ -397,7 +397,9 @@ class Storm:
     def _next_date(self, later: float) -> float:
         """How late it must be for the next step of an attempt without an end: now, or far off."""
         now = SystemClock().now()
-        date = func.min(func.coalesce(tables.attempts.c.look_at, tables.attempts.c.lease_until))
+        date = func.min(
+            func.coalesce(tables.attempts.c.next_poll_at, tables.attempts.c.lease_until)
+        )
         with self.store.reading() as connection:
             following = connection.execute(select(date).where(UNRESOLVED)).scalar_one()
         if following is None or following < now + timedelta(seconds=later + 20):

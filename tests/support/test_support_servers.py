@@ -18,8 +18,8 @@ import pytest
 import redis
 from sqlalchemy import Column, Integer, MetaData, NullPool, Table, create_engine, func, select
 
-from billing_worker.entrypoints import embedded_redis
-from billing_worker.entrypoints.embedded_redis import EmbeddedRedis, EmbeddedRedisError
+from billing_worker.entrypoints.local import embedded_redis
+from billing_worker.entrypoints.local.embedded_redis import EmbeddedRedis, EmbeddedRedisError
 from tests.support import postgres as postgres_module
 from tests.support.postgres import EmbeddedPostgres, EmbeddedPostgresError
 from tests.support.redis_server import RedisServer

@@ -18,28 +18,28 @@ from sqlalchemy import select
 from billing_worker.domain.errors import NotSent, OutcomeUnknown
 from billing_worker.domain.invoice import is_paid_elsewhere
 from billing_worker.domain.secret import Secret
-from billing_worker.domain.terms import Terms
+from billing_worker.domain.timings import Timings
 from billing_worker.gateway.http import Request, Response
-from billing_worker.gateway.pace import Unlimited
 from billing_worker.gateway.paycore import GatewaySettings, PaycoreGateway
-from billing_worker.persistence import tables
-from billing_worker.persistence.book import Book
-from billing_worker.persistence.book import read as read_book
-from billing_worker.persistence.outside import Memory
+from billing_worker.gateway.rate_limit import Unlimited
+from billing_worker.persistence.book.identity import Book
+from billing_worker.persistence.book.identity import read as read_book
+from billing_worker.persistence.book.outside import Memory
+from billing_worker.persistence.schema import tables
 from billing_worker.persistence.store import Store
 from billing_worker.persistence.vault import FernetVault
 from billing_worker.sandbox.gateway import Behaviour, Delivery, SandboxGateway
-from billing_worker.services import overview
-from billing_worker.services.charge import charge_on_probation, charge_page
-from billing_worker.services.crew import OneByOne
-from billing_worker.services.hosted_look import look_due_pages
+from billing_worker.services.attempts.group_commit import EachAlone
+from billing_worker.services.charging.charge import charge_batch, charge_on_probation
+from billing_worker.services.charging.reconcile import poll_batch
+from billing_worker.services.charging.thread_pool import OneByOne
+from billing_worker.services.doorbell import poll_due, ring_due
+from billing_worker.services.hosted_pages.poll import poll_due_pages
+from billing_worker.services.import_records.subscription import parse_record
+from billing_worker.services.invoicing.renew import renew_due
 from billing_worker.services.ports import Ports
-from billing_worker.services.reconcile import look_page
-from billing_worker.services.records import parse_record
-from billing_worker.services.renew import renew_due
-from billing_worker.services.ring import look_due, ring_due
-from billing_worker.services.subscribe import subscribe
-from billing_worker.services.together import EachAlone
+from billing_worker.services.reports import status
+from billing_worker.services.subscriptions.subscribe import subscribe
 
 START = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 KEY = Fernet.generate_key().decode()
@@ -96,8 +96,8 @@ class PatientBell:
     def charge(self, invoice_ids: Sequence[int]) -> None:
         self.messages.append(("charge", tuple(invoice_ids)))
 
-    def look(self, attempt_ids: Sequence[int]) -> None:
-        self.messages.append(("look", tuple(attempt_ids)))
+    def poll(self, attempt_ids: Sequence[int]) -> None:
+        self.messages.append(("poll", tuple(attempt_ids)))
 
 
 class World:
@@ -105,7 +105,7 @@ class World:
         self,
         store: Store,
         behaviour: Behaviour | None = None,
-        terms: Terms | None = None,
+        timings: Timings | None = None,
         beside: World | None = None,
     ) -> None:
         """`beside`: another book on the same gateway account, in the same time."""
@@ -118,20 +118,20 @@ class World:
         self.bell = PatientBell()
         self.vault = FernetVault(Secret(KEY))
         self.outside = (Memory(),)
-        self.ports = self.ports_of_a_worker(terms)
+        self.ports = self.ports_of_a_worker(timings)
 
-    def ports_of_a_worker(self, terms: Terms | None = None, **overrides: Any) -> Ports:
+    def ports_of_a_worker(self, timings: Timings | None = None, **overrides: Any) -> Ports:
         collaborators: dict[str, Any] = {
             "store": self.store,
             "gateway": self.gateway(),
             "clock": self.clock,
             "bell": self.bell,
-            "crew": OneByOne(),
+            "pool": OneByOne(),
             "vault": self.vault,
             "pace": Unlimited(),
-            "terms": terms or Terms(),
+            "timings": timings or Timings(),
             "test_mode": True,
-            "together": EachAlone(),
+            "commit_group": EachAlone(),
             "outside": self.outside,
         }
         return Ports(**(collaborators | overrides))
@@ -177,15 +177,15 @@ class World:
             renew_due(self.ports)
         charge_on_probation(self.ports)
         ring_due(self.ports)
-        look_due(self.ports)
-        look_due_pages(self.ports)
+        poll_due(self.ports)
+        poll_due_pages(self.ports)
 
     def deliver(self, ports: Ports | None = None) -> None:
         while self.bell.messages:
             self.run(*self.bell.messages.pop(0), ports=ports)
 
     def run(self, kind: str, ids: tuple[int, ...], ports: Ports | None = None) -> dict[str, int]:
-        work = charge_page if kind == "charge" else look_page
+        work = charge_batch if kind == "charge" else poll_batch
         return work(ports or self.ports, ids)
 
     def run_for(self, span: timedelta, step: timedelta = timedelta(minutes=1)) -> None:
@@ -199,7 +199,7 @@ class World:
 
     def explain(self, reference: str = "sub-1-p0") -> dict[str, Any]:
         with self.store.reading() as connection:
-            data = overview.explain(connection, reference)
+            data = status.explain(connection, reference)
         assert data is not None, f"no invoice {reference}"
         return data
 
@@ -279,7 +279,9 @@ def _discrepancies(
         attempt = by_reference.get(reference)
         if attempt is None:
             found.append(f"{reference} moved money and is not in our books")
-        elif attempt.status not in {"submitted", "succeeded", "surplus"} and not attempt.look_at:
+        elif (
+            attempt.status not in {"submitted", "succeeded", "surplus"} and not attempt.next_poll_at
+        ):
             found.append(f"{reference} moved money, is {attempt.status}, and is never asked about")
     found += [
         f"{attempt.reference_id} is {attempt.status} and no money moved"

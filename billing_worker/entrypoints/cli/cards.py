@@ -24,8 +24,14 @@ from billing_worker.entrypoints.cli.shared import (
 from billing_worker.entrypoints.unique_json import KeyTwice
 from billing_worker.persistence.vault import FernetVault
 from billing_worker.services import cards as service
-from billing_worker.services.hosted import start_tokenisation
-from billing_worker.services.records import BadRecord, CardRecord, CardSchema, card_from, loaded
+from billing_worker.services.hosted_pages.start import start_tokenisation
+from billing_worker.services.import_records.subscription import (
+    BadRecord,
+    CardRecord,
+    CardSchema,
+    card_from,
+    loaded,
+)
 
 by_option = click.option("--by", default=getpass.getuser, help="Who decides; default: system user.")
 card_option = click.option(

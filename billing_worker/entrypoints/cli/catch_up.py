@@ -21,8 +21,8 @@ from billing_worker.entrypoints.cli.shared import (
     print_table,
     settings_for,
 )
-from billing_worker.services import catch_up as service
-from billing_worker.services.catch_up import Answer, Caps, Line
+from billing_worker.services.invoicing import catch_up as service
+from billing_worker.services.invoicing.catch_up import Answer, Caps, Line
 
 COLUMNS = ("invoice", "customer", "amount", "action", "at", "rule")
 SHOWN = 200

@@ -13,7 +13,7 @@ from billing_worker.entrypoints.cli.shared import (
     settings_for,
 )
 from billing_worker.persistence import commands as rows
-from billing_worker.services.commands import FAILED, REFUSED, described
+from billing_worker.services.commands.execute import FAILED, REFUSED, described
 
 
 @click.command()

@@ -17,16 +17,17 @@ import click
 from billing_worker.clock import SystemClock
 from billing_worker.config import load
 from billing_worker.entrypoints.cli.shared import json_option, print_json, print_table
-from billing_worker.entrypoints.local import LocalStack
-from billing_worker.persistence import book, invoices
-from billing_worker.persistence.migrate import migrate
+from billing_worker.entrypoints.local.stack import LocalStack
+from billing_worker.persistence import invoices
+from billing_worker.persistence.book import identity
+from billing_worker.persistence.schema.migrate import migrate
 from billing_worker.persistence.store import Store
 from billing_worker.persistence.vault import FernetVault
 from billing_worker.sandbox.gateway import Behaviour, SandboxGateway
-from billing_worker.services import overview
-from billing_worker.services.in_words import Fate
-from billing_worker.services.records import parse_record
-from billing_worker.services.subscribe import subscribe
+from billing_worker.services.import_records.subscription import parse_record
+from billing_worker.services.reports import status as report
+from billing_worker.services.reports.wording import Fate
+from billing_worker.services.subscriptions.subscribe import subscribe
 
 CAST: Mapping[str, int] = {
     "approved": 34,
@@ -168,9 +169,9 @@ def _decided(store: Store) -> int:
 def _compare(store: Store, sandbox: SandboxGateway) -> dict[str, Any]:
     """Our books against the gateway's own ledger of money moved."""
     with store.reading() as connection:
-        status = overview.status(connection, SystemClock().now())
-        explained = [overview.explain(connection, invoice) for invoice in _invoices()]
-        prefix = book.read(connection).prefix
+        status = report.status(connection, SystemClock().now())
+        explained = [report.explain(connection, invoice) for invoice in _invoices()]
+        prefix = identity.read(connection).prefix
     may_stay_open = {
         invoice
         for invoice, outcome in zip(_invoices(), _cast(), strict=True)

@@ -16,7 +16,7 @@ from billing_worker.entrypoints.cli.shared import (
     print_json,
     settings_for,
 )
-from billing_worker.services.recover import choose_policy
+from billing_worker.services.dunning import choose_policy
 
 
 @click.command()

@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
+from billing_worker.domain.card_setup import Page
 from billing_worker.domain.errors import BillingError
-from billing_worker.domain.hosted import Page
 from billing_worker.entrypoints.cli.shared import open_ports, print_json
+from billing_worker.services.import_records.subscription import BadRecord
 from billing_worker.services.ports import Ports
-from billing_worker.services.records import BadRecord
 
 html_option = click.option(
     "--html",
@@ -29,8 +29,8 @@ def hand_out_page(
     file: Path | None,
 ) -> None:
     """Open the page and print where the customer pays; exit 1 with the reason if there is none."""
-    from billing_worker.entrypoints.callbacks import PATH  # noqa: PLC0415 - flask is slow
-    from billing_worker.entrypoints.pay_page import render  # noqa: PLC0415
+    from billing_worker.entrypoints.web.callbacks import PATH  # noqa: PLC0415 - flask is slow
+    from billing_worker.entrypoints.web.pay_page import render  # noqa: PLC0415
 
     with open_ports() as (ports, settings):
         try:

@@ -22,10 +22,15 @@ from billing_worker.entrypoints.cli.shared import (
     print_json,
     settings_for,
 )
-from billing_worker.services.debts import MAY_BE_CHARGED, IfCharged, mark_paid, void_invoice
-from billing_worker.services.hosted import start_checkout
-from billing_worker.services.recover import retry_invoice
-from billing_worker.services.resolve import resolve_unknown
+from billing_worker.services.dunning import retry_invoice
+from billing_worker.services.hosted_pages.start import start_checkout
+from billing_worker.services.operators.debts import (
+    MAY_BE_CHARGED,
+    IfCharged,
+    mark_paid,
+    void_invoice,
+)
+from billing_worker.services.operators.resolve import resolve_unknown
 
 
 @click.group()

@@ -19,8 +19,8 @@ from billing_worker.entrypoints.cli.shared import (
     print_json,
     settings_for,
 )
-from billing_worker.services import lifecycle
-from billing_worker.services.lifecycle import Outcome
+from billing_worker.services.subscriptions import lifecycle
+from billing_worker.services.subscriptions.lifecycle import Outcome
 
 
 def _asked_for(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -23,8 +23,8 @@ from billing_worker.entrypoints.cli.shared import (
     shown_url,
 )
 from billing_worker.persistence import switches
-from billing_worker.services import overview
-from billing_worker.services.sales import switch
+from billing_worker.services.kill_switch import switch
+from billing_worker.services.reports import status as report
 
 _SHOWN_OF_AN_ANSWER = 300
 
@@ -33,7 +33,7 @@ _SHOWN_OF_AN_ANSWER = 300
 @json_option
 def migrate(*, as_json: bool) -> None:
     """Bring the database to this version's schema. Safe to run again, and twice at once."""
-    from billing_worker.persistence.migrate import migrate as run  # noqa: PLC0415 - alembic is slow
+    from billing_worker.persistence.schema.migrate import migrate as run  # noqa: PLC0415 - alembic is slow
 
     settings = settings_for(*config.DATABASE)
     with open_store(settings, migrated=False) as store:
@@ -73,7 +73,7 @@ def check(*, as_json: bool) -> None:
 def status(*, as_json: bool) -> None:
     """What was charged, what is open, what is unknown and for how long."""
     with open_store(settings_for(*config.DATABASE)) as store, store.reading() as connection:
-        data = overview.status(connection, SystemClock().now())
+        data = report.status(connection, SystemClock().now())
     if as_json:
         print_json(data)
         return
@@ -143,7 +143,7 @@ def explain(reference: str, *, as_json: bool) -> None:
     gateway's id (cgi_…).
     """
     with open_store(settings_for(*config.DATABASE)) as store, store.reading() as connection:
-        data = overview.explain(connection, reference)
+        data = report.explain(connection, reference)
     if data is None:
         raise click.ClickException(f"no invoice, attempt, card page or gateway id {reference!r}")
     if as_json:

@@ -15,7 +15,7 @@ import click
 from billing_worker import config
 from billing_worker.clock import SystemClock
 from billing_worker.domain.errors import InvalidInput
-from billing_worker.domain.terms import Terms
+from billing_worker.domain.timings import Timings
 from billing_worker.entrypoints.cli.shared import (
     json_option,
     open_store,
@@ -23,9 +23,9 @@ from billing_worker.entrypoints.cli.shared import (
     settings_for,
 )
 from billing_worker.persistence.store import Store
-from billing_worker.services.deviations import Comparison, Deviation, compare
-from billing_worker.services.expected import Expected, Totals
-from billing_worker.services.preview import preview as expected_charges
+from billing_worker.services.forecast.line import Expected, Totals
+from billing_worker.services.forecast.preview import preview as expected_charges
+from billing_worker.services.forecast.variance import Comparison, Deviation, compare
 
 COLUMNS = ("invoice", "customer", "at", "amount", "currency", "rule", "reason")
 CSV_COLUMNS = ("subscription", "customer", "invoice", "period", "start", "at", "amount",
@@ -71,7 +71,7 @@ def preview(
         if diff is not None:
             _compare(store, diff, as_json=as_json)
         elif until is not None:
-            _preview(store, settings.terms, until, save, as_csv=as_csv, as_json=as_json)
+            _preview(store, settings.timings, until, save, as_csv=as_csv, as_json=as_json)
 
 
 # --- before ----------------------------------------------------------------------------------
@@ -79,7 +79,7 @@ def preview(
 
 def _preview(
     store: Store,
-    terms: Terms,
+    timings: Timings,
     until: datetime,
     save: Path | None,
     *,
@@ -90,7 +90,7 @@ def _preview(
     header = {"made_at": now.isoformat(), "until": until.isoformat()}
     totals = Totals()
     with ExitStack() as files:
-        lines = _counted(expected_charges(store, now, until, terms), totals)
+        lines = _counted(expected_charges(store, now, until, timings), totals)
         if save is not None:
             lines = _saved(lines, header, files.enter_context(save.open("w", encoding="utf-8")))
         try:

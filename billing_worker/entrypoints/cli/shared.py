@@ -17,7 +17,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from billing_worker.config import DATABASE, GATEWAY, VAULT, Settings, load
-from billing_worker.persistence.migrate import current_revision, newest_revision
+from billing_worker.persistence.schema.migrate import current_revision, newest_revision
 from billing_worker.persistence.store import Store
 from billing_worker.services.ports import Ports
 
@@ -97,7 +97,7 @@ def _first_line(error: SQLAlchemyError) -> str:
 def open_ports(*needs: str) -> Iterator[tuple[Ports, Settings]]:
     """All that a use case needs that calls the gateway; it rings for nobody."""
     from billing_worker.bootstrap import build_ports  # noqa: PLC0415 - the gateway client is slow
-    from billing_worker.entrypoints.bell import SilentBell  # noqa: PLC0415
+    from billing_worker.entrypoints.worker.doorbell import SilentBell  # noqa: PLC0415
 
     # Alerts are told on standard error: what is printed is for programs too.
     structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))

@@ -17,7 +17,6 @@ from sqlalchemy import Row
 from billing_worker import config
 from billing_worker.clock import SystemClock
 from billing_worker.domain.errors import InvalidInput
-from billing_worker.entrypoints import csv_records
 from billing_worker.entrypoints.cli import lifecycle
 from billing_worker.entrypoints.cli.dunning import dunning
 from billing_worker.entrypoints.cli.shared import (
@@ -28,16 +27,18 @@ from billing_worker.entrypoints.cli.shared import (
     print_table,
     settings_for,
 )
-from billing_worker.entrypoints.import_file import ImportReport, Progress, import_file
-from billing_worker.persistence import book
+from billing_worker.entrypoints.import_files import csv_rows
+from billing_worker.entrypoints.import_files.import_file import ImportReport, Progress, import_file
 from billing_worker.persistence import subscriptions as stored
+from billing_worker.persistence.book import identity
 from billing_worker.persistence.rows import subscription_from
 from billing_worker.persistence.store import Store
 from billing_worker.persistence.vault import FernetVault
-from billing_worker.services import adoption, overview
-from billing_worker.services import hand_over as moving
-from billing_worker.services.moved_commands import done_lines
-from billing_worker.services.stored_records import OVER, leaving, why_left_out
+from billing_worker.services.commands.moved_commands import done_lines
+from billing_worker.services.import_records.export import OVER, leaving, why_left_out
+from billing_worker.services.reports import status
+from billing_worker.services.subscriptions import activate_imports
+from billing_worker.services.subscriptions import hand_over as moving
 
 SHOWN_FAULTS = 20
 PAGE = 1_000
@@ -128,9 +129,9 @@ def arm(references: tuple[str, ...], *, everything: bool, as_json: bool) -> None
     by = f"operator:{getpass.getuser()}"
     with open_store(settings_for(*config.DATABASE)) as store:
         if everything:
-            result = adoption.arm_all(store, SystemClock(), by=by)
+            result = activate_imports.submit_all(store, SystemClock(), by=by)
         else:
-            result = adoption.arm(store, SystemClock(), references, by=by)
+            result = activate_imports.arm(store, SystemClock(), references, by=by)
     if as_json:
         print_json(asdict(result))
     else:
@@ -200,7 +201,7 @@ def _export(
     over: Counter[str] = Counter()
     lost: Counter[str] = Counter()
     with store.reading() as connection:
-        here = book.read(connection)
+        here = identity.read(connection)
     for row in rows:
         subscription = subscription_from(row)
         if reason := why_left_out(subscription):
@@ -244,10 +245,10 @@ def _write_json(record: dict[str, Any]) -> bool:
 def _csv_writer(*, with_tokens: bool) -> Callable[[dict[str, Any]], bool]:
     """Writes the header; the function returned writes a record, or says that it cannot."""
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(csv_records.header_of(with_tokens=with_tokens))
+    writer.writerow(csv_rows.header_of(with_tokens=with_tokens))
 
     def write(record: dict[str, Any]) -> bool:
-        row = csv_records.row_of(record, with_tokens=with_tokens)
+        row = csv_rows.row_of(record, with_tokens=with_tokens)
         if row is not None:
             writer.writerow(row)
         return row is not None
@@ -275,7 +276,7 @@ def list_(*, as_json: bool) -> None:
     last_id = 0
     with open_store(settings_for(*config.DATABASE)) as store, store.reading() as connection:
         while page := stored.listed(connection, last_id, PAGE):
-            rows += [overview.described(row) for row in page]
+            rows += [status.described(row) for row in page]
             last_id = page[-1].id
     if as_json:
         print_json(rows)
@@ -290,7 +291,7 @@ def list_(*, as_json: bool) -> None:
 def show(reference_id: str, *, as_json: bool) -> None:
     """Show one subscription with its invoices and its history."""
     with open_store(settings_for(*config.DATABASE)) as store, store.reading() as connection:
-        data = overview.show(connection, reference_id)
+        data = status.show(connection, reference_id)
     if data is None:
         raise click.ClickException(f"no subscription {reference_id!r}")
     if as_json:

@@ -13,8 +13,8 @@ from billing_worker.config import EVERYTHING, Settings, described, load
 from billing_worker.entrypoints.book_checks import why_nothing_is_sold
 from billing_worker.entrypoints.checks import redis_trouble
 from billing_worker.entrypoints.cli.shared import open_store, shown_url
-from billing_worker.entrypoints.local import PROVIDED, LocalStack
-from billing_worker.persistence.migrate import migrate
+from billing_worker.entrypoints.local.stack import PROVIDED, LocalStack
+from billing_worker.persistence.schema.migrate import migrate
 
 _REDIS_AGAIN_SECONDS = 2
 

@@ -29,7 +29,7 @@ def web(host: str, port: int, workers: int) -> None:
     from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped] # noqa: PLC0415
 
     from billing_worker import logs  # noqa: PLC0415
-    from billing_worker.entrypoints.web import create_app  # noqa: PLC0415
+    from billing_worker.entrypoints.web.app import create_app  # noqa: PLC0415
 
     settings = settings_for(*config.WEB)
     logs.configure()

@@ -1,0 +1,127 @@
+"""A pay page that has ended without money."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from billing_worker.domain import card as cards
+from billing_worker.domain.attempt import Attempt, AttemptStatus, Origin
+from billing_worker.domain.dunning import (
+    NextStep,
+    Turn,
+    after_page_declined,
+    policy_named,
+)
+from billing_worker.domain.events import Event, EventKind
+from billing_worker.domain.invoice import Invoice, InvoiceStatus
+from billing_worker.domain.network_rules import never_again
+from billing_worker.domain.outcome.attempt_changes import end_attempt, next_recheck
+from billing_worker.domain.outcome.attempt_result import Case, Conclusion, Context
+from billing_worker.domain.outcome.distance import not_before
+from billing_worker.domain.outcome.next_step import declines_of, stays_owed
+
+NEVER_HANDED_OUT = "never handed out"
+
+
+def link_unpaid(
+    case: Case, status: AttemptStatus, outcome: str, context: Context, *, alert: bool = False
+) -> Conclusion:
+    """A page that nobody paid on is no failed charge: the next step that the invoice had before,
+    and kept while the page held the slot, stands as it was, unless the card on file is known to be
+    of no more use, or another one has come meanwhile. Only its date moves on, as long as the page
+    may still turn out paid.
+    """
+    attempt = end_attempt(case.attempt, status, outcome, context)
+    declined = status is AttemptStatus.DECLINED
+    kind = EventKind.ATTEMPT_DECLINED if declined else EventKind.ATTEMPT_NOT_CHARGED
+    said = context.event(kind, reason=outcome, alert=alert)
+    refused = _after_refusal(case, attempt, context) if declined else None
+    concluded = _freed(case, attempt, refused, said, context)
+    dead = refused.reason if refused and refused.kills_card else None
+    return replace(concluded, kills_card=dead)
+
+
+def _after_refusal(case: Case, attempt: Attempt, context: Context) -> NextStep | None:
+    never = None
+    if attempt.card_id is not None:
+        brand = case.card.brand if case.card else None
+        never = never_again(brand, attempt.original_code, context.now)
+    return after_page_declined(
+        policy_named(case.subscription.dunning_policy),
+        declines_of(case, attempt),
+        case.subscription.schedule.tz,
+        other_card=case.other_card,
+        never=never.rule if never else None,
+    )
+
+
+def _freed(
+    case: Case, attempt: Attempt, refused: NextStep | None, said: Event, context: Context
+) -> Conclusion:
+    """The invoice has its slot back."""
+    invoice = case.invoice
+    if invoice.status is not InvoiceStatus.OPEN:
+        return Conclusion(replace(case, attempt=attempt), (said,))
+    step = refused
+    if (refused is None or refused.turn is Turn.CARD) and _replaced(case, attempt, context):
+        step = NextStep(context.now, "card_replaced", "card.replaced", Turn.OURS, Origin.NEW_CARD)
+    if step is None or _waits_for_a_person(invoice):
+        return _as_it_was(case, attempt, said, context)
+    if refused is not None and invoice.first_declined_at is None:
+        invoice = replace(invoice, first_declined_at=context.now)
+    # What a pause has put aside is the step that no longer stands.
+    planned = replace(case, invoice=replace(invoice, paused_attempt_at=None))
+    return stays_owed(planned, attempt, step, (said,), context)
+
+
+def _replaced(case: Case, attempt: Attempt, context: Context) -> bool:
+    """Has the customer given another card while the page was open? Whoever stored it could not try
+    it then: the page held the slot.
+    """
+    invoice, card = case.invoice, case.default_card
+    dated = invoice.next_attempt_at or invoice.paused_attempt_at
+    in_ladder = invoice.first_declined_at is not None and dated is not None
+    if not in_ladder and invoice.give_up_at is None:
+        return False
+    charged = [a for a in case.earlier if a.origin is not Origin.LINK]
+    last = max(charged, key=lambda a: a.number).card_id if charged else None
+    if card is None or card.id in {last, attempt.card_id}:
+        return False
+    return cards.obstacle(card, context.now) is None
+
+
+def _waits_for_a_person(invoice: Invoice) -> bool:
+    """It may have been paid, or worse: nothing that happens on a page ends that."""
+    dated = invoice.next_attempt_at or invoice.paused_attempt_at
+    return dated is None and invoice.give_up_at is None and invoice.reason is not None
+
+
+def _as_it_was(case: Case, attempt: Attempt, said: Event, context: Context) -> Conclusion:
+    invoice = case.invoice
+    at = invoice.next_attempt_at
+    ended = [attempt, *(one for one in case.earlier if one.id != attempt.id)]
+    earliest = not_before(invoice.next_origin, ended, context.timings)
+    if at is not None and earliest is not None:
+        at = max(at, earliest)
+    if at is None and invoice.reason is None:
+        invoice = replace(invoice, reason="link_not_paid")
+    freed = context.event(
+        EventKind.INVOICE_WAITING,
+        reason=invoice.reason,
+        rule="link.unpaid",
+        next_attempt_at=at.isoformat() if at else None,
+    )
+    invoice = replace(invoice, next_attempt_at=at, enqueue_at=at)
+    return Conclusion(replace(case, attempt=attempt, invoice=invoice), (said, freed))
+
+
+def never_handed_out(case: Case, context: Context) -> Conclusion:
+    """The gateway has nothing under this reference. It is asked again: a create may arrive late."""
+    attempt = case.attempt
+    if attempt.status is AttemptStatus.NOT_CHARGED and attempt.gateway_id is None:
+        again = next_recheck(attempt.settled_at or attempt.created_at, context.now)
+        return Conclusion(replace(case, attempt=replace(attempt, next_poll_at=again)), ())
+    lapsed = attempt.lease_until is not None and attempt.lease_until <= context.now
+    if attempt.status is not AttemptStatus.PREPARED or not lapsed:
+        return Conclusion(case, ())
+    return link_unpaid(case, AttemptStatus.NOT_CHARGED, NEVER_HANDED_OUT, context)

@@ -1,0 +1,71 @@
+"""News about an attempt that had ended."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from billing_worker.domain.dunning import hold
+from billing_worker.domain.events import EventKind
+from billing_worker.domain.invoice import InvoiceStatus
+from billing_worker.domain.outcome.attempt_changes import (
+    PATIENT_WAIT,
+    RECHECKS,
+    asked_for_the_last_time,
+    next_recheck,
+)
+from billing_worker.domain.outcome.attempt_result import Case, Conclusion, Context
+from billing_worker.domain.outcome.distance import was_never_sold
+from billing_worker.domain.outcome.next_step import stays_owed, why_never_again
+from billing_worker.domain.statement import UNSOLD_STATUSES, Finding, Verdict
+
+
+def recheck(case: Case, finding: Finding, context: Context) -> Conclusion:
+    """A settled attempt was asked about again and is still not paid."""
+    attempt = case.attempt
+    done = attempt.rechecks + 1
+    ended = attempt.settled_at or attempt.created_at
+    following = next_recheck(ended, context.now)
+    if following is None and attempt.undecided_since is not None:
+        # A final that has been seen to move is asked for once more after it stands again.
+        following = context.now + RECHECKS[0]
+    asked = replace(attempt, rechecks=done, next_poll_at=following, undecided_since=None)
+    case = replace(case, attempt=asked)
+    if finding.verdict is Verdict.UNPAID_FINAL and attempt.unpaid_since is None:
+        case = replace(case, attempt=replace(asked, unpaid_since=context.now))
+    unpaid = finding.verdict in {Verdict.DECLINED, Verdict.UNPAID_FINAL}
+    if unpaid or (was_never_sold(attempt) and finding.reason in UNSOLD_STATUSES):
+        polled = context.event(EventKind.ATTEMPT_POLLED, found=finding.reason, recheck=done)
+        return Conclusion(case, (polled,), kills_card=_refused_for_good(case, finding, context))
+    # Undecided again: asked about until it is final once more, however long that takes.
+    since = attempt.undecided_since or context.now
+    undecided = replace(
+        case.attempt,
+        next_poll_at=context.now + PATIENT_WAIT,
+        undecided_since=since,
+        unpaid_since=None,  # what waits for late money waits anew once it is final again
+    )
+    case = replace(case, attempt=undecided)
+    return _reopened(case, finding, context)
+
+
+def _refused_for_good(case: Case, finding: Finding, context: Context) -> str | None:
+    """A hard decline that is first told after the attempt has ended still marks its card."""
+    refusal = finding.reason if finding.verdict is Verdict.DECLINED else finding.refusal
+    if refusal is None or case.card is None or case.card.unusable_reason:
+        return None
+    return why_never_again(case, case.attempt, refusal, context)
+
+
+def _reopened(case: Case, finding: Finding, context: Context) -> Conclusion:
+    """A "final" that is pending again may still become money: nothing else may be tried."""
+    said = context.event(EventKind.ATTEMPT_CONTRADICTED, alert=True, evidence=finding.reason)
+    if case.invoice.status is not InvoiceStatus.OPEN:
+        return Conclusion(case, (said,))
+    step = hold(f"earlier attempt reopened: {finding.reason}", "recheck.reopened")
+    return stays_owed(case, case.attempt, step, (said,), context)
+
+
+def contradict(case: Case, finding: Finding, context: Context) -> Conclusion:
+    """We know it was paid; the gateway now says otherwise. A person decides, not a poll."""
+    said = context.event(EventKind.ATTEMPT_CONTRADICTED, alert=True, evidence=finding.reason)
+    return Conclusion(asked_for_the_last_time(case), (said,))

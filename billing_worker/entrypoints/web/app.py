@@ -1,0 +1,52 @@
+"""The web application: callbacks, pay pages, and health for whoever restarts processes."""
+
+from __future__ import annotations
+
+from flask import Flask, Response, jsonify
+from redis.exceptions import RedisError
+from sqlalchemy.exc import SQLAlchemyError
+
+from billing_worker import bootstrap
+from billing_worker.config import Settings
+from billing_worker.domain.errors import BillingError
+from billing_worker.entrypoints.checks import check_database, check_redis
+from billing_worker.entrypoints.web.callbacks import callback_routes
+from billing_worker.entrypoints.web.pay_page import pay_routes
+from billing_worker.entrypoints.worker.doorbell import CeleryBell, doorbell_only
+
+
+def create_app(settings: Settings) -> Flask:
+    app = Flask("billing_worker")
+
+    @app.get("/health/live")
+    def live() -> Response:
+        """This process answers. Says nothing about its neighbours: a restart would not help them."""
+        return jsonify(live=True)
+
+    @app.get("/health/ready")
+    def ready() -> tuple[Response, int]:
+        """Database at this version's schema, Redis answering. Callbacks may be off: all they do
+        could wait for the next sweep.
+        """
+        parts = {"database": check_database, "redis": check_redis, "callbacks": _callbacks}
+        state: dict[str, str] = {}
+        ok = True
+        for part, check in parts.items():
+            try:
+                state[part] = check(settings)
+            except (SQLAlchemyError, RedisError, BillingError) as error:
+                ok = False
+                state[part] = f"not ready: {type(error).__name__}"
+        return jsonify(ready=ok, **state), 200 if ok else 503
+
+    bell = CeleryBell(doorbell_only(settings.redis_url))
+    inbox = bootstrap.build_inbox(settings, bell)
+    app.register_blueprint(callback_routes(inbox))
+    app.register_blueprint(pay_routes(inbox.store, inbox.vault))
+    return app
+
+
+def _callbacks(settings: Settings) -> str:
+    if settings.callback_secret.reveal():
+        return "on"
+    return "off: BILLING_CALLBACK_SECRET is not set"

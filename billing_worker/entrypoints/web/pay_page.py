@@ -1,0 +1,73 @@
+"""`GET /pay/<name>`: sends the customer's browser on to the gateway's page."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+from collections.abc import Iterable
+from typing import Final
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
+
+from flask import Blueprint, Response
+
+from billing_worker.domain.card_setup import Page
+from billing_worker.persistence.store import Store
+from billing_worker.services.hosted_pages.page_address import page_behind
+from billing_worker.services.ports import Vault
+
+_SUBMIT: Final = "document.forms[0].submit()"
+_HASH: Final = base64.b64encode(hashlib.sha256(_SUBMIT.encode()).digest()).decode()
+_HEADERS: Final = {
+    "Content-Type": "text/html; charset=utf-8",
+    # The address is all that it takes to pay: it must not be kept, shown or passed on.
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "no-referrer",
+    "X-Robots-Tag": "noindex",
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": (
+        f"default-src 'none'; script-src 'sha256-{_HASH}'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+}
+_GONE: Final = (
+    '<!doctype html><html lang="en"><meta charset="utf-8"><title>Link not valid</title>'
+    "<p>This link is no longer valid. There is nothing to pay here.</p></html>"
+)
+
+
+def render(page: Page) -> str:
+    """A whole HTML page that submits the form by itself, or with a button where no script runs."""
+    action, fields = _form(page)
+    inputs = "".join(
+        f'<input type="hidden" name="{html.escape(name)}" value="{html.escape(value)}">'
+        for name, value in fields
+    )
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Payment</title>'
+        f'<form method="{page.method.lower()}" action="{html.escape(action)}">{inputs}'
+        f"<button>Continue to payment</button></form><script>{_SUBMIT}</script></html>"
+    )
+
+
+def _form(page: Page) -> tuple[str, Iterable[tuple[str, str]]]:
+    """A browser that sends a form with GET throws the query of its action away: make it fields."""
+    params = list(page.params.items())
+    if page.method != "GET":
+        return page.action, params
+    parts = urlsplit(page.action)
+    query = parse_qsl(parts.query, keep_blank_values=True)
+    return urlunsplit(parts._replace(query="")), [*query, *params]
+
+
+def pay_routes(store: Store, vault: Vault) -> Blueprint:
+    routes = Blueprint("pay", __name__)
+
+    @routes.get("/pay/<name>")
+    def pay(name: str) -> Response:
+        """410 for a page that is paid, ended or was never there: nobody learns which."""
+        page = page_behind(store, vault, name)
+        if page is None:
+            return Response(_GONE, 410, _HEADERS)
+        return Response(render(page), 200, _HEADERS)
+
+    return routes

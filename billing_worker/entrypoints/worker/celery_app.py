@@ -1,0 +1,220 @@
+"""The Celery application: its settings with their reasons, its beat table, its process life.
+
+Celery is a doorbell here. The Redis transport loses and repeats messages whatever it is told, so
+every task may run twice, late or never, and the sweeps on the beat find what was missed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from typing import Any
+
+import structlog
+from celery import Celery, bootsteps, signals
+from kombu import Queue
+from kombu.transport.redis import Channel
+
+from billing_worker import bootstrap, logs
+from billing_worker.config import BadSettings, Settings, load
+from billing_worker.entrypoints.book_checks import why_nothing_is_sold
+from billing_worker.entrypoints.worker.command_consumer import TakesCommands
+from billing_worker.entrypoints.worker.doorbell import (
+    CHARGES,
+    COMMANDS,
+    POLLS,
+    SWEEPS,
+    TRANSPORT_OPTIONS,
+    CeleryBell,
+)
+from billing_worker.services.charging.thread_pool import ThreadPool
+from billing_worker.services.charging.vault_keys import try_at_start
+from billing_worker.services.commands.records import TASKS as COMMAND_TASKS
+from billing_worker.services.doorbell import PAGE
+from billing_worker.services.ports import Ports
+
+GIVE_UP_EVERY_SECONDS = 300
+WARN_EVERY_SECONDS = 3600
+"""A warning is told once, whenever the sweep comes by: a beat that restarts daily must not miss it."""
+
+FREE_THREADS_EVERY_SECONDS = 0.05
+
+TICKS_LIVE_FOR = 3
+"""A tick older than three of its intervals is worthless: newer ones are behind it."""
+
+
+# What is in hand when Redis goes away is not put back: the sweeps ring again. kombu 5.7 would use the
+# connection that it has just closed, and the AttributeError ends the worker (seen in a real storm).
+Channel.do_restore = False
+
+
+def _settings_or_exit() -> Settings:
+    try:
+        return load(os.environ)
+    except BadSettings as error:
+        sys.stderr.write(f"billing-worker cannot start. {error}\n")
+        sys.exit(2)
+
+
+def make_app(settings: Settings) -> Celery:
+    app = Celery("billing_worker", include=["billing_worker.entrypoints.worker.tasks"])
+    app.conf.update(
+        broker_url=settings.redis_url,
+        # Nothing true lives in Redis: a command's answer there is a copy of its row, kept for as
+        # long as a caller may wait. No other task leaves a result.
+        result_backend=settings.redis_url,
+        result_backend_transport_options={"retry_policy": {"max_retries": 1}},
+        result_expires=3600,
+        redis_socket_timeout=5,
+        redis_socket_connect_timeout=3,
+        task_ignore_result=True,
+        # Ids only; a forged message cannot change what is charged.
+        task_serializer="json",
+        accept_content=["json"],
+        timezone="UTC",
+        enable_utc=True,
+        # Late acknowledgement repeats tasks and makes 5.7 workers exit on a broker blip.
+        task_acks_late=False,
+        task_reject_on_worker_lost=False,
+        worker_prefetch_multiplier=1,
+        worker_disable_prefetch=True,
+        worker_eta_task_limit=100,
+        # A charge in flight must run to its end.
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        # The sweep publishes again; a caller must not hang on a dead broker.
+        task_publish_retry=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_transport_options=TRANSPORT_OPTIONS,
+        task_default_queue=SWEEPS,
+        task_queues=[Queue(SWEEPS), Queue(CHARGES), Queue(POLLS), Queue(COMMANDS)],
+        task_routes={name: {"queue": COMMANDS} for name in COMMAND_TASKS},
+        task_create_missing_queues=False,
+        # Threads ignore time limits; every call has its own deadline instead.
+        task_time_limit=None,
+        task_soft_time_limit=None,
+        worker_pool="threads",
+        worker_concurrency=_pages_at_once(settings),
+        worker_send_task_events=False,
+        worker_soft_shutdown_timeout=0,
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        # Only intervals: a missed or doubled tick means nothing, due is a question to the rows.
+        beat_schedule=_beat_table(settings),
+        beat_max_loop_interval=5,
+    )
+    app.steps["worker"].add(TakesCommands)
+    app.steps["consumer"].add(LooksForFreeThreads)
+    return app
+
+
+class LooksForFreeThreads(bootsteps.StartStopStep):
+    """Wakes the consumer often enough to fetch the next page as soon as a thread is free.
+
+    With prefetching disabled a full worker stops polling, and nothing tells its event loop that a
+    thread has become free: it would look up to a second later, which cost a third of all charges.
+    """
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def start(self, c: Any) -> None:
+        if c.hub is not None:
+            c.hub.call_repeatedly(FREE_THREADS_EVERY_SECONDS, lambda: None)
+
+
+def _pages_at_once(settings: Settings) -> int:
+    """Twice what fills the crew: while a page waits for its last charges, others begin theirs.
+
+    More would be held here, at the end of a busy hour, while another worker has nothing to do.
+    """
+    return 2 * -(-settings.charge_concurrency // PAGE)
+
+
+def _beat_table(settings: Settings) -> dict[str, dict[str, Any]]:
+    renew, reconcile = settings.renew_every_seconds, settings.reconcile_every_seconds
+    return {
+        "renew due subscriptions": _every(renew, "billing.renew"),
+        "ring for open invoices": _every(renew, "billing.ring"),
+        "ask the gateway": _every(reconcile, "billing.reconcile"),
+        "ask about card pages": _every(reconcile, "billing.card_pages"),
+        "end what nobody recovers": _every(GIVE_UP_EVERY_SECONDS, "billing.give_up"),
+        "warn of expiring cards": _every(WARN_EVERY_SECONDS, "billing.warn_expiring"),
+    }
+
+
+def _every(seconds: int, task: str) -> dict[str, Any]:
+    return {
+        "task": task,
+        "schedule": float(seconds),
+        "options": {"queue": SWEEPS, "expires": seconds * TICKS_LIVE_FOR},
+    }
+
+
+class _Process:
+    """The ports of this process, built at first use: after a fork, never before."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._built: tuple[Ports, ThreadPool] | None = None
+        self._keys_were_tried = False
+
+    def ports(self) -> Ports:
+        with self._lock:
+            if self._built is None:
+                self._built = bootstrap.build_ports(settings, CeleryBell(app))
+            if not self._keys_were_tried:
+                self._keys_were_tried = try_at_start(self._built[0])
+            return self._built[0]
+
+    def leave(self) -> None:
+        with self._lock:
+            if self._built is not None:
+                self._built[1].leave()
+
+
+settings = _settings_or_exit()
+app = make_app(settings)
+process = _Process()
+
+
+@signals.setup_logging.connect
+def _configure_logs(**_: Any) -> None:
+    logs.configure()
+    # "Task x received" twice a charge page says nothing that our own events do not say better.
+    logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)
+    logging.getLogger("celery.app.trace").setLevel(logging.WARNING)
+    logging.getLogger("celery.worker.consumer.consumer").addFilter(_hide_body)
+
+
+_TELL_THE_BODY = (
+    "Received unregistered task",
+    "Received invalid task",
+    "Received and deleted unknown",
+    "Can't decode message body",
+)
+
+
+def _hide_body(record: logging.LogRecord) -> bool:
+    """Celery logs a message it cannot take with its whole body, which may hold a card token."""
+    if str(record.msg).startswith(_TELL_THE_BODY):
+        record.msg, record.args, record.exc_info = "celery.message_refused", (), None
+    return True
+
+
+@signals.worker_ready.connect
+def _try_the_keys(**_: Any) -> None:
+    process.ports()
+
+
+@signals.worker_ready.connect
+def _say_why_nothing_is_sold(**_: Any) -> None:
+    """At once, and not only when something is due. The claim goes by it in any case."""
+    if why := why_nothing_is_sold(settings):
+        structlog.get_logger().error("billing.alert", kind="book.refused", reason=why)
+
+
+@signals.worker_shutting_down.connect
+def _begin_no_more(**_: Any) -> None:
+    process.leave()

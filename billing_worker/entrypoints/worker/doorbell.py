@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import structlog
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+TRANSPORT_OPTIONS = {
+    # Without a timeout a half-open connection hangs a process for ever, silently.
+    "socket_timeout": 5,
+    "socket_connect_timeout": 3,
+    "socket_keepalive": True,
+    "health_check_interval": 5,
+    "visibility_timeout": 3600,
+    "max_connections": 100,
+    "retry_on_timeout": False,  # or a push may be sent twice
+}
+
+SWEEPS = "billing.sweeps"
+CHARGES = "billing.charges"
+POLLS = "billing.looks"
+COMMANDS = "billing.commands"  # written by other services
+
+log = structlog.get_logger()
+
+
+def doorbell_only(redis_url: str) -> Celery:
+    """An application that can send messages: for processes that are no workers, and do not have
+    all of a worker's settings.
+    """
+    app = Celery("billing_worker", set_as_current=False)
+    app.conf.update(
+        broker_url=redis_url,
+        broker_transport_options=TRANSPORT_OPTIONS,
+        task_publish_retry=False,
+        task_serializer="json",
+        result_backend=None,
+        task_ignore_result=True,
+    )
+    return app
+
+
+class SilentBell:
+    """For commands that people run: whatever they bring about, the sweeps find."""
+
+    def charge(self, invoice_ids: Sequence[int]) -> None:
+        pass
+
+    def poll(self, attempt_ids: Sequence[int]) -> None:
+        pass
+
+
+class CeleryBell:
+    """Rings by message. A broker that is away costs time, never a charge: the sweep rings again."""
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+
+    def charge(self, invoice_ids: Sequence[int]) -> None:
+        self._ring("billing.charge", invoice_ids, CHARGES)
+
+    def poll(self, attempt_ids: Sequence[int]) -> None:
+        self._ring("billing.look", attempt_ids, POLLS)
+
+    def _ring(self, task: str, ids: Sequence[int], queue: str) -> None:
+        try:
+            self._app.send_task(task, args=[list(ids)], queue=queue)
+        except OperationalError as error:
+            log.warning("bell.broker_unreachable", task=task, reason=type(error).__name__)

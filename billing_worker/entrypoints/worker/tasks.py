@@ -1,0 +1,110 @@
+"""The tasks: each a few lines, ids in, one service call. If it needs an `if`, it is a service."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from billing_worker.entrypoints.worker.celery_app import app, process
+from billing_worker.persistence.store import CommitUnknown
+from billing_worker.services.cards import warn_expiring
+from billing_worker.services.charging.charge import charge_batch, charge_on_probation
+from billing_worker.services.charging.reconcile import poll_batch
+from billing_worker.services.commands.records import TASKS
+from billing_worker.services.doorbell import poll_due, ring_due
+from billing_worker.services.dunning import give_up_overdue
+from billing_worker.services.guards.lost_memory import clock_is_wrong
+from billing_worker.services.hosted_pages.poll import poll_due_pages
+from billing_worker.services.invoicing.renew import renew_due
+
+log = structlog.get_logger()
+
+
+def task(name: str, *, by_the_clock: bool = True) -> Callable[[Callable[..., Any]], Any]:
+    """A task that a database outage ends with one line of log: the next sweep does its work.
+
+    `by_the_clock`: nothing is done while the clock is wrong. A sweep would date and void by it.
+    """
+
+    def decorate(work: Callable[..., Any]) -> Any:
+        @wraps(work)
+        def run(*args: Any) -> None:
+            try:
+                if by_the_clock and clock_is_wrong(process.ports()):
+                    return
+                done = work(*args)
+            except (SQLAlchemyError, CommitUnknown) as error:
+                log.error("database.unavailable", task=name, reason=type(error).__name__)  # noqa: TRY400 - no traceback for an outage
+            else:
+                if done:
+                    log.info("task.done", task=name, result=done)
+
+        return app.task(name=name)(run)
+
+    return decorate
+
+
+def _pass_on(name: str) -> Any:
+    """A command is carried out from its own queue alone, where it cannot be lost; one that came
+    on another queue goes there.
+    """
+
+    @app.task(name=name, bind=True)
+    def pass_on(self: Any, /, *args: Any, **kwargs: Any) -> None:
+        request = self.request
+        app.send_task(
+            name, args, kwargs, task_id=request.id, ignore_result=request.ignore_result is True
+        )
+
+    return pass_on
+
+
+for _name in TASKS:
+    _pass_on(_name)
+
+
+@task("billing.renew")
+def renew() -> int:
+    return renew_due(process.ports())
+
+
+@task("billing.ring")
+def ring() -> int:
+    charge_on_probation(process.ports())
+    return ring_due(process.ports())
+
+
+@task("billing.reconcile")
+def reconcile() -> int:
+    return poll_due(process.ports())
+
+
+@task("billing.card_pages")
+def card_pages() -> int:
+    return poll_due_pages(process.ports())
+
+
+@task("billing.give_up")
+def give_up() -> int:
+    ports = process.ports()
+    return give_up_overdue(ports.store, ports.clock)
+
+
+@task("billing.warn_expiring")
+def warn_of_expiring_cards() -> int:
+    ports = process.ports()
+    return warn_expiring(ports.store, ports.clock)
+
+
+@task("billing.charge", by_the_clock=False)  # the claim compares it, once for all that it needs
+def charge(invoice_ids: list[int]) -> dict[str, int]:
+    return charge_batch(process.ports(), invoice_ids)
+
+
+@task("billing.look")
+def poll(attempt_ids: list[int]) -> dict[str, int]:
+    return poll_batch(process.ports(), attempt_ids)

@@ -1,0 +1,427 @@
+"""Attempts with their invoices and subscriptions: locked, read, changed and written together."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Table, and_, bindparam, exists, or_, select, update
+from sqlalchemy import case as case_when
+
+from billing_worker.domain.attempt import Attempt
+from billing_worker.domain.card import Card, other_card
+from billing_worker.domain.errors import ConcurrentChange
+from billing_worker.domain.invoice import Invoice, InvoiceStatus
+from billing_worker.domain.outcome import Case
+from billing_worker.domain.statement import Owner
+from billing_worker.domain.subscription import Subscription, SubscriptionStatus
+from billing_worker.persistence import cards
+from billing_worker.persistence.book import identity
+from billing_worker.persistence.rows import TERMS, attempt_from, invoice_from, subscription_from
+from billing_worker.persistence.schema.tables import attempts, customers, invoices, subscriptions
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class CaseKey:
+    subscription_id: int
+    invoice_id: int
+    attempt_id: int
+
+
+class LockedCases:
+    """Cases under lock for the length of one transaction, changed in memory, saved once.
+
+    Two attempts may share an invoice, and two invoices a subscription: each row is held once, so
+    the second case sees what the first one changed.
+
+    Every transaction locks subscriptions before invoices before attempts, each in the order of
+    their ids, so that two batches never wait for each other in a circle.
+    """
+
+    def __init__(self, connection: Connection, keys: Iterable[CaseKey]) -> None:
+        keys = list(keys)
+        self._connection = connection
+        rows = _locked(connection, subscriptions, {key.subscription_id for key in keys}).all()
+        self._subscriptions = {row.id: subscription_from(row) for row in rows}
+        self._owners = {
+            row.id: Owner(row.book, row.customer_reference, row.from_book) for row in rows
+        }
+        self._invoices = {
+            row.id: invoice_from(row)
+            for row in _locked(connection, invoices, {key.invoice_id for key in keys})
+        }
+        self._attempts = {
+            row.id: attempt_from(row)
+            for row in _locked(connection, attempts, {key.attempt_id for key in keys})
+        }
+        self._tries: dict[int, list[Attempt]] = defaultdict(list)
+        self._cards: dict[int, list[Card]] = {}
+        self._debts: dict[int, set[int]] = defaultdict(set)
+        self._before = (dict(self._attempts), dict(self._invoices), dict(self._subscriptions))
+
+    def knows(self, key: CaseKey) -> bool:
+        """False for rows that the database has forgotten, or has given to others since."""
+        attempt = self._attempts.get(key.attempt_id)
+        invoice = self._invoices.get(key.invoice_id)
+        return (
+            attempt is not None
+            and invoice is not None
+            and attempt.invoice_id == invoice.id
+            and invoice.subscription_id == key.subscription_id
+        )
+
+    def find_debts(self) -> None:
+        """Also read what else is owed by those who would be in good standing once they pay."""
+        behind = [s.id for s in self._subscriptions.values() if s.status in _BEHIND]
+        if behind:
+            for row in self._connection.execute(_DEBTS, {"ids": behind}):
+                self._debts[row.subscription_id].add(row.id)
+
+    def poll_back(self, keys: Sequence[CaseKey], now: datetime) -> None:
+        """Also read what a decline is judged by: earlier attempts, the card, a backup card."""
+        if not keys:
+            return
+        invoice_ids = list({key.invoice_id for key in keys})
+        for row in self._connection.execute(_TRIES, {"ids": invoice_ids}):
+            self._tries[row.invoice_id].append(attempt_from(row))
+        customer_ids = {self._subscriptions[key.subscription_id].customer_id for key in keys}
+        self._cards = cards.of_customers(self._connection, customer_ids)
+        self._now = now
+
+    def case(self, key: CaseKey) -> Case:
+        attempt = self._attempts[key.attempt_id]
+        subscription = self._subscriptions[key.subscription_id]
+        owned = self._cards.get(subscription.customer_id, [])
+        by_id = {card.id: card for card in owned}
+        card = by_id.get(attempt.card_id or 0)
+        return Case(
+            attempt,
+            self._invoices[key.invoice_id],
+            subscription,
+            tuple(self._tries[key.invoice_id]),
+            card,
+            other_card(card, subscription.card_id, owned, self._now) if card else None,
+            by_id.get(subscription.card_id or 0),
+            owes_more=self._owes_more(key),
+            owner=self._owners[key.subscription_id],
+        )
+
+    def _owes_more(self, key: CaseKey) -> bool:
+        """What this very transaction has settled is owed no longer."""
+        others = self._debts[key.subscription_id] - {key.invoice_id}
+        mine = (self._invoices.get(invoice_id) for invoice_id in others)
+        return any(invoice is None or invoice.status is InvoiceStatus.OPEN for invoice in mine)
+
+    def put(self, case: Case) -> None:
+        self._attempts[case.attempt.id] = case.attempt
+        self._invoices[case.invoice.id] = case.invoice
+        self._subscriptions[case.subscription.id] = case.subscription
+
+    def save(self) -> None:
+        """Write what changed. Raises ConcurrentChange if a row was not as it was locked."""
+        attempts_before, invoices_before, subscriptions_before = self._before
+        _save_attempts(self._connection, _changed(attempts_before, self._attempts))
+        _save_invoices(self._connection, _changed(invoices_before, self._invoices))
+        _save_subscriptions(self._connection, _changed(subscriptions_before, self._subscriptions))
+
+
+def _changed(before: dict[int, _T], after: dict[int, _T]) -> list[tuple[_T, _T]]:
+    return [(before[key], after[key]) for key in before if before[key] != after[key]]
+
+
+_CUSTOMER = (
+    select(customers.c.reference_id)
+    .where(customers.c.id == subscriptions.c.customer_id)
+    .scalar_subquery()
+    .label("customer_reference")
+)
+
+# Built once: putting a statement together costs as much as sending it.
+_LOCK = {
+    table: select(*columns)
+    .where(table.c.id.in_(bindparam("ids", expanding=True)))
+    .order_by(table.c.id)
+    .with_for_update()
+    for table, columns in (
+        (subscriptions, [*TERMS, _CUSTOMER, identity.IDENTITY]),
+        (invoices, [invoices]),
+        (attempts, [attempts]),
+    )
+}
+
+
+def _locked(connection: Connection, table: Table, ids: set[int]) -> Any:
+    return connection.execute(_LOCK[table], {"ids": sorted(ids)})
+
+
+_TRIES = select(attempts).where(attempts.c.invoice_id.in_(bindparam("ids", expanding=True)))
+
+_BEHIND = frozenset({SubscriptionStatus.PAST_DUE, SubscriptionStatus.SUSPENDED})
+_DEBTS = select(invoices.c.id, invoices.c.subscription_id).where(
+    invoices.c.subscription_id.in_(bindparam("ids", expanding=True)),
+    invoices.c.status == "open",
+    or_(
+        invoices.c.first_declined_at.is_not(None),
+        # Held for a person after a try; what nobody has tried yet is no sign of trouble.
+        and_(
+            invoices.c.next_attempt_at.is_(None),
+            invoices.c.paused_attempt_at.is_(None),
+            invoices.c.reason.is_not(None),
+            exists().where(attempts.c.invoice_id == invoices.c.id),
+        ),
+    ),
+)
+
+
+def owes_besides(connection: Connection, subscription_id: int, invoice_id: int) -> bool:
+    """Whether another invoice of the subscription is in recovery, or held for a person."""
+    rows = connection.execute(_DEBTS, {"ids": [subscription_id]})
+    return any(row.id != invoice_id for row in rows)
+
+
+_TO_ASK = (
+    select(attempts.c.id, attempts.c.invoice_id, attempts.c.gateway_id)
+    .add_columns(invoices.c.subscription_id)
+    .join(invoices, invoices.c.id == attempts.c.invoice_id)
+    .where(
+        attempts.c.id.in_(bindparam("ids", expanding=True)),
+        attempts.c.gateway_id.is_not(None),
+        attempts.c.next_poll_at.is_not(None),
+    )
+    .order_by(attempts.c.id)
+)
+
+
+def keys_of(connection: Connection, attempt_ids: Sequence[int]) -> list[tuple[CaseKey, str]]:
+    """(key, gateway id) of the attempts that the gateway can be asked about."""
+    rows = connection.execute(_TO_ASK, {"ids": list(attempt_ids)})
+    return [(CaseKey(row.subscription_id, row.invoice_id, row.id), row.gateway_id) for row in rows]
+
+
+_SUBMIT = (
+    update(attempts)
+    .where(
+        attempts.c.id == bindparam("row_id"),
+        attempts.c.fence == bindparam("our_fence"),
+        attempts.c.status == "prepared",
+    )
+    .values(
+        status="submitted",
+        gateway_id=bindparam("new_gateway_id"),
+        bearer=bindparam("new_bearer"),
+        submitted_at=bindparam("new_submitted_at"),
+        next_poll_at=bindparam("new_next_poll_at"),
+    )
+)
+_IN_FLIGHT = (
+    update(invoices)
+    .where(invoices.c.id.in_(bindparam("ids", expanding=True)), invoices.c.status == "open")
+    .values(next_attempt_at=None, enqueue_at=None, reason=None)
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    attempt: Attempt
+    gateway_id: str
+    bearer: bytes  # encrypted
+    next_poll_at: datetime
+
+
+def mark_submitted(
+    connection: Connection, submissions: Sequence[Submission], now: datetime
+) -> None:
+    """Prepared -> submitted under the fence. Raises ConcurrentChange if any row did not match."""
+    if not submissions:
+        return
+    moved = connection.execute(
+        _SUBMIT,
+        [
+            {
+                "row_id": s.attempt.id,
+                "our_fence": s.attempt.fence,
+                "new_gateway_id": s.gateway_id,
+                "new_bearer": s.bearer,
+                "new_submitted_at": now,
+                "new_next_poll_at": s.next_poll_at,
+            }
+            for s in submissions
+        ],
+    )
+    open_ = connection.execute(_IN_FLIGHT, {"ids": [s.attempt.invoice_id for s in submissions]})
+    if moved.rowcount != len(submissions) or open_.rowcount != len(submissions):
+        raise ConcurrentChange("an attempt or its invoice moved before it was submitted")
+
+
+_SAVE_ATTEMPT = (
+    update(attempts)
+    .where(
+        attempts.c.id == bindparam("row_id"),
+        attempts.c.status == bindparam("old_status"),
+        attempts.c.fence == bindparam("old_fence"),
+    )
+    .values(
+        status=bindparam("new_status"),
+        gateway_id=bindparam("new_gateway_id"),
+        claims=bindparam("new_claims"),
+        lease_until=bindparam("new_lease_until"),
+        settled_at=bindparam("new_settled_at"),
+        next_poll_at=bindparam("new_next_poll_at"),
+        rechecks=bindparam("new_rechecks"),
+        unpaid_since=bindparam("new_unpaid_since"),
+        sale_status=bindparam("new_sale_status"),
+        sale_resolution=bindparam("new_sale_resolution"),
+        outcome=bindparam("new_outcome"),
+        original_code=bindparam("new_original_code"),
+        undecided_since=bindparam("new_undecided_since"),
+        heard_at=bindparam("new_heard_at"),
+        resolved_at=bindparam("new_resolved_at"),
+        resolved_over=bindparam("new_resolved_over"),
+        submitted_at=bindparam("new_submitted_at"),
+        # The bearer is of no use once the sale is explained: it is not kept.
+        bearer=case_when(
+            (
+                bindparam("new_status", type_=attempts.c.status.type) == "submitted",
+                attempts.c.bearer,
+            )
+        ),
+        page=case_when(
+            (bindparam("new_status", type_=attempts.c.status.type) == "submitted", attempts.c.page)
+        ),
+    )
+)
+_SAVE_INVOICE = (
+    update(invoices)
+    .where(invoices.c.id == bindparam("row_id"), invoices.c.status == bindparam("old_status"))
+    .values(
+        status=bindparam("new_status"),
+        reason=bindparam("new_reason"),
+        next_attempt_at=bindparam("new_next_attempt_at"),
+        enqueue_at=bindparam("new_enqueue_at"),
+        not_charged_count=bindparam("new_not_charged_count"),
+        paid_at=bindparam("new_paid_at"),
+        paused_attempt_at=bindparam("new_paused_attempt_at"),
+        next_origin=bindparam("new_next_origin"),
+        first_declined_at=bindparam("new_first_declined_at"),
+        give_up_at=bindparam("new_give_up_at"),
+    )
+)
+_SAVE_SUBSCRIPTION = (
+    update(subscriptions)
+    .where(
+        subscriptions.c.id == bindparam("row_id"),
+        subscriptions.c.status == bindparam("old_status"),
+    )
+    .values(
+        status=bindparam("new_status"),
+        next_period=bindparam("new_next_period"),
+        next_billing_at=bindparam("new_next_billing_at"),
+        cancels_at=bindparam("new_cancels_at"),
+    )
+)
+
+
+def save_open(
+    connection: Connection,
+    attempts_changed: list[tuple[Attempt, Attempt]],
+    invoices_changed: list[tuple[Invoice, Invoice]],
+) -> None:
+    """Write (before, after) pairs whose subscription and invoices the caller holds locked."""
+    _save_attempts(connection, attempts_changed)
+    _save_invoices(connection, invoices_changed)
+
+
+def _save_attempts(connection: Connection, changes: list[tuple[Attempt, Attempt]]) -> None:
+    rows = [
+        {
+            "row_id": before.id,
+            "old_status": before.status,
+            "old_fence": before.fence,
+            "new_status": after.status,
+            "new_gateway_id": after.gateway_id,
+            "new_claims": after.claims,
+            "new_lease_until": after.lease_until,
+            "new_settled_at": after.settled_at,
+            "new_next_poll_at": after.next_poll_at,
+            "new_rechecks": after.rechecks,
+            "new_unpaid_since": after.unpaid_since,
+            "new_sale_status": after.sale_status,
+            "new_sale_resolution": after.sale_resolution,
+            "new_outcome": after.outcome,
+            "new_original_code": after.original_code,
+            "new_undecided_since": after.undecided_since,
+            "new_heard_at": after.heard_at,
+            "new_resolved_at": after.resolved_at,
+            "new_resolved_over": after.resolved_over,
+            "new_submitted_at": after.submitted_at,
+        }
+        for before, after in changes
+    ]
+    _save(connection, _SAVE_ATTEMPT, rows)
+
+
+def _save_invoices(connection: Connection, changes: list[tuple[Invoice, Invoice]]) -> None:
+    rows = [
+        {
+            "row_id": before.id,
+            "old_status": before.status,
+            "new_status": after.status,
+            "new_reason": after.reason,
+            "new_next_attempt_at": after.next_attempt_at,
+            "new_enqueue_at": after.enqueue_at,
+            "new_not_charged_count": after.not_charged_count,
+            "new_paid_at": after.paid_at,
+            "new_paused_attempt_at": after.paused_attempt_at,
+            "new_next_origin": after.next_origin,
+            "new_first_declined_at": after.first_declined_at,
+            "new_give_up_at": after.give_up_at,
+        }
+        for before, after in changes
+    ]
+    _save(connection, _SAVE_INVOICE, rows)
+
+
+def _save_subscriptions(
+    connection: Connection, changes: list[tuple[Subscription, Subscription]]
+) -> None:
+    rows = [
+        {
+            "row_id": before.id,
+            "old_status": before.status,
+            "new_status": after.status,
+            "new_next_period": after.next_period,
+            "new_next_billing_at": after.next_billing_at,
+            "new_cancels_at": after.cancels_at,
+        }
+        for before, after in changes
+    ]
+    _save(connection, _SAVE_SUBSCRIPTION, rows)
+
+
+def _save(connection: Connection, statement: Any, rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        return
+    if connection.execute(statement, rows).rowcount != len(rows):
+        raise ConcurrentChange("a row changed although it was locked")
+
+
+def created_once(connection: Connection, *, test_mode: bool) -> tuple[str, str] | None:
+    """Reference and gateway id of the newest attempt that no second create can have been sent for."""
+    query = (
+        select(attempts.c.reference_id, attempts.c.gateway_id)
+        .where(
+            attempts.c.gateway_id.is_not(None),
+            attempts.c.submitted_at.is_not(None),
+            attempts.c.fence == 1,
+            attempts.c.test_mode == test_mode,
+        )
+        .order_by(attempts.c.id.desc())
+        .limit(1)
+    )
+    row = connection.execute(query).first()
+    return (row.reference_id, row.gateway_id) if row else None

@@ -1,0 +1,287 @@
+"""Payments on the gateway's page that are made for a token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    Connection,
+    Row,
+    Select,
+    bindparam,
+    exists,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
+
+from billing_worker.domain.card_setup import HostedPayment, HostedStatus
+from billing_worker.domain.errors import ConcurrentChange
+from billing_worker.domain.invoice import RECOVERY_ENDED
+from billing_worker.domain.money import Money
+from billing_worker.persistence import pay_links
+from billing_worker.persistence.book import identity
+from billing_worker.persistence.schema.tables import (
+    attempts,
+    cards,
+    customers,
+    hosted_payments,
+    invoices,
+    subscriptions,
+)
+
+
+def payment_from(row: Row[Any]) -> HostedPayment:
+    return HostedPayment(
+        id=row.id,
+        reference_id=row.reference_id,
+        gateway_reference=row.gateway_reference,
+        customer_id=row.customer_id,
+        customer_reference=row.customer_reference,
+        attempt_id=row.attempt_id,
+        money=Money.from_minor(row.amount_minor, row.currency),
+        test_mode=row.test_mode,
+        status=HostedStatus(row.status),
+        fence=row.fence,
+        created_at=row.created_at,
+        gateway_id=row.gateway_id,
+        opened_at=row.opened_at,
+        settled_at=row.settled_at,
+        next_poll_at=row.next_poll_at,
+        unpaid_since=row.unpaid_since,
+        outcome=row.outcome,
+        book=row.book,
+    )
+
+
+def _payments() -> Select[Any]:
+    customer = customers.c.reference_id.label("customer_reference")
+    return select(hosted_payments, customer, identity.IDENTITY).join(
+        customers, customers.c.id == hosted_payments.c.customer_id
+    )
+
+
+def find(connection: Connection, reference_id: str) -> tuple[HostedPayment, str] | None:
+    """A payment by the caller's reference, with the digest of the record that ordered it."""
+    row = connection.execute(
+        _payments().where(hosted_payments.c.reference_id == reference_id)
+    ).one_or_none()
+    return (payment_from(row), row.record_digest) if row else None
+
+
+def lock(connection: Connection, payment_id: int) -> HostedPayment:
+    """Always the last of the locks, behind subscriptions, invoices and attempts."""
+    query = _payments().where(hosted_payments.c.id == payment_id)
+    return payment_from(connection.execute(query.with_for_update(of=hosted_payments)).one())
+
+
+def add(connection: Connection, values: Mapping[str, Any]) -> int:
+    """Write a prepared payment. Raises IntegrityError when its reference is known."""
+    row = {"status": HostedStatus.PREPARED, "fence": 1, **values}
+    added = connection.execute(insert(hosted_payments).returning(hosted_payments.c.id), row)
+    return int(added.scalar_one())
+
+
+def take_over(connection: Connection, payment: HostedPayment, lapses_at: datetime) -> int:
+    """Continue a prepared payment for a newer caller. Returns the new fence."""
+    fence = payment.fence + 1
+    _change(connection, payment, {"fence": fence, "next_poll_at": lapses_at})
+    return fence
+
+
+def open_page(
+    connection: Connection,
+    payment: HostedPayment,
+    *,
+    gateway_id: str,
+    page: bytes,
+    page_digest: str,
+    now: datetime,
+    next_poll_at: datetime,
+) -> None:
+    """Prepared -> open under the fence. Raises ConcurrentChange when it is no longer ours."""
+    _change(
+        connection,
+        payment,
+        {
+            "status": HostedStatus.OPEN,
+            "gateway_id": gateway_id,
+            "page": page,
+            "page_digest": page_digest,
+            "opened_at": now,
+            "next_poll_at": next_poll_at,
+        },
+    )
+
+
+def save(
+    connection: Connection, before: HostedPayment, after: HostedPayment, card_id: int | None
+) -> None:
+    values: dict[str, Any] = {
+        "status": after.status,
+        "gateway_id": after.gateway_id,
+        "opened_at": after.opened_at,
+        "settled_at": after.settled_at,
+        "next_poll_at": after.next_poll_at,
+        "unpaid_since": after.unpaid_since,
+        "outcome": after.outcome,
+    }
+    if after.status is not HostedStatus.OPEN:
+        values["page"] = None
+    if card_id is not None:
+        values["card_id"] = card_id
+    _change(connection, before, values)
+
+
+def _change(connection: Connection, before: HostedPayment, values: Mapping[str, Any]) -> None:
+    changed = connection.execute(
+        update(hosted_payments)
+        .where(
+            hosted_payments.c.id == before.id,
+            hosted_payments.c.fence == before.fence,
+            hosted_payments.c.status == before.status,
+        )
+        .values(dict(values))
+    )
+    if changed.rowcount != 1:
+        raise ConcurrentChange(f"{before.reference_id} was taken over by another caller")
+
+
+_PAYABLE = select(hosted_payments.c.page).where(
+    hosted_payments.c.status == HostedStatus.OPEN,
+    hosted_payments.c.unpaid_since.is_(None),
+    or_(
+        hosted_payments.c.attempt_id.is_(None),
+        pay_links.payable(hosted_payments.c.attempt_id),
+    ),
+)
+
+
+def page_of(connection: Connection, payment_id: int) -> bytes | None:
+    """The encrypted page while the customer may pay there, and may pay its invoice if it has one."""
+    return connection.execute(_PAYABLE.where(hosted_payments.c.id == payment_id)).scalar()
+
+
+def page_named(connection: Connection, digest: str) -> bytes | None:
+    """The same, of the payment whose page has a name with this digest."""
+    return connection.execute(_PAYABLE.where(hosted_payments.c.page_digest == digest)).scalar()
+
+
+def name_page(connection: Connection, payment_id: int, page: bytes, digest: str) -> None:
+    """Give a page that was opened without a name the one that is locked up in `page`."""
+    connection.execute(
+        update(hosted_payments)
+        .where(hosted_payments.c.id == payment_id)
+        .values(page=page, page_digest=digest)
+    )
+
+
+_DUE = (
+    _payments()
+    .where(hosted_payments.c.next_poll_at <= bindparam("now"))
+    .order_by(hosted_payments.c.next_poll_at)
+    .limit(bindparam("most"))
+    .with_for_update(skip_locked=True, of=hosted_payments)
+)
+
+
+def take_due(
+    connection: Connection, now: datetime, again_at: datetime, limit: int
+) -> list[HostedPayment]:
+    """Take up to `limit` payments that the gateway is to be asked about, and push them on."""
+    due = [payment_from(row) for row in connection.execute(_DUE, {"now": now, "most": limit})]
+    if due:
+        connection.execute(
+            update(hosted_payments)
+            .where(hosted_payments.c.id.in_([payment.id for payment in due]))
+            .values(next_poll_at=again_at)
+        )
+    return due
+
+
+def customer_reference(connection: Connection, customer_id: int) -> str:
+    query = select(customers.c.reference_id).where(customers.c.id == customer_id)
+    return str(connection.execute(query).scalar_one())
+
+
+# --- what operators ask -----------------------------------------------------------------------
+
+
+def find_by_any(connection: Connection, reference: str) -> HostedPayment | None:
+    """By the caller's reference, by the one that the gateway knows, or by the gateway's id."""
+    table = hosted_payments.c
+    by = (table.reference_id, table.gateway_reference, table.gateway_id)
+    rows = connection.execute(_payments().where(or_(*(column == reference for column in by))))
+    found = [payment_from(row) for row in rows]
+    return min(found, key=lambda one: one.reference_id != reference, default=None)
+
+
+def summary(connection: Connection) -> Sequence[Row[Any]]:
+    """Count and sum of those that pay no invoice, by status and currency."""
+    keys = (hosted_payments.c.status, hosted_payments.c.currency)
+    query = (
+        select(
+            *keys,
+            func.count().label("payments"),
+            func.sum(hosted_payments.c.amount_minor).label("minor"),
+        )
+        .where(hosted_payments.c.attempt_id.is_(None))
+        .group_by(*keys)
+        .order_by(*keys)
+    )
+    return connection.execute(query).all()
+
+
+# --- the card that comes of it ----------------------------------------------------------------
+
+
+def lock_subscriptions_of(connection: Connection, customer_id: int) -> None:
+    """Before a payment is locked that may change which card they are paid with."""
+    connection.execute(
+        select(subscriptions.c.id)
+        .where(subscriptions.c.customer_id == customer_id)
+        .order_by(subscriptions.c.id)
+        .with_for_update()
+    )
+
+
+def owners_of(connection: Connection, fingerprint: str) -> dict[int, int]:
+    """Customers with a card of this token: {customer id: card id}."""
+    query = select(cards.c.customer_id, cards.c.id).where(cards.c.fingerprint == fingerprint)
+    return {row.customer_id: row.id for row in connection.execute(query.order_by(cards.c.id))}
+
+
+def subscriptions_of(
+    connection: Connection, payment: HostedPayment
+) -> list[tuple[str, int | None, bool]]:
+    """All that the customer may still be billed for: (reference, id of the default card, whether
+    this card was asked for: an invoice waits for the customer, was waited for in vain, or was to be
+    paid on this page).
+    """
+    waits = exists().where(
+        invoices.c.subscription_id == subscriptions.c.id,
+        invoices.c.status == "open",
+        or_(invoices.c.give_up_at.is_not(None), invoices.c.reason.startswith(RECOVERY_ENDED)),
+    )
+    is_paid_here = exists().where(
+        invoices.c.subscription_id == subscriptions.c.id,
+        attempts.c.invoice_id == invoices.c.id,
+        attempts.c.id == payment.attempt_id,
+    )
+    query = (
+        select(
+            subscriptions.c.reference_id,
+            subscriptions.c.card_id,
+            or_(waits, is_paid_here, subscriptions.c.status == "suspended").label("asked"),
+        )
+        .where(
+            subscriptions.c.customer_id == payment.customer_id,
+            subscriptions.c.status.not_in(["cancelled"]),
+        )
+        .order_by(subscriptions.c.id)
+    )
+    return [(row.reference_id, row.card_id, row.asked) for row in connection.execute(query)]

@@ -1,0 +1,194 @@
+"""Attempts that a customer makes on the gateway's page: they take an invoice's one slot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    and_,
+    bindparam,
+    exists,
+    literal_column,
+    or_,
+    select,
+    update,
+)
+
+from billing_worker.domain.attempt import Attempt, AttemptStatus, Origin
+from billing_worker.domain.errors import ConcurrentChange
+from billing_worker.domain.subscription import COLLECTABLE, SubscriptionStatus
+from billing_worker.persistence import claims
+from billing_worker.persistence.attempts import CaseKey
+from billing_worker.persistence.claims import DueInvoice
+from billing_worker.persistence.rows import attempt_from
+from billing_worker.persistence.schema.tables import attempts, invoices, subscriptions, switches
+from billing_worker.persistence.switches import SALES
+
+
+def prepare(
+    connection: Connection,
+    item: DueInvoice,
+    *,
+    test_mode: bool,
+    now: datetime,
+    lapses_at: datetime,
+) -> Attempt:
+    """Take the slot of a locked invoice. When the lease lapses, the sweep of looks comes by."""
+    [attempt] = claims.prepare(
+        connection, [(item, Origin.LINK)], test_mode=test_mode, now=now, lease_until=lapses_at
+    )
+    _watch(connection, attempt.id, lapses_at)
+    return attempt
+
+
+def take_over(connection: Connection, attempt: Attempt, lapses_at: datetime) -> Attempt:
+    """Continue a prepared link for a newer caller: the older one can no longer hand it out."""
+    [taken] = claims.take_over(connection, [(attempt, lapses_at)])
+    _watch(connection, attempt.id, lapses_at)
+    return taken
+
+
+def _watch(connection: Connection, attempt_id: int, lapses_at: datetime) -> None:
+    connection.execute(
+        update(attempts).where(attempts.c.id == attempt_id).values(next_poll_at=lapses_at)
+    )
+
+
+def open_page(
+    connection: Connection,
+    attempt: Attempt,
+    *,
+    gateway_id: str,
+    page: bytes,
+    page_digest: str | None,
+    now: datetime,
+    next_poll_at: datetime,
+) -> None:
+    """Prepared -> submitted under the fence: from here on the customer may pay at any time.
+
+    The invoice keeps its next step, for when nobody pays; nobody is rung for it meanwhile.
+    Raises ConcurrentChange when the attempt is no longer the caller's.
+    """
+    moved = connection.execute(
+        update(attempts)
+        .where(
+            attempts.c.id == attempt.id,
+            attempts.c.fence == attempt.fence,
+            attempts.c.status == AttemptStatus.PREPARED,
+            attempts.c.origin == Origin.LINK,
+        )
+        .values(
+            status=AttemptStatus.SUBMITTED,
+            gateway_id=gateway_id,
+            page=page,
+            page_digest=page_digest,
+            submitted_at=now,
+            next_poll_at=next_poll_at,
+        )
+    )
+    held = connection.execute(
+        update(invoices)
+        .where(invoices.c.id == attempt.invoice_id, invoices.c.status == "open")
+        .values(enqueue_at=None)
+    )
+    if moved.rowcount != 1 or held.rowcount != 1:
+        raise ConcurrentChange("the link or its invoice moved before it was handed out")
+
+
+_undecided = attempts.alias("undecided")
+_PAYABLE = (
+    select(attempts.c.page)
+    .join(invoices, invoices.c.id == attempts.c.invoice_id)
+    .join(subscriptions, subscriptions.c.id == invoices.c.subscription_id)
+    .where(
+        attempts.c.status == AttemptStatus.SUBMITTED,
+        attempts.c.unpaid_since.is_(None),
+        invoices.c.status == "open",
+        subscriptions.c.status.in_(sorted(COLLECTABLE | {SubscriptionStatus.SUSPENDED})),
+        exists().where(switches.c.name == SALES, switches.c.is_on),
+        ~exists().where(
+            _undecided.c.invoice_id == attempts.c.invoice_id,
+            _undecided.c.undecided_since.is_not(None),
+        ),
+    )
+)
+
+
+def payable(attempt_id: ColumnElement[int]) -> ColumnElement[bool]:
+    """Whether the customer may pay on the page of this attempt now."""
+    return _PAYABLE.where(attempts.c.id == attempt_id).exists()
+
+
+def page_of(connection: Connection, attempt_id: int) -> bytes | None:
+    """The encrypted page while the customer may pay there; None: paid, ended, released, stopped,
+    or another attempt of the invoice may still be paid.
+    """
+    return connection.execute(_PAYABLE.where(attempts.c.id == attempt_id)).scalar()
+
+
+def page_named(connection: Connection, digest: str) -> bytes | None:
+    """The same, of the link whose name has this digest."""
+    return connection.execute(_PAYABLE.where(attempts.c.page_digest == digest)).scalar()
+
+
+def name_page(connection: Connection, attempt_id: int, page: bytes, digest: str) -> None:
+    """Give a page that was opened without a name the one that is locked up in `page`."""
+    connection.execute(
+        update(attempts).where(attempts.c.id == attempt_id).values(page=page, page_digest=digest)
+    )
+
+
+def others(connection: Connection, attempt: Attempt) -> list[Attempt]:
+    """The other attempts of its invoice, the oldest first."""
+    query = (
+        select(attempts)
+        .where(attempts.c.invoice_id == attempt.invoice_id, attempts.c.id != attempt.id)
+        .order_by(attempts.c.number)
+    )
+    return [attempt_from(row) for row in connection.execute(query)]
+
+
+def key_of(connection: Connection, attempt_id: int) -> CaseKey:
+    query = (
+        select(attempts.c.invoice_id, invoices.c.subscription_id)
+        .join(invoices, invoices.c.id == attempts.c.invoice_id)
+        .where(attempts.c.id == attempt_id)
+    )
+    row = connection.execute(query).one()
+    return CaseKey(row.subscription_id, row.invoice_id, attempt_id)
+
+
+_KNOWN_BY_REFERENCE = (
+    select(attempts.c.id, attempts.c.invoice_id, invoices.c.subscription_id)
+    .join(invoices, invoices.c.id == attempts.c.invoice_id)
+    .where(
+        attempts.c.id.in_(bindparam("ids", expanding=True)),
+        # Literals, because the index on them is partial: SQLite would plan this anew at each call.
+        attempts.c.origin == literal_column("'link'"),
+        attempts.c.gateway_id.is_(None),
+        or_(
+            and_(
+                attempts.c.status == literal_column("'prepared'"),
+                attempts.c.lease_until <= bindparam("now"),
+            ),
+            and_(
+                attempts.c.status == literal_column("'not_charged'"),
+                attempts.c.next_poll_at.is_not(None),
+            ),
+        ),
+    )
+    .order_by(attempts.c.id)
+)
+
+
+def known_by_reference(
+    connection: Connection, attempt_ids: Sequence[int], now: datetime
+) -> list[CaseKey]:
+    """Those of the attempts that are links whose id at the gateway nobody has told us: prepared,
+    and their caller has gone away, or ended and still asked about.
+    """
+    rows = connection.execute(_KNOWN_BY_REFERENCE, {"ids": list(attempt_ids), "now": now})
+    return [CaseKey(row.subscription_id, row.invoice_id, row.id) for row in rows]

@@ -1,0 +1,473 @@
+"""The tables, with the rules of the domain repeated as constraints.
+
+A constraint here is the second lock on a door that the code has already closed: each says which
+promise it keeps. The migrations build the same; a test compares the two.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+    false,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+class Instant(TypeDecorator[datetime]):
+    """An aware datetime, kept in UTC. A naive one is an error, not a guess.
+
+    SQLite has no time zones: there the UTC wall clock is stored and read back as UTC.
+    """
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"naive datetime {value!r} must not reach the database")
+        return value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+# SQLite numbers rows by itself only when the key is spelled INTEGER.
+Key = BigInteger().with_variant(Integer(), "sqlite")
+Json = JSON().with_variant(JSONB(), "postgresql")
+
+
+def _one_of(column: str, *values: str) -> CheckConstraint:
+    listed = ", ".join(f"'{value}'" for value in values)
+    return CheckConstraint(f"{column} IN ({listed})", name=f"{column}_known")
+
+
+def _reference(**options: Any) -> Column[str]:
+    return Column("reference_id", String(160), nullable=False, **options)
+
+
+customers = Table(
+    "customers",
+    metadata,
+    Column("id", Key, primary_key=True),
+    _reference(unique=True),
+    Column("name", Text),
+    Column("email", Text),
+    Column("created_at", Instant, nullable=False),
+)
+
+cards = Table(
+    "cards",
+    metadata,
+    Column("id", Key, primary_key=True),
+    Column("customer_id", ForeignKey("customers.id"), nullable=False, index=True),
+    Column("token", LargeBinary, nullable=False),  # encrypted by the vault
+    Column("mask", String(32)),
+    Column("brand", String(32)),
+    Column("expiry_month", Integer),
+    Column("expiry_year", Integer),
+    Column("holder", Text),
+    Column("issuer_name", Text),
+    Column("issuer_country", String(8)),
+    Column("created_at", Instant, nullable=False),
+    # Of the token: equal ones share a budget. None: stored before there were fingerprints.
+    Column("fingerprint", String(64), index=True),
+    Column("declined_at", Instant),  # the last decline of any card with this fingerprint
+    Column("unusable_reason", Text),  # a hard decline: no attempt is ever made on it again
+    Column("backup_since", Instant),  # consent to charge it when the default card is dead
+    Column("backup_consent", Text),  # who recorded the consent, and where it comes from
+    Column("warned_days", Integer),  # the last warning told before its expiry
+    Index("ix_cards_expiry", "expiry_year", "expiry_month"),
+)
+
+subscriptions = Table(
+    "subscriptions",
+    metadata,
+    Column("id", Key, primary_key=True),
+    _reference(unique=True),
+    Column("customer_id", ForeignKey("customers.id"), nullable=False, index=True),
+    Column("card_id", ForeignKey("cards.id")),
+    Column("status", String(16), nullable=False),
+    Column("amount_minor", BigInteger, nullable=False),
+    Column("currency", String(3), nullable=False),
+    Column("interval", String(8), nullable=False),
+    Column("interval_count", Integer, nullable=False),
+    Column("anchor_at", Instant, nullable=False),
+    Column("timezone", String(64), nullable=False),
+    Column("ends_after_periods", Integer),
+    Column("next_period", Integer, nullable=False),
+    Column("next_billing_at", Instant),
+    Column("description", Text),
+    Column("metadata", Json, nullable=False),
+    Column("record_digest", String(64), nullable=False),  # of the import record: same or conflict
+    Column("created_at", Instant, nullable=False),
+    Column("kind", String(16), nullable=False, server_default="recurring"),
+    Column("held", Boolean, nullable=False, server_default=false()),  # imported, not yet armed
+    Column("trial_end", Instant),  # as imported; the anchor of its periods
+    Column("paid_through", Instant),  # as imported
+    Column("series_start", Integer, nullable=False, server_default="0"),  # number at the anchor
+    Column("paused_at", Instant),
+    Column("paused_from", String(16)),  # the status that it takes up again
+    Column("cancels_at", Instant),  # from then on no period becomes due
+    Column("catch_up", String(24), nullable=False, server_default="collect_latest"),
+    Column("catch_up_days", Integer),
+    Column("dunning_policy", String(32)),  # a name in domain/dunning.py; None: the default
+    Column("ends_at", Instant),  # no period that begins then or later becomes due
+    Column("trouble", Text),  # why the sweep could not plan it; told once
+    Column("plan_again_at", Instant),  # when the sweep tries again, after trouble
+    Column("handed_over_at", Instant),  # another book bills it since; what is open stays here
+    Column("from_book", String(32)),  # the identity of the book that it was billed in before
+    Column("from_prefix", String(16)),  # of its references at the gateway, there and here
+    _one_of("catch_up", "collect_latest", "collect_all", "forgive_older_than", "hold"),
+    CheckConstraint(
+        "(catch_up IN ('collect_all', 'forgive_older_than')) = (catch_up_days IS NOT NULL)",
+        name="catch_up_days_where_needed",
+    ),
+    CheckConstraint("paused_at IS NULL OR status = 'paused'", name="paused_at_while_paused"),
+    _one_of(
+        "status",
+        "trialing",
+        "active",
+        "past_due",
+        "suspended",
+        "paused",
+        "cancelled",
+        "ended",
+    ),
+    CheckConstraint("amount_minor > 0", name="amount_positive"),
+    CheckConstraint("interval_count > 0", name="interval_positive"),
+    # What may not be billed must not be found by the sweep.
+    CheckConstraint(
+        "next_billing_at IS NULL OR status IN ('trialing', 'active', 'past_due')",
+        name="billed_only_while_billable",
+    ),
+    CheckConstraint("NOT held OR next_billing_at IS NULL", name="held_is_not_billed"),
+    # Two books must not bill one period.
+    CheckConstraint(
+        "handed_over_at IS NULL OR next_billing_at IS NULL", name="handed_over_is_not_billed"
+    ),
+    # The adoption fence: what another system has collected is not collected again.
+    CheckConstraint(
+        "next_billing_at IS NULL OR paid_through IS NULL OR next_billing_at >= paid_through",
+        name="nothing_due_before_paid_through",
+    ),
+    _one_of("kind", "recurring", "one_off"),
+    CheckConstraint("kind = 'recurring' OR ends_after_periods = 1", name="one_off_is_one_period"),
+    Index(
+        "ix_subscriptions_due",
+        "next_billing_at",
+        postgresql_where=text("next_billing_at IS NOT NULL"),
+        sqlite_where=text("next_billing_at IS NOT NULL"),
+    ),
+    # Nothing becomes due while suspended, and yet a cancellation takes effect.
+    Index(
+        "ix_subscriptions_leaving",
+        "cancels_at",
+        postgresql_where=text("status = 'suspended' AND cancels_at IS NOT NULL"),
+        sqlite_where=text("status = 'suspended' AND cancels_at IS NOT NULL"),
+    ),
+)
+
+invoices = Table(
+    "invoices",
+    metadata,
+    Column("id", Key, primary_key=True),
+    _reference(unique=True),
+    Column("subscription_id", ForeignKey("subscriptions.id"), nullable=False),
+    Column("period_number", Integer, nullable=False),
+    Column("period_start", Instant, nullable=False),
+    Column("period_end", Instant, nullable=False),
+    Column("amount_minor", BigInteger, nullable=False),
+    Column("currency", String(3), nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("reason", Text),
+    Column("next_attempt_at", Instant),
+    Column("enqueue_at", Instant),
+    Column("not_charged_count", Integer, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("paid_at", Instant),
+    Column("description", Text),  # as agreed when the period became due
+    Column("paused_attempt_at", Instant),  # the next step's date, kept aside during a pause
+    Column("next_origin", String(16), nullable=False, server_default="scheduled"),
+    Column("first_declined_at", Instant),
+    Column("give_up_at", Instant),  # how long the customer is waited for
+    # A period is (subscription, number): however many sweeps run, it is opened once.
+    UniqueConstraint("subscription_id", "period_number"),
+    _one_of("status", "open", "paid", "uncollectible", "void"),
+    CheckConstraint("amount_minor > 0", name="amount_positive"),
+    CheckConstraint("(status = 'paid') = (paid_at IS NOT NULL)", name="paid_has_a_time"),
+    # Only what is still owed is ever rung for.
+    CheckConstraint("enqueue_at IS NULL OR status = 'open'", name="rung_only_while_open"),
+    CheckConstraint("give_up_at IS NULL OR status = 'open'", name="patience_only_while_open"),
+    Index(
+        "ix_invoices_give_up",
+        "give_up_at",
+        postgresql_where=text("give_up_at IS NOT NULL"),
+        sqlite_where=text("give_up_at IS NOT NULL"),
+    ),
+    Index(
+        "ix_invoices_ring",
+        "enqueue_at",
+        postgresql_where=text("enqueue_at IS NOT NULL"),
+        sqlite_where=text("enqueue_at IS NOT NULL"),
+    ),
+)
+
+_LIVE = text("status IN ('prepared', 'submitted')")
+_SUCCEEDED = text("status = 'succeeded'")
+_TO_POLL = text("next_poll_at IS NOT NULL")
+_HAS_PAGE = text("page_digest IS NOT NULL")
+_COUNTED = text("status IN ('prepared', 'submitted', 'declined')")
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("id", Key, primary_key=True),
+    _reference(unique=True),
+    Column("invoice_id", ForeignKey("invoices.id"), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("origin", String(16), nullable=False),
+    Column("card_id", ForeignKey("cards.id")),  # None: the customer types a new one on a page
+    Column("amount_minor", BigInteger, nullable=False),
+    Column("currency", String(3), nullable=False),
+    Column("test_mode", Boolean, nullable=False),
+    Column("fence", Integer, nullable=False),
+    Column("claims", Integer, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("lease_until", Instant),
+    Column("gateway_id", String(128), unique=True),
+    Column("bearer", LargeBinary),  # encrypted; only while the sale may still be explained by it
+    Column("page", LargeBinary),  # encrypted; where the customer pays, only while it is open
+    Column("page_digest", String(64)),  # of the random name that leads there
+    Column("submitted_at", Instant),
+    Column("settled_at", Instant),
+    Column("next_poll_at", Instant),
+    Column("rechecks", Integer, nullable=False),
+    Column("unpaid_since", Instant),
+    Column("sale_status", Text),
+    Column("sale_resolution", Text),
+    Column("outcome", Text),
+    Column("original_code", Text),  # the acquirer's own, where the gateway passes it on
+    Column("heard_at", Instant),  # when the gateway was asked for what we know of it
+    Column("undecided_since", Instant),  # ended, and the gateway took its "final" back
+    Column("resolved_at", Instant),  # a named person said whether it was paid
+    Column("resolved_over", Text),  # what the gateway said then
+    UniqueConstraint("invoice_id", "number"),
+    _one_of(
+        "status",
+        "prepared",
+        "submitted",
+        "succeeded",
+        "declined",
+        "not_charged",
+        "surplus",
+    ),
+    CheckConstraint("amount_minor > 0", name="amount_positive"),
+    # A sale that cannot be asked about would be lost: the id is committed before it is sent.
+    CheckConstraint(
+        "status IN ('prepared', 'not_charged') OR gateway_id IS NOT NULL",
+        name="sold_only_with_gateway_id",
+    ),
+    # Only the customer, on a page, pays without a card that we know.
+    CheckConstraint("card_id IS NOT NULL OR origin = 'link'", name="card_unless_link"),
+    # While one try may still move money, no other may start.
+    Index(
+        "uq_attempts_one_live",
+        "invoice_id",
+        unique=True,
+        postgresql_where=_LIVE,
+        sqlite_where=_LIVE,
+    ),
+    # An invoice is paid at most once; more is `surplus`, and goes back.
+    Index(
+        "uq_attempts_one_succeeded",
+        "invoice_id",
+        unique=True,
+        postgresql_where=_SUCCEEDED,
+        sqlite_where=_SUCCEEDED,
+    ),
+    Index(
+        "uq_attempts_page_digest",
+        "page_digest",
+        unique=True,
+        postgresql_where=_HAS_PAGE,
+        sqlite_where=_HAS_PAGE,
+    ),
+    Index("ix_attempts_look", "next_poll_at", postgresql_where=_TO_POLL, sqlite_where=_TO_POLL),
+    # What counts towards a card's network budget, or is about to. `persistence/cards.py` repeats
+    # the condition letter by letter: SQLite uses the index for nothing else.
+    Index(
+        "ix_attempts_budget",
+        "card_id",
+        "submitted_at",
+        postgresql_where=_COUNTED,
+        sqlite_where=_COUNTED,
+    ),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("id", Key, primary_key=True),
+    Column("at", Instant, nullable=False),
+    Column("kind", String(48), nullable=False),
+    Column("by", Text, nullable=False),
+    Column("alert", Boolean, nullable=False),
+    Column("subscription_id", Key),
+    Column("invoice_id", Key),
+    Column("attempt_id", Key),
+    Column("data", Json, nullable=False),
+    # No foreign keys: history is append-only (a trigger refuses update and delete) and outlives.
+    Index("ix_events_subscription_id", "subscription_id"),
+    Index("ix_events_invoice_id", "invoice_id"),
+)
+
+book = Table(
+    "book",
+    metadata,
+    # One row, made by the migration: which book this is, wherever its database is copied to.
+    Column("identity", String(32), primary_key=True),
+    Column("prefix", String(16), nullable=False),  # of new references at the gateway
+    Column("made_at", Instant, nullable=False),
+    Column("test_mode", Boolean),  # of its first charge, and so of every other; None: none yet
+    Column("server", Text),  # it was charged from last; see `persistence/book/identity.py`
+    Column("timeline", Integer),
+    Column("server_since", Instant),
+)
+
+switches = Table(
+    "switches",
+    metadata,
+    Column(
+        "name", String(160), primary_key=True
+    ),  # "sales", "restored", "decisions", "handed_over", or "service:" and its code
+    Column("is_on", Boolean, nullable=False),
+    Column("reason", Text),
+    Column("by", Text),
+    Column("changed_at", Instant),
+)
+
+_DONE = text("outcome = 'done'")
+
+commands = Table(
+    "commands",
+    metadata,
+    Column("id", Key, primary_key=True),
+    Column("received_at", Instant, nullable=False),
+    Column("task", Text, nullable=False),
+    Column("reference_id", Text),  # the caller's key; None: the message had none that can be read
+    Column("message_id", Text),  # Celery's task id: how the caller asks what became of it
+    Column("arguments", Json, nullable=False),  # redacted: no card token
+    Column("digest", String(64), nullable=False),  # of the whole arguments: same or conflict
+    Column("outcome", String(16), nullable=False),
+    Column("errors", Json, nullable=False),
+    Column("answer", Json, nullable=False),
+    _one_of("outcome", "done", "unchanged", "refused", "failed"),
+    # However often a command arrives, it is carried out once.
+    Index(
+        "uq_commands_one_done",
+        "task",
+        "reference_id",
+        unique=True,
+        postgresql_where=_DONE,
+        sqlite_where=_DONE,
+    ),
+    Index("ix_commands_message_id", "message_id"),
+    Index("ix_commands_reference_id", "reference_id"),
+)
+
+hosted_payments = Table(
+    "hosted_payments",
+    metadata,
+    Column("id", Key, primary_key=True),
+    _reference(unique=True),  # the caller's
+    Column("gateway_reference", String(160), nullable=False, unique=True),
+    Column("record_digest", String(64), nullable=False),  # same or conflict
+    Column("customer_id", ForeignKey("customers.id"), nullable=False),
+    Column("attempt_id", ForeignKey("attempts.id")),  # holds the slot of the invoice it pays
+    Column("amount_minor", BigInteger, nullable=False),
+    Column("currency", String(3), nullable=False),
+    Column("test_mode", Boolean, nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("fence", Integer, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("gateway_id", String(128), unique=True),
+    Column("page", LargeBinary),  # encrypted; only while the customer may pay there
+    Column("page_digest", String(64)),  # of the random name that leads there
+    Column("opened_at", Instant),
+    Column("settled_at", Instant),
+    Column("next_poll_at", Instant),
+    Column("unpaid_since", Instant),
+    Column("outcome", Text),
+    Column("card_id", ForeignKey("cards.id")),  # what it was for
+    _one_of("status", "prepared", "open", "stored", "no_card", "unpaid"),
+    CheckConstraint("amount_minor > 0", name="amount_positive"),
+    # A page that cannot be asked about must not be handed out.
+    CheckConstraint(
+        "status IN ('prepared', 'unpaid') OR gateway_id IS NOT NULL",
+        name="opened_only_with_gateway_id",
+    ),
+    CheckConstraint("(status = 'stored') = (card_id IS NOT NULL)", name="stored_has_a_card"),
+    Index(
+        "uq_hosted_payments_page_digest",
+        "page_digest",
+        unique=True,
+        postgresql_where=_HAS_PAGE,
+        sqlite_where=_HAS_PAGE,
+    ),
+    Index(
+        "ix_hosted_payments_look", "next_poll_at", postgresql_where=_TO_POLL, sqlite_where=_TO_POLL
+    ),
+)
+
+callbacks = Table(
+    "callbacks",
+    metadata,
+    Column("id", Key, primary_key=True),
+    Column("received_at", Instant, nullable=False),
+    Column("gateway_id", String(128), nullable=False, index=True),
+    Column("digest", String(64), nullable=False, unique=True),  # the same bytes are kept once
+    Column("body", LargeBinary, nullable=False),  # encrypted: it holds bearers and card tokens
+)
+
+counters = Table(
+    "counters",
+    metadata,
+    Column("name", String(48), primary_key=True),
+    Column("total", BigInteger, nullable=False),
+    Column("changed_at", Instant, nullable=False),
+)

@@ -1,0 +1,100 @@
+"""Callbacks ring, and do nothing else: the gateway is asked, whatever its callback claimed.
+
+So a callback that is lost, doubled, late, merged with the next one, out of order or even forged
+with a stolen key cannot change what is charged: it costs one GET.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from enum import StrEnum
+
+from sqlalchemy import Connection
+
+from billing_worker.clock import Clock
+from billing_worker.domain.events import Event, EventKind
+from billing_worker.domain.secret import Secret
+from billing_worker.gateway.answer_bodies import UnreadableError, called_back
+from billing_worker.gateway.callback_signature import is_signed
+from billing_worker.persistence import callbacks, counters, history
+from billing_worker.persistence.history import Entry
+from billing_worker.persistence.store import Store
+from billing_worker.services.ports import Bell, Vault
+
+BY = "callback"
+COUNTER = "callbacks."
+"""Prefix of the counters: one for each fate that stores nothing."""
+
+
+class Fate(StrEnum):
+    """What becomes of a call. All but STORED leave a count and nothing else."""
+
+    STORED = "stored"
+    DUPLICATE = "duplicate"  # These very bytes are stored: a repetition, or somebody's replay.
+    FORGED = "forged"
+    OTHER_MODE = "other_mode"  # Live where we are test, or the other way: not with our key.
+    UNREADABLE = "unreadable"
+    TOO_LARGE = "too_large"
+    TOO_MANY = "too_many"
+
+
+@dataclass(frozen=True, slots=True)
+class Inbox:
+    """What taking a callback needs. `key` signs the callbacks of our one mode."""
+
+    store: Store
+    clock: Clock
+    vault: Vault
+    bell: Bell
+    key: Secret
+    test_mode: bool
+
+
+def is_genuine(inbox: Inbox, body: bytes, signature: str | None) -> bool:
+    return is_signed(body, signature, inbox.key)
+
+
+def receive(inbox: Inbox, body: bytes) -> Fate:
+    """Store a genuine callback and ring for what it is about; return when that is committed.
+
+    Only the invoice and the mode are read from it. An invoice that we do not know is stored too:
+    the callback may be faster than our own commit, whose first look comes by itself.
+    """
+    try:
+        hint = called_back(body)
+    except UnreadableError:
+        return count(inbox, Fate.UNREADABLE)
+    if hint.test_mode != inbox.test_mode:
+        return count(inbox, Fate.OTHER_MODE)
+    locked = inbox.vault.lock(Secret(body.decode()))
+    digest = hashlib.sha256(body).hexdigest()
+    now = inbox.clock.now()
+    with inbox.store.transaction() as connection:
+        is_new = callbacks.keep(
+            connection, gateway_id=hint.gateway_id, digest=digest, body=locked, now=now
+        )
+        if not is_new:
+            counters.add(connection, COUNTER + Fate.DUPLICATE, 1, now)
+            return Fate.DUPLICATE
+        attempt_id = _poll_now(connection, hint.gateway_id, Event(
+            EventKind.ATTEMPT_CALLED_BACK, now, BY, {"digest": digest}
+        ))  # fmt: skip
+    if attempt_id is not None:
+        inbox.bell.poll([attempt_id])
+    return Fate.STORED
+
+
+def _poll_now(connection: Connection, gateway_id: str, event: Event) -> int | None:
+    key = callbacks.poll_now(connection, gateway_id, event.at)
+    if key is None:
+        return None
+    history.write(connection, [Entry(event, key.subscription_id, key.invoice_id, key.attempt_id)])
+    return key.attempt_id
+
+
+def count(inbox: Inbox, fate: Fate, number: int = 1) -> Fate:
+    """Keep the number of calls that met this fate."""
+    with inbox.store.transaction() as connection:
+        counters.add(connection, COUNTER + fate, number, inbox.clock.now())
+    return fate

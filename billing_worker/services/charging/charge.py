@@ -1,0 +1,437 @@
+"""One charge, from a claimed invoice to an answer. Only this module may cause a sale.
+
+    claim -> create or find -> compare -> commit `submitted` -> SALE, once -> look -> settle
+
+Wherever the process dies, the row says what may have happened: before `submitted` nothing was
+sold, after it only the gateway knows. See docs/operations.md, "What if it dies here?".
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from functools import partial
+
+import structlog
+
+from billing_worker.domain.errors import (
+    ConcurrentChange,
+    GatewayError,
+    NotSent,
+    OutcomeUnknown,
+    Refused,
+)
+from billing_worker.domain.events import Event, EventKind
+from billing_worker.domain.invoice import REFUSED
+from billing_worker.domain.outcome import News, NoAnswer, NothingSent, Postponed, Stated
+from billing_worker.domain.statement import (
+    DECLINED_STATUSES,
+    NO_BEARER,
+    PAID_STATUSES,
+    Expected,
+    SaleAnswer,
+    Statement,
+    Verdict,
+    judge,
+    may_be_sold,
+)
+from billing_worker.gateway.port import CallLog, InstantOrder, WireCall
+from billing_worker.gateway.redaction import hide
+from billing_worker.persistence import counters, history
+from billing_worker.persistence.history import Entry
+from billing_worker.persistence.store import AWAY
+from billing_worker.services.attempts.claim import BY, Claimed, ClaimedPage, claim, claim_page
+from billing_worker.services.attempts.commit import settle, submit
+from billing_worker.services.attempts.settle import Settle
+from billing_worker.services.attempts.submit import NotSubmitted, Submit, Submitted
+from billing_worker.services.charging import failures, rate_permit
+from billing_worker.services.charging.find_by_reference import (
+    KNOWN_THERE,
+    LATER_KNOWN,
+    MAYBE_SOLD,
+    UNPROVEN,
+    Asking,
+    Foreign,
+    Found,
+    by_reference,
+    knows_later,
+)
+from billing_worker.services.charging.previous_attempts import Obstacle, why_no_other
+from billing_worker.services.guards import lost_memory
+from billing_worker.services.ports import Ports
+
+CONFIGURATION_ANSWERS = frozenset({401, 403})
+"""Our credentials or permissions, not this charge: the same attempt goes ahead once mended."""
+
+MOST_USELESS = 3
+"""Invoices of one charge that could not be sold, before a person is asked."""
+
+NOT_ENABLED = "instant charges are probably not enabled for this gateway account"
+
+OTHER_MODE = "prepared in the other test mode"
+"""Nothing was sold, so the next attempt is made in the present one."""
+
+STALE_AFTER_SECONDS = 5.0
+"""Who waited longer than this for the turn of a sale looks at the invoice again before it; what was
+heard longer ago than this of earlier attempts is asked once more.
+"""
+
+OLDEST_NEWS_SECONDS = 60.0
+"""A frame that slept longer than this since it asked about earlier attempts sells nothing: one of
+them may have been paid meanwhile.
+"""
+
+NEWS_TOO_OLD = "too late after earlier attempts were asked about"
+
+ALERT_AGAIN_AFTER = timedelta(minutes=10)
+
+log = structlog.get_logger()
+
+
+def charge_batch(ports: Ports, invoice_ids: Sequence[int]) -> dict[str, int]:
+    """Charge those of the invoices that are due and free. Returns counts by final state."""
+    suspects: list[int] = []
+
+    def found() -> list[Claimed]:
+        page = _claimed(ports, invoice_ids)
+        suspects.extend(page.suspects)
+        return page.claimed
+
+    outcomes = ports.pool.take(partial(_charge_safely, ports), found)
+    for one in suspects:  # Alone: should it end this process again, it takes no other with it.
+        outcomes += ports.pool.take(partial(_charge_safely, ports), partial(claim, ports, [one]))
+    return dict(Counter(outcomes))
+
+
+def charge_on_probation(ports: Ports) -> dict[str, int]:
+    """While charging is stopped: try one of the charges that were kept back, now and then."""
+    return charge_batch(ports, []) if ports.breaker.is_open else {}
+
+
+def _claimed(ports: Ports, invoice_ids: Sequence[int]) -> ClaimedPage:
+    for offered in ports.breaker.admitted(invoice_ids, ports.clock):
+        page = claim_page(ports, offered)
+        if page.claimed or page.suspects:
+            return page
+        ports.breaker.gone(offered)
+    return ClaimedPage([], [])
+
+
+def _charge_safely(ports: Ports, claimed: Claimed) -> str:
+    """One charge's trouble must not stop its page: what is left undone, the sweeps find."""
+    try:
+        outcome = charge(ports, claimed)
+    except ConcurrentChange as moved:
+        return failures.left_to_another(ports, claimed, moved)
+    except AWAY as error:
+        return failures.interrupted(ports, claimed, error)
+    except Exception as error:  # noqa: BLE001 - our bug, or the configuration's; told there
+        return failures.crashed(ports, claimed, error)
+    failures.passed(ports, claimed)
+    return outcome
+
+
+def charge(ports: Ports, claimed: Claimed) -> str:
+    """Drive one claimed attempt as far as it goes now. Returns the attempt's state."""
+    ports.vault.unlock(claimed.payer.card_token)  # Before the gateway hears of it, not after.
+    calls: CallLog = []
+    asked_at = ports.clock.monotonic() if claimed.earlier else math.inf
+    obstacle = _earlier_attempts_may_pay(ports, claimed, calls)
+    if obstacle:
+        return _settle(ports, claimed, obstacle, calls)
+    found = _fit(ports, claimed, _invoice_at_gateway(ports, claimed, calls))
+    if isinstance(found, _Useless):
+        found = _fit(ports, claimed, _read_once_more(ports, claimed, found, calls))
+    may_poll = True
+    if isinstance(found, Statement):
+        # The turns of the sale and of the look after it are waited for before the commit: the
+        # sale must follow that at once.
+        waited = rate_permit.take(ports, claimed, 2)
+        if waited > STALE_AFTER_SECONDS:
+            may_poll = False  # its turn is used up here
+            found = _fit(ports, claimed, _seen_again(ports, found, calls))
+        if claimed.earlier and ports.clock.monotonic() - asked_at > STALE_AFTER_SECONDS:
+            asked_at = ports.clock.monotonic()
+            found = _earlier_attempts_may_pay(ports, claimed, calls) or found
+    if isinstance(found, _Useless):
+        found = _given_up(claimed, found)
+    if not isinstance(found, Statement):
+        return _settle(ports, claimed, found, calls)
+    request = Submit(claimed, found, _shown(ports, claimed, calls))
+    submitted = submit(ports, request)
+    if isinstance(submitted, NotSubmitted):
+        return _settle(ports, claimed, _why_not_armed(submitted), calls)
+    return _sell(ports, request, submitted, asked_at, may_poll=may_poll)
+
+
+# --- before the commit: nothing here moves money ---------------------------------------------
+
+
+def _earlier_attempts_may_pay(ports: Ports, claimed: Claimed, calls: CallLog) -> News | None:
+    """Ask once more about every ended attempt of this invoice: late money pays it (§11.6)."""
+    asking = _asking(ports, claimed)
+    try:
+        obstacle = why_no_other(ports, claimed.key, claimed.earlier, asking, calls)
+    except GatewayError as error:
+        return Postponed(f"an earlier attempt could not be asked about: {error.reason}")
+    if obstacle is Obstacle.PAID:
+        return NothingSent(str(obstacle))
+    return Postponed(str(obstacle)) if obstacle else None
+
+
+def _asking(ports: Ports, claimed: Claimed) -> Asking:
+    wait, shown = partial(rate_permit.take, ports, claimed), partial(_shown, ports, claimed)
+    return Asking(BY, wait, shown, forgetful=claimed.may_be_forgotten, owner=claimed.payer.owner)
+
+
+def _known_already(ports: Ports, claimed: Claimed, calls: CallLog) -> Statement | News | None:
+    """What the gateway may know of this attempt before this frame creates it: from an older claim,
+    or from a life that restored books have forgotten.
+    """
+    if claimed.attempt.test_mode == ports.test_mode and not claimed.create_may_have_been_sent:
+        return None
+    try:
+        return _sought(ports, claimed, calls)
+    except NotSent as error:
+        return Postponed(f"gateway not reached: {error.reason}")
+    except (Refused, OutcomeUnknown) as error:
+        if error.http_status in CONFIGURATION_ANSWERS:
+            return _refuses_us(ports, claimed, error)
+        return Postponed(f"it could not be looked for: {error.reason}")
+
+
+def _sought(ports: Ports, claimed: Claimed, calls: CallLog) -> Statement | News | None:
+    asking = _asking(ports, claimed)
+    found = by_reference(ports, claimed.key, claimed.attempt, asking, calls)
+    if isinstance(found, Foreign):
+        return NothingSent(found.whose, hold=True)
+    if found is not None:
+        return _believed(ports, claimed, found, made_now=0)
+    if claimed.may_be_forgotten and knows_later(ports, claimed.key, claimed.attempt, asking, calls):
+        return NothingSent(LATER_KNOWN)
+    return None if claimed.attempt.test_mode == ports.test_mode else NothingSent(OTHER_MODE)
+
+
+def _invoice_at_gateway(ports: Ports, claimed: Claimed, calls: CallLog) -> Statement | News:
+    """The gateway's invoice for this attempt: found by our reference if a create may have
+    reached the gateway before, created otherwise.
+    """
+    known = _known_already(ports, claimed, calls)
+    if known is not None:
+        return known
+    try:
+        return _created(ports, claimed, calls)
+    except NotSent as error:
+        return Postponed(f"gateway not reached: {error.reason}")
+    except (Refused, OutcomeUnknown) as error:
+        return _after_failed_create(ports, claimed, error, calls)
+
+
+def _created(ports: Ports, claimed: Claimed, calls: CallLog) -> Statement:
+    rate_permit.take(ports, claimed)
+    return ports.gateway.create(_order(ports, claimed), calls)
+
+
+def _order(ports: Ports, claimed: Claimed) -> InstantOrder:
+    attempt, payer = claimed.attempt, claimed.payer
+    return InstantOrder(
+        reference_id=attempt.reference_id,
+        money=attempt.money,
+        test_mode=attempt.test_mode,
+        card_token=ports.vault.unlock(payer.card_token),
+        customer_reference_id=payer.customer_reference,
+        customer_name=payer.customer_name,
+        customer_email=payer.customer_email,
+        description=payer.description,
+        book=payer.book,
+    )
+
+
+def _believed(ports: Ports, claimed: Claimed, found: Found, *, made_now: int) -> Statement | News:
+    """The invoice that was found, if it may be sold. `made_now`: creates of this frame that may have
+    arrived. Older claims have sent one each, so more invoices than that are the work of a life that
+    this book has forgotten.
+    """
+    older = found.count - made_now
+    unproven = older > 0 and found.maybe_sold and not claimed.is_proven_unsold
+    if unproven and claimed.may_be_forgotten:
+        return Postponed(MAYBE_SOLD)
+    not_ours = older >= claimed.attempt.fence
+    if not_ours and not claimed.may_be_forgotten:
+        lost_memory.notice(ports, KNOWN_THERE, seen=claimed.restored_at, by=BY)
+    # What has ended by now may have been sold before: its money may still come.
+    ended = claimed.may_be_forgotten and not claimed.is_proven_unsold and not found.maybe_sold
+    if not_ours or ended:
+        return Stated(found.statement, maybe_sold=True)
+    return Postponed(UNPROVEN) if unproven else found.statement
+
+
+def _refuses_us(ports: Ports, claimed: Claimed, error: GatewayError) -> News:
+    _alert_now_and_then(ports, claimed, EventKind.GATEWAY_REFUSES_US, reason=error.reason)
+    return Postponed(f"gateway refuses our credentials: {error.reason}")
+
+
+def _after_failed_create(
+    ports: Ports, claimed: Claimed, error: Refused | OutcomeUnknown, calls: CallLog
+) -> Statement | News:
+    """The create may have worked, or collided with a twin: look for an invoice once now. A refusal is
+    meant where there is none; whatever else it was is looked for again later.
+    """
+    if error.http_status in CONFIGURATION_ANSWERS:
+        return _refuses_us(ports, claimed, error)
+    refused = isinstance(error, Refused) or error.reads_like_a_refusal
+    doubt = Postponed(f"outcome of create unknown: {error.reason}")
+    asking = _asking(ports, claimed)
+    try:
+        found = by_reference(ports, claimed.key, claimed.attempt, asking, calls)
+    except GatewayError:
+        return doubt
+    if found is None:
+        return NothingSent(f"{REFUSED}: {error.reason}", hold=True) if refused else doubt
+    if isinstance(found, Foreign):
+        return NothingSent(found.whose, hold=True)
+    return _believed(ports, claimed, found, made_now=0 if refused else 1)
+
+
+def _seen_again(ports: Ports, found: Statement, calls: CallLog) -> Statement | News:
+    """What was read before a long wait may have expired in it."""
+    try:
+        return ports.gateway.poll(found.gateway_id, calls)
+    except GatewayError as error:
+        return Postponed(f"could not be looked at again before the sale: {error.reason}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Useless:
+    """A fresh invoice that can never be sold: it has no bearer, or has ended already."""
+
+    statement: Statement
+    reason: str
+
+
+def _read_once_more(
+    ports: Ports, claimed: Claimed, useless: _Useless, calls: CallLog
+) -> Statement | News:
+    """The answer to a create may leave out what the invoice itself shows."""
+    rate_permit.take(ports, claimed)
+    return _seen_again(ports, useless.statement, calls)
+
+
+def _given_up(claimed: Claimed, useless: _Useless) -> News:
+    """Another attempt may get a better invoice. After some it will not, and each leaves one more."""
+    before = [one for one in claimed.earlier if (one.outcome or "").startswith(useless.reason)]
+    number = 1 + sum(one.submitted_at is None for one in before)
+    if number < MOST_USELESS:
+        return NothingSent(useless.reason, statement=useless.statement)
+    reason = f"{useless.reason}, {number} times: {NOT_ENABLED}"
+    return NothingSent(reason, hold=True, statement=useless.statement)
+
+
+def _fit(
+    ports: Ports, claimed: Claimed, found: Statement | News | _Useless
+) -> Statement | News | _Useless:
+    """The gateway's invoice if it may be sold; otherwise what it means that it may not."""
+    if not isinstance(found, Statement):
+        return found
+    attempt = claimed.attempt
+    expected = Expected(
+        attempt.reference_id,
+        attempt.money,
+        test_mode=attempt.test_mode,
+        owner=claimed.payer.owner,
+    )
+    finding = judge(found, expected)
+    if finding.verdict is Verdict.UNPAID_FINAL and found.status == "expired":
+        return _Useless(found, finding.reason)
+    if finding.verdict is not Verdict.PENDING:
+        return Stated(found)
+    is_our_mode = attempt.test_mode == ports.test_mode
+    reason = may_be_sold(found, expected) if is_our_mode else OTHER_MODE
+    if reason is None:
+        return found
+    if reason == NO_BEARER:
+        return _Useless(found, reason)
+    return NothingSent(reason, hold=is_our_mode, statement=found)
+
+
+def _why_not_armed(obstacle: NotSubmitted) -> News:
+    if obstacle.forbidden is not None:
+        return obstacle.forbidden
+    if obstacle.later or obstacle.held:
+        return Postponed(obstacle.obstacle)
+    return NothingSent(obstacle.obstacle, hold=True)
+
+
+# --- after the commit -------------------------------------------------------------------------
+
+
+def _sell(
+    ports: Ports, request: Submit, submitted: Submitted, asked_at: float, *, may_poll: bool
+) -> str:
+    """Send the sale this frame has just committed, once, and only if it is still that moment."""
+    claimed = request.claimed
+    calls: CallLog = []
+    if ports.clock.monotonic() - submitted.committed_at > ports.timings.sale_gate_seconds:
+        return _settle(ports, claimed, NothingSent("too late after the commit"), calls)
+    if claimed.earlier and ports.clock.monotonic() - asked_at > OLDEST_NEWS_SECONDS:
+        return _settle(ports, claimed, NothingSent(NEWS_TOO_OLD), calls)
+    try:
+        answer = ports.gateway.sale(request.bearer, calls)
+    except NotSent as error:
+        return _settle(ports, claimed, NothingSent(f"sale not sent: {error.reason}"), calls)
+    except (Refused, OutcomeUnknown) as error:
+        # Even a clear "no" to a sale was seen to be wrong (§0 E): only the invoice decides.
+        return _settle(ports, claimed, NoAnswer(f"sale: {error.reason}"), calls)
+    if not may_poll or answer.status not in PAID_STATUSES | DECLINED_STATUSES:
+        # A final answer is worth asking the invoice about at once; any other can wait.
+        news: News = NoAnswer(f"sale answered {answer.status}")
+    else:
+        news = _seen_after(ports, request.statement.gateway_id, calls)
+    return _settle(ports, claimed, news, calls, answer)
+
+
+def _seen_after(ports: Ports, gateway_id: str, calls: CallLog) -> News:
+    asked_at = ports.clock.now()
+    try:
+        return Stated(ports.gateway.poll(gateway_id, calls), asked_at)
+    except GatewayError as error:
+        return NoAnswer(f"look: {error.reason}")
+
+
+def _settle(
+    ports: Ports, claimed: Claimed, news: News, calls: CallLog, hint: SaleAnswer | None = None
+) -> str:
+    shown = _shown(ports, claimed, calls)
+    request = Settle(claimed.key, news, BY, shown, hint, claimed.attempt.fence)
+    return str(settle(ports, request).attempt.status)
+
+
+# --- what is written down ---------------------------------------------------------------------
+
+
+def _shown(ports: Ports, claimed: Claimed, calls: CallLog) -> tuple[WireCall, ...]:
+    """The calls without the card's token, which only the create knew when it was answered."""
+    token = ports.vault.unlock(claimed.payer.card_token)
+    return tuple(
+        replace(call, answer=hide(call.answer, (token,))) if call.answer else call for call in calls
+    )
+
+
+def _alert_now_and_then(ports: Ports, claimed: Claimed, kind: EventKind, **data: object) -> None:
+    """One line for what meets every charge alike, whatever number of processes meets it."""
+    now = ports.clock.now()
+    with ports.store.transaction() as connection:
+        first = counters.add_unless_recent(connection, kind, now, now - ALERT_AGAIN_AFTER)
+    if first:
+        _alert(ports, claimed, kind, **data)
+
+
+def _alert(ports: Ports, claimed: Claimed, kind: EventKind, **data: object) -> None:
+    key, event = claimed.key, Event(kind, ports.clock.now(), BY, data, alert=True)
+    with ports.store.transaction() as connection:
+        entry = Entry(event, key.subscription_id, key.invoice_id, key.attempt_id)
+        history.write(connection, [entry])
+    log.error("billing.alert", kind=str(kind), attempt=claimed.attempt.reference_id, details=data)

@@ -1,0 +1,65 @@
+"""Pay links that were given to nobody: what the gateway has made of them is asked by reference.
+
+Their create may have arrived without an answer, and a gateway may charge for a page as it is
+created. So such a link ends only by the gateway's word that it has nothing under the reference.
+"""
+
+from __future__ import annotations
+
+from billing_worker.domain.attempt import Attempt, AttemptStatus
+from billing_worker.domain.errors import ConcurrentChange, GatewayError
+from billing_worker.domain.outcome import (
+    NEVER_HANDED_OUT,
+    NeverHandedOut,
+    News,
+    NoAnswer,
+    NothingSent,
+    Stated,
+)
+from billing_worker.domain.statement import page_may_be_paid
+from billing_worker.gateway.port import CallLog
+from billing_worker.persistence import switches
+from billing_worker.persistence.attempts import CaseKey, LockedCases
+from billing_worker.services.attempts.commit import settle
+from billing_worker.services.attempts.settle import Settle
+from billing_worker.services.charging.find_by_reference import (
+    MAYBE_SOLD,
+    Asking,
+    Foreign,
+    Found,
+    by_reference,
+)
+from billing_worker.services.ports import Ports
+
+BY = "reconcile"
+
+
+def ask_by_reference(ports: Ports, key: CaseKey) -> str:
+    """Ask about a link that is prepared and whose caller is gone, or that has ended, and whose id
+    at the gateway nobody has told us. Returns the attempt's state.
+    """
+    with ports.store.transaction() as connection:
+        cases = LockedCases(connection, [key])
+        if not cases.knows(key):
+            raise ConcurrentChange(f"attempt {key.attempt_id} is not in the books any more")
+        case = cases.case(key)
+        forgetful = switches.read(connection).may_be_forgotten(case.invoice)
+    calls: CallLog = []
+    asking = Asking(BY, ports.pace.wait, tuple, forgetful=forgetful, owner=case.owner)
+    try:
+        found = by_reference(ports, key, case.attempt, asking, calls)
+        news = _news(case.attempt, found, asking)
+    except GatewayError as error:
+        news = NoAnswer(error.reason)
+    request = Settle(key, news, BY, tuple(calls), fence=case.attempt.fence)
+    return str(settle(ports, request).attempt.status)
+
+
+def _news(attempt: Attempt, found: Found | Foreign | None, asking: Asking) -> News:
+    if found is None or isinstance(found, Foreign):
+        return NeverHandedOut()
+    if found.maybe_sold and asking.forgetful:
+        return NoAnswer(MAYBE_SOLD)  # The life before the restore may have handed it out.
+    if attempt.status is AttemptStatus.PREPARED and not page_may_be_paid(found.statement):
+        return NothingSent(NEVER_HANDED_OUT, statement=found.statement)
+    return Stated(found.statement)

@@ -1,0 +1,429 @@
+"""Carrying out what other services ask for: each command once, each answered, each written down.
+
+The row of a command and what it does are one transaction, so that a command that is recorded as
+done is done, and a process that dies leaves neither. Commands that ask the gateway cannot be: they
+are repeated by their own reference, and recorded afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import structlog
+from sqlalchemy import Connection, Row
+from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from billing_worker.domain.errors import (
+    BillingError,
+    ConcurrentChange,
+    GatewayError,
+    InvalidInput,
+    KeysInDoubt,
+    NotPayable,
+)
+from billing_worker.persistence import commands as rows
+from billing_worker.persistence.customers import FOREIGN_CARD
+from billing_worker.persistence.store import CommitUnknown, Within
+from billing_worker.services.cards import replace_card
+from billing_worker.services.commands.one_off_charge import charge_once
+from billing_worker.services.commands.records import (
+    START_CHECKOUT,
+    START_TOKENISATION,
+    SUBSCRIBE,
+    Cancel,
+    CancelCharge,
+    Change,
+    Command,
+    OneOff,
+    Pause,
+    ReplaceCard,
+    Resume,
+    parse_command,
+    reference_in,
+    shown,
+)
+from billing_worker.services.doorbell import ring_for
+from billing_worker.services.hosted_pages.start import start_checkout, start_tokenisation
+from billing_worker.services.import_records.export import differing
+from billing_worker.services.import_records.subscription import (
+    BadRecord,
+    Fault,
+    SubscriptionRecord,
+    digest_of,
+)
+from billing_worker.services.operators.debts import cancel_charge
+from billing_worker.services.ports import Ports
+from billing_worker.services.subscriptions import lifecycle
+from billing_worker.services.subscriptions.subscribe import FOREIGN, TRIES, subscribe
+
+DONE, UNCHANGED, REFUSED, FAILED = "done", "unchanged", "refused", "failed"
+
+AWAY = (OperationalError, InterfaceError, PoolTimeoutError, CommitUnknown, ConcurrentChange)
+"""The database, or a row in it, cannot be had now. Says nothing about the command."""
+
+log = structlog.get_logger()
+
+
+class NotKept(BillingError):
+    """Nothing is known to be written down: the message must stay where it is, for another try."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A command as it arrived: `arguments` may be anything that JSON can say."""
+
+    task: str
+    arguments: Any
+    id: str | None = None
+    faults: tuple[Fault, ...] = ()  # what is wrong with the envelope, if anything
+    unreadable: str | None = None  # what there is instead of arguments, redacted
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    status: str  # done, unchanged (done before), refused (not done: see errors), failed (our fault)
+    errors: tuple[Fault, ...] = ()
+    told: Mapping[str, Any] = field(default_factory=dict)  # what the task brings about
+
+    def as_json(self) -> dict[str, Any]:
+        """Shape: {status, errors: [{field, reason}], …}; the rest depends on the task."""
+        return {
+            "status": self.status,
+            "errors": [{"field": fault.field, "reason": fault.reason} for fault in self.errors],
+            **self.told,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """What carrying out a command has brought about, once its transaction is committed."""
+
+    told: Mapping[str, Any]
+    invoices_to_ring: Sequence[int] = ()
+
+
+def carry_out(ports: Ports, message: Message) -> Answer:
+    """Carry out one command and record it. Raises NotKept when the database is away, or when what
+    the command stores could not be encrypted.
+    """
+    try:
+        return _carried_out(ports, message)
+    except AWAY as error:
+        raise NotKept(f"database: {type(error).__name__}") from error
+    except KeysInDoubt as error:
+        raise NotKept(str(error)) from error
+    except Exception as error:
+        log.exception("billing.alert", kind="command.failed", task=message.task, id=message.id)
+        fault = Fault("", f"our fault, nothing was done: {type(error).__name__}")
+        row = _row(ports, message, _parsed(message))
+        return _recorded(ports, row, Answer(FAILED, (fault,)))
+
+
+def _carried_out(ports: Ports, message: Message) -> Answer:
+    parsed = _parsed(message)
+    row = _row(ports, message, parsed)
+    if isinstance(parsed, Command) and parsed.task in _ASKS_GATEWAY:
+        return _paged(ports, row, parsed)
+    before = _delivered_before(ports, row)
+    if before is not None:
+        return before
+    if isinstance(parsed, Command):
+        return _done_in_turn(ports, row, parsed)
+    return _recorded(ports, row, Answer(REFUSED, parsed))
+
+
+def _parsed(message: Message) -> Command | tuple[Fault, ...]:
+    if message.faults:
+        return message.faults
+    try:
+        return parse_command(message.task, message.arguments)
+    except BadRecord as error:
+        return tuple(error.faults)
+
+
+def _delivered_before(ports: Ports, row: Mapping[str, Any]) -> Answer | None:
+    """The queue may deliver a message twice: the second time it gets the first one's answer."""
+    if row["message_id"] is None:
+        return None
+    with ports.store.reading() as connection:
+        known = rows.of_message(connection, row["message_id"], row["digest"])
+    return _answer_from(known) if known is not None and known.outcome != FAILED else None
+
+
+def _done_in_turn(ports: Ports, row: dict[str, Any], command: Command) -> Answer:
+    """Two commands may bring the same new customer at once: one has to look again."""
+    for _ in range(TRIES - 1):
+        try:
+            return _done_once(ports, row, command)
+        except IntegrityError:
+            continue
+    return _done_once(ports, row, command)
+
+
+def _done_once(ports: Ports, row: dict[str, Any], command: Command) -> Answer:
+    effect = Effect({})
+    with ports.store.transaction() as connection:
+        row_id = rows.claim(connection, row)
+        if row_id is None:
+            answer = _again(connection, row)
+            rows.add(connection, _with(row, answer))
+            return answer
+        try:
+            effect = _effect(replace(ports, store=Within(connection)), command)
+            answer = Answer(DONE, (), effect.told)
+        except InvalidInput as error:
+            answer = Answer(REFUSED, (Fault(error.field, error.reason),))
+        except BadRecord as error:
+            answer = Answer(REFUSED, tuple(error.faults))
+        rows.conclude(
+            connection,
+            row_id,
+            outcome=answer.status,
+            errors=answer.as_json()["errors"],
+            answer=dict(answer.told),
+        )
+    _rung(ports, effect.invoices_to_ring)
+    return answer
+
+
+def _rung(ports: Ports, invoice_ids: Sequence[int]) -> None:
+    """What was done is committed: a bell that is broken must not turn the answer into `failed`."""
+    try:
+        ring_for(ports, invoice_ids)
+    except Exception as error:  # noqa: BLE001 - whatever a bell may raise; the sweep rings again
+        log.warning("command.not_rung", invoices=len(invoice_ids), reason=type(error).__name__)
+
+
+def _again(connection: Connection, row: dict[str, Any]) -> Answer:
+    """The reference has been used: for the same, which is done, or for something else."""
+    known = rows.done(connection, row["task"], row["reference_id"])
+    assert known is not None  # noqa: S101 - it kept us from claiming, and rows are never deleted
+    if known.digest == row["digest"]:
+        return Answer(UNCHANGED, (), known.answer)
+    return Answer(REFUSED, _conflict(known.arguments, row["arguments"]))
+
+
+def _conflict(known: Any, given: Any) -> tuple[Fault, ...]:
+    """Both sides of every difference that may be shown."""
+    taken = Fault("reference_id", "is already used by a different command.")
+    found = [
+        Fault(difference.field, f"was {difference.stored!r}, is now {difference.given!r}.")
+        for difference in differing(known, given)
+    ]
+    return (taken, *(found or [Fault("card.token", "is another one.")]))
+
+
+# --- the commands ------------------------------------------------------------------------------
+
+
+def _effect(ports: Ports, command: Command) -> Effect:
+    """Raises InvalidInput or BadRecord for what cannot be done; then nothing was."""
+    return _EFFECTS[command.task](ports, command.record)
+
+
+def _subscribe(ports: Ports, record: SubscriptionRecord) -> Effect:
+    by = f"command:{record.reference_id}"
+    done = subscribe(ports.store, ports.vault, ports.clock, [record], by=by)
+    if done.conflicts:
+        faults = [Fault("reference_id", "is already used by a different subscription.")]
+        faults += [
+            Fault(d.field, f"is stored as {d.stored!r}, given as {d.given!r}.")
+            for d in done.conflicts[0]
+        ]
+        raise BadRecord(faults)
+    if done.outcomes[0] == FOREIGN:
+        raise InvalidInput("card.token", FOREIGN_CARD)
+    if done.refused:
+        raise done.refused[0]
+    return Effect(
+        {"subscription": {"reference_id": record.reference_id, "outcome": done.outcomes[0]}}
+    )
+
+
+def _charge_once(ports: Ports, order: OneOff) -> Effect:
+    invoice_id, reference = charge_once(ports.store, ports.vault, ports.clock, ports.timings, order)
+    return Effect({"invoice": {"reference_id": reference}}, [invoice_id])
+
+
+def _cancel_charge(ports: Ports, asked: CancelCharge) -> Effect:
+    done = cancel_charge(ports.store, ports.clock, charge=asked.charge, by=asked.by, why=asked.why)
+    return Effect({"invoice": done})
+
+
+def _change(ports: Ports, asked: Change) -> Effect:
+    terms = {
+        name: getattr(asked, name)
+        for name in (
+            "amount", "currency", "interval", "interval_count", "description", "catch_up",
+            "ends_at",
+        )
+    }  # fmt: skip
+    return _moved(ports, lifecycle.change, asked, **terms)
+
+
+def _pause(ports: Ports, asked: Pause) -> Effect:
+    return _moved(ports, lifecycle.pause, asked)
+
+
+def _resume(ports: Ports, asked: Resume) -> Effect:
+    return _moved(ports, lifecycle.resume, asked, shift_anchor=asked.shift_anchor)
+
+
+def _cancel(ports: Ports, asked: Cancel) -> Effect:
+    how = {"at_period_end": asked.at_period_end, "void_open": asked.void_open}
+    return _moved(ports, lifecycle.cancel, asked, **how)
+
+
+def _replace_card(ports: Ports, asked: ReplaceCard) -> Effect:
+    try:
+        done = replace_card(
+            ports.store,
+            ports.vault,
+            ports.clock,
+            subscription_reference=asked.subscription,
+            card=asked.card,
+            by=asked.by,
+            why=asked.why,
+            decided_at=asked.decided_at,
+        )
+    except InvalidInput as error:
+        raise _about_subscription(error) from error
+    return Effect({"subscription": {"reference_id": asked.subscription}, "tried": done["tried"]})
+
+
+def _moved(
+    ports: Ports,
+    move: Callable[..., lifecycle.Outcome],
+    asked: Change | Pause | Resume | Cancel,
+    **how: Any,
+) -> Effect:
+    try:
+        outcome = move(
+            ports.store,
+            ports.clock,
+            asked.subscription,
+            by=asked.by,
+            why=asked.why,
+            decided_at=asked.decided_at,
+            **how,
+        )
+    except InvalidInput as error:
+        raise _about_subscription(error) from error
+    return Effect({"subscription": outcome.as_dict()})
+
+
+def _about_subscription(error: InvalidInput) -> InvalidInput:
+    """There the reference is the subscription's, here it is the command's."""
+    named = "subscription" if error.field == "reference_id" else error.field
+    return InvalidInput(named, error.reason)
+
+
+_EFFECTS: Mapping[str, Callable[[Ports, Any], Effect]] = {
+    SUBSCRIBE: _subscribe,
+    "billing.change_subscription": _change,
+    "billing.pause": _pause,
+    "billing.resume": _resume,
+    "billing.cancel": _cancel,
+    "billing.charge_once": _charge_once,
+    "billing.cancel_charge": _cancel_charge,
+    "billing.replace_card": _replace_card,
+}
+
+
+# --- commands that ask the gateway -----------------------------------------------------------------
+
+
+_ASKS_GATEWAY: Mapping[str, Callable[[Ports, Mapping[str, Any]], dict[str, Any]]] = {
+    START_TOKENISATION: start_tokenisation,
+    START_CHECKOUT: start_checkout,
+}
+_KEPT = ("gateway_reference", "gateway_id", "invoice", "amount", "currency")
+"""Of the answer. The page itself lets whoever has it act for the customer: it is not written down,
+and who asks again is given it anew."""
+
+
+def _paged(ports: Ports, row: dict[str, Any], command: Command) -> Answer:
+    """No transaction stays open while the gateway is asked; the command repeats itself safely."""
+    with ports.store.reading() as connection:
+        known = rows.done(connection, command.task, command.reference_id)
+    if known is not None and known.digest != command.digest:
+        return _recorded(ports, row, Answer(REFUSED, _conflict(known.arguments, row["arguments"])))
+    try:
+        told = _ASKS_GATEWAY[command.task](ports, command.record.record)
+    except InvalidInput as error:
+        return _recorded(ports, row, Answer(REFUSED, (Fault(error.field, error.reason),)))
+    except BadRecord as error:
+        return _recorded(ports, row, Answer(REFUSED, tuple(error.faults)))
+    except NotPayable as error:
+        return _recorded(ports, row, Answer(REFUSED, (Fault("invoice", error.reason),)))
+    except GatewayError as error:
+        return _recorded(ports, row, Answer(FAILED, (Fault("", f"gateway: {error.reason}"),)))
+    kept = {name: told[name] for name in _KEPT if name in told}
+    with ports.store.transaction() as connection:
+        row_id = rows.claim(connection, row)
+        answer = Answer(DONE if row_id is not None else UNCHANGED, (), kept)
+        if row_id is None:
+            rows.add(connection, _with(row, answer))
+        else:
+            rows.conclude(connection, row_id, outcome=DONE, errors=(), answer=kept)
+    return replace(answer, told=told)
+
+
+# --- what is written down ------------------------------------------------------------------------
+
+
+def _recorded(ports: Ports, row: dict[str, Any], answer: Answer) -> Answer:
+    """Write down a command that did nothing. Raises NotKept when that is not possible now."""
+    try:
+        with ports.store.transaction() as connection:
+            rows.add(connection, _with(row, answer))
+    except (SQLAlchemyError, CommitUnknown) as error:
+        raise NotKept(f"database: {type(error).__name__}") from error
+    return answer
+
+
+def _row(ports: Ports, message: Message, parsed: Command | tuple[Fault, ...]) -> dict[str, Any]:
+    reference: str | None
+    if isinstance(parsed, Command):
+        reference, digest = parsed.reference_id, parsed.digest
+    else:
+        reference = reference_in(message.arguments)
+        digest = digest_of([message.arguments, message.unreadable])
+    return {
+        "received_at": ports.clock.now(),
+        "task": message.task,
+        "reference_id": reference,
+        "message_id": message.id,
+        "arguments": message.unreadable or shown(message.task, message.arguments),
+        "digest": digest,
+    }
+
+
+def _with(row: dict[str, Any], answer: Answer) -> dict[str, Any]:
+    return row | {
+        "outcome": answer.status,
+        "errors": answer.as_json()["errors"],
+        "answer": dict(answer.told),
+    }
+
+
+def _answer_from(row: Row[Any]) -> Answer:
+    faults = tuple(Fault(error["field"], error["reason"]) for error in row.errors)
+    return Answer(row.outcome, faults, row.answer)
+
+
+def described(row: Row[Any]) -> dict[str, Any]:
+    """A command as it is listed."""
+    return {
+        "received_at": row.received_at.isoformat(),
+        "task": row.task,
+        "reference_id": row.reference_id,
+        "message_id": row.message_id,
+        "outcome": row.outcome,
+        "errors": row.errors,
+        "answer": row.answer,
+        "arguments": row.arguments,
+    }

@@ -1,0 +1,61 @@
+"""Sweeps that find rows whose time has come and ring for them. Rows are the queue of record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+
+from billing_worker.persistence import invoices
+from billing_worker.services.ports import Ports
+
+PAGE = 20
+"""Ids in one message. A page shares its claim, so small ones cost more; but a worker holds its
+pages to the end, so large ones leave another worker idle when the queue runs dry."""
+
+BATCH = 1_000
+MAX_BATCHES = 20
+POLL_LOST_AFTER = timedelta(seconds=10)
+"""A look that nobody did is due again after this; doing one twice is harmless."""
+
+
+def ring_due(ports: Ports) -> int:
+    """Ring for open invoices that nobody is working on. Returns how many were found."""
+    return _sweep(lambda: _due_invoices(ports), lambda ids: ring_for(ports, ids))
+
+
+def poll_due(ports: Ports) -> int:
+    """Ring for attempts that the gateway is to be asked about. Returns how many were found."""
+    return _sweep(lambda: _due_attempts(ports), lambda ids: _in_pages(ids, ports.bell.poll))
+
+
+def ring_for(ports: Ports, invoice_ids: Sequence[int]) -> None:
+    _in_pages(invoice_ids, ports.bell.charge)
+
+
+def _sweep(found: Callable[[], list[int]], ring: Callable[[list[int]], None]) -> int:
+    total = 0
+    for _ in range(MAX_BATCHES):
+        ids = found()
+        ring(ids)
+        total += len(ids)
+        if len(ids) < BATCH:
+            break
+    return total
+
+
+def _due_invoices(ports: Ports) -> list[int]:
+    now = ports.clock.now()
+    with ports.store.transaction() as connection:
+        return invoices.due_to_ring(connection, now, now + ports.timings.stuck_after, BATCH)
+
+
+def _due_attempts(ports: Ports) -> list[int]:
+    now = ports.clock.now()
+    again = now + max(ports.timings.reconcile_after, POLL_LOST_AFTER)
+    with ports.store.transaction() as connection:
+        return invoices.due_to_poll(connection, now, again, BATCH)
+
+
+def _in_pages(ids: Sequence[int], ring: Callable[[Sequence[int]], None]) -> None:
+    for start in range(0, len(ids), PAGE):
+        ring(ids[start : start + PAGE])

@@ -1,0 +1,173 @@
+"""What people and time do to an invoice in recovery: a manual retry, and the end of patience."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import structlog
+from sqlalchemy import Connection
+
+from billing_worker.clock import Clock
+from billing_worker.domain import invoice as invoices
+from billing_worker.domain.attempt import Origin
+from billing_worker.domain.dunning import POLICIES
+from billing_worker.domain.errors import InvalidInput
+from billing_worker.domain.events import Event, EventKind
+from billing_worker.domain.invoice import InvoiceStatus
+from billing_worker.domain.outcome import Context, give_up
+from billing_worker.domain.subscription import COLLECTABLE, Subscription, SubscriptionStatus
+from billing_worker.domain.timings import Timings
+from billing_worker.persistence import attempts, claims, history, subscriptions, switches
+from billing_worker.persistence import invoices as stored_invoices
+from billing_worker.persistence.claims import DueInvoice
+from billing_worker.persistence.history import Entry
+from billing_worker.persistence.store import AWAY, Store
+from billing_worker.services.attempts.retry_limits import Budget
+from billing_worker.services.invoicing import pause_collection
+from billing_worker.services.invoicing.pause_collection import Moment
+
+BATCH = 500
+TRY_AGAIN = timedelta(hours=1)
+RETRIABLE = COLLECTABLE | {SubscriptionStatus.SUSPENDED}
+
+log = structlog.get_logger()
+
+
+def retry_invoice(
+    store: Store, clock: Clock, *, reference: str, by: str, why: str
+) -> dict[str, Any]:
+    """Let a named person order one attempt now, on the default card.
+
+    It takes the same slot and the same network budget as every other attempt, and no step of the
+    ladder. Returns {invoice, next_attempt_at}. Raises InvalidInput: `reference` when the invoice
+    is not owed or an attempt is under way, `rule` with the rule that forbids it. Asked again at
+    the moment of the attempt: what is allowed here may be forbidden by then.
+    """
+    now = clock.now()
+    with store.transaction() as connection:
+        subscription, item = _locked(connection, reference)
+        item = pause_collection.release_held(connection, item, Moment(now, by))
+        _require_free(item, subscription)
+        _require_allowed(connection, item, now)
+        after = replace(invoices.owed_again(item.invoice, now), next_origin=Origin.MANUAL)
+        attempts.save_open(connection, [], [(item.invoice, after)])
+        event = Event(EventKind.RETRY_ORDERED, now, by, {"why": why, "origin": Origin.MANUAL})
+        history.write(connection, [Entry(event, subscription.id, after.id)])
+    return {"invoice": after.reference_id, "next_attempt_at": now.isoformat()}
+
+
+def choose_policy(
+    store: Store, clock: Clock, *, subscription_reference: str, policy: str, by: str, why: str
+) -> dict[str, Any]:
+    """Give a subscription a ladder of its own: it holds from the next decline on.
+
+    Returns {subscription, policy}. Raises InvalidInput on `reference_id` or `policy`.
+    """
+    if policy not in POLICIES:
+        raise InvalidInput("policy", f"must be one of {', '.join(POLICIES)}")
+    now = clock.now()
+    with store.transaction() as connection:
+        subscription = subscriptions.lock(connection, subscription_reference)
+        if subscription is None:
+            raise InvalidInput(
+                "reference_id", f"there is no subscription {subscription_reference!r}"
+            )
+        subscriptions.save(connection, replace(subscription, dunning_policy=policy))
+        said = {"dunning_policy": policy, "before": subscription.dunning_policy, "why": why}
+        event = Event(EventKind.SUBSCRIPTION_CHANGED, now, by, said)
+        history.write(connection, [Entry(event, subscription.id)])
+    return {"subscription": subscription_reference, "policy": policy}
+
+
+def give_up_overdue(store: Store, clock: Clock) -> int:
+    """End the recovery of invoices whose customer has been waited for long enough.
+
+    Returns how many were ended. Safe to run twice: what has ended waits for nobody any more. None
+    while the book waits for decisions that it has forgotten: one may be the customer's new card.
+    """
+    now = clock.now()
+    with store.reading() as connection:
+        if switches.waits_for_decisions(connection):
+            return 0
+        found = claims.overdue(connection, now, BATCH)
+    return sum(
+        _give_up_safely(store, invoice_id, reference, now) for invoice_id, reference in found
+    )
+
+
+def _give_up_safely(store: Store, invoice_id: int, reference: str, now: datetime) -> bool:
+    """One invoice's trouble must not keep the others, which come after it, waiting for ever."""
+    try:
+        return _give_up_one(store, invoice_id, reference, now)
+    except AWAY:
+        raise
+    except Exception:
+        log.exception("billing.alert", kind="recovery.crashed", subscription=reference)
+        with store.transaction() as connection:
+            claims.be_patient(connection, invoice_id, now + TRY_AGAIN)
+        return False
+
+
+# --- retry ------------------------------------------------------------------------------------
+
+
+def _locked(connection: Connection, reference: str) -> tuple[Subscription, DueInvoice]:
+    row = stored_invoices.find(connection, reference)
+    if row is None:
+        raise InvalidInput("reference", f"there is no invoice {reference!r}")
+    subscription = subscriptions.lock(connection, row.subscription_reference)
+    item = claims.lock_one(connection, row.id)
+    if subscription is None or item is None:
+        raise InvalidInput("reference", "is gone")
+    return subscription, item
+
+
+def _require_free(item: DueInvoice, subscription: Subscription) -> None:
+    if item.invoice.status not in {InvoiceStatus.OPEN, InvoiceStatus.UNCOLLECTIBLE}:
+        raise InvalidInput("reference", f"the invoice is {item.invoice.status}")
+    if subscription.status not in RETRIABLE:
+        raise InvalidInput("reference", f"the subscription is {subscription.status}")
+    if item.live is not None:
+        under_way = f"{item.live.reference_id} is {item.live.status}"
+        raise InvalidInput("reference", f"an attempt is under way: {under_way}")
+
+
+def _require_allowed(connection: Connection, item: DueInvoice, now: datetime) -> None:
+    if item.card_id is None:
+        raise InvalidInput("rule", "card.usable: card_missing")
+    forbidden = Budget(connection, [item.card_id], now).spend(item.card_id, item.invoice.money)
+    if forbidden is not None:
+        raise InvalidInput("rule", f"{forbidden.rule}: {forbidden.reason}")
+
+
+# --- the end of patience ----------------------------------------------------------------------
+
+
+def _give_up_one(store: Store, invoice_id: int, reference: str, now: datetime) -> bool:
+    with store.transaction() as connection:
+        subscription = subscriptions.lock(connection, reference)
+        item = claims.lock_one(connection, invoice_id)
+        if subscription is None or item is None or not _is_overdue(item, now):
+            return False
+        context = Context(now, "recover", Timings())
+        after, moved, events = give_up(item.invoice, subscription, "patience.over", context)
+        attempts.save_open(connection, [], [(item.invoice, after)])
+        if moved != subscription:
+            subscriptions.save(connection, moved)
+            pause_collection.follow(connection, subscription, moved, Moment(now, "recover"))
+        claims.stop_waiting(connection, [subscription.id], now)
+        history.write(connection, [Entry(event, subscription.id, invoice_id) for event in events])
+    return True
+
+
+def _is_overdue(item: DueInvoice, now: datetime) -> bool:
+    """A page in front of the customer, or a sale on its way, may still pay it: its end comes first."""
+    invoice = item.invoice
+    return (
+        invoice.status is InvoiceStatus.OPEN
+        and item.live is None
+        and invoice.give_up_at is not None
+        and invoice.give_up_at <= now
+    )

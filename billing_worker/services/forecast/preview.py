@@ -1,0 +1,356 @@
+"""What will be charged until a date, from the same functions that the sweep uses.
+
+A preview is a promise that can be checked: `services/forecast/variance.py` holds it against the books
+afterwards. What cannot be foreseen is left out: an attempt may be declined and tried again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from itertools import groupby
+from typing import Any
+
+from sqlalchemy import Connection, Row
+
+from billing_worker.domain import catch_up
+from billing_worker.domain.attempt import AttemptStatus, Origin
+from billing_worker.domain.card import backup_of, obstacle
+from billing_worker.domain.catch_up import Action, Diary, Plan, Planned
+from billing_worker.domain.dunning import ASKED_FOR, LADDER_ORIGINS
+from billing_worker.domain.errors import InvalidInput
+from billing_worker.domain.subscription import (
+    BILLABLE,
+    COLLECTABLE,
+    ONE_OFF,
+    Subscription,
+    SubscriptionStatus,
+    open_next_period,
+)
+from billing_worker.domain.timings import Timings
+from billing_worker.persistence import cards, forecast, switches
+from billing_worker.persistence import catch_up as catch_up_rows
+from billing_worker.persistence.claims import AFTER_OLDER, DueInvoice
+from billing_worker.persistence.forecast import OpenInvoices
+from billing_worker.persistence.rows import readable, trouble_of
+from billing_worker.persistence.store import Store
+from billing_worker.services.forecast.line import (
+    CANCELLED_BY_THEN,
+    CHARGED,
+    HANDED_OVER,
+    HELD,
+    IN_FLIGHT,
+    LATER,
+    NO_CARD,
+    PAGE_OPEN,
+    UNPLANNED,
+    Expected,
+    cannot_be_planned,
+    cannot_be_read,
+    of_open_invoice,
+    of_period,
+)
+from billing_worker.services.invoicing.missed_forecast import Missed, decided_again, missed_of
+
+PAGE = 500
+"""Customers read at once."""
+
+
+def preview(
+    store: Store, now: datetime, until: datetime, timings: Timings | None = None
+) -> Iterator[Expected]:
+    """Every charge until and including `until`, customer by customer, in bounded memory.
+
+    Raises InvalidInput on `until` when it has passed.
+    """
+    if until < now:
+        raise InvalidInput("until", "has passed")
+    last_id = 0
+    while True:
+        with store.reading() as connection:
+            forecast.at_one_moment(connection)
+            page = forecast.customers_after(connection, last_id, PAGE)
+            blocks = (timings or Timings()).unknown_blocks
+            expected = list(_Page(connection, page, now, until, blocks).expected())
+        yield from expected
+        if len(page) < PAGE:
+            return
+        last_id = page[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What the next sweep makes of one agreement."""
+
+    plans: Sequence[Plan]
+    to_come: Sequence[Expected]
+    trouble: str | None = None  # why it cannot be planned
+
+    @property
+    def opened(self) -> Sequence[Planned]:
+        return [planned for plan in self.plans for planned in plan.planned]
+
+    def after(self, before: Subscription) -> Subscription:
+        return self.plans[-1].after if self.plans else before
+
+
+_NOTHING_OPEN = OpenInvoices([], [])
+
+
+class _Page:
+    """The agreements of some customers, read once."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        customer_ids: Sequence[int],
+        now: datetime,
+        until: datetime,
+        unknown_blocks: timedelta,
+    ) -> None:
+        self._now, self._until = now, until
+        self._unknown_blocks = unknown_blocks
+        self._sales_on = switches.sales_are_on(connection)
+        rows = forecast.agreements_of(connection, customer_ids)
+        self._open = forecast.open_invoices_of(connection, customer_ids)
+        agreed, unreadable = readable(rows)
+        self._agreed = {subscription.id: subscription for subscription in agreed}
+        self._unreadable = {row.id: row.reason for row in unreadable}
+        self._rows = [row for row in rows if row.id in self._agreed]
+        self._stuck = [row for row in rows if row.id in self._unreadable]
+        self._if_armed = {row.id: _armed(row, self._agreed[row.id]) for row in self._rows}
+        self._missed = self._missed_first_charges()
+        self._newest = (
+            catch_up_rows.newest_periods(connection, self._missed) if self._missed else {}
+        )
+        behind = {s.customer_id for s in self._if_armed.values() if catch_up.is_late(s, now)}
+        behind |= {self._agreed[subscription_id].customer_id for subscription_id in self._missed}
+        self._diaries = catch_up_rows.diaries(connection, behind, now)
+        in_use = {row.card_id for row in self._rows if row.card_id is not None}
+        self._doubtful = cards.with_a_past(connection, in_use, now, until)
+        asked = {row.customer_id for row in self._rows if row.card_id in self._doubtful}
+        self._owned = cards.of_customers(connection, asked)
+
+    def _missed_first_charges(self) -> dict[int, Missed]:
+        """By subscription. While sales are off, nobody decides about them."""
+        if not self._sales_on:
+            return {}
+        found = {
+            subscription_id: missed_of(open_.readable, self._now, self._unknown_blocks)
+            for subscription_id, open_ in self._open.items()
+            if subscription_id in self._agreed
+        }
+        return {subscription_id: missed for subscription_id, missed in found.items() if missed}
+
+    def expected(self) -> Iterator[Expected]:
+        for row in self._stuck:
+            yield cannot_be_planned(row, None, self._unreadable[row.id])
+            yield from self._of_open_ones_of_stuck(row, self._unreadable[row.id])
+        for customer_id, group in groupby(self._rows, key=lambda row: row.customer_id):
+            rows = list(group)
+            diary = self._diaries.get(customer_id, Diary())
+            live = [row for row in rows if not _is_held(row)]
+            yield from self._of_agreements(live, self._agreed, diary)
+            if len(live) < len(rows):
+                yield from self._of_held(rows, diary)
+
+    def _of_agreements(
+        self, rows: Sequence[Row[Any]], agreed: Mapping[int, Subscription], diary: Diary
+    ) -> Iterator[Expected]:
+        """First what is due is opened, in the order in which the sweep takes it; then what is open
+        is charged, and what of it was missed is decided about.
+        """
+        outcomes: dict[int, _Outcome] = {}
+        for row in rows:
+            outcomes[row.id], diary = self._outcome(row, agreed[row.id], diary)
+        again = self._decided_again(rows, agreed, outcomes, diary)
+        for row in rows:
+            outcome = outcomes[row.id]
+            if open_ := self._open.get(row.id):
+                yield from self._of_open_invoices(row, outcome.after(agreed[row.id]), open_, again)
+            if outcome.trouble is not None:
+                yield cannot_be_planned(row, agreed[row.id].money, outcome.trouble)
+            for plan in outcome.plans:
+                yield from self._of_due_periods(row, plan, outcome.after(agreed[row.id]))
+            yield from outcome.to_come
+
+    def _outcome(
+        self, row: Row[Any], subscription: Subscription, diary: Diary
+    ) -> tuple[_Outcome, Diary]:
+        plans: list[Plan] = []
+        after = subscription
+        try:
+            if catch_up.is_due(subscription, self._now):
+                plans = list(catch_up.plans(subscription, self._now, diary))
+                after, diary = plans[-1].after, plans[-1].diary
+            to_come = list(self._of_periods_to_come(row, after))
+        except Exception as error:  # noqa: BLE001 - shown, and the sweep raises the alert
+            return _Outcome(plans, (), trouble_of(error)), diary
+        return _Outcome(plans, to_come), diary
+
+    def _decided_again(
+        self,
+        rows: Sequence[Row[Any]],
+        agreed: Mapping[int, Subscription],
+        outcomes: Mapping[int, _Outcome],
+        diary: Diary,
+    ) -> dict[int, Planned]:
+        """By invoice: what becomes of the missed ones once the customer's due periods are opened."""
+        missed = {row.id: self._missed[row.id] for row in rows if row.id in self._missed}
+        if not missed:
+            return {}
+        newest = {
+            id_: max([self._newest[id_], *(p.period.number for p in outcomes[id_].opened)])
+            for id_ in missed
+        }
+        after = {row.id: outcomes[row.id].after(agreed[row.id]) for row in rows}
+        return decided_again(missed, newest, after, diary)
+
+    def _of_held(self, rows: Sequence[Row[Any]], diary: Diary) -> Iterator[Expected]:
+        """All of the customer's are planned anew: late debits keep their distance to each other."""
+        agreed = self._if_armed
+        due = [row for row in rows if agreed[row.id].next_billing_at is not None]
+        due.sort(key=lambda row: (agreed[row.id].next_billing_at, row.id))
+        calendars = tuple(agreed[row.id] for row in sorted(due, key=lambda row: row.id))
+        held = {row.reference_id for row in rows if _is_held(row)}
+        for line in self._of_agreements(due, agreed, replace(diary, calendars=calendars)):
+            if line.subscription in held:
+                yield replace(line, reason=HELD, if_armed=line.reason or CHARGED)
+
+    def _of_open_invoices(
+        self,
+        row: Row[Any],
+        subscription: Subscription,
+        open_: OpenInvoices,
+        again: Mapping[int, Planned],
+    ) -> Iterator[Expected]:
+        for broken in open_.unreadable:
+            yield cannot_be_read(row, broken)
+        for item in open_.readable:
+            planned = again.get(item.invoice.id)
+            at = planned.at if planned else item.invoice.next_attempt_at
+            reason = self._why_open_is_not_charged(item, subscription, planned, at)
+            at = max(at, self._now) if at else None
+            yield self._checked(row, of_open_invoice(row, item.invoice, planned, reason, at))
+
+    def _of_open_ones_of_stuck(self, row: Row[Any], trouble: str) -> Iterator[Expected]:
+        open_ = self._open.get(row.id, _NOTHING_OPEN)
+        for broken in open_.unreadable:
+            yield cannot_be_read(row, broken)
+        for item in open_.readable:
+            yield of_open_invoice(row, item.invoice, None, UNPLANNED + trouble)
+
+    def _why_open_is_not_charged(
+        self,
+        item: DueInvoice,
+        subscription: Subscription,
+        planned: Planned | None,
+        at: datetime | None,
+    ) -> str | None:
+        taken = _why_nobody_charges(item, subscription)
+        if taken is not None:
+            return taken
+        if planned is not None and planned.action is not Action.COLLECT:
+            return planned.reason
+        if at is None:
+            return f"held: {item.invoice.reason}"
+        if reason := self._why_not_on(at, subscription):
+            return reason
+        after_older = item.comes_after_older(max(at, self._now), self._unknown_blocks)
+        waits = after_older and item.invoice.next_origin in LADDER_ORIGINS
+        return AFTER_OLDER if waits else None
+
+    def _of_due_periods(self, row: Row[Any], plan: Plan, after: Subscription) -> Iterator[Expected]:
+        for planned in plan.planned:
+            number, start = planned.period.number, planned.period.start
+            reason = None if planned.action is Action.COLLECT else planned.reason
+            if planned.at is not None:
+                reason = self._why_not_on(planned.at, after)
+            yield self._checked(
+                row, of_period(row, plan.before, number, start, planned.rule, reason, planned.at)
+            )
+
+    def _why_not_on(self, at: datetime, subscription: Subscription) -> str | None:
+        """What stands against a date: a cancellation voids what is open."""
+        if subscription.status is SubscriptionStatus.CANCELLED:
+            return f"subscription is {subscription.status}"
+        if at > self._until:
+            return LATER
+        leaves = subscription.cancels_at
+        return CANCELLED_BY_THEN if leaves is not None and at >= leaves else None
+
+    def _of_periods_to_come(self, row: Row[Any], subscription: Subscription) -> Iterator[Expected]:
+        """Walk on as the sweep will, period by period, and say in the end why it goes no further."""
+        while (at := subscription.next_billing_at) is not None and at <= self._until:
+            if catch_up.cancellation_is_due(subscription):
+                yield of_period(
+                    row,
+                    subscription,
+                    subscription.next_period,
+                    at,
+                    "lifecycle",
+                    CANCELLED_BY_THEN,
+                )
+                return
+            period, following = open_next_period(subscription, at)
+            yield self._checked(
+                row,
+                of_period(row, subscription, period.number, at, catch_up.ON_TIME, None, at),
+            )
+            subscription = following
+        if subscription.next_billing_at is None and row.kind != ONE_OFF:
+            yield from self._why_nothing_follows(row, subscription)
+
+    def _why_nothing_follows(self, row: Row[Any], subscription: Subscription) -> Iterator[Expected]:
+        """The first period that would begin by then, if there is one."""
+        number = max(subscription.next_period, subscription.first_number_from(self._now))
+        start = subscription.start_of(number)
+        if start > self._until:
+            return
+        reason = f"subscription is {subscription.status}"
+        if subscription.handed_over_at is not None:
+            reason = HANDED_OVER
+        elif subscription.status is SubscriptionStatus.ENDED:
+            reason = "all its periods have been billed"
+        yield of_period(row, subscription, number, start, "lifecycle", reason)
+
+    def _checked(self, row: Row[Any], expected: Expected) -> Expected:
+        """What stops any charge, however due it is."""
+        if expected.reason is not None:
+            return expected
+        reason = self._why_no_card(row, expected.at or self._now)
+        if reason is None and not self._sales_on:
+            reason = switches.SALES_OFF
+        return replace(expected, reason=reason) if reason else expected
+
+    def _why_no_card(self, row: Row[Any], at: datetime) -> str | None:
+        if row.card_id is None:
+            return NO_CARD
+        card = self._doubtful.get(row.card_id)
+        if card is None or backup_of(card, self._owned.get(row.customer_id, ()), at) is not None:
+            return None
+        return obstacle(card, at)
+
+
+def _is_held(row: Row[Any]) -> bool:
+    return bool(row.held) and row.status in BILLABLE and row.handed_over_at is None
+
+
+def _armed(row: Row[Any], subscription: Subscription) -> Subscription:
+    """As it will be once nobody holds it."""
+    if not _is_held(row):
+        return subscription
+    return replace(subscription, next_billing_at=subscription.start_of(subscription.next_period))
+
+
+def _why_nobody_charges(item: DueInvoice, subscription: Subscription) -> str | None:
+    """Whatever its date."""
+    live = item.live
+    if live is not None and live.status is AttemptStatus.SUBMITTED:
+        return IN_FLIGHT
+    asked_for = item.invoice.next_origin in ASKED_FOR
+    suspended = subscription.status is SubscriptionStatus.SUSPENDED
+    if subscription.status not in COLLECTABLE and not (asked_for and suspended):
+        return f"subscription is {subscription.status}"
+    return PAGE_OPEN if live is not None and live.origin is Origin.LINK else None

@@ -1,0 +1,380 @@
+"""Notices that the database has forgotten what was committed, and what may be sold after that.
+
+    what is seen                                  what follows
+    same server, newer timeline (fail-over)       treated as restored books; sales go on
+    the newest recorded sale is not in the books  treated as restored books; sales go on
+    another server, or another file               a copy: sales stop until a person says `--moved`
+    a record of a later server                    an older copy: nothing is sold from it
+
+"Treated as restored books" means: what is due by now is looked for at the gateway, under the
+reference that a forgotten charge had, before it is created there. See docs/operations.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from enum import Enum, auto
+from pathlib import Path
+
+import structlog
+from sqlalchemy import Connection
+
+from billing_worker.domain.attempt import Attempt
+from billing_worker.domain.errors import InvalidInput
+from billing_worker.domain.events import Event, EventKind
+from billing_worker.persistence import counters, history, switches
+from billing_worker.persistence.book import identity as books
+from billing_worker.persistence.book.identity import Book, Server, ServerNow
+from billing_worker.persistence.book.outside import Record
+from billing_worker.persistence.history import Entry
+from billing_worker.persistence.store import Store
+from billing_worker.persistence.switches import Switches
+from billing_worker.services.guards.refusals import refusal, wrong_clock
+from billing_worker.services.ports import Outside, Ports
+
+BY = "lost_memory"
+TELL_AGAIN_AFTER = timedelta(days=1)
+
+NOTICED_SINCE = "the books were found to have forgotten something since this charge was begun"
+OTHER_SERVER = "the database is not the one that this charge was begun on"
+FIRST_CHARGE = "the first charge from this database"
+BEFORE_ITS_FIRST = "charges are recorded outside of a book that has no memory of any"
+COPY = (
+    "this database is a copy of a book that was charged from another one ({was}, now {now}): sales "
+    "are stopped. If the other one is gone, `billing-worker sales start --moved` goes on here"
+)
+NO_FILE = (
+    "this database is a copy: {file}.outside, which is kept beside it, is missing. Sales are "
+    "stopped. If the original is gone, `billing-worker sales start --moved` goes on here"
+)
+OLDER = (
+    "this database is an older copy: its book is charged from another one since {since}. Nothing is "
+    "sold from this one, unless `billing-worker sales start --moved` says that the other is gone"
+)
+
+log = structlog.get_logger()
+
+
+class Kind(Enum):
+    FIRST = auto()  # nobody has charged from this book before
+    MOVED = auto()
+    FORGOT = auto()
+    COPIED = auto()
+    OLDER = auto()
+    REFUSED = auto()  # by `refusals`
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """Why nothing may be claimed before `resolve` has been called."""
+
+    kind: Kind
+    why: str
+    seen: Switches
+    name: str = ""  # of a refusal
+
+
+# --- what is seen -----------------------------------------------------------------------------
+
+
+def read_outside(ports: Ports) -> list[Record]:
+    """Before the transaction in which `doubt` compares them: nothing waits for Redis in there."""
+    return [record for keeper in ports.outside if (record := keeper.read()) is not None]
+
+
+def poll(ports: Ports) -> bool:
+    """Notice a loss before anything is due: what people have decided may be forgotten with it.
+
+    False: the clock is wrong, so nobody knows what is due.
+    """
+    records = read_outside(ports)
+    with ports.store.reading() as connection:
+        found = doubt(ports, connection, switches.read(connection), records)
+    if found is not None:
+        resolve(ports, found)
+    return found is None or found.name != "clock"
+
+
+def doubt(
+    ports: Ports, connection: Connection, switched: Switches, records: Sequence[Record]
+) -> Doubt | None:
+    """What this transaction must not go on with. `records`: see `read_outside`."""
+    if switched.book is None:
+        return None
+    refused = refusal(ports, switched)
+    if refused is not None:
+        return Doubt(Kind.REFUSED, refused.why, switched, refused.name)
+    changed = _server_changed(ports.outside, switched.book, switched.server)
+    if changed is not None and changed[0] is Kind.FIRST:
+        known = any(record.book == switched.book.identity for record in records)
+        changed = (Kind.FORGOT, BEFORE_ITS_FIRST) if known else changed
+    if changed is not None:
+        return Doubt(*changed, switched)
+    for record in records:
+        forgot = _contradicted(connection, switched.book, record)
+        if forgot is not None:
+            return Doubt(*forgot, switched)
+    return None
+
+
+def _server_changed(
+    outside: Sequence[Outside], book: Book, now: ServerNow
+) -> tuple[Kind, str] | None:
+    keeper = _beside(outside)
+    if keeper is not None:
+        return _file_changed(book, keeper)
+    was, current = book.server, now.server
+    if current is None or current == was:
+        return None
+    if was is None:
+        return Kind.FIRST, FIRST_CHARGE
+    if current.identity == was.identity and current.timeline > was.timeline:
+        return Kind.FORGOT, f"fail-over: timeline {was.timeline} -> {current.timeline}"
+    return Kind.COPIED, COPY.format(was=_told(was), now=_told(current))
+
+
+def _file_changed(book: Book, keeper: Outside) -> tuple[Kind, str] | None:
+    was, current = book.server, _server_of(keeper)
+    if was is None:
+        return Kind.FIRST, FIRST_CHARGE
+    if keeper.is_missing:
+        return Kind.COPIED, NO_FILE.format(file=Path(current.identity).name)
+    if current == was:
+        return None
+    if _moved_as_a_whole(book, keeper, was):
+        return Kind.MOVED, f"{was.identity} -> {current.identity}"
+    return Kind.COPIED, COPY.format(was=_told(was), now=_told(current))
+
+
+def _current(outside: Sequence[Outside], now: ServerNow) -> Server | None:
+    keeper = _beside(outside)
+    return now.server if keeper is None else _server_of(keeper)
+
+
+def _server_of(keeper: Outside) -> Server:
+    return Server(f"file:{keeper.path}")
+
+
+def _beside(outside: Sequence[Outside]) -> Outside | None:
+    return next((keeper for keeper in outside if keeper.path is not None), None)
+
+
+def _told(server: Server) -> str:
+    return f"{server.identity}, timeline {server.timeline}" if server.timeline else server.identity
+
+
+def _moved_as_a_whole(book: Book, keeper: Outside, was: Server) -> bool:
+    """The record came along, and the file is not at its old place any more."""
+    record, here = keeper.known, keeper.path
+    if record is None or record.book != book.identity or here is None:
+        return False
+    old = Path(was.identity.removeprefix("file:"))
+    return not old.exists() or old.samefile(here)
+
+
+def _contradicted(connection: Connection, book: Book, record: Record) -> tuple[Kind, str] | None:
+    if record.book != book.identity or _is_of_an_earlier_server(record, book):
+        return None
+    if record.server_since is not None and record.server_since != book.server_since:
+        return Kind.OLDER, OLDER.format(since=record.server_since.isoformat())
+    if not record.is_in(connection):
+        return Kind.FORGOT, f"the newest sale, {record.reference_id}, is not in the books any more"
+    return None
+
+
+def _is_of_an_earlier_server(record: Record, book: Book) -> bool:
+    since = book.server_since
+    return since is not None and (record.server_since is None or record.server_since < since)
+
+
+def stands_against_submitting(ports: Ports, switched: Switches) -> str | None:
+    """Read in the very transaction that commits `submitted`: a pooler may have led it elsewhere."""
+    refused = refusal(ports, switched)
+    if refused is not None:
+        return refused.why
+    if switched.book is None or switched.server.server is None:
+        return None
+    changed = _server_changed(ports.outside, switched.book, switched.server)
+    return None if changed is None or changed[0] is Kind.FIRST else OTHER_SERVER
+
+
+def has_forgotten_nothing_since(
+    attempt: Attempt, switched: Switches, records: Sequence[Record]
+) -> bool:
+    """Whether a row that says `prepared` proves that nothing was sold: every sale since it was
+    written has been recorded outside, and the newest of them is in the books.
+    """
+    if switched.book is None or (
+        switched.restored_at is not None and attempt.created_at <= switched.restored_at
+    ):
+        return False
+    return any(
+        record.book == switched.book.identity and record.begun_at <= attempt.created_at
+        for record in records
+    )
+
+
+# --- what follows -----------------------------------------------------------------------------
+
+
+def resolve(ports: Ports, doubt: Doubt) -> bool:
+    """Act on it, in a transaction of its own. True: sales may go on, once all is read again."""
+    now = _right_time(ports, doubt)
+    with ports.store.transaction() as connection:
+        book, server = books.lock(connection)
+        switched = switches.read(connection)
+        if not _stands_as(doubt.seen, book, switched):
+            return True  # somebody else has acted meanwhile
+        told = _act(connection, doubt, _current(ports.outside, server), now)
+    if doubt.kind in {Kind.FIRST, Kind.MOVED, Kind.FORGOT}:
+        begin_record(ports.store, ports.outside, now)
+    if told:
+        log.error("billing.alert", kind=str(_EVENTS[doubt.kind]), reason=doubt.why)
+    return doubt.kind not in {Kind.COPIED, Kind.OLDER, Kind.REFUSED}
+
+
+def _right_time(ports: Ports, doubt: Doubt) -> datetime:
+    now = ports.clock.now()
+    if doubt.name != "clock" or ports.timekeeper is None:
+        return now
+    return now - ports.timekeeper.ahead_by(doubt.seen.server.clock)
+
+
+def _stands_as(seen: Switches, book: Book, switched: Switches) -> bool:
+    return book == seen.book and switched.restored_at == seen.restored_at
+
+
+_EVENTS = {
+    Kind.FORGOT: EventKind.BOOK_FORGOT,
+    Kind.MOVED: EventKind.BOOK_MOVED,
+    Kind.COPIED: EventKind.BOOK_REFUSED,
+    Kind.OLDER: EventKind.BOOK_REFUSED,
+    Kind.REFUSED: EventKind.BOOK_REFUSED,
+}
+
+
+def _act(connection: Connection, doubt: Doubt, current: Server | None, now: datetime) -> bool:
+    """Returns whether a person is to be alerted."""
+    if current is not None and doubt.kind in {Kind.FIRST, Kind.MOVED, Kind.FORGOT}:
+        books.remember_server(connection, current, now)
+    if doubt.kind is Kind.FIRST:
+        return False
+    if doubt.kind is Kind.FORGOT:
+        switches.mark_restored(connection, by=BY, reason=doubt.why, now=now)
+    if doubt.kind is Kind.COPIED and switches.sales_are_on(connection):
+        switches.turn_sales(connection, on=False, by=BY, reason=doubt.why, now=now)
+    alert = doubt.kind is not Kind.MOVED
+    if alert and not _not_told_lately(connection, doubt, now):
+        return False
+    event = Event(_EVENTS[doubt.kind], now, BY, {"reason": doubt.why}, alert=alert)
+    history.write(connection, [Entry(event)])
+    return alert
+
+
+def _not_told_lately(connection: Connection, doubt: Doubt, now: datetime) -> bool:
+    if doubt.kind is Kind.FORGOT:
+        return True  # each loss is one of its own
+    name = f"book.refused:{doubt.name or doubt.kind.name.lower()}"
+    return counters.add_unless_recent(connection, name, now, now - TELL_AGAIN_AFTER)
+
+
+def notice(ports: Ports, why: str, *, seen: datetime | None, by: str) -> bool:
+    """The gateway knows what this book believes to be new: it has forgotten something.
+
+    `seen`: `Claimed.restored_at` of the charge that has met it. False: somebody has noticed since,
+    so this charge is begun anew under the rules for restored books. Either way nothing that was
+    claimed before is submitted.
+    """
+    now = ports.clock.now()
+    with ports.store.transaction() as connection:
+        books.lock(connection)
+        if switches.read(connection).restored_at != seen:
+            return False
+        switches.mark_restored(connection, by=by, reason=why, now=now)
+        event = Event(EventKind.BOOK_FORGOT, now, by, {"reason": why}, alert=True)
+        history.write(connection, [Entry(event)])
+    begin_record(ports.store, ports.outside, now)
+    log.error("billing.alert", kind=str(EventKind.BOOK_FORGOT), reason=why)
+    return True
+
+
+def why_it_is_a_copy(connection: Connection, outside: Sequence[Outside]) -> str | None:
+    for keeper in outside:
+        keeper.read()
+    switched = switches.read(connection)
+    if switched.book is None:
+        return None
+    changed = _server_changed(outside, switched.book, switched.server)
+    return changed[1] if changed is not None and changed[0] is Kind.COPIED else None
+
+
+def start_here(
+    connection: Connection, outside: Sequence[Outside], *, moved: bool, now: datetime
+) -> None:
+    """Sales are to start on this database. Raises InvalidInput when it is a copy.
+
+    `moved`: a person says that the original is gone, so this is the book from now on.
+    """
+    book, server = books.lock(connection)
+    copied = why_it_is_a_copy(connection, outside)
+    if not moved:
+        if copied is not None:
+            raise InvalidInput("sales", copied)
+        return
+    current = _current(outside, server) or book.server
+    if current is not None:
+        books.remember_server(connection, current, now)
+
+
+def clock_is_wrong(ports: Ports) -> bool:
+    """Before a sweep: what it would write down now would be wrong for as long as it is kept."""
+    if ports.timekeeper is None:
+        return False
+    with ports.store.reading() as connection:
+        switched = switches.read(connection)
+    refused = wrong_clock(ports, switched.server)
+    if refused is None:
+        return False
+    resolve(ports, Doubt(Kind.REFUSED, refused.why, switched, refused.name))
+    return True
+
+
+# --- the record outside -----------------------------------------------------------------------
+
+
+def begin_record(store: Store, outside: Sequence[Outside], now: datetime) -> None:
+    """Begin the records anew: what they said was forgotten, or was said of another server."""
+    with store.reading() as connection:
+        book = books.read(connection)
+    for keeper in outside:
+        keeper.write(_first(book, now))
+
+
+def begin_missing(ports: Ports, book: Book, now: datetime) -> None:
+    """A flushed Redis knows nothing of the sales before: its record begins now."""
+    for keeper in ports.outside:
+        if keeper.known is None or not _is_about(keeper.known, book):
+            keeper.write(_first(book, now))
+
+
+def _is_about(record: Record, book: Book) -> bool:
+    return record.book == book.identity and record.server_since == book.server_since
+
+
+def _first(book: Book, now: datetime) -> Record:
+    server = book.server.identity if book.server else None
+    return Record(book.identity, now, server, book.server_since)
+
+
+def record(ports: Ports, book: Book | None, attempt: Attempt, now: datetime) -> None:
+    """Record the newest sale after its commit, and before it is sent."""
+    if book is None:
+        return
+    for keeper in ports.outside:
+        known = keeper.known
+        if known is None or not _is_about(known, book):
+            known = _first(book, now)
+        newest = replace(known, attempt_id=attempt.id, reference_id=attempt.reference_id)
+        keeper.write(newest)

@@ -1,0 +1,90 @@
+"""Why this process sells nothing from this book, whatever is due."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from sqlalchemy import Connection
+
+from billing_worker.persistence.book import identity as books
+from billing_worker.persistence.book.identity import ServerNow
+from billing_worker.persistence.switches import Switches
+from billing_worker.services.ports import Ports
+
+CLOCK_MAY_DIFFER = timedelta(minutes=1)
+
+_WAITS_FOR_A_STANDBY = frozenset({"on", "remote_apply"})
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """One sentence for a person, and a name under which it is told once a day."""
+
+    name: str
+    why: str
+
+
+def refusal(ports: Ports, switched: Switches) -> Refusal | None:
+    """The clock first: while it is wrong, nothing that is written could be dated."""
+    return (
+        wrong_clock(ports, switched.server)
+        or _other_mode(ports, switched)
+        or _weak_standby(ports, switched.server)
+    )
+
+
+def wrong_clock(ports: Ports, server: ServerNow) -> Refusal | None:
+    if ports.timekeeper is None:
+        return None
+    ahead = ports.timekeeper.ahead_by(server.clock)
+    if abs(ahead) <= CLOCK_MAY_DIFFER:
+        return None
+    off = timedelta(seconds=round(abs(ahead).total_seconds()))
+    how = f"{off} {'ahead of' if ahead > timedelta(0) else 'behind'}"
+    if server.clock is None:
+        mend = "if it is right now, restart this process"
+        return Refusal("clock", f"the clock of this machine was set to {how} what it was: {mend}")
+    return Refusal("clock", f"the clock of this machine is {how} the database's: set it right")
+
+
+def _other_mode(ports: Ports, switched: Switches) -> Refusal | None:
+    booked = None if switched.book is None else switched.book.test_mode
+    why = other_mode(booked=booked, test_mode=ports.test_mode)
+    return None if why is None else Refusal("mode", why)
+
+
+def other_mode(*, booked: bool | None, test_mode: bool) -> str | None:
+    """`booked`: the book's. None: nothing was charged yet, so it may become either."""
+    if booked is None or booked == test_mode:
+        return None
+    ours, theirs = ("test", "live") if test_mode else ("live", "test")
+    return (
+        f"this book charges in {theirs} mode, and BILLING_TEST_MODE={str(test_mode).lower()} says "
+        f"{ours}: nothing is sold"
+    )
+
+
+def enter_mode(ports: Ports, connection: Connection, switched: Switches) -> str | None:
+    """Write the mode of the first charge, in its own transaction. Returns why it must not go on."""
+    if switched.book is None or switched.book.test_mode is not None:
+        return None
+    if books.set_mode(connection, test_mode=ports.test_mode):
+        return None
+    return other_mode(booked=not ports.test_mode, test_mode=ports.test_mode)
+
+
+def _weak_standby(ports: Ports, server: ServerNow) -> Refusal | None:
+    why = weak_standby(server) if ports.needs_synchronous_standby else None
+    return None if why is None else Refusal("standby", why)
+
+
+def weak_standby(server: ServerNow) -> str | None:
+    """Why a fail-over may lose commits, by the settings of the server. None: it does not."""
+    if server.synchronous_standby_names is None:
+        return "SQLite has no standby"
+    if not server.synchronous_standby_names.strip():
+        return "synchronous_standby_names is empty: a fail-over may lose commits"
+    if server.synchronous_commit not in _WAITS_FOR_A_STANDBY:
+        return f"synchronous_commit is {server.synchronous_commit}: a fail-over may lose commits"
+    return None

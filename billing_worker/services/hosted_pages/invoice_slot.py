@@ -1,0 +1,272 @@
+"""An invoice's one slot, taken for a page on which the customer pays.
+
+Automatic attempts, manual ones and pages share it: a partial unique index lets one of them live.
+It is taken before the gateway hears of the page, and `submitted` is committed before anybody is
+given it, because from then on the customer may pay at any time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection
+
+from billing_worker.domain.attempt import LIVE, PAID, Attempt, AttemptStatus, Origin
+from billing_worker.domain.card_setup import HostedStatement
+from billing_worker.domain.errors import (
+    AlreadyPaid,
+    ConcurrentChange,
+    GatewayError,
+    InvalidInput,
+    NotPayable,
+    Refused,
+    SlotTaken,
+)
+from billing_worker.domain.events import Event, EventKind
+from billing_worker.domain.invoice import InvoiceStatus
+from billing_worker.domain.outcome import Case, News, NoAnswer, NothingSent, Stated
+from billing_worker.domain.statement import NOT_SAID, Owner, Statement, page_may_be_paid
+from billing_worker.domain.subscription import Subscription
+from billing_worker.gateway.port import CallLog, WireCall
+from billing_worker.persistence import claims, history, invoices, pay_links, subscriptions, switches
+from billing_worker.persistence.attempts import CaseKey, LockedCases
+from billing_worker.persistence.book.identity import Book
+from billing_worker.persistence.claims import DueInvoice
+from billing_worker.persistence.history import Entry
+from billing_worker.services.attempts.commit import settle
+from billing_worker.services.attempts.settle import Settle, wire_data
+from billing_worker.services.attempts.submit import why_not
+from billing_worker.services.charging.find_by_reference import (
+    KNOWN_THERE,
+    LATER_KNOWN,
+    MAYBE_SOLD,
+    Asking,
+    Foreign,
+    by_reference,
+    knows_later,
+)
+from billing_worker.services.charging.previous_attempts import why_no_other
+from billing_worker.services.guards import lost_memory
+from billing_worker.services.guards.refusals import enter_mode
+from billing_worker.services.hosted_pages.gateway_page import nothing_was_made
+from billing_worker.services.invoicing import pause_collection
+from billing_worker.services.invoicing.pause_collection import Moment
+from billing_worker.services.ports import Ports
+
+BY = "hosted"
+
+MAYBE_PAID = "it may be paid already, and the gateway is asked until that is decided: "
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A prepared link: held by whoever has its newest fence, until its lease lapses."""
+
+    key: CaseKey
+    attempt: Attempt
+    earlier: tuple[Attempt, ...]  # of the same invoice: proven unpaid before this one opens
+    may_be_forgotten: bool = False  # see `Claimed`
+    owner: Owner = NOT_SAID  # whose its invoice at the gateway has to be
+    restored_at: datetime | None = None
+    book: Book | None = None
+
+    @property
+    def create_may_have_been_sent(self) -> bool:
+        return self.attempt.fence > 1
+
+
+def lapses_at(ports: Ports, now: datetime) -> datetime:
+    """When a caller that has not handed out its page by then counts as gone."""
+    return now + max(ports.timings.longest_charge, ports.timings.stuck_after)
+
+
+def locked_open_invoice(connection: Connection, reference: str) -> tuple[Subscription, DueInvoice]:
+    """Raises InvalidInput on `invoice` when there is none, NotPayable when it is not open."""
+    row = invoices.find(connection, reference)
+    if row is None:
+        raise InvalidInput("invoice", f"there is no invoice {reference!r}")
+    subscription = subscriptions.lock(connection, row.subscription_reference)
+    item = claims.lock_one(connection, row.id)
+    if subscription is None or item is None:
+        raise InvalidInput("invoice", "is gone")
+    if item.invoice.status is InvoiceStatus.PAID:
+        raise AlreadyPaid(f"{item.invoice.reference_id} is paid")
+    if item.invoice.status is not InvoiceStatus.OPEN:
+        raise NotPayable(f"{item.invoice.reference_id} is {item.invoice.status}")
+    return subscription, item
+
+
+def take(
+    ports: Ports, connection: Connection, subscription: Subscription, item: DueInvoice
+) -> Slot:
+    """Take the slot, or take over a prepared link of the same kind whose caller may be gone.
+
+    `item.card_id` None: the customer will type a new card. Raises SlotTaken while another attempt
+    is live, NotPayable for what forbids a charge too: nothing of the transaction is to be kept.
+    """
+    now = ports.clock.now()
+    item = pause_collection.release_held(connection, item, Moment(now, BY))
+    live, until = item.live, lapses_at(ports, now)
+    if live is None:
+        attempt = pay_links.prepare(
+            connection, item, test_mode=ports.test_mode, now=now, lapses_at=until
+        )
+    elif is_link(live, item.card_id) and live.status is AttemptStatus.PREPARED:
+        attempt = pay_links.take_over(connection, live, until)
+    else:
+        raise SlotTaken(f"{live.reference_id}, of origin {live.origin}, is {live.status}")
+    require_payable(ports, connection, Case(attempt, item.invoice, subscription))
+    switched = switches.read(connection)
+    forgotten = switched.may_be_forgotten(item.invoice) or item.may_be_charged_elsewhere
+    key = _key(item, attempt)
+    owner = LockedCases(connection, [key]).case(key).owner
+    slot = Slot(
+        key,
+        attempt,
+        item.besides(attempt),
+        forgotten,
+        owner,
+        switched.restored_at,
+        switched.book,
+    )
+    data = {"reference_id": attempt.reference_id, "fence": attempt.fence, "origin": attempt.origin}
+    kind = EventKind.ATTEMPT_CLAIMED if live else EventKind.ATTEMPT_PREPARED
+    _write(connection, slot, Event(kind, now, BY, data))
+    return slot
+
+
+def require_payable(ports: Ports, connection: Connection, case: Case) -> None:
+    """Raises NotPayable with what stands against a page for this attempt, open or not yet."""
+    obstacle = why_not(ports, connection, case, ports.clock.now())
+    if obstacle is not None:
+        raise NotPayable(obstacle)
+
+
+def is_link(attempt: Attempt, card_id: int | None) -> bool:
+    """A page of the same kind: for a card that we know, or for a new one."""
+    same_kind = (attempt.card_id is None) == (card_id is None)
+    return attempt.origin is Origin.LINK and same_kind
+
+
+def _key(item: DueInvoice, attempt: Attempt) -> CaseKey:
+    return CaseKey(item.invoice.subscription_id, item.invoice.id, attempt.id)
+
+
+def require_unpaid(ports: Ports, slot: Slot, calls: CallLog) -> None:
+    """Ask once more about every ended attempt of the invoice: late money pays it (§11.6).
+
+    Raises NotPayable when one was paid or may still be, GatewayError when that cannot be told.
+    """
+    asking = Asking(BY, ports.pace.wait, tuple, forgetful=slot.may_be_forgotten, owner=slot.owner)
+    obstacle = why_no_other(ports, slot.key, slot.earlier, asking, calls, patient=False)
+    if obstacle is not None:
+        raise NotPayable(str(obstacle))
+    if slot.may_be_forgotten:
+        _require_unknown(ports, slot, asking, calls)
+
+
+def _require_unknown(ports: Ports, slot: Slot, asking: Asking, calls: CallLog) -> None:
+    """Nothing at the gateway that books from a backup have forgotten, under this reference or a
+    later one: a second page would be a second way to pay the same.
+    """
+    found = by_reference(ports, slot.key, slot.attempt, asking, calls)
+    if isinstance(found, Foreign):
+        raise NotPayable(found.whose)
+    if found is not None:
+        if not found.maybe_sold:
+            _tell(ports, slot, Stated(found.statement), calls)
+        raise NotPayable(MAYBE_SOLD)
+    if knows_later(ports, slot.key, slot.attempt, asking, calls):
+        raise NotPayable(LATER_KNOWN)
+
+
+def open_page(
+    ports: Ports,
+    connection: Connection,
+    slot: Slot,
+    statement: Statement,
+    page: bytes,
+    page_digest: str | None,
+    calls: Sequence[WireCall],
+) -> None:
+    """Write `submitted` under the fence; the caller commits, and only then hands the page out.
+
+    `page_digest` None: the name of the page leads to a card page, and not to this attempt.
+    Raises NotPayable for what forbids a charge too, ConcurrentChange when the slot is not ours.
+    """
+    now = ports.clock.now()
+    cases = LockedCases(connection, [slot.key])
+    if not cases.knows(slot.key):
+        raise ConcurrentChange(f"{slot.attempt.reference_id} is not in the books any more")
+    require_payable(ports, connection, cases.case(slot.key))
+    switched = switches.read(connection)
+    if switched.restored_at != slot.restored_at:
+        raise NotPayable(lost_memory.NOTICED_SINCE)
+    if (other := enter_mode(ports, connection, switched)) is not None:
+        raise NotPayable(other)
+    pay_links.open_page(
+        connection,
+        slot.attempt,
+        gateway_id=statement.gateway_id,
+        page=page,
+        page_digest=page_digest,
+        now=now,
+        next_poll_at=now + ports.timings.reconcile_after,
+    )
+    data = {
+        "gateway_id": statement.gateway_id,
+        "origin": slot.attempt.origin,
+        "calls": wire_data(calls),
+    }
+    _write(connection, slot, Event(EventKind.ATTEMPT_SUBMITTED, now, BY, data))
+
+
+def record(ports: Ports, slot: Slot) -> None:
+    """A page that is handed out may be paid like a sale: it is recorded like one, before that."""
+    lost_memory.record(ports, slot.book, slot.attempt, ports.clock.now())
+
+
+def give_back(
+    ports: Ports, slot: Slot, reason: str, calls: Sequence[WireCall], *, hold: bool
+) -> None:
+    """The gateway has nothing under its reference that could be paid. `hold` alerts a person."""
+    _tell(ports, slot, NothingSent(reason, hold=hold), calls)
+
+
+def leave(
+    ports: Ports, slot: Slot, error: NotPayable | GatewayError, calls: Sequence[WireCall]
+) -> None:
+    """Give the slot back if nothing can be paid under its reference. Otherwise the next caller goes
+    on with it, and the sweep of looks asks about it once this one counts as gone.
+    """
+    if nothing_was_made(error, may_exist=slot.create_may_have_been_sent):
+        give_back(ports, slot, error.reason, calls, hold=isinstance(error, NotPayable | Refused))
+    else:
+        _tell(ports, slot, NoAnswer(error.reason), calls)
+
+
+def not_handed_out(
+    ports: Ports, slot: Slot, found: HostedStatement, why: str, calls: Sequence[WireCall]
+) -> NotPayable:
+    """Keep what the gateway made of a page that is given to nobody. Returns what to tell."""
+    said, unexpected = found.statement, found.made_by_somebody
+    news: News = NothingSent(why, hold=True, statement=said)
+    if unexpected:
+        lost_memory.notice(ports, KNOWN_THERE, seen=slot.restored_at, by=BY)
+    if unexpected or page_may_be_paid(said):
+        news = Stated(said, maybe_sold=unexpected)
+    case = _tell(ports, slot, news, calls)
+    if case.attempt.status in PAID:
+        return AlreadyPaid(f"{case.invoice.reference_id} is paid")
+    return NotPayable(MAYBE_PAID + why if case.attempt.status in LIVE else why)
+
+
+def _tell(ports: Ports, slot: Slot, news: News, calls: Sequence[WireCall]) -> Case:
+    return settle(ports, Settle(slot.key, news, BY, tuple(calls), fence=slot.attempt.fence))
+
+
+def _write(connection: Connection, slot: Slot, event: Event) -> None:
+    key = slot.key
+    history.write(connection, [Entry(event, key.subscription_id, key.invoice_id, key.attempt_id)])

@@ -1,0 +1,85 @@
+"""Pages that are handed out: kept encrypted, and found again behind a random name.
+
+The name is all that it takes to pay, so it is kept encrypted, with the page, and looked up by its
+digest. It says nothing about a row: after a restore from a backup the ids of rows are given out
+once more, and a name made of one would open another customer's page.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from billing_worker.domain.card_setup import Page
+from billing_worker.domain.secret import Secret
+from billing_worker.persistence import card_setups, pay_links
+from billing_worker.persistence.store import Store
+from billing_worker.services.ports import Vault
+
+_NAME_BYTES: Final = 24
+_NAME: Final = re.compile(r"[A-Za-z0-9_-]{32}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class NamedPage:
+    """A page, and the name under which ours sends the customer on to it."""
+
+    page: Page
+    name: Secret
+
+    @property
+    def path(self) -> str:
+        return "/pay/" + self.name.reveal()
+
+    @property
+    def digest(self) -> str:
+        return _digest(self.name.reveal())
+
+
+def named(page: Page) -> NamedPage:
+    return NamedPage(page, Secret(secrets.token_urlsafe(_NAME_BYTES)))
+
+
+def _digest(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+def lock_page(vault: Vault, named_page: NamedPage) -> bytes:
+    page = named_page.page
+    content = {
+        "action": page.action,
+        "method": page.method,
+        "params": dict(page.params),
+        "name": named_page.name.reveal(),
+    }
+    return vault.lock(Secret(json.dumps(content)))
+
+
+def unlock_page(
+    vault: Vault, locked: bytes, keep: Callable[[bytes, str], object] = lambda *_: None
+) -> NamedPage:
+    """`keep` stores the name, with its digest, of a page that was opened before pages had names."""
+    content = json.loads(vault.unlock(locked).reveal())
+    name = content.pop("name", None)
+    if name is not None:
+        return NamedPage(Page(**content), Secret(name))
+    now_named = named(Page(**content))
+    keep(lock_page(vault, now_named), now_named.digest)
+    return now_named
+
+
+def page_behind(store: Store, vault: Vault, name: str) -> Page | None:
+    """The page to send the customer to; None: no such name, or nothing is to be paid there."""
+    if not _NAME.fullmatch(name):
+        return None
+    digest = _digest(name)
+    with store.reading() as connection:
+        locked = pay_links.page_named(connection, digest) or card_setups.page_named(
+            connection, digest
+        )
+    return unlock_page(vault, locked).page if locked else None

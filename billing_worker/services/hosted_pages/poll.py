@@ -1,0 +1,215 @@
+"""Asking the gateway whether a page was paid, and keeping the card that comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import structlog
+from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
+
+from billing_worker.domain import card as card_rules
+from billing_worker.domain import card_setup as rules
+from billing_worker.domain.card_setup import (
+    HostedPayment,
+    HostedStatement,
+    HostedStatus,
+    StoredCard,
+)
+from billing_worker.domain.errors import BillingError, GatewayError
+from billing_worker.domain.events import Event
+from billing_worker.domain.outcome import Context
+from billing_worker.domain.secret import Secret
+from billing_worker.gateway.port import CallLog, WireCall
+from billing_worker.persistence import (
+    card_setups,
+    cards,
+    customers,
+    history,
+    pay_links,
+    subscriptions,
+)
+from billing_worker.persistence.history import Entry
+from billing_worker.services.attempts.settle import wire_data
+from billing_worker.services.cards import card_row, pay_with
+from billing_worker.services.hosted_pages.gateway_page import find_page
+from billing_worker.services.import_records.subscription import CardRecord
+from billing_worker.services.ports import Ports
+
+BY = "hosted"
+BATCH = 200
+POLL_LOST_AFTER = timedelta(seconds=60)
+"""A look that died is due again after this; doing one twice is harmless."""
+
+log = structlog.get_logger()
+
+
+def poll_due_pages(ports: Ports) -> int:
+    """Ask about every page whose time has come. Returns how many were asked about.
+
+    Few customers are on a page at once, so the sweep asks by itself and rings for nobody.
+    """
+    now = ports.clock.now()
+    with ports.store.transaction() as connection:
+        due = card_setups.take_due(connection, now, now + POLL_LOST_AFTER, BATCH)
+    ports.pool.map(lambda payment: _poll_safely(ports, payment), due)
+    return len(due)
+
+
+def _poll_safely(ports: Ports, payment: HostedPayment) -> str:
+    try:
+        return str(poll(ports, payment).status)
+    except (BillingError, SQLAlchemyError) as error:
+        log.warning("hosted.interrupted", payment=payment.id, reason=type(error).__name__)
+        return "interrupted"
+    except Exception:
+        # Our bug. The row keeps its state and is asked about again; the others must not wait.
+        log.exception("billing.alert", kind="hosted.crashed", page=payment.reference_id)
+        return "crashed"
+
+
+def poll(ports: Ports, payment: HostedPayment) -> HostedPayment:
+    """Ask about one. No answer proves nothing: it is asked again later."""
+    calls: CallLog = []
+    said = None
+    try:
+        said = _stated(ports, payment, calls)
+    except GatewayError as error:
+        log.info("hosted.no_answer", payment=payment.id, reason=error.reason)
+        if payment.status is HostedStatus.PREPARED:
+            return payment  # It may have been paid: only the gateway's word gives it up.
+    return settle_page(ports, payment, said, calls)
+
+
+def _stated(ports: Ports, payment: HostedPayment, calls: CallLog) -> HostedStatement | None:
+    """None: the gateway has nothing under its reference."""
+    if payment.gateway_id is None:
+        return find_page(ports, payment.whose, calls)
+    ports.pace.wait()
+    return ports.gateway.poll_hosted(payment.gateway_id, calls)
+
+
+def settle_page(
+    ports: Ports,
+    payment: HostedPayment,
+    said: HostedStatement | None,
+    calls: Sequence[WireCall] = (),
+    *,
+    not_handed_out: str = rules.NEVER_HANDED_OUT,
+) -> HostedPayment:
+    """Apply what the gateway said; None: no answer. Card, state and history are one transaction.
+
+    `not_handed_out`: why a prepared payment's page is given to nobody.
+    """
+    context = Context(ports.clock.now(), BY, ports.timings)
+    with ports.store.transaction() as connection:
+        token = said.card.token if said and said.card else None
+        if token is not None:
+            card_setups.lock_subscriptions_of(connection, payment.customer_id)
+        before = card_setups.lock(connection, payment.id)
+        if before.status is HostedStatus.PREPARED and before.fence != payment.fence:
+            return before  # A newer caller goes on with it.
+        owners = _owners(connection, token)
+        concluded = rules.conclude(
+            before,
+            said,
+            context,
+            token_is_foreign=bool(owners.keys() - {before.customer_id}),
+            not_handed_out=not_handed_out,
+        )
+        events = list(concluded.events)
+        card_id = None
+        if concluded.keep is not None:
+            card_id = _keep(ports, connection, before, concluded.keep, owners)
+            events.append(rules.stored(before, card_id, concluded.keep.mask, context))
+        card_setups.save(connection, before, concluded.payment, card_id)
+        told = _with_calls(events, calls)
+        history.write(connection, [_entry(connection, before, event) for event in told])
+        if card_id is not None:
+            _pay_with(ports, connection, before, card_id)
+    _alert(concluded.payment, events)
+    return concluded.payment
+
+
+def _entry(connection: Connection, payment: HostedPayment, event: Event) -> Entry:
+    """Also told of the invoice that the page pays, if any."""
+    if payment.attempt_id is None:
+        return Entry(event)
+    key = pay_links.key_of(connection, payment.attempt_id)
+    return Entry(event, key.subscription_id, key.invoice_id, key.attempt_id)
+
+
+def _owners(connection: Connection, token: Secret | None) -> dict[int, int]:
+    if token is None:
+        return {}
+    return card_setups.owners_of(connection, card_rules.fingerprint(token))
+
+
+def _keep(
+    ports: Ports,
+    connection: Connection,
+    payment: HostedPayment,
+    card: StoredCard,
+    owners: dict[int, int],
+) -> int:
+    """The customer's card of this token, stored once."""
+    known = owners.get(payment.customer_id)
+    if known is not None:
+        return known
+    row = card_row(ports.vault, _record(card), payment.customer_id, ports.clock.now())
+    row |= {
+        "holder": card.holder,
+        "issuer_name": card.issuer_name,
+        "issuer_country": card.issuer_country and card.issuer_country[:8],
+    }
+    [card_id] = customers.add_cards(connection, [row])
+    return card_id
+
+
+def _record(card: StoredCard) -> CardRecord:
+    assert card.token is not None  # noqa: S101 - the domain keeps no card without one; tells mypy
+    return CardRecord(
+        token=card.token,
+        mask=card.mask and card.mask[:32],
+        brand=card.brand and card.brand[:32],
+        expiry_month=card.expiry_month,
+        expiry_year=card.expiry_year,
+    )
+
+
+def _pay_with(ports: Ports, connection: Connection, payment: HostedPayment, card_id: int) -> None:
+    """Make it the default of the customer's subscriptions that have no card to be charged, that
+    wait for the customer or did so in vain, or whose invoice was to be paid on this page.
+
+    Any other one with a good card keeps it: the customer may have two for a reason.
+    """
+    now = ports.clock.now()
+    obstacle = card_rules.obstacle(cards.by_ids(connection, {card_id})[card_id], now)
+    if obstacle is not None:
+        log.warning("hosted.card_not_used", page=payment.reference_id, reason=obstacle)
+        return
+    for reference, default_id, asked in card_setups.subscriptions_of(connection, payment):
+        default = cards.by_ids(connection, {default_id}).get(default_id) if default_id else None
+        if not asked and default is not None and card_rules.obstacle(default, now) is None:
+            continue
+        subscription = subscriptions.lock(connection, reference)
+        if subscription is not None:
+            why = f"entered on page {payment.reference_id}"
+            pay_with(connection, subscription, card_id, by=BY, why=why, now=now)
+
+
+def _with_calls(events: Sequence[Event], calls: Sequence[WireCall]) -> list[Event]:
+    if not events or not calls:
+        return list(events)
+    first: dict[str, Any] = {**events[0].data, "calls": wire_data(calls)}
+    return [replace(events[0], data=first), *events[1:]]
+
+
+def _alert(payment: HostedPayment, events: Sequence[Event]) -> None:
+    for event in events:
+        if event.alert:
+            log.error("billing.alert", kind=str(event.kind), page=payment.reference_id,
+                      reason=payment.outcome)  # fmt: skip

@@ -1,0 +1,115 @@
+"""What may be asked of a page: the records of a tokenisation and of a pay link."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from marshmallow import ValidationError, fields, post_load, validate
+
+from billing_worker.domain.errors import InvalidInput
+from billing_worker.domain.money import Money
+from billing_worker.services.import_records.fields import (
+    StrictSchema,
+    is_new_reference,
+    is_reference,
+    text,
+)
+from billing_worker.services.import_records.subscription import (
+    CustomerRecord,
+    CustomerSchema,
+    digest_of,
+    loaded,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenisationRecord:
+    reference_id: str
+    customer: CustomerRecord
+    phone: str | None
+    money: Money | None  # None: what the invoice asks for
+    invoice: str | None
+    description: str | None
+    return_url: str | None
+    digest: str  # the same reference with another digest is a conflict
+
+
+@dataclass(frozen=True, slots=True)
+class CheckoutRecord:
+    invoice: str
+    return_url: str | None
+
+
+def _is_web_address(url: str) -> None:
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or not url.isascii():
+        raise ValidationError("must be an http(s) URL.")
+
+
+_OF_AN_ATTEMPT = re.compile(r"-p\d+-a\d+$")
+
+
+def _is_no_attempts(reference: str) -> None:
+    """A charge that looks itself up by its own reference would find somebody else's payment."""
+    if _OF_AN_ATTEMPT.search(reference):
+        raise ValidationError("must not end like the reference of an attempt (-p0-a1).")
+
+
+def _return_url() -> fields.String:
+    return fields.String(
+        load_default=None,
+        allow_none=True,
+        validate=[validate.Length(max=2000), _is_web_address],
+    )
+
+
+class TokenisationSchema(StrictSchema):
+    reference_id = fields.String(required=True, validate=[is_new_reference, _is_no_attempts])
+    customer = fields.Nested(CustomerSchema, required=True)
+    phone = text(32)
+    amount = fields.Raw(load_default=None)
+    currency = fields.Raw(load_default=None)
+    invoice = fields.String(load_default=None, allow_none=True, validate=is_reference)
+    description = text(500)
+    return_url = _return_url()
+
+    @post_load
+    def build(self, data: dict[str, Any], **_: Any) -> dict[str, Any]:
+        amount, currency = data.pop("amount"), data.pop("currency")
+        data["money"] = None
+        if data["invoice"] is not None and amount is None and currency is None:
+            return data
+        try:
+            data["money"] = Money.parse(amount, currency)
+        except InvalidInput as error:
+            raise ValidationError({error.field: [error.reason]}) from None
+        return data
+
+
+class CheckoutSchema(StrictSchema):
+    # A caller's own key, if it has one. The invoice's slot already says what is the same link.
+    reference_id = fields.String(load_default=None, allow_none=True, validate=is_reference)
+    invoice = fields.String(required=True, validate=validate.Length(min=1, max=160))
+    return_url = _return_url()
+
+
+_TOKENISATION = TokenisationSchema()
+_CHECKOUT = CheckoutSchema()
+
+
+def parse_tokenisation(raw: Mapping[str, Any]) -> TokenisationRecord:
+    """Raises BadRecord with every fault that can be told at once."""
+    data = loaded(_TOKENISATION, raw)
+    meaning = {**data, "money": str(data["money"])}
+    data["customer"] = CustomerRecord(**data["customer"])
+    return TokenisationRecord(**data, digest=digest_of(meaning))
+
+
+def parse_checkout(raw: Mapping[str, Any]) -> CheckoutRecord:
+    """Raises BadRecord with every fault that can be told at once."""
+    data = loaded(_CHECKOUT, raw)
+    return CheckoutRecord(data["invoice"], data["return_url"])

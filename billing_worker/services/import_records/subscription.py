@@ -1,0 +1,398 @@
+"""The import record: how a subscription is described from outside, and what is wrong with it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from marshmallow import Schema, ValidationError, post_load
+
+from billing_worker.domain.calendar import Schedule, Unit
+from billing_worker.domain.catch_up_policy import DEFAULT_POLICY, Policy
+from billing_worker.domain.dunning import POLICIES
+from billing_worker.domain.errors import InvalidInput
+from billing_worker.domain.money import Money
+from billing_worker.domain.secret import Secret
+from billing_worker.gateway.redaction import legible
+from billing_worker.services.import_records.fields import (
+    DEEPEST,
+    Aware,
+    Choice,
+    Flag,
+    Nested,
+    NewReference,
+    NotPlain,
+    PlainSchema,
+    Price,
+    Reference,
+    Whole,
+    Zone,
+    is_too_deep,
+    metadata,
+    text,
+    words,
+)
+
+COMES_FROM = frozenset({"from_book", "from_prefix"})
+"""Fields of a record that say which book it was billed in."""
+
+_PREFIX = re.compile("[a-z0-9-]{0,16}")
+
+MAX_PERIODS = 100_000
+"""Every day for 270 years: a larger number is a typing error."""
+
+
+@dataclass(frozen=True, slots=True)
+class CustomerRecord:
+    reference_id: str
+    name: str | None
+    email: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class CardRecord:
+    token: Secret
+    mask: str | None
+    brand: str | None
+    expiry_month: int | None
+    expiry_year: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What a subscription has become elsewhere, and the policies it was given there.
+
+    All of it is optional in a record. `first_number` is the number of the period that begins at
+    the anchor: periods before it are in the invoice references of another series or another
+    database, and the gateway would find those again. Raises InvalidInput on the field.
+    """
+
+    catch_up: Policy = DEFAULT_POLICY
+    dunning: str | None = None
+    held: bool = False
+    first_number: int = 0
+    paused_at: datetime | None = None
+    cancels_at: datetime | None = None
+    from_book: str | None = field(default=None, compare=False)
+    from_prefix: str | None = field(default=None, compare=False)
+    """Identity and prefix of the book that has billed it so far: what that may have charged is
+    looked for at the gateway first. Where a record comes from is no part of what it means."""
+
+    def __post_init__(self) -> None:
+        if self.from_prefix is not None and not _PREFIX.fullmatch(self.from_prefix):
+            raise InvalidInput("from_prefix", "is no prefix of references")
+        if self.paused_at is not None and self.held:
+            raise InvalidInput("held", "cannot be with paused_at")
+        if self.paused_at is not None and self.cancels_at is not None:
+            raise InvalidInput("cancels_at", "cannot be with paused_at")
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "catch_up": str(self.catch_up),
+            "dunning": self.dunning,
+            "held": self.held,
+            "first_number": self.first_number,
+            "paused_at": _instant(self.paused_at),
+            "cancels_at": _instant(self.cancels_at),
+            "from_book": self.from_book,
+            "from_prefix": self.from_prefix,
+        }
+
+    def said(self) -> dict[str, Any]:
+        """What differs from a subscription that begins here."""
+        if self == _BEGINS_HERE:
+            return {}
+        usual = _BEGINS_HERE.as_json()
+        said = {name: value for name, value in self.as_json().items() if value != usual[name]}
+        return {name: value for name, value in said.items() if name not in COMES_FROM}
+
+
+_BEGINS_HERE = State()
+
+
+@dataclass(frozen=True, slots=True)
+class SubscriptionRecord:
+    reference_id: str
+    customer: CustomerRecord
+    card: CardRecord | None
+    money: Money
+    schedule: Schedule
+    trial_end: datetime | None
+    paid_through: datetime | None
+    ends_after_periods: int | None
+    description: str | None
+    metadata: dict[str, Any]
+    ends_at: datetime | None = None
+    state: State = field(default_factory=State)
+
+    first_period: int = field(init=False, compare=False)
+    """Number of the first period that is charged. Raises InvalidInput where that cannot be."""
+
+    starts_at: datetime = field(init=False, compare=False)
+    """When that period begins."""
+
+    digest: str = field(init=False, compare=False)
+    """The same reference with another digest is a conflict.
+
+    Of the meaning, not the spelling: "9.90" and "9.9", or two spellings of an instant, agree.
+    """
+
+    def __post_init__(self) -> None:
+        paid_through = self.paid_through
+        first = self.schedule.first_period_from(paid_through) if paid_through else 0
+        starts_at, _ = self.schedule.period(first)  # A period past the year 9999 has no dates.
+        object.__setattr__(self, "starts_at", starts_at)
+        object.__setattr__(self, "first_period", self.state.first_number + first)
+        if self.ends_at is not None and self.ends_at <= starts_at:
+            raise InvalidInput("ends_at", "is before the first period to be charged begins")
+        object.__setattr__(self, "digest", digest_of(self._meaning()))
+
+    @property
+    def first_from_anchor(self) -> int:
+        """`first_period`, counted as the schedule counts."""
+        return self.first_period - self.state.first_number
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all its periods have been billed elsewhere."""
+        return self.ends_after_periods is not None and self.first_period >= self.ends_after_periods
+
+    def _meaning(self) -> dict[str, Any]:
+        schedule, card = self.schedule, self.card
+        return {
+            "reference_id": self.reference_id,
+            "customer": _person(self.customer),
+            "card": card and {**_fields_of(card), "token": card.token.reveal()},
+            "description": self.description,
+            "money": str(self.money),
+            "schedule": [schedule.anchor.timestamp(), schedule.unit, schedule.count, schedule.tz],
+            "trial_end": self.trial_end and self.trial_end.timestamp(),
+            "paid_through": self.paid_through and self.paid_through.timestamp(),
+            "ends_after_periods": self.ends_after_periods,
+            "metadata": self.metadata,
+            # Absent where nothing is said, as it was before there was anything to say.
+            **({"ends_at": self.ends_at.timestamp()} if self.ends_at else {}),
+            **self.state.said(),
+        }
+
+    def as_json(self, *, with_token: bool) -> dict[str, Any]:
+        """The record as one writes it: `parse_record` of it has the same digest.
+
+        Without the token it cannot be imported: that refuses a card that has none.
+        """
+        card = self.card and _fields_of(self.card)
+        if card and self.card and with_token:
+            card = {"token": self.card.token.reveal(), **card}
+        return {
+            "reference_id": self.reference_id,
+            "customer": _person(self.customer),
+            "card": card,
+            "amount": f"{self.money.amount:f}",
+            "currency": self.money.currency,
+            "interval": str(self.schedule.unit),
+            "interval_count": self.schedule.count,
+            "anchor_at": _instant(self.schedule.anchor),
+            "timezone": self.schedule.tz,
+            "trial_end": _instant(self.trial_end),
+            "paid_through": _instant(self.paid_through),
+            "ends_after_periods": self.ends_after_periods,
+            "ends_at": _instant(self.ends_at),
+            "description": self.description,
+            "metadata": self.metadata,
+            **self.state.as_json(),
+        }
+
+
+def _person(customer: CustomerRecord) -> dict[str, Any]:
+    return {
+        "reference_id": customer.reference_id,
+        "name": customer.name,
+        "email": customer.email,
+    }
+
+
+def _fields_of(card: CardRecord) -> dict[str, Any]:
+    return {
+        "mask": card.mask,
+        "brand": card.brand,
+        "expiry_month": card.expiry_month,
+        "expiry_year": card.expiry_year,
+    }
+
+
+def _instant(moment: datetime | None) -> str | None:
+    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z") if moment else None
+
+
+_canonical = json.JSONEncoder(sort_keys=True, default=str).encode
+
+
+def digest_of(meaning: Any) -> str:
+    return hashlib.sha256(_canonical(meaning).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    field: str  # dotted path, "" for the record as a whole
+    reason: str
+
+
+class BadRecord(Exception):
+    """A record that breaks rules: each fault with its field and a reason for a person."""
+
+    def __init__(self, faults: list[Fault]) -> None:
+        super().__init__("; ".join(f"{fault.field}: {fault.reason}" for fault in faults))
+        self.faults = faults
+
+
+class CustomerSchema(PlainSchema):
+    reference_id = Reference()
+    name = words(200)
+    email = words(254)
+
+
+class CardSchema(PlainSchema):
+    token = text(512, required=True)
+    mask = words(32)
+    brand = words(32)
+    expiry_month = Whole(1, 12, load_default=None, allow_none=True)
+    expiry_year = Whole(2000, 2100, load_default=None, allow_none=True)
+
+
+class RecordSchema(PlainSchema):
+    reference_id = NewReference()
+    customer = Nested(CustomerSchema, required=True)
+    card = Nested(CardSchema, load_default=None, allow_none=True)
+    amount = Price(required=True)
+    currency = Price(required=True)
+    interval = Choice([unit.value for unit in Unit], required=True)
+    interval_count = Whole(load_default=1, strict=True)
+    anchor_at = Aware(required=True)
+    timezone = Zone(load_default="UTC")
+    trial_end = Aware(load_default=None, allow_none=True)
+    paid_through = Aware(load_default=None, allow_none=True)
+    ends_after_periods = Whole(1, MAX_PERIODS, load_default=None, allow_none=True, strict=True)
+    ends_at = Aware(load_default=None, allow_none=True)
+    description = words(500)
+    metadata = metadata()
+    catch_up = text(32)
+    dunning = Choice(sorted(POLICIES), load_default=None, allow_none=True)
+    held = Flag(load_default=False)
+    first_number = Whole(0, MAX_PERIODS, load_default=0, strict=True)
+    paused_at = Aware(load_default=None, allow_none=True)
+    cancels_at = Aware(load_default=None, allow_none=True)
+    from_book = words(32)
+    from_prefix = words(16)
+
+    def plainly(self, raw: Mapping[str, Any]) -> dict[str, Any]:
+        built: dict[str, Any] = self.build(super().plainly(raw))
+        return built
+
+    @post_load
+    def build(self, data: dict[str, Any], **_: Any) -> dict[str, Any]:
+        """Let the domain check its own values, and report all it finds at once."""
+        faults: dict[str, list[str]] = {}
+        if data["trial_end"] is not None and data["trial_end"] < data["anchor_at"]:
+            faults["trial_end"] = ["must not be before anchor_at."]
+        data["money"] = _checked(faults, lambda: Money.parse(data["amount"], data["currency"]))
+        data["schedule"] = _checked(
+            faults,
+            lambda: Schedule(
+                data["trial_end"] or data["anchor_at"],
+                Unit(data["interval"]),
+                data["interval_count"],
+                data["timezone"],
+            ),
+        )
+        data["state"] = _checked(faults, lambda: _state(data))
+        if faults:
+            raise ValidationError(faults)
+        return data
+
+
+def _state(data: Mapping[str, Any]) -> State:
+    return State(
+        catch_up=DEFAULT_POLICY if data["catch_up"] is None else Policy.parse(data["catch_up"]),
+        dunning=data["dunning"],
+        held=data["held"],
+        first_number=data["first_number"],
+        paused_at=data["paused_at"],
+        cancels_at=data["cancels_at"],
+        from_book=data["from_book"],
+        from_prefix=(data["from_prefix"] or "") if data["from_book"] else None,
+    )
+
+
+_RECORD = RecordSchema()
+
+
+def _checked(faults: dict[str, list[str]], build: Any) -> Any:
+    try:
+        return build()
+    except InvalidInput as error:
+        faults.setdefault(error.field, []).append(error.reason)
+        return None
+
+
+def parse_record(raw: Any) -> SubscriptionRecord:
+    """Read one import record. Raises BadRecord with every fault that can be told at once."""
+    data = loaded(_RECORD, raw)
+    try:
+        return SubscriptionRecord(
+            reference_id=data["reference_id"],
+            customer=CustomerRecord(**data["customer"]),
+            card=card_from(data["card"]),
+            money=data["money"],
+            schedule=data["schedule"],
+            trial_end=data["trial_end"],
+            paid_through=data["paid_through"],
+            ends_after_periods=data["ends_after_periods"],
+            description=data["description"],
+            metadata=data["metadata"] or {},
+            ends_at=data["ends_at"],
+            state=data["state"],
+        )
+    except InvalidInput as error:
+        raise BadRecord([Fault(error.field, error.reason)]) from None
+
+
+def loaded(schema: Schema, raw: Any) -> dict[str, Any]:
+    """`raw` as the schema reads it. Raises BadRecord."""
+    if not isinstance(raw, Mapping):
+        raise BadRecord([Fault("", "must be a JSON object.")])
+    if is_too_deep(raw):
+        raise BadRecord([Fault(_deep_in(raw), f"must be at most {DEEPEST} levels deep.")])
+    if isinstance(schema, PlainSchema):
+        with suppress(NotPlain, ValidationError):  # which is then told in full
+            return schema.plainly(raw)
+    try:
+        data: dict[str, Any] = schema.load(dict(raw))
+    except ValidationError as error:
+        messages = error.normalized_messages()  # type: ignore[no-untyped-call] # marshmallow
+        raise BadRecord(list(_flattened(messages))) from None
+    return data
+
+
+def _deep_in(raw: Mapping[Any, Any]) -> str:
+    """The field that is to blame."""
+    deep = (name for name, value in raw.items() if is_too_deep([value]))
+    return legible(str(next(deep, "")))
+
+
+def card_from(data: dict[str, Any] | None) -> CardRecord | None:
+    return CardRecord(**{**data, "token": Secret(data["token"])}) if data else None
+
+
+def _flattened(messages: Any, path: str = "") -> Iterator[Fault]:
+    if isinstance(messages, dict):
+        for key, inner in messages.items():
+            name = "" if key == "_schema" else legible(str(key))
+            yield from _flattened(inner, f"{path}.{name}".strip("."))
+    else:
+        yield from (Fault(path, str(message)) for message in messages)

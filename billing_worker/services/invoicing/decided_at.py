@@ -1,0 +1,162 @@
+"""A decision that is told of later than it was made: after books are restored, or a full queue.
+
+    decided ──▶ periods become due ──▶ told: they are taken back, and the decision counts from then
+
+What was charged in between stays charged, and the event of the decision names it. The rest becomes
+void; a period that is due all the same is opened anew by the sweep, under its number, so that the
+gateway is asked about everything that was ever sent for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Connection, Row
+
+from billing_worker.domain import invoice as invoice_rules
+from billing_worker.domain import lifecycle as rules
+from billing_worker.domain.errors import InvalidInput
+from billing_worker.domain.events import EventKind
+from billing_worker.domain.subscription import BILLABLE, Subscription, SubscriptionStatus
+from billing_worker.persistence import claims, history, invoices, subscriptions, switches
+from billing_worker.services.invoicing import pause_collection
+from billing_worker.services.invoicing.pause_collection import Moment
+
+OLDEST = timedelta(days=366)
+"""Of a decision that is told of now: an older one is a typing error."""
+
+CLOCKS_DIFFER = timedelta(minutes=1)
+"""Whoever decides reads another clock: so much ahead counts as now, and as in order."""
+
+WAITS = (
+    "these books are from a backup, and a period is due that a decision not yet said again may "
+    "have prevented: say those first, and with each when it was made"
+)
+
+_ORDERED = frozenset(
+    {
+        EventKind.SUBSCRIPTION_CHANGED,
+        EventKind.SUBSCRIPTION_PAUSED,
+        EventKind.SUBSCRIPTION_RESUMED,
+        EventKind.SUBSCRIPTION_CANCELLED,
+        EventKind.CANCELLATION_SCHEDULED,
+        EventKind.CANCELLATION_WITHDRAWN,
+        EventKind.SUBSCRIPTION_ENDED,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """When a decision was made."""
+
+    at: datetime
+    told_later: bool
+
+
+def decided_when(
+    connection: Connection,
+    subscription: Subscription,
+    decided_at: datetime | None,
+    now: datetime,
+) -> Decided:
+    """`decided_at`, or now. Raises InvalidInput on `decided_at` where it cannot be meant.
+
+    Decisions about one subscription are told of in their order: one that is older than the last
+    would have to undo it. `subscription` is locked.
+    """
+    if decided_at is None:
+        due = subscription.next_billing_at is not None and subscription.next_billing_at <= now
+        if due and switches.waits_for_decisions(connection):
+            raise InvalidInput("decided_at", WAITS)
+        return Decided(now, told_later=False)
+    at = not_in_the_future(decided_at, now)
+    last = last_said(connection, subscription.id, _ORDERED)
+    if last is not None and at < last:
+        if at < last - CLOCKS_DIFFER:
+            reason = f"is before the last decision about it, which is of {last.isoformat()}"
+            raise InvalidInput("decided_at", f"{reason}: tell of them in their order")
+        at = last
+    return Decided(at, told_later=True)
+
+
+def not_in_the_future(decided_at: datetime, now: datetime) -> datetime:
+    """Raises InvalidInput on `decided_at` for what is in the future, or a typing error."""
+    if decided_at > now + CLOCKS_DIFFER:
+        raise InvalidInput("decided_at", "is in the future")
+    if decided_at < now - OLDEST:
+        raise InvalidInput("decided_at", f"is more than {OLDEST.days} days ago")
+    return min(decided_at, now)
+
+
+def last_said(
+    connection: Connection, subscription_id: int, kinds: frozenset[EventKind]
+) -> datetime | None:
+    """When the newest of these decisions was made."""
+    said = history.of_kinds(connection, subscription_id, kinds)
+    return max((_made_at(row) for row in said if _is_ordered(row)), default=None)
+
+
+def _is_ordered(row: Row[Any]) -> bool:
+    """Not the choice of a ladder, which moves no period; a backup card, which replaces none; and
+    a cancellation whose date has come, which was decided when it was scheduled.
+    """
+    said = row.data
+    came_by_itself = said.get("at_period_end")
+    return not ("dunning_policy" in said or said.get("role") == "backup" or came_by_itself)
+
+
+def _made_at(row: Row[Any]) -> datetime:
+    said: str | None = row.data.get("decided_at")
+    made_at: datetime = datetime.fromisoformat(said) if said else row.at
+    return made_at
+
+
+@dataclass(frozen=True, slots=True)
+class TakenBack:
+    subscription: Subscription  # as it stood at the decision, or as it is where nothing became due
+    charged: tuple[str, ...] = ()
+    """References of invoices that became due since, and are paid or being charged."""
+
+
+def take_back(
+    connection: Connection, subscription: Subscription, at: datetime, moment: Moment
+) -> TakenBack:
+    """Void what became due after `at` and was not charged; `subscription` is locked, and as it
+    returns it stands before those periods. The caller writes it.
+
+    Raises InvalidInput on `decided_at` when more than time has passed: a suspension that was paid
+    off skips periods, and nobody could tell any more which.
+    """
+    if at >= moment.now:
+        return TakenBack(subscription)
+    rows = [
+        row
+        for row in invoices.opened_after(connection, subscription.id, at)
+        if row.period_number < subscription.next_period  # others were taken back before
+    ]
+    if not rows or subscriptions.is_one_off(connection, subscription.id):
+        return TakenBack(subscription)
+    first = rows[0].period_number
+    open_items = claims.lock_open(connection, subscription.id)
+    in_flight = {i.invoice.id for i in open_items if pause_collection.is_in_flight(i)}
+    charged = tuple(r.reference_id for r in rows if r.status == "paid" or r.id in in_flight)
+    if subscription.status not in BILLABLE | {SubscriptionStatus.ENDED}:
+        return TakenBack(subscription, charged)
+    if len(rows) < subscription.next_period - first:
+        raise InvalidInput("decided_at", "periods were skipped since: tell of it as of now")
+    _void(connection, rows, moment, [i for i in open_items if i.invoice.period_start > at])
+    return TakenBack(rules.before_period(subscription, first), charged)
+
+
+def _void(
+    connection: Connection,
+    rows: Sequence[Row[Any]],
+    moment: Moment,
+    open_items: Sequence[claims.DueInvoice],
+) -> None:
+    pause_collection.void(connection, open_items, invoice_rules.TAKEN_BACK, moment)
+    invoices.take_back_waived(connection, [row.id for row in rows])

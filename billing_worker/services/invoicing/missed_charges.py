@@ -1,0 +1,202 @@
+"""First charges that nobody made in time go through the catch-up rules a second time.
+
+    claim ─▶ long past its date, and never sent ─▶ collect now │ on another date │ waive │ hold
+
+The rules are asked when a period is opened; after dead workers, an unreachable gateway, switched-off
+sales or a pause the answer is as old as the outage, and everything would be debited in one sweep.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from typing import Any
+
+import structlog
+from sqlalchemy import Connection
+
+from billing_worker.domain import catch_up
+from billing_worker.domain import invoice as invoices
+from billing_worker.domain.attempt import AttemptStatus, Origin
+from billing_worker.domain.catch_up import HELD, Action, Diary, Planned
+from billing_worker.domain.events import Event, EventKind
+from billing_worker.domain.invoice import Invoice
+from billing_worker.domain.subscription import (
+    COLLECTABLE,
+    DuePeriod,
+    Subscription,
+    SubscriptionStatus,
+)
+from billing_worker.persistence import attempts, claims, history, subscriptions
+from billing_worker.persistence import catch_up as catch_up_rows
+from billing_worker.persistence.claims import AFTER_OLDER, DueInvoice
+from billing_worker.persistence.history import Entry
+from billing_worker.persistence.rows import trouble_of
+from billing_worker.services.doorbell import ring_for
+from billing_worker.services.invoicing import pause_collection
+from billing_worker.services.invoicing.pause_collection import Moment
+from billing_worker.services.ports import Ports
+
+BY = "charge"
+
+TROUBLE = f"{HELD}trouble"
+"""The rule of what cannot be planned: it waits for a person, like everything that is held."""
+
+log = structlog.get_logger()
+
+
+def decide_again(ports: Ports, subscription_ids: Collection[int]) -> None:
+    """Give the missed invoices of the subscriptions another date, waive or hold them, and ring for
+    those that are debited now. Safe to run twice, and at once: what was decided is missed no more.
+    """
+    with ports.store.transaction() as connection:
+        moment = Moment(ports.clock.now(), BY)
+        agreed, unreadable = subscriptions.lock_these(connection, subscription_ids)
+        customer_ids = {s.customer_id for s in agreed}
+        catch_up_rows.lock_customers(
+            connection, customer_ids | {row.customer_id for row in unreadable}
+        )
+        missed = _missed(connection, subscription_ids, moment)
+        for row in unreadable:
+            _hold(connection, missed[row.id], row.reason, moment)
+        diaries = catch_up_rows.diaries(connection, customer_ids, moment.now)
+        newest = catch_up_rows.newest_periods(connection, subscription_ids)
+        to_charge: list[int] = []
+        for subscription in agreed:
+            items = missed[subscription.id]
+            if subscription.status not in COLLECTABLE:
+                _stop(connection, subscription, moment)
+            elif items:
+                diary = diaries[subscription.customer_id]
+                try:
+                    planned, diary = _planned(items, newest[subscription.id], subscription,
+                                              moment, diary)  # fmt: skip
+                except Exception as error:
+                    log.exception(
+                        "billing.alert", kind=TROUBLE, subscription=subscription.reference_id
+                    )
+                    _hold(connection, items, trouble_of(error), moment)
+                    continue
+                diaries[subscription.customer_id] = diary
+                _write(connection, planned, moment)
+                to_charge += [i.invoice.id for i, planned in planned if planned.at == moment.now]
+    ring_for(ports, to_charge)
+
+
+def _missed(
+    connection: Connection, subscription_ids: Collection[int], moment: Moment
+) -> dict[int, list[DueInvoice]]:
+    """By subscription, oldest first: what was missed and is free."""
+    found: dict[int, list[DueInvoice]] = defaultdict(list)
+    for item in claims.lock_open(connection, *subscription_ids):
+        if catch_up.was_missed(item.invoice, item.attempts, moment.now) and _is_free(item, moment):
+            found[item.invoice.subscription_id].append(item)
+    for items in found.values():
+        items.sort(key=lambda item: item.invoice.period_number)
+    return found
+
+
+def _is_free(item: DueInvoice, moment: Moment) -> bool:
+    """Nobody drives it, and no page for it is in front of the customer."""
+    live = item.live
+    if live is None:
+        return True
+    held = live.lease_until is not None and live.lease_until > moment.now
+    return live.status is AttemptStatus.PREPARED and live.origin is not Origin.LINK and not held
+
+
+def _stop(connection: Connection, subscription: Subscription, moment: Moment) -> None:
+    """Nothing of it may be charged by a clock, and yet it was rung for."""
+    if subscription.status is SubscriptionStatus.CANCELLED:
+        pause_collection.give_up(connection, subscription.id, moment)
+        return
+    suspended = subscription.status is SubscriptionStatus.SUSPENDED
+    reason = invoices.SUSPENDED if suspended else invoices.PAUSED
+    pause_collection.put_aside(connection, subscription.id, moment, reason)
+
+
+def _planned(
+    items: Sequence[DueInvoice],
+    newest: int,
+    subscription: Subscription,
+    moment: Moment,
+    diary: Diary,
+) -> tuple[list[tuple[DueInvoice, Planned]], Diary]:
+    decided: list[tuple[DueInvoice, Planned]] = []
+    for waited in (True, False):
+        group = [item for item in items if (item.invoice.reason == AFTER_OLDER) is waited]
+        if group:
+            periods = [_period(item.invoice) for item in group]
+            planned, diary = catch_up.plan_missed(
+                periods, newest, subscription, moment.now, diary, waited_for_older=waited
+            )
+            decided += zip(group, planned, strict=True)
+    return decided, diary
+
+
+def _period(invoice: Invoice) -> DuePeriod:
+    return DuePeriod(invoice.period_number, invoice.period_start, invoice.period_end)
+
+
+def _write(
+    connection: Connection, decided: Sequence[tuple[DueInvoice, Planned]], moment: Moment
+) -> None:
+    idle = [item for item, planned in decided if planned.at != moment.now]
+    pause_collection.end_prepared(connection, idle, "overdue", moment)
+    pairs = [(item.invoice, _after(item.invoice, planned)) for item, planned in decided]
+    attempts.save_open(connection, [], pairs)
+    history.write(
+        connection,
+        (
+            Entry(_said(item.invoice, planned, moment), item.invoice.subscription_id,
+                  item.invoice.id)
+            for item, planned in decided
+        ),
+    )  # fmt: skip
+    held = [(item, planned) for item, planned in decided if planned.action is Action.HOLD]
+    if held:
+        _tell_held(connection, held, moment)
+
+
+def _after(invoice: Invoice, planned: Planned) -> Invoice:
+    if planned.action is Action.WAIVE:
+        return invoices.voided(invoice, planned.reason or planned.rule)
+    return replace(
+        invoice, reason=planned.reason, next_attempt_at=planned.at, enqueue_at=planned.at
+    )
+
+
+def _said(invoice: Invoice, planned: Planned, moment: Moment) -> Event:
+    waived = planned.action is Action.WAIVE
+    was_due = invoice.next_attempt_at
+    return moment.event(
+        EventKind.INVOICE_VOIDED if waived else EventKind.INVOICE_WAITING,
+        reason=planned.reason,
+        next_attempt_at=planned.at.isoformat() if planned.at else None,
+        was_due_at=was_due.isoformat() if was_due else None,
+        catch_up={"action": planned.action, "rule": planned.rule},
+    )
+
+
+def _tell_held(
+    connection: Connection, held: Sequence[tuple[DueInvoice, Planned]], moment: Moment
+) -> None:
+    data: dict[str, Any] = {
+        "periods": [held[0][0].invoice.period_number, held[-1][0].invoice.period_number],
+        "count": len(held),
+        "rules": sorted({planned.rule for _, planned in held}),
+    }
+    said = Event(EventKind.CATCH_UP_HELD, moment.now, moment.by, data, alert=True)
+    history.write(connection, [Entry(said, held[0][0].invoice.subscription_id)])
+
+
+def _hold(
+    connection: Connection, items: Sequence[DueInvoice], trouble: str, moment: Moment
+) -> None:
+    reason = f"{TROUBLE}: {trouble}"
+    _write(
+        connection,
+        [(item, Planned(_period(item.invoice), Action.HOLD, TROUBLE, reason)) for item in items],
+        moment,
+    )

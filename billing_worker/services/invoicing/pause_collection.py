@@ -1,0 +1,182 @@
+"""Open invoices of a subscription that is paused, suspended, taken up again or over.
+
+What is in flight is never touched: only the gateway's word ends it. A prepared attempt ends here,
+because nothing can have been sent: the subscription's lock, which every caller holds, is taken by
+whoever arms a charge too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Connection
+
+from billing_worker.domain import invoice as invoices
+from billing_worker.domain.attempt import Attempt, AttemptStatus, Origin
+from billing_worker.domain.dunning import ASKED_FOR
+from billing_worker.domain.events import Event, EventKind
+from billing_worker.domain.invoice import Invoice
+from billing_worker.domain.outcome import withdrawn
+from billing_worker.domain.subscription import Subscription, SubscriptionStatus
+from billing_worker.persistence import attempts, claims, history
+from billing_worker.persistence.claims import DueInvoice
+from billing_worker.persistence.history import Entry
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """When something is done, and by whom."""
+
+    now: datetime
+    by: str
+
+    def event(self, kind: EventKind, **data: Any) -> Event:
+        return Event(kind, self.now, self.by, data)
+
+
+def put_aside(
+    connection: Connection, subscription_id: int, moment: Moment, reason: str = invoices.PAUSED
+) -> int:
+    """Stop collecting what is open, until `take_up_again`. Returns how many invoices wait.
+
+    While suspended, what somebody asks for is charged all the same: that is the way back.
+    """
+    items = claims.lock_open(connection, subscription_id)
+    if reason == invoices.SUSPENDED:
+        items = [item for item in items if item.invoice.next_origin not in ASKED_FOR]
+    end_prepared(connection, items, reason, moment)
+    return _change(connection, items, lambda i: invoices.put_aside(i, reason), _waits, moment)
+
+
+def take_up_again(
+    connection: Connection,
+    subscription_id: int,
+    moment: Moment,
+    waited: timedelta = timedelta(0),
+) -> int:
+    """Collect again what was put aside: the sweep rings for it. Returns how many invoices.
+
+    Whatever the customer was waited for is waited for `waited` longer.
+    """
+    items = claims.lock_open(connection, subscription_id)
+    return _change(
+        connection, items, lambda i: invoices.take_up_again(i, moment.now, waited), _waits, moment
+    )
+
+
+def wait_longer(connection: Connection, subscription_id: int, by: timedelta) -> None:
+    """Whatever the customer is waited for, is waited for that much longer."""
+    waiting = [i.invoice for i in claims.lock_open(connection, subscription_id)]
+    pairs = [(i, replace(i, give_up_at=i.give_up_at + by)) for i in waiting if i.give_up_at]
+    attempts.save_open(connection, [], pairs)
+
+
+def follow(
+    connection: Connection, before: Subscription, after: Subscription, moment: Moment
+) -> None:
+    """What a new status means for the other invoices, when money or its absence has moved it."""
+    if before.status is after.status:
+        return
+    if after.status is SubscriptionStatus.SUSPENDED:
+        put_aside(connection, after.id, moment, invoices.SUSPENDED)
+    elif after.status is SubscriptionStatus.CANCELLED:
+        give_up(connection, after.id, moment)
+    elif before.status is SubscriptionStatus.SUSPENDED:
+        take_up_again(connection, after.id, moment)
+
+
+def give_up(connection: Connection, subscription_id: int, moment: Moment) -> int:
+    """Void what is open and not in flight. Returns how many invoices."""
+    items = claims.lock_open(connection, subscription_id)
+    return void(connection, items, invoices.CANCELLED, moment)
+
+
+def void_what_is_open(
+    connection: Connection, subscription_id: int, reason: str, moment: Moment
+) -> dict[str, Any]:
+    """Void what is open; what is in flight as soon as it has ended unpaid. For the event: how many,
+    and which may still be paid. Empty when nothing is open.
+    """
+    items = claims.lock_open(connection, subscription_id)
+    if not items:
+        return {}
+    voided = void(connection, items, reason, moment)
+    flying = [item for item in items if is_in_flight(item)]
+    _change(connection, flying, invoices.given_up_if_unpaid, _waits, moment)
+    return {"voided": voided, "in_flight": [item.invoice.reference_id for item in flying]}
+
+
+def void(connection: Connection, items: Sequence[DueInvoice], reason: str, moment: Moment) -> int:
+    """Void those of the locked invoices that are not in flight. Returns how many."""
+    end_prepared(connection, items, reason, moment)
+    idle = [item for item in items if not is_in_flight(item)]
+    return _change(connection, idle, lambda i: invoices.voided(i, reason), _is_void, moment)
+
+
+def is_in_flight(item: DueInvoice) -> bool:
+    return item.live is not None and item.live.status is AttemptStatus.SUBMITTED
+
+
+def end_prepared(
+    connection: Connection, items: Sequence[DueInvoice], reason: str, moment: Moment
+) -> None:
+    """End what was prepared for invoices that the caller has locked, with their subscriptions."""
+    prepared = [live for i in items if (live := i.live) and not is_in_flight(i)]
+    ended: list[tuple[Attempt, Attempt]] = [
+        (attempt, withdrawn(attempt, reason, moment.now)) for attempt in prepared
+    ]
+    attempts.save_open(connection, ended, [])
+    subscription_of = {item.invoice.id: item.invoice.subscription_id for item in items}
+    said = moment.event(EventKind.ATTEMPT_NOT_CHARGED, reason=reason)
+    history.write(
+        connection,
+        (Entry(said, subscription_of[a.invoice_id], a.invoice_id, a.id) for a in prepared),
+    )
+
+
+def release_held(connection: Connection, item: DueInvoice, moment: Moment) -> DueInvoice:
+    """End an attempt that was prepared and then left, where nothing happens by itself any more:
+    the invoice is held, and the worker's lease is over. The caller holds both locks.
+    """
+    live = item.live
+    if live is None or live.status is not AttemptStatus.PREPARED or live.origin is Origin.LINK:
+        return item
+    is_over = live.lease_until is None or live.lease_until <= moment.now
+    if item.invoice.next_attempt_at is not None or not is_over:
+        return item
+    end_prepared(connection, [item], item.invoice.reason or "left", moment)
+    ended = withdrawn(live, item.invoice.reason or "left", moment.now)
+    return replace(item, attempts=(*item.besides(live), ended))
+
+
+def _change(
+    connection: Connection,
+    items: Sequence[DueInvoice],
+    change: Callable[[Invoice], Invoice],
+    tell: Callable[[Invoice, Moment], Event],
+    moment: Moment,
+) -> int:
+    pairs = [(item.invoice, change(item.invoice)) for item in items]
+    pairs = [(before, after) for before, after in pairs if before != after]
+    attempts.save_open(connection, [], pairs)
+    history.write(
+        connection,
+        (Entry(tell(after, moment), after.subscription_id, after.id) for _, after in pairs),
+    )
+    return len(pairs)
+
+
+def _waits(invoice: Invoice, moment: Moment) -> Event:
+    at = invoice.next_attempt_at
+    return moment.event(
+        EventKind.INVOICE_WAITING,
+        reason=invoice.reason,
+        next_attempt_at=at.isoformat() if at else None,
+    )
+
+
+def _is_void(invoice: Invoice, moment: Moment) -> Event:
+    return moment.event(EventKind.INVOICE_VOIDED, reason=invoice.reason)

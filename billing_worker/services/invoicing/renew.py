@@ -1,0 +1,259 @@
+"""Due subscriptions become invoices: to be charged now or later, waived, or held for a person.
+
+One that cannot be read or planned (our bug, a zone or currency that is gone) stops nobody else: it
+is told of once, left alone for a while, and tried again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import structlog
+from sqlalchemy import Connection
+
+from billing_worker.domain import catch_up, lifecycle
+from billing_worker.domain.catch_up import Action, Diary, Plan, Planned
+from billing_worker.domain.catch_up_policy import Policy
+from billing_worker.domain.events import Event, EventKind
+from billing_worker.domain.subscription import Subscription, SubscriptionStatus
+from billing_worker.persistence import catch_up as catch_up_rows
+from billing_worker.persistence import history, invoices, subscriptions, switches
+from billing_worker.persistence.history import Entry
+from billing_worker.persistence.rows import Unreadable, trouble_of
+from billing_worker.services.doorbell import ring_for
+from billing_worker.services.guards import lost_memory
+from billing_worker.services.invoicing.pause_collection import Moment, give_up
+from billing_worker.services.ports import Ports
+
+BATCH = 500
+MAX_BATCHES = 20
+"""One sweep takes at most 10,000 subscriptions; the next one continues."""
+
+MAX_ROWS = 5_000
+"""In one transaction: after a year's outage 500 daily subscriptions would be 180,000."""
+
+MESSAGE_LOST_AFTER = timedelta(seconds=60)
+
+PLAN_AGAIN_AFTER = timedelta(hours=1)
+"""What made trouble is mended by a person, or by the next version: no need to try every sweep."""
+
+BY = "renew"
+
+log = structlog.get_logger()
+
+
+def renew_due(ports: Ports) -> int:
+    """Open every due period and ring for those that are charged now.
+
+    Returns the number of periods. Safe to run twice, at once, or not for days: due is
+    `next_billing_at <= now`, invoices and next date are committed together, and what is late goes
+    by the catch-up policy. While the book waits for decisions that it has forgotten, any of them
+    may have prevented a period: none is opened.
+    """
+    if not lost_memory.poll(ports):
+        return 0
+    total = 0
+    _let_leave(ports)
+    for _ in range(MAX_BATCHES):
+        opened, more = _renew_batch(ports)
+        ring_for(ports, opened.to_charge)
+        total += opened.periods
+        if not more:
+            break
+    return total
+
+
+def _renew_batch(ports: Ports) -> tuple[Opened, bool]:
+    now = ports.clock.now()
+    with ports.store.transaction() as connection:
+        if switches.waits_for_decisions(connection):
+            return Opened(0, [], still_due=False), False
+        claimed, unreadable = subscriptions.claim_due(connection, now, BATCH)
+        trouble = [_unread(row) for row in unreadable]
+        plans = within_limits(plans_for(connection, claimed, now, lock=True, trouble=trouble))
+        enqueue_at = now + max(ports.timings.stuck_after, MESSAGE_LOST_AFTER)
+        opened = open_planned(connection, plans, Moment(now, BY), enqueue_at)
+        _put_off(connection, trouble, now)
+    found = len(claimed) + len(unreadable)
+    more = found == BATCH or len(plans) + len(trouble) < found or opened.still_due
+    return opened, more
+
+
+def _let_leave(ports: Ports) -> None:
+    """Carry out cancellations that stood for a date, of subscriptions that have no next period."""
+    with ports.store.transaction() as connection:
+        if switches.waits_for_decisions(connection):
+            return
+        moment = Moment(ports.clock.now(), BY)
+        leaving, unreadable = subscriptions.claim_leaving(connection, moment.now, BATCH)
+        for subscription in leaving:
+            over = lifecycle.cancelled(subscription)
+            subscriptions.save(connection, over)
+            _tell_cancelled(connection, over, moment)
+        _put_off(connection, [_unread(row) for row in unreadable], moment.now)
+
+
+# --- what cannot be planned ------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Why one subscription cannot be planned."""
+
+    subscription_id: int
+    reference_id: str
+    reason: str
+    told: bool = False  # in an earlier sweep
+
+
+def _unread(row: Unreadable) -> Trouble:
+    return Trouble(row.id, row.reference_id, row.reason, told=row.trouble == row.reason)
+
+
+def _put_off(connection: Connection, trouble: Sequence[Trouble], now: datetime) -> None:
+    again = now + PLAN_AGAIN_AFTER
+    subscriptions.put_off(connection, [(t.subscription_id, t.reason) for t in trouble], again)
+    untold = [t for t in trouble if not t.told]
+    for one in untold:
+        log.error("billing.alert", kind=str(EventKind.SUBSCRIPTION_STUCK),
+                  subscription=one.reference_id, reason=one.reason)  # fmt: skip
+    history.write(
+        connection,
+        (
+            Entry(
+                Event(EventKind.SUBSCRIPTION_STUCK, now, BY, {"reason": t.reason}, alert=True),
+                t.subscription_id,
+            )
+            for t in untold
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    periods: int
+    to_charge: list[int]  # invoice ids
+    still_due: bool  # a subscription had more periods than one go may open
+
+
+def plans_for(
+    connection: Connection,
+    due: Sequence[Subscription],
+    now: datetime,
+    *,
+    lock: bool,
+    policy: Policy | None = None,
+    trouble: list[Trouble] | None = None,
+) -> Iterator[Plan]:
+    """Plan due subscriptions, in order. `lock` unless nothing will be written.
+
+    Order matters only within a customer: each plan keeps its distance to the ones before. By next
+    date, whoever plans: so that what was shown is what is done. What cannot be planned is passed
+    over and added to `trouble`; without that list it raises.
+    """
+    customer_ids = {s.customer_id for s in due if catch_up.is_late(s, now)}
+    if lock:
+        catch_up_rows.lock_customers(connection, customer_ids)
+    diaries = catch_up_rows.diaries(connection, customer_ids, now)
+    for subscription in due:
+        diary = diaries.get(subscription.customer_id, Diary())
+        try:
+            plan = catch_up.plan(subscription, now, diary, policy)
+        except Exception as error:
+            if trouble is None:
+                raise
+            trouble.append(_unplanned(connection, subscription, error))
+            continue
+        diaries[subscription.customer_id] = plan.diary
+        yield plan
+
+
+def _unplanned(connection: Connection, subscription: Subscription, error: Exception) -> Trouble:
+    reason = trouble_of(error)
+    told = subscriptions.trouble_told(connection, subscription.id) == reason
+    return Trouble(subscription.id, subscription.reference_id, reason, told=told)
+
+
+def within_limits(plans: Iterable[Plan]) -> list[Plan]:
+    taken: list[Plan] = []
+    rows = 0
+    for plan in plans:
+        taken.append(plan)
+        rows += len(plan.planned)
+        if rows >= MAX_ROWS:
+            break
+    return taken
+
+
+def open_planned(
+    connection: Connection, plans: Sequence[Plan], moment: Moment, enqueue_at: datetime
+) -> Opened:
+    """Write what was planned for subscriptions that the caller holds locked."""
+    due = [(plan.before, planned) for plan in plans for planned in plan.planned]
+    rows = invoices.open_periods(connection, due, moment.now, enqueue_at)
+    subscriptions.advance(connection, [(plan.before, plan.after) for plan in plans])
+    by_period = {(s.id, planned.period.number): (s, planned) for s, planned in due}
+    history.write(
+        connection,
+        (
+            Entry(_said(*by_period[subscription_id, number], moment), subscription_id, invoice_id)
+            for invoice_id, subscription_id, number in rows
+        ),
+    )
+    for plan in plans:
+        _tell_about(connection, plan, moment)
+    return Opened(
+        len(rows),
+        [row[0] for row in rows if by_period[row[1], row[2]][1].at == moment.now],
+        any(catch_up.is_due(plan.after, moment.now) for plan in plans),
+    )
+
+
+def _tell_about(connection: Connection, plan: Plan, moment: Moment) -> None:
+    held = [planned for planned in plan.planned if planned.action is Action.HOLD]
+    if held:
+        # One alert for all of them: a person decides about the subscription, not 300 times.
+        data = {
+            "periods": [held[0].period.number, held[-1].period.number],
+            "count": len(held),
+            "rules": sorted({planned.rule for planned in held}),
+            "each": str(plan.before.money),
+        }
+        said = Event(EventKind.CATCH_UP_HELD, moment.now, moment.by, data, alert=True)
+        history.write(connection, [Entry(said, plan.before.id)])
+    if plan.after.status is SubscriptionStatus.CANCELLED:
+        _tell_cancelled(connection, plan.after, moment)
+
+
+def _tell_cancelled(connection: Connection, over: Subscription, moment: Moment) -> None:
+    voided = give_up(connection, over.id, moment)
+    said = moment.event(EventKind.SUBSCRIPTION_CANCELLED, at_period_end=True, voided=voided)
+    history.write(connection, [Entry(said, over.id)])
+
+
+def _said(subscription: Subscription, planned: Planned, moment: Moment) -> Event:
+    waived = planned.action is Action.WAIVE
+    kind = EventKind.INVOICE_VOIDED if waived else EventKind.INVOICE_OPENED
+    data = _why_due(subscription, planned)
+    if planned.rule != catch_up.ON_TIME:
+        data["catch_up"] = {
+            "action": planned.action,
+            "rule": planned.rule,
+            "reason": planned.reason,
+            "at": planned.at.isoformat() if planned.at else None,
+        }
+    return moment.event(kind, **data)
+
+
+def _why_due(subscription: Subscription, planned: Planned) -> dict[str, object]:
+    schedule, period = subscription.schedule, planned.period
+    nth = period.number - subscription.series_start
+    return {
+        "rule": f"boundary {nth} of every {schedule.count} {schedule.unit}",
+        "anchor_at": schedule.anchor.isoformat(),
+        "timezone": schedule.tz,
+        "period": [period.start.isoformat(), period.end.isoformat()],
+        "amount": str(subscription.money),
+    }

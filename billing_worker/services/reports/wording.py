@@ -1,0 +1,279 @@
+"""One sentence each about an invoice or a card page: why it is so, and what happens next, when."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import Row
+
+from billing_worker.domain import card as cards
+from billing_worker.domain.card_setup import STEPS, HostedPayment, HostedStatus
+from billing_worker.domain.declines import decline_for
+from billing_worker.domain.invoice import (
+    CANCELLED,
+    EXPIRED,
+    EXPIRED_AGAIN,
+    KEEPS_CRASHING,
+    LATE_MONEY,
+    PAUSED,
+    VOID_IF_UNPAID,
+    is_paid_elsewhere,
+)
+from billing_worker.domain.outcome import PAID_BY_WORD
+from billing_worker.persistence.claims import AFTER_OLDER
+from billing_worker.persistence.invoices import MISFIT, PAGE, REOPENED, SILENT, UNDECIDED
+
+
+class Fate(StrEnum):
+    """Where a period stands: exactly one of these at any time."""
+
+    PAID = "paid"
+    UNCOLLECTIBLE = "uncollectible"
+    VOID = "void"
+    UNKNOWN = "unknown"  # The card may have been charged.
+    LINK = "open, pay link out, customer has not paid"
+    IN_FLIGHT = "open, being charged"
+    DATED = "open, next attempt dated"
+    FOR_A_CARD = "open, waiting for a card"
+    FOR_THE_CUSTOMER = "open, waiting for the customer"
+    FOR_A_PERSON = "open, waiting for a person"
+    PAUSED = "open, paused"
+
+
+KNOWN_IN_WORDS = {
+    SILENT: "no answer yet",
+    UNDECIDED: "gateway undecided",
+    MISFIT: "gateway's answer does not fit the order",
+    REOPENED: "gateway has taken back that it was unpaid",
+}
+
+_NO_CARD = ("card_missing", "card_unusable", cards.EXPIRED)
+
+
+def fate_of(
+    status: str,
+    attempt_status: str | None,
+    *,
+    known: str | None,
+    waits: bool,
+    reason: str | None,
+    patient: bool,
+) -> Fate:
+    """`known` is what is known of an attempt that may still be paid. `waits`: no attempt is dated;
+    `patient`: the customer is waited for until a date.
+    """
+    if status != "open":
+        return Fate(status)
+    if known is not None:
+        return Fate.LINK if known == PAGE else Fate.UNKNOWN
+    reason = reason or ""
+    if attempt_status == "prepared" and not (waits and reason.startswith(KEEPS_CRASHING)):
+        return Fate.IN_FLIGHT
+    return _turn(reason, patient=patient) if waits else Fate.DATED
+
+
+def _turn(reason: str, *, patient: bool) -> Fate:
+    if reason == PAUSED:
+        return Fate.PAUSED
+    if reason.startswith(KEEPS_CRASHING):
+        return Fate.FOR_A_PERSON
+    if reason.startswith(_NO_CARD):
+        return Fate.FOR_A_CARD
+    if not patient:
+        return Fate.FOR_A_PERSON
+    needs_customer = reason.startswith("declined_needs_customer")
+    return Fate.FOR_THE_CUSTOMER if needs_customer else Fate.FOR_A_CARD
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    why: str
+    next: str
+
+
+def about_invoice(
+    invoice: Row[Any],
+    newest: Row[Any] | None,
+    fate: Fate,
+    known: str | None,
+    *,
+    payer: Row[Any] | None,
+    sales_on: bool,
+) -> Told:
+    """`newest` is its newest attempt, or the one that may still be paid: what is known of that one
+    is `known`. `payer` is the attempt that paid it.
+    """
+    if newest is not None and fate in {Fate.UNKNOWN, Fate.LINK}:
+        return _about_submitted(invoice, newest, known or SILENT)
+    reason = reason_in_words(invoice.reason)
+    match fate:
+        case Fate.DATED | Fate.IN_FLIGHT:
+            why, next_ = _why_charged(newest, reason), _when_charged(invoice, sales_on=sales_on)
+        case Fate.PAID:
+            why, next_ = _who_says_paid(invoice, payer), "Nothing more is charged for it"
+        case _:
+            why = f"{_WHY[fate]}: {reason}" if reason else _WHY[fate]
+            next_ = _NEXT[fate].format(
+                invoice=invoice.reference_id,
+                subscription=invoice.subscription_reference,
+                until=_patience(invoice),
+            )
+    return Told(f"{why}.", f"{next_}.")
+
+
+def _who_says_paid(invoice: Row[Any], payer: Row[Any] | None) -> str:
+    if is_paid_elsewhere(invoice.reason):
+        return f"A person has marked it as {invoice.reason}"
+    if payer is not None and payer.outcome == PAID_BY_WORD:
+        resolved = f"at {_moment(payer.resolved_at)}"
+        return f"A person stated {resolved} that it was paid, and the gateway has not decided"
+    return "The gateway states that it was paid"
+
+
+_WHY = {
+    Fate.VOID: "It is not owed",
+    Fate.UNCOLLECTIBLE: "It was given up",
+    Fate.PAUSED: "Its subscription is paused",
+    Fate.FOR_A_CARD: "No card can be charged",
+    Fate.FOR_THE_CUSTOMER: "The customer has to take part",
+    Fate.FOR_A_PERSON: "Nothing more may be tried before a person has looked",
+}
+_NEXT = {
+    Fate.VOID: "Nothing; money that comes all the same is surplus, and a person is told",
+    Fate.UNCOLLECTIBLE: "Nothing by itself; a new card (`cards replace`) or `invoices retry "
+    "{invoice}` charges it again, and late money still pays it",
+    Fate.PAUSED: "Nothing before `subscriptions resume {subscription}`",
+    Fate.FOR_A_CARD: "Charged as soon as the customer gives another card (`cards replace "
+    "{subscription}`, or `cards tokenise --invoice {invoice}`){until}",
+    Fate.FOR_THE_CUSTOMER: "Nothing before the customer pays (`invoices pay-link {invoice}`) or "
+    "gives another card{until}",
+    Fate.FOR_A_PERSON: "Nothing by itself; `invoices retry {invoice}` charges it, `invoices void "
+    "{invoice}` ends it, `catch-up` decides what was held there",
+}
+
+
+def _why_charged(newest: Row[Any] | None, reason: str) -> str:
+    if newest is None:
+        return f"Its period is due: {reason}" if reason else "Its period is due"
+    if newest.status == "prepared":
+        because = f"; the last time: {reason}" if reason else ""
+        return f"Attempt {newest.number} is prepared, nothing has been sold{because}"
+    return f"Attempt {newest.number} ended without money: {reason or newest.outcome}"
+
+
+def _when_charged(invoice: Row[Any], *, sales_on: bool) -> str:
+    at = invoice.enqueue_at or invoice.next_attempt_at
+    if invoice.reason == AFTER_OLDER:
+        when = (
+            "It is charged once the older invoice is paid or given up; while the outcome of that one "
+            "is unknown, BILLING_UNKNOWN_BLOCKS_SECONDS (7 days) after its sale at the latest"
+        )
+        return when if sales_on else f"{when}, but not before sales are started again"
+    when = f"It is charged at {at.isoformat()}" if at else "A worker takes it up"
+    return when if sales_on else f"{when}, but not before sales are started again"
+
+
+def _patience(invoice: Row[Any]) -> str:
+    return f"; given up at {invoice.give_up_at.isoformat()}" if invoice.give_up_at else ""
+
+
+def _about_submitted(invoice: Row[Any], newest: Row[Any], known: str) -> Told:
+    asked = f"The gateway is asked again at {_moment(newest.next_poll_at)}"
+    if newest.unpaid_since is not None:
+        return Told(
+            f"The gateway has called attempt {newest.number} unpaid since "
+            f"{newest.unpaid_since.isoformat()}, and late money is waited for.",
+            f"{asked}; if it says the same then, the attempt has ended without money.",
+        )
+    if known == PAGE:
+        step = _moment(invoice.next_attempt_at) if invoice.next_attempt_at else "none is dated"
+        return Told(
+            "A page to pay on is out, and the gateway knows of no payment there.",
+            f"{asked}; nothing is charged while the page is open (after it, the next attempt: "
+            f"{step}).",
+        )
+    number = newest.number
+    said = {
+        SILENT: f"The sale of attempt {number} was sent, or may have been, and nobody has answered",
+        UNDECIDED: f"The gateway answers and has not decided about attempt {number}; of a sale that "
+        "never arrived it says the same",
+        MISFIT: f"What the gateway says of attempt {number} does not fit: {newest.outcome}",
+        REOPENED: f"Attempt {number} had ended unpaid ({newest.outcome}), and the gateway has taken "
+        f"that back at {_moment(newest.undecided_since)}",
+    }
+    if invoice.reason == VOID_IF_UNPAID:
+        return Told(f"{said[known]}.", f"{asked}; it is void as soon as that has ended unpaid.")
+    return Told(
+        f"{said[known]}.",
+        f"{asked}; nothing else is tried until it says paid or unpaid, or a person does "
+        f"(`invoices resolve {newest.reference_id}`).",
+    )
+
+
+def _moment(moment: datetime | None) -> str:
+    return moment.isoformat() if moment else "no date"
+
+
+def reason_in_words(reason: str | None) -> str:
+    """The invoice's reason; where it is a code of the gateway's, with what that means."""
+    kind, _, resolution = (reason or "").partition(": ")
+    if kind.startswith("declined_"):
+        return f"{decline_for(resolution).reason} ({resolution})"
+    if kind == "recovery_ended":
+        return f"its recovery has ended, after: {reason_in_words(resolution)}"
+    if kind == KEEPS_CRASHING:
+        return f"waits for a person: {resolution or 'its worker died again and again'}"
+    if reason == PAUSED:
+        return ""
+    return {
+        "card_missing": "there is no card on file",
+        cards.EXPIRED: "the card on file has expired",
+        CANCELLED: "its subscription was cancelled",
+        "not_charged": "certainly nothing was charged",
+        "not_charged_repeatedly": "the sale of several attempts in a row was never sent",
+        EXPIRED: "its sale may have arrived, and the gateway's invoice expired undecided: late "
+        "approval is waited for before the next attempt",
+        EXPIRED_AGAIN: "two sales may have arrived, and both invoices at the gateway expired "
+        "undecided: compare with the gateway's own pages before anything else is charged",
+        LATE_MONEY: "an earlier attempt may still be paid, so the next one waits",
+        "link_not_paid": "the customer did not pay on the page",
+    }.get(reason or "", reason or "")
+
+
+# --- card pages -------------------------------------------------------------------------------
+
+FATE_OF_PAGE = {
+    HostedStatus.PREPARED: "being opened",
+    HostedStatus.OPEN: "open, customer has not paid",
+    HostedStatus.STORED: "paid, card stored",
+    HostedStatus.NO_CARD: "paid, no card came of it",
+    HostedStatus.UNPAID: "not paid",
+}
+
+
+def about_page(payment: HostedPayment) -> Told:
+    """A payment on the gateway's page that is made for a token."""
+    again = f"The gateway is asked again at {_moment(payment.next_poll_at)}"
+    match payment.status:
+        case HostedStatus.PREPARED:
+            return Told("Nobody has the page yet.", f"{again}; if nobody has it then, it is over.")
+        case HostedStatus.OPEN if payment.unpaid_since is not None:
+            since = payment.unpaid_since.isoformat()
+            return Told(f"The gateway has called it unpaid since {since}.", f"{again}.")
+        case HostedStatus.OPEN:
+            return Told("The page is out, and no payment is known.", f"{again}.")
+        case HostedStatus.STORED:
+            return Told("The customer paid, and the card is stored.", "Nothing.")
+        case HostedStatus.NO_CARD:
+            step = STEPS.get(payment.outcome or "", "a person looks")
+            return Told(f"The customer paid, but {payment.outcome}.", f"Not by itself: {step}.")
+        case HostedStatus.UNPAID:
+            recheck = (
+                f"{again}: late money still stores the card."
+                if payment.next_poll_at
+                else "Nothing."
+            )
+            return Told(f"Nobody paid there: {payment.outcome}.", recheck)

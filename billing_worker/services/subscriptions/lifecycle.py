@@ -1,0 +1,485 @@
+"""What people and other services ask of a subscription.
+
+    lock ─▶ open what is already due, on the old terms ─▶ decide (domain/lifecycle.py) ─▶ one event
+
+Every function is one transaction and idempotent: asked again it answers `unchanged`. It raises
+InvalidInput (field and reason) for what cannot be done, and then nothing has changed. `by` is who
+decides, `why` the reason for the history. `decided_at` is when, if not now: the decision takes
+effect as if it had been carried out then (see `services/invoicing/decided_at.py`).
+
+No proration: a change never touches a period that has begun. Its invoice keeps its amount,
+currency and description; nothing is refunded, credited or charged for the rest of it, and the next
+period has the new terms in full.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+
+import structlog
+from sqlalchemy import Connection
+
+from billing_worker.clock import Clock
+from billing_worker.domain import invoice as invoices
+from billing_worker.domain import lifecycle as rules
+from billing_worker.domain.calendar import Interval, Unit
+from billing_worker.domain.catch_up import MAX_PERIODS, is_due
+from billing_worker.domain.catch_up_policy import Policy
+from billing_worker.domain.errors import InvalidInput
+from billing_worker.domain.events import EventKind
+from billing_worker.domain.invoice import Invoice
+from billing_worker.domain.money import Money, exponent
+from billing_worker.domain.subscription import Subscription, SubscriptionStatus
+from billing_worker.persistence import claims, history, subscriptions
+from billing_worker.persistence.history import Entry
+from billing_worker.persistence.store import Store, Within
+from billing_worker.services.invoicing import pause_collection
+from billing_worker.services.invoicing.decided_at import Decided, TakenBack, decided_when, take_back
+from billing_worker.services.invoicing.pause_collection import Moment
+from billing_worker.services.invoicing.renew import open_planned, plans_for
+
+_S = SubscriptionStatus
+MAX_DESCRIPTION = 500
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How the subscription stands now. `as_dict` is what the command line and callers get."""
+
+    reference_id: str
+    outcome: str  # "changed" or "unchanged"
+    status: str
+    next_billing_at: datetime | None  # None: no period becomes due
+    cancels_at: datetime | None
+    details: Mapping[str, Any]  # JSON; the same as the event's
+    decided_at: datetime  # to be said again with, should the books be restored
+
+    def as_dict(self) -> dict[str, Any]:
+        shown = asdict(self)
+        for name in ("next_billing_at", "cancels_at", "decided_at"):
+            shown[name] = shown[name].isoformat() if shown[name] else None
+        return shown
+
+
+def change(
+    store: Store,
+    clock: Clock,
+    reference_id: str,
+    *,
+    amount: str | None = None,
+    currency: str | None = None,
+    interval: str | None = None,
+    interval_count: int | None = None,
+    description: str | None = None,
+    catch_up: str | None = None,
+    ends_at: str | None = None,
+    by: str,
+    why: str | None = None,
+    decided_at: datetime | None = None,
+) -> Outcome:
+    """New terms from the next period on; None leaves a term as it is.
+
+    `amount` is decimal text in major units and needed with a new currency; an empty `description`
+    removes it; `catch_up` ("hold", "collect_all:3") counts from now on; `ends_at` is an instant in
+    ISO 8601 with its offset, from which on no period begins, and an empty one removes it. Raises
+    InvalidInput on the argument's own name, `reference_id`, or `status` when the subscription is
+    over.
+    """
+
+    def decide(asked: _Asked) -> None:
+        before = asked.subscription
+        after = rules.changed(
+            before,
+            money=_money(before.money, amount, currency),
+            interval=_interval(before.schedule.interval, interval, interval_count),
+            now=asked.now,
+        )
+        if ends_at is not None:
+            after = rules.ending(after, _instant("ends_at", ends_at))
+        if before.paused_at and after.paused_at != before.paused_at:
+            # The pause counts anew; so far it has taken nothing of the customer's own time.
+            pause_collection.wait_longer(asked.connection, before.id, asked.now - before.paused_at)
+        after = replace(
+            after,
+            description=_description(before.description, description),
+            catch_up=Policy.parse(catch_up) if catch_up is not None else before.catch_up,
+        )
+        asked.becomes(after, EventKind.SUBSCRIPTION_CHANGED, **_differences(before, after))
+
+    return _ask(store, clock, reference_id, by, why, decide, decided_at)
+
+
+def pause(
+    store: Store,
+    clock: Clock,
+    reference_id: str,
+    *,
+    by: str,
+    why: str | None = None,
+    decided_at: datetime | None = None,
+) -> Outcome:
+    """No period becomes due and no charge is armed until `resume`. Open invoices wait."""
+
+    def decide(asked: _Asked) -> None:
+        if asked.subscription.status is _S.PAUSED:
+            return
+        asked.becomes(rules.paused(asked.subscription, asked.now), EventKind.SUBSCRIPTION_PAUSED)
+        pause_collection.put_aside(asked.connection, asked.subscription.id, asked.moment)
+
+    return _ask(store, clock, reference_id, by, why, decide, decided_at)
+
+
+def resume(
+    store: Store,
+    clock: Clock,
+    reference_id: str,
+    *,
+    shift_anchor: bool,
+    by: str,
+    why: str | None = None,
+    decided_at: datetime | None = None,
+) -> Outcome:
+    """Go on after a pause; what was open is collected again.
+
+    With `shift_anchor` the next period begins later by the time that was paused; without it the
+    dates stay, and periods that fell into the pause are skipped (see `domain.lifecycle.resumed`).
+    """
+
+    def decide(asked: _Asked) -> None:
+        before = asked.subscription
+        if before.status in {_S.TRIALING, _S.ACTIVE, _S.PAST_DUE}:
+            return
+        owes = bool(claims.lock_open(asked.connection, before.id))
+        waited = asked.now - before.paused_at if before.paused_at else timedelta(0)
+        done = rules.resumed(before, asked.now, shift=shift_anchor, owes=owes)
+        skipped = [done.skipped[0], done.skipped[-1]] if done.skipped else None
+        asked.becomes(
+            done.subscription,
+            EventKind.SUBSCRIPTION_RESUMED,
+            shift_anchor=shift_anchor,
+            skipped_periods=skipped,
+            paused_at=before.paused_at.isoformat() if before.paused_at else None,
+            anchor_at=done.subscription.schedule.anchor.isoformat(),
+        )
+        pause_collection.take_up_again(asked.connection, before.id, asked.moment, waited)
+
+    return _ask(store, clock, reference_id, by, why, decide, decided_at)
+
+
+def cancel(
+    store: Store,
+    clock: Clock,
+    reference_id: str,
+    *,
+    at_period_end: bool,
+    void_open: bool = False,
+    by: str,
+    why: str | None = None,
+    decided_at: datetime | None = None,
+) -> Outcome:
+    """Over: now, or when the next period would begin.
+
+    When it takes effect, open invoices are void, except one whose charge is in flight: the
+    gateway's word decides that one, and it is void if it ends unpaid. What is to be collected
+    after the end calls for `end`. A paused or suspended subscription is cancelled at once.
+
+    `void_open`: what is open is void now, whatever becomes of the subscription. That is how one that
+    has ended, or a one-off charge, is cancelled: it is refused otherwise, on `status`, with what
+    stays owed.
+    """
+
+    def decide(asked: _Asked) -> None:
+        before = asked.subscription
+        if before.status is _S.ENDED:
+            _call_off(asked, why, void_open=void_open)
+            return
+        if void_open and at_period_end:
+            asked.also(_voided(asked, why))
+        scheduled = before.cancels_at is not None and before.next_billing_at is not None
+        if before.status is _S.CANCELLED or (at_period_end and scheduled):
+            return
+        after = rules.cancelling(before) if at_period_end else rules.cancelled(before)
+        if after.status is not _S.CANCELLED:
+            asked.becomes(after, EventKind.CANCELLATION_SCHEDULED, **_takes_effect(after))
+            return
+        voided = pause_collection.give_up(asked.connection, before.id, asked.moment)
+        voided += asked.details.get("voided", 0)
+        asked.becomes(after, EventKind.SUBSCRIPTION_CANCELLED, voided=voided)
+
+    return _ask(store, clock, reference_id, by, why, decide, decided_at)
+
+
+def _call_off(asked: _Asked, why: str | None, *, void_open: bool) -> None:
+    before = asked.subscription
+    if not void_open:
+        owed = [item.invoice for item in claims.lock_open(asked.connection, before.id)]
+        raise InvalidInput("status", _still_owed(owed))
+    voided = _voided(asked, why)
+    asked.becomes(rules.called_off(before), EventKind.SUBSCRIPTION_CANCELLED, **voided)
+
+
+def _still_owed(owed: Sequence[Invoice]) -> str:
+    """The answer to a cancellation that would stop nothing must not look as if all were well."""
+    if not owed:
+        return "is ended"
+    named = ", ".join(invoice.reference_id for invoice in owed[:_NAMED])
+    more = f" and {len(owed) - _NAMED} more" if len(owed) > _NAMED else ""
+    stay = f"{len(owed)} invoice{'s stay' if len(owed) > 1 else ' stays'} owed and collected"
+    return f"is ended, and {stay}: {named}{more}. To void them, cancel with void_open (--and-void)"
+
+
+_NAMED = 5
+
+
+def _voided(asked: _Asked, why: str | None) -> dict[str, Any]:
+    """Whatever is in flight is void if it ends unpaid."""
+    reason = f"{invoices.VOIDED}{why or 'with the subscription'}"
+    return pause_collection.void_what_is_open(
+        asked.connection, asked.subscription.id, reason, asked.moment
+    )
+
+
+def uncancel(
+    store: Store,
+    clock: Clock,
+    reference_id: str,
+    *,
+    by: str,
+    why: str | None = None,
+    decided_at: datetime | None = None,
+) -> Outcome:
+    """Withdraw a cancellation at the period's end. Once it has taken effect it is too late."""
+
+    def decide(asked: _Asked) -> None:
+        before = asked.subscription
+        after = rules.keeping(before)
+        asked.becomes(after, EventKind.CANCELLATION_WITHDRAWN, **_takes_effect(before))
+
+    return _ask(store, clock, reference_id, by, why, decide, decided_at)
+
+
+def end(
+    store: Store,
+    clock: Clock,
+    reference_id: str,
+    *,
+    void_open: bool = False,
+    by: str,
+    why: str | None = None,
+    decided_at: datetime | None = None,
+) -> Outcome:
+    """No further period; what has become due is still owed and collected, unless `void_open`.
+
+    Of a subscription that was handed over to another book, too, while it is paused: its open
+    invoices are collected again. The other book goes on with it all the same.
+    """
+
+    def decide(asked: _Asked) -> None:
+        before = asked.subscription
+        if void_open:
+            asked.also(_voided(asked, why))
+        if before.status is _S.ENDED:
+            return
+        waited = asked.now - before.paused_at if before.paused_at else timedelta(0)
+        asked.becomes(rules.ended(before), EventKind.SUBSCRIPTION_ENDED)
+        pause_collection.take_up_again(asked.connection, before.id, asked.moment, waited)
+
+    return _ask(store, clock, reference_id, by, why, decide, decided_at, closes=True)
+
+
+# --- how it is asked -------------------------------------------------------------------------
+
+
+class _Asked:
+    """One request: the locked subscription, as of the decision, and what becomes of it."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        before: TakenBack,
+        moment: Moment,
+        decided: Decided,
+        why: str | None,
+    ) -> None:
+        self.connection = connection
+        self.subscription = before.subscription
+        self.moment = moment
+        self.details: dict[str, Any] = {}
+        self.changed = False
+        self._decided = decided
+        self._charged = list(before.charged)
+        self._why = why
+
+    @property
+    def now(self) -> datetime:
+        """When it was decided: what is decided counts from then."""
+        return self._decided.at
+
+    def becomes(self, after: Subscription, kind: EventKind, **details: Any) -> None:
+        """Write the change and its event, unless nothing changes."""
+        before = self.subscription
+        if after == before:
+            return
+        if self._decided.told_later:
+            details["decided_at"] = self.now.isoformat()
+        if self._charged:
+            details["charged_since"] = self._charged
+        details = self.details | details
+        self.subscription, self.details, self.changed = after, details, True
+        subscriptions.save(self.connection, after)
+        said = self.moment.event(
+            kind, why=self._why, before=str(before.status), after=str(after.status), **details
+        )
+        said = replace(said, alert=bool(self._charged))
+        history.write(self.connection, [Entry(said, after.id)])
+
+    def also(self, details: Mapping[str, Any]) -> None:
+        """What else was done for it, and is written down already."""
+        if details:
+            self.details, self.changed = dict(details), True
+
+
+class _NothingChanges(Exception):
+    """What was taken back for a decision stays as it was."""
+
+
+def _ask(
+    store: Store,
+    clock: Clock,
+    reference_id: str,
+    by: str,
+    why: str | None,
+    decide: Callable[[_Asked], None],
+    decided_at: datetime | None,
+    *,
+    closes: bool = False,
+) -> Outcome:
+    """`closes`: it leaves nothing but open invoices, which stay here when a book is handed over."""
+    if not by:
+        raise InvalidInput("by", "must name who decides")
+    with store.transaction() as connection:
+        subscription = subscriptions.lock(connection, reference_id)
+        if subscription is None:
+            raise InvalidInput("reference_id", f"no subscription {reference_id!r}")
+        if subscription.handed_over_at is not None and not closes:
+            since = subscription.handed_over_at.isoformat()
+            reason = f"was handed over to another book at {since}: decide there"
+            raise InvalidInput("status", reason)
+        moment = Moment(clock.now(), by)  # Only now: another change may have been waited for.
+        decided = decided_when(connection, subscription, decided_at, moment.now)
+        asked = _Asked(connection, TakenBack(subscription), moment, decided, why)
+        with suppress(_NothingChanges), Within(connection).transaction():
+            before = take_back(connection, subscription, decided.at, moment)
+            current = _up_to_date(connection, before.subscription, decided.at, moment)
+            asked = _Asked(connection, replace(before, subscription=current), moment, decided, why)
+            decide(asked)
+            if before.subscription != subscription and not asked.changed:
+                asked.subscription = subscription
+                raise _NothingChanges
+    after = asked.subscription
+    for invoice in asked.details.get("charged_since", ()):
+        log.error("billing.alert", kind="decision.charged_since", invoice=invoice)
+    return Outcome(
+        after.reference_id,
+        "changed" if asked.changed else "unchanged",
+        str(after.status),
+        after.next_billing_at,
+        after.cancels_at,
+        asked.details,
+        decided.at,
+    )
+
+
+def _up_to_date(
+    connection: Connection, subscription: Subscription, at: datetime, moment: Moment
+) -> Subscription:
+    """Open what was due when it was decided, on the terms of its time: the sweep may be late, the
+    decision is not.
+
+    As much as one transaction may take; a larger backlog is left to the sweep, which commits in
+    between. Raises InvalidInput on `status` then.
+    """
+    if subscription.next_billing_at is None or subscription.next_billing_at > at:
+        return subscription
+    plans = list(plans_for(connection, [subscription], at, lock=True))
+    if is_due(plans[0].after, at):
+        most = f"more than {MAX_PERIODS} periods are due"
+        raise InvalidInput("status", f"{most}: ask again when the sweep has opened them")
+    open_planned(connection, plans, moment, enqueue_at=moment.now)
+    return plans[0].after
+
+
+# --- new terms -------------------------------------------------------------------------------
+
+
+def _money(before: Money, amount: str | None, currency: str | None) -> Money:
+    if amount is not None:
+        return Money.parse(amount, before.currency if currency is None else currency)
+    if currency is None or currency == before.currency:
+        return before
+    exponent(currency)  # An unknown currency is the first thing to say.
+    raise InvalidInput("amount", "is needed with a new currency: prices do not convert themselves")
+
+
+def _interval(before: Interval, unit: str | None, count: int | None) -> Interval:
+    """A new unit counts single units unless said otherwise: 3 months become 1 year, not 3."""
+    if unit is None:
+        return before if count is None else Interval(before.unit, count)
+    if count is None:
+        count = before.count if unit == before.unit else 1
+    return Interval(cast("Unit", unit), count)  # It checks its unit itself.
+
+
+def _instant(field: str, text: str) -> datetime | None:
+    if not text:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise InvalidInput(field, "must be an ISO 8601 date and time") from error
+    if moment.tzinfo is None:
+        raise InvalidInput(field, "needs a UTC offset, such as a final Z")
+    return moment.astimezone(UTC)
+
+
+def _description(before: str | None, description: str | None) -> str | None:
+    if description is None:
+        return before
+    if len(description) > MAX_DESCRIPTION:
+        raise InvalidInput("description", f"must have at most {MAX_DESCRIPTION} characters")
+    return description or None
+
+
+def _differences(before: Subscription, after: Subscription) -> dict[str, Any]:
+    """{term: [before, after]} of what changes, and from which period on."""
+    was, is_ = _terms(before), _terms(after)
+    return {
+        "changes": {name: [was[name], is_[name]] for name in was if was[name] != is_[name]},
+        "from_period": after.next_period,
+        "from": after.start_of(after.next_period).isoformat(),
+        "new_series": after.schedule.interval != before.schedule.interval
+        or after.money.currency != before.money.currency,
+    }
+
+
+def _terms(subscription: Subscription) -> dict[str, Any]:
+    schedule = subscription.schedule
+    return {
+        "amount": str(subscription.money),
+        "every": f"{schedule.count} {schedule.unit}",
+        "anchor_at": schedule.anchor.isoformat(),
+        "description": subscription.description,
+        "catch_up": str(subscription.catch_up),
+        "ends_at": subscription.ends_at.isoformat() if subscription.ends_at else None,
+    }
+
+
+def _takes_effect(subscription: Subscription) -> dict[str, Any]:
+    at = subscription.cancels_at
+    return {"takes_effect_at": at.isoformat() if at else None}

@@ -1,0 +1,305 @@
+"""Records become subscriptions: in batches, each reference once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row
+from sqlalchemy.exc import IntegrityError
+
+from billing_worker.clock import Clock
+from billing_worker.domain.card import fingerprint
+from billing_worker.domain.errors import InvalidInput
+from billing_worker.domain.events import Event, EventKind
+from billing_worker.domain.subscription import ONE_OFF, SubscriptionStatus, refuse_forgotten_start
+from billing_worker.persistence import cards, customers, history, subscriptions, switches
+from billing_worker.persistence.history import Entry
+from billing_worker.persistence.store import Store
+from billing_worker.services.cards import card_row
+from billing_worker.services.import_records.export import Difference, differences, record_from
+from billing_worker.services.import_records.subscription import SubscriptionRecord
+from billing_worker.services.ports import Vault
+
+TRIES = 3
+"""Somebody else may add the same reference between our look and our insert; hardly ever twice."""
+
+
+FOREIGN = "foreign_token"
+"""The outcome of a record whose card token another customer has: nothing of it is stored."""
+
+REFUSED = "refused"
+"""The outcome of a record that was fine once, and is not today."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subscribed:
+    """What became of each record of a batch, in order: added, unchanged, conflict, FOREIGN or
+    REFUSED.
+    """
+
+    outcomes: tuple[str, ...]
+    conflicts: Mapping[int, tuple[Difference, ...]] = field(default_factory=dict)
+    """By the position of the record: where it differs from what is known under its reference."""
+
+    refused: Mapping[int, InvalidInput] = field(default_factory=dict)
+    """By the position of the record: field and reason."""
+
+
+def subscribe(
+    store: Store,
+    vault: Vault,
+    clock: Clock,
+    records: Sequence[SubscriptionRecord],
+    *,
+    by: str,
+    dry_run: bool = False,
+    held: bool = False,
+) -> Subscribed:
+    """Add the subscriptions that are new; `held` ones are not billed until they are armed.
+
+    Idempotent by reference id: the same record again is `unchanged`, another one under a known
+    reference is a `conflict` and changes nothing. The same is what made the subscription, or what
+    `stored_records` says it is now.
+    """
+    for tries_left in reversed(range(TRIES)):
+        try:
+            return _subscribe(store, vault, clock.now(), records, by=by, dry_run=dry_run, held=held)
+        except IntegrityError:
+            if not tries_left:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _subscribe(
+    store: Store,
+    vault: Vault,
+    now: datetime,
+    records: Sequence[SubscriptionRecord],
+    *,
+    by: str,
+    dry_run: bool,
+    held: bool,
+) -> Subscribed:
+    with store.transaction() as connection:
+        references = [record.reference_id for record in records]
+        known = subscriptions.digests(connection, references)
+        outcomes, new = _sorted_out(records, known)
+        conflicts = _conflicts(connection, vault, records, outcomes)
+        foreign = _with_foreign_tokens(connection, new)
+        refused = _refused(new, now)
+        if new and (fault := moved_away(connection)) is not None:
+            refused = {record.reference_id: fault for record in new}
+        if not dry_run:
+            bad = foreign | refused.keys()
+            own = [record for record in new if record.reference_id not in bad]
+            _add(connection, vault, own, by, now, held=held)
+    settled = [
+        "unchanged" if outcome == "conflict" and not conflicts[position] else outcome
+        for position, outcome in enumerate(outcomes)
+    ]
+    settled = [
+        FOREIGN if record.reference_id in foreign and outcome != "conflict" else outcome
+        for record, outcome in zip(records, settled, strict=True)
+    ]
+    settled = [
+        REFUSED if record.reference_id in refused and outcome != "conflict" else outcome
+        for record, outcome in zip(records, settled, strict=True)
+    ]
+    return Subscribed(
+        tuple(settled),
+        {position: found for position, found in conflicts.items() if found},
+        {n: refused[records[n].reference_id] for n, o in enumerate(settled) if o == REFUSED},
+    )
+
+
+def moved_away(connection: Connection) -> InvalidInput | None:
+    """Why nothing new begins in this book: another one goes on with it."""
+    since = switches.handed_over_at(connection)
+    if since is None:
+        return None
+    reason = f"this book was handed over to another one at {since.isoformat()}: send it there"
+    return InvalidInput("reference_id", reason)
+
+
+def _refused(new: Sequence[SubscriptionRecord], now: datetime) -> dict[str, InvalidInput]:
+    """By reference: what only the clock can find wrong with a record."""
+    refused: dict[str, InvalidInput] = {}
+    for record in new:
+        becomes_due = record.state.paused_at is None and not record.is_over
+        if becomes_due and record.starts_at < now:
+            try:
+                refuse_forgotten_start(record.schedule, record.first_from_anchor, now)
+            except InvalidInput as error:
+                refused[record.reference_id] = error
+    return refused
+
+
+def _sorted_out(
+    records: Sequence[SubscriptionRecord], known: dict[str, str]
+) -> tuple[list[str], list[SubscriptionRecord]]:
+    outcomes: list[str] = []
+    new: list[SubscriptionRecord] = []
+    seen = dict(known)
+    for record in records:
+        if record.reference_id not in seen:
+            seen[record.reference_id] = record.digest
+            new.append(record)
+            outcomes.append("added")
+        elif seen[record.reference_id] == record.digest:
+            outcomes.append("unchanged")
+        else:
+            outcomes.append("conflict")
+    return outcomes, new
+
+
+def _with_foreign_tokens(connection: Connection, records: Sequence[SubscriptionRecord]) -> set[str]:
+    """References of new records whose token another customer has, or an earlier one of them."""
+    with_card = [(record, fingerprint(record.card.token)) for record in records if record.card]
+    owners = cards.owners(connection, {known_as for _, known_as in with_card})
+    found: set[str] = set()
+    for record, known_as in with_card:
+        customer = record.customer.reference_id
+        if owners[known_as] - {customer}:
+            found.add(record.reference_id)
+        else:
+            owners[known_as].add(customer)
+    return found
+
+
+def _conflicts(
+    connection: Connection,
+    vault: Vault,
+    records: Sequence[SubscriptionRecord],
+    outcomes: Sequence[str],
+) -> dict[int, tuple[Difference, ...]]:
+    """By position: where a record differs from the one that is stored, or came before it."""
+    positions = [n for n, outcome in enumerate(outcomes) if outcome == "conflict"]
+    if not positions:
+        return {}
+    references = [records[n].reference_id for n in positions]
+    first = {
+        record.reference_id: record
+        for record, outcome in zip(records, outcomes, strict=True)
+        if outcome == "added"
+    }
+    stored = {row.reference_id: row for row in subscriptions.whole(connection, references)}
+    return {
+        n: _differences(stored.get(reference) or first[reference], records[n], vault)
+        for n, reference in zip(positions, references, strict=True)
+    }
+
+
+def _differences(
+    known: Row[Any] | SubscriptionRecord, given: SubscriptionRecord, vault: Vault
+) -> tuple[Difference, ...]:
+    if isinstance(known, SubscriptionRecord):
+        return differences(known, given)
+    if known.kind == ONE_OFF:
+        return (Difference("reference_id", "a one-off charge", "a subscription"),)
+    return differences(record_from(known, vault), given)
+
+
+def _add(
+    connection: Connection,
+    vault: Vault,
+    records: Sequence[SubscriptionRecord],
+    by: str,
+    now: datetime,
+    *,
+    held: bool,
+) -> None:
+    if not records:
+        return
+    people = [
+        {"reference_id": c.reference_id, "name": c.name, "email": c.email}
+        for c in (record.customer for record in records)
+    ]
+    customer_ids = customers.ids_for(connection, people, now)
+    with_card = [(record, record.card) for record in records if record.card is not None]
+    card_ids = customers.add_cards(
+        connection,
+        [
+            card_row(vault, card, customer_ids[record.customer.reference_id], now)
+            for record, card in with_card
+        ],
+    )
+    card_of = {
+        record.reference_id: card_id
+        for (record, _), card_id in zip(with_card, card_ids, strict=True)
+    }
+    rows = [
+        _row(record, customer_ids[record.customer.reference_id],
+             card_of.get(record.reference_id), now, held=held)
+        for record in records
+    ]  # fmt: skip
+    ids = subscriptions.add(connection, rows)
+    history.write(
+        connection,
+        (
+            Entry(Event(EventKind.SUBSCRIBED, now, by, _said(row)), subscription_id)
+            for row, subscription_id in zip(rows, ids, strict=True)
+        ),
+    )
+
+
+def _row(
+    record: SubscriptionRecord,
+    customer_id: int,
+    card_id: int | None,
+    now: datetime,
+    *,
+    held: bool,
+) -> dict[str, Any]:
+    schedule, state, ended = record.schedule, record.state, record.is_over
+    status = SubscriptionStatus.ACTIVE
+    if ended:
+        status = SubscriptionStatus.ENDED
+    elif record.trial_end is not None and (state.paused_at or now) < record.trial_end:
+        status = SubscriptionStatus.TRIALING
+    paused = state.paused_at is not None and not ended
+    held = (held or state.held) and not ended and not paused
+    return {
+        "reference_id": record.reference_id,
+        "customer_id": customer_id,
+        "card_id": card_id,
+        "status": SubscriptionStatus.PAUSED if paused else status,
+        "amount_minor": record.money.minor,
+        "currency": record.money.currency,
+        "interval": schedule.unit,
+        "interval_count": schedule.count,
+        "anchor_at": schedule.anchor,
+        "timezone": schedule.tz,
+        "ends_after_periods": record.ends_after_periods,
+        "series_start": state.first_number,
+        "next_period": record.first_period,
+        "next_billing_at": None if ended or held or paused else record.starts_at,
+        "description": record.description,
+        "metadata": record.metadata,
+        "record_digest": record.digest,
+        "created_at": now,
+        "held": held,
+        "trial_end": record.trial_end,
+        "paid_through": record.paid_through,
+        "catch_up": state.catch_up.rule,
+        "catch_up_days": state.catch_up.days,
+        "dunning_policy": state.dunning,
+        "paused_at": state.paused_at if paused else None,
+        "paused_from": status if paused else None,
+        "cancels_at": None if ended else state.cancels_at,
+        "ends_at": record.ends_at,
+        "from_book": state.from_book,
+        "from_prefix": state.from_prefix,
+    }
+
+
+def _said(row: dict[str, Any]) -> dict[str, Any]:
+    next_at = row["next_billing_at"]
+    return {
+        "status": row["status"],
+        "held": row["held"],
+        "first_period": row["next_period"],
+        "next_billing_at": next_at.isoformat() if next_at else None,
+    }

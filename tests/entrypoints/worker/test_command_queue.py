@@ -1,0 +1,229 @@
+"""The queue of commands on a real server: a message is nowhere else than where it cannot be lost."""
+
+from __future__ import annotations
+
+import threading
+import time
+import tracemalloc
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+from celery import Celery
+from kombu import Queue
+from redis import Redis
+
+from billing_worker.entrypoints.worker import command_queue
+from billing_worker.entrypoints.worker.command_consumer import Intake, TakesCommands
+from billing_worker.entrypoints.worker.command_queue import WINDOW, CommandQueue
+from billing_worker.entrypoints.worker.doorbell import COMMANDS, SWEEPS
+from billing_worker.services.commands.execute import Answer, NotKept
+from tests.entrypoints.worker.test_command_message import message
+from tests.support.redis_server import RedisServer
+
+STAY = threading.Event()
+QUICKLY = 0.01
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def redis(server):
+    server.wipe()
+    with Redis.from_url(server.url) as client:
+        yield client
+
+
+@pytest.fixture
+def queue(redis):
+    return CommandQueue(redis, "q")
+
+
+def test_a_message_stays_in_the_list_until_it_is_done(redis, queue):
+    redis.lpush("q", b"one")
+    taken = queue.take(QUICKLY, STAY)
+    assert taken.raw == b"one"
+    assert redis.lrange("q", 0, -1) == [b"one"]
+    queue.done(taken)
+    assert redis.keys() == []
+
+
+def test_the_oldest_comes_first_and_nobody_gets_what_another_works_on(redis, queue):
+    redis.lpush("q", b"one", b"two")
+    assert queue.take(QUICKLY, STAY).raw == b"one"
+    assert queue.take(QUICKLY, STAY).raw == b"two"
+    assert queue.take(QUICKLY, STAY) is None
+
+
+def test_what_is_given_back_comes_again(redis, queue):
+    redis.lpush("q", b"one")
+    queue.give_back(queue.take(QUICKLY, STAY))
+    assert queue.take(QUICKLY, STAY).raw == b"one"
+
+
+def test_a_taker_that_dies_holds_a_message_for_a_minute_at_most(redis, queue):
+    redis.lpush("q", b"one")
+    queue.take(QUICKLY, STAY)
+    [lease] = redis.keys("q.lease:*")
+    assert 0 < redis.ttl(lease) <= command_queue.LEASE_SECONDS
+    redis.delete(lease)  # the minute passes
+    assert queue.take(QUICKLY, STAY).raw == b"one"
+
+
+def test_a_message_that_was_finished_since_the_poll_is_not_taken_again(redis, queue):
+    assert not queue._lease("q", b"finished by another")
+    assert redis.keys() == []
+
+
+def test_equal_messages_are_done_one_at_a_time(redis, queue):
+    redis.lpush("q", b"same", b"same")
+    queue.done(queue.take(QUICKLY, STAY))
+    assert redis.lrange("q", 0, -1) == [b"same"]
+
+
+def test_a_priority_only_names_another_list(redis, queue):
+    redis.lpush("q\x06\x166", b"urgent")
+    assert queue.take(QUICKLY, STAY).raw == b"urgent"
+
+
+def test_many_takers_do_each_of_many_messages_once(server, redis):
+    sent = [f"message {number}".encode() for number in range(WINDOW * 4)]
+    redis.lpush("q", *sent)
+    done = Counter()
+
+    def work():
+        with Redis.from_url(server.url) as client:
+            mine = CommandQueue(client, "q")
+            while client.exists("q"):
+                taken = mine.take(QUICKLY, STAY)
+                if taken is not None:
+                    done[taken.raw] += 1
+                    mine.done(taken)
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert done == Counter(sent)
+    assert redis.keys() == []
+
+
+def test_a_poll_holds_one_message_at_a_time_however_large_they_are(redis, queue):
+    megabyte = 2**20
+    large = [str(number).encode() * (2 * megabyte) for number in range(9)]
+    redis.lpush("q", *large)
+    taken = [queue.take(QUICKLY, STAY) for _ in large]
+    assert {message.raw for message in taken} == set(large)
+    del taken, large
+    tracemalloc.start()
+    takers = [threading.Thread(target=queue.take, args=(QUICKLY, STAY)) for _ in range(4)]
+    for taker in takers:
+        taker.start()
+    for taker in takers:
+        taker.join()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 3 * 2 * megabyte * 1.5  # a reply is held two or three times while it comes
+
+
+def test_a_thread_that_is_to_leave_does_not_wait_for_the_one_that_polls(queue):
+    leaving = threading.Event()
+    takers = [threading.Thread(target=queue.take, args=(0.3, leaving)) for _ in range(4)]
+    started = time.monotonic()
+    for taker in takers:
+        taker.start()
+    leaving.set()
+    for taker in takers:
+        taker.join()
+    assert time.monotonic() - started < 1.0  # four looks in a row would be 1.2 s
+
+
+# --- the threads of a worker ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def intake(redis, monkeypatch):
+    """Starts an intake whose commands `answer` like this; returns what was replied."""
+    replies = []
+    running = []
+
+    def start(carry_out):
+        monkeypatch.setattr(
+            "billing_worker.entrypoints.worker.command_consumer.carry_out", carry_out
+        )
+        monkeypatch.setattr(
+            "billing_worker.entrypoints.worker.command_consumer.PAUSE_SECONDS", QUICKLY
+        )
+        intake = Intake(
+            CommandQueue(redis, "q"), lambda: None, lambda *reply: replies.append(reply)
+        )
+        running.append(intake)
+        intake.start()
+        return replies
+
+    yield start
+    for intake in running:
+        intake.leave()
+
+
+def until(condition):
+    for _ in range(500):
+        if condition():
+            return
+        STAY.wait(0.01)
+    raise AssertionError("not within 5 s")
+
+
+def test_a_command_that_could_not_be_written_down_is_tried_until_it_is(redis, intake):
+    tries = []
+
+    def carry_out(_ports, _message):
+        tries.append(1)
+        if len(tries) < 5:
+            raise NotKept("database: away")
+        return Answer("done")
+
+    redis.lpush("q", message())
+    replies = intake(carry_out)
+    until(lambda: replies)
+    until(lambda: redis.keys() == [])
+    assert replies == [("id-1", {"status": "done", "errors": []})]
+
+
+def test_a_bug_of_ours_neither_ends_the_threads_nor_loses_the_message(redis, intake):
+    def carry_out(_ports, asked):
+        if asked.id == "id-1":
+            raise ZeroDivisionError
+        return Answer("done")
+
+    redis.lpush("q", message(), message(headers={"task": "billing.pause", "id": "id-2"}))
+    replies = intake(carry_out)
+    until(lambda: replies)
+    assert replies[0][0] == "id-2"
+    until(lambda: redis.lrange("q", 0, -1) == [message()])
+
+
+def test_no_answer_is_left_for_who_wants_none(redis, intake):
+    headers = {"task": "billing.pause", "id": "id-1", "ignore_result": True}
+    redis.lpush("q", message(headers=headers))
+    replies = intake(lambda *_: Answer("done"))
+    until(lambda: redis.keys() == [])
+    assert replies == []
+
+
+@pytest.mark.parametrize(
+    ("selected", "consumed", "enabled"),
+    [(None, {SWEEPS}, True), ([COMMANDS], set(), True), ([SWEEPS], {SWEEPS}, False)],
+)
+def test_the_choice_of_queues_decides_whether_a_worker_takes_commands(selected, consumed, enabled):
+    app = Celery(set_as_current=False)
+    app.conf.update(task_queues=[Queue(SWEEPS), Queue(COMMANDS)])
+    app.amqp.queues.select(selected)
+    step = TakesCommands(SimpleNamespace(app=app))
+    assert set(app.amqp.queues.consume_from) == consumed
+    assert step.enabled is enabled

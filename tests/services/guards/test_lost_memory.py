@@ -1,0 +1,328 @@
+"""A book that has forgotten what it committed notices it, and sells nothing a second time."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import select
+from structlog.testing import capture_logs
+
+from billing_worker.domain.errors import InvalidInput
+from billing_worker.persistence import switches
+from billing_worker.persistence.book import identity as books
+from billing_worker.persistence.book.identity import Server
+from billing_worker.persistence.book.outside import FileRecord
+from billing_worker.persistence.schema.migrate import migrate
+from billing_worker.persistence.schema.tables import events
+from billing_worker.persistence.store import Store
+from billing_worker.services import kill_switch
+from billing_worker.services.attempts.claim import claim
+from billing_worker.services.charging.charge import charge
+from billing_worker.services.guards import lost_memory
+from tests.support.backup import backup, restore
+from tests.support.replication import ReplicatedPostgres
+from tests.support.world import World
+
+pytestmark = pytest.mark.sql
+
+MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
+
+
+def alerts(world, kind):
+    with world.store.reading() as connection:
+        query = select(events.c.data).where(events.c.kind == kind, events.c.alert)
+        return [data["reason"] for data in connection.execute(query).scalars()]
+
+
+def restored_at(world):
+    with world.store.reading() as connection:
+        return switches.read(connection).restored_at
+
+
+def slow(world):
+    """Sales are acknowledged as pending, and charged an hour later: before it, nothing is to see."""
+    world.sandbox.behaviour = replace(world.sandbox.behaviour, later_seconds=4000)
+    world.subscribe("approved_later")
+
+
+def lose_submitted(world):
+    """Sell, and then let the database forget it: the row says `prepared` again."""
+    kept = []
+
+    def keep(request):
+        if request.method == "POST" and not kept:
+            kept.append(backup(world.store))
+
+    world.transport.before_send = keep
+    world.tick()
+    assert world.attempts() == ["submitted"]
+    restore(world.store, kept[0])
+    world.bell.messages.clear()
+    assert world.attempts() == ["prepared"]
+
+
+# --- the newest sale is recorded outside ------------------------------------------------------
+
+
+def test_a_pending_sale_whose_commit_is_lost_is_not_sold_again(world):
+    slow(world)
+    lose_submitted(world)
+    world.run_for(3 * HOUR, step=5 * MINUTE)
+    assert world.sales("sub-1-p0-a1") == 1
+    assert world.debits() == {"sub-1-p0": 1}
+    assert world.fate() == "paid"
+    assert ["sub-1-p0-a1" in reason for reason in alerts(world, "book.forgot")] == [True]
+
+
+def test_a_pending_sale_is_not_sold_again_when_the_record_outside_is_lost_too(world):
+    slow(world)
+    lose_submitted(world)
+    world.outside[0].known = None
+    world.run_for(3 * HOUR, step=5 * MINUTE)
+    assert world.sales("sub-1-p0-a1") == 1
+    assert world.debits() == {"sub-1-p0": 1}
+    assert world.fate() == "paid"
+
+
+def test_a_charge_that_the_books_have_never_heard_of_is_found_without_anybody_saying_so(world):
+    world.subscribe("approved")
+    kept = backup(world.store)
+    world.tick()
+    assert world.fate() == "paid"
+    restore(world.store, kept)
+    world.clock.advance(MINUTE)
+    world.run_for(HOUR)
+    assert world.sales("sub-1-p0-a1") == 1
+    assert world.debits() == {"sub-1-p0": 1}
+    assert world.fate() == "paid"
+
+
+def test_a_charge_that_was_claimed_before_the_loss_was_noticed_is_not_submitted(world):
+    world.subscribe("approved")
+    world.sweep()
+    (_, ids), *_ = world.bell.messages
+    world.bell.messages.clear()
+    (claimed,) = claim(world.ports, ids)
+    assert lost_memory.notice(world.ports, "422 duplicate", seen=claimed.restored_at, by="charge")
+    assert charge(world.ports, claimed) == "prepared"
+    assert world.sales("sub-1-p0-a1") == 0
+    assert lost_memory.NOTICED_SINCE in world.explain()["reason"]
+    world.run_for(5 * HOUR, step=5 * MINUTE)
+    assert world.debits() == {}, "what is found expired may have been sold by the forgotten life"
+    world.run_for(3 * DAY, step=HOUR)
+    assert world.debits() == {"sub-1-p0": 1}
+
+
+def test_many_charges_that_notice_one_loss_tell_of_it_once(world):
+    assert lost_memory.notice(world.ports, "422 duplicate", seen=None, by="charge")
+    first = restored_at(world)
+    world.clock.advance(1)
+    assert not lost_memory.notice(world.ports, "422 duplicate", seen=None, by="charge")
+    assert restored_at(world) == first
+    assert len(alerts(world, "book.forgot")) == 1
+
+
+def test_an_interrupted_charge_of_books_that_forgot_nothing_goes_on_at_once(world, monkeypatch):
+    world.subscribe("approved")
+    with monkeypatch.context() as patched, capture_logs():
+        patched.setattr("billing_worker.services.charging.charge.arm", _end_the_process)
+        world.tick()
+    assert world.attempts() == ["prepared"]
+    world.run_for(10 * MINUTE)
+    assert world.fate() == "paid"
+
+
+def _end_the_process(*_):
+    raise RuntimeError("the process ends here")
+
+
+def test_a_record_that_is_flushed_costs_no_request_and_alerts_nobody(world):
+    world.subscribe("approved")
+    world.subscribe("approved", "sub-2", anchor_at=(world.clock.now() + HOUR).isoformat())
+    world.tick()
+    world.outside[0].known = None
+    world.clock.advance(HOUR)
+    world.transport.sent.clear()
+    world.tick()
+    assert world.fate("sub-2-p0") == "paid"
+    assert [request.method for request in world.transport.sent] == ["POST", "POST", "GET"]
+    assert alerts(world, "book.forgot") == []
+    assert world.outside[0].known.reference_id == "sub-2-p0-a1"
+
+
+# --- PostgreSQL ---------------------------------------------------------------------------------
+
+
+@pytest.mark.again
+def test_a_real_fail_over_that_loses_sales_debits_nobody_twice():
+    with ReplicatedPostgres() as pair, Store(pair.create_database("books")) as store:
+        migrate(store)
+        world = World(store)
+        world.outside[0].read = lambda: None  # noticed by the server alone
+        slow(world)
+        world.subscribe("approved", "sub-2")
+        world.subscribe("approved", "sub-0")
+        world.tick()
+        world.subscribe("approved", "sub-3")
+        world.sweep()
+        pair.cut_off()
+        world.deliver()
+        assert world.fate("sub-3-p0") == "paid"
+        pair.fail_over()
+        world.run_for(3 * HOUR, step=5 * MINUTE)
+        assert set(world.debits().values()) == {1}
+        assert {world.fate(f"sub-{n}-p0") for n in (0, 1, 2, 3)} == {"paid"}
+        assert alerts(world, "book.forgot") == ["fail-over: timeline 1 -> 2"]
+
+
+def test_the_timeline_and_the_clock_are_read_by_a_role_without_privileges(postgres_url):
+    with Store(postgres_url) as store, store.transaction() as connection:
+        connection.exec_driver_sql("CREATE ROLE nobody_special")
+        connection.exec_driver_sql("GRANT SELECT ON switches, book TO nobody_special")
+        connection.exec_driver_sql("SET LOCAL ROLE nobody_special")
+        server = switches.read(connection).server
+        connection.exec_driver_sql("RESET ROLE")
+        connection.exec_driver_sql("DROP OWNED BY nobody_special; DROP ROLE nobody_special")
+    assert server.server is not None
+    assert server.server.timeline == 1
+    assert server.clock is not None
+
+
+def test_a_role_that_may_not_read_the_server_charges_all_the_same(postgres_url):
+    with Store(postgres_url) as store:
+        with store.transaction() as connection:
+            connection.info["billing_worker.may_read_server"] = False
+            assert switches.read(connection).server.server is None
+        world = World(store)
+        world.subscribe("approved")
+        world.tick()
+        assert world.fate() == "paid"
+
+
+def test_a_copy_of_a_database_sells_nothing_until_a_person_says_that_the_original_is_gone(
+    postgres, postgres_url
+):
+    original = postgres_url.rpartition("/")[2]
+    with Store(postgres_url) as store:
+        world = World(store)
+        world.subscribe("approved")
+        world.tick()
+        assert world.fate() == "paid"
+    with postgres.temporary_database(template=original) as url, Store(url) as copy:
+        world.store, world.outside = copy, ()
+        world.ports = world.ports_of_a_worker()
+        world.subscribe("approved", "sub-2")
+        world.run_for(HOUR, step=10 * MINUTE)
+        assert world.sales("sub-2-p0-a1") == 0
+        (said,) = alerts(world, "book.refused")
+        assert "this database is a copy" in said
+        start = {"on": True, "service": None, "by": "operator:ann", "reason": "r"}
+        with pytest.raises(InvalidInput, match="--moved"):
+            kill_switch.switch(copy, **start, now=world.clock.now())
+        kill_switch.switch(copy, **start, now=world.clock.now(), moved=True)
+        assert restored_at(world) == world.clock.now()
+        world.run_for(HOUR, step=10 * MINUTE)
+        assert world.fate("sub-2-p0") == "paid"
+        assert world.sales("sub-2-p0-a1") == 1
+
+
+def test_an_old_primary_that_comes_back_sells_nothing(postgres_url):
+    with Store(postgres_url) as store:
+        world = World(store)
+        world.subscribe("approved")
+        world.tick()
+        world.outside[0].write(
+            replace(world.outside[0].known, server_since=world.clock.now() + MINUTE)
+        )
+        world.clock.advance(HOUR)
+        world.subscribe("approved", "sub-2")
+        world.run_for(HOUR, step=10 * MINUTE)
+        assert world.sales("sub-2-p0-a1") == 0
+        (said,) = alerts(world, "book.refused")
+        assert "older copy" in said
+
+
+def test_a_promotion_is_noticed_before_the_claimed_charge_is_submitted(postgres_url):
+    with Store(postgres_url) as store:
+        world = World(store)
+        world.subscribe("approved")
+        world.sweep()
+        (_, ids), *_ = world.bell.messages
+        (claimed,) = claim(world.ports, ids)
+        with store.transaction() as connection:
+            was = books.read(connection).server
+            before = Server(was.identity, was.timeline - 1)
+            books.remember_server(connection, before, world.clock.now())
+        assert charge(world.ports, claimed) == "prepared"
+        assert world.sales("sub-1-p0-a1") == 0
+
+
+# --- SQLite -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def kept_in_a_file(sqlite_template, tmp_path):
+    (tmp_path / "home").mkdir()
+    shutil.copy(sqlite_template, tmp_path / "home" / "billing.db")
+    return opened(tmp_path / "home")
+
+
+def opened(folder, beside=None):
+    """A worker on the books in this folder. `beside`: one whose gateway it shares."""
+    world = World(Store(f"sqlite:///{folder / 'billing.db'}"))
+    if beside is not None:
+        world.sandbox, world.clock, world.transport = beside.sandbox, beside.clock, beside.transport
+    world.outside = (FileRecord(folder / "billing.db"),)
+    world.ports = world.ports_of_a_worker()
+    return world
+
+
+def goes_on(world, reference):
+    world.subscribe("approved", reference)
+    world.tick()
+    world.store.close()
+    return world.sales(f"{reference}-p0-a1") == 1
+
+
+def test_a_file_that_is_copied_elsewhere_alone_is_a_copy(kept_in_a_file, tmp_path):
+    assert goes_on(kept_in_a_file, "sub-1")
+    (tmp_path / "else").mkdir()
+    shutil.copy(tmp_path / "home" / "billing.db", tmp_path / "else" / "billing.db")
+    copy = opened(tmp_path / "else", kept_in_a_file)
+    assert not goes_on(copy, "sub-2")
+    (said,) = alerts(copy, "book.refused")
+    assert "billing.db.outside" in said
+    kill_switch.switch(copy.store, on=True, service=None, by="operator:ann", reason="r",
+                 now=copy.clock.now(), moved=True, outside=copy.outside)  # fmt: skip
+    assert goes_on(copy, "sub-3")
+
+
+def test_a_folder_that_is_copied_beside_its_original_is_a_copy(kept_in_a_file, tmp_path):
+    assert goes_on(kept_in_a_file, "sub-1")
+    shutil.copytree(tmp_path / "home", tmp_path / "else")
+    assert not goes_on(opened(tmp_path / "else", kept_in_a_file), "sub-2")
+    assert goes_on(opened(tmp_path / "home", kept_in_a_file), "sub-3")
+
+
+def test_a_folder_that_is_moved_as_a_whole_goes_on(kept_in_a_file, tmp_path):
+    assert goes_on(kept_in_a_file, "sub-1")
+    shutil.move(tmp_path / "home", tmp_path / "else")
+    moved = opened(tmp_path / "else", kept_in_a_file)
+    assert goes_on(moved, "sub-2")
+    assert restored_at(moved) is None
+
+
+def test_a_file_that_is_put_back_from_a_backup_is_noticed(kept_in_a_file, tmp_path):
+    assert goes_on(kept_in_a_file, "sub-1")
+    shutil.copy(tmp_path / "home" / "billing.db", tmp_path / "backup.db")
+    assert goes_on(kept_in_a_file, "sub-2")
+    shutil.copy(tmp_path / "backup.db", tmp_path / "home" / "billing.db")
+    kept_in_a_file.bell.messages.clear()
+    kept_in_a_file.subscribe("approved", "sub-2")
+    kept_in_a_file.run_for(HOUR, step=5 * MINUTE)
+    assert kept_in_a_file.debits() == {"sub-1-p0": 1, "sub-2-p0": 1}
+    assert kept_in_a_file.sales("sub-2-p0-a1") == 1
+    assert restored_at(kept_in_a_file) is not None
