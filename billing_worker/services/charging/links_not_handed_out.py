@@ -18,7 +18,7 @@ from billing_worker.domain.outcome import (
 )
 from billing_worker.domain.statement import page_may_be_paid
 from billing_worker.gateway.port import CallLog
-from billing_worker.persistence import switches
+from billing_worker.persistence import claims, switches
 from billing_worker.persistence.attempts import CaseKey, LockedCases
 from billing_worker.services.attempts.commit import settle
 from billing_worker.services.attempts.settle import Settle
@@ -43,7 +43,9 @@ def ask_by_reference(ports: Ports, key: CaseKey) -> str:
         if not cases.knows(key):
             raise ConcurrentChange(f"attempt {key.attempt_id} is not in the books any more")
         case = cases.case(key)
-        forgetful = switches.read(connection).may_be_forgotten(case.invoice)
+        item = claims.lock_one(connection, key.invoice_id)
+        elsewhere = item is not None and item.may_be_charged_elsewhere
+        forgetful = switches.read(connection).may_be_forgotten(case.invoice) or elsewhere
     calls: CallLog = []
     asking = Asking(BY, ports.pace.wait, tuple, forgetful=forgetful, owner=case.owner)
     try:
@@ -59,7 +61,7 @@ def _news(attempt: Attempt, found: Found | Foreign | None, asking: Asking) -> Ne
     if found is None or isinstance(found, Foreign):
         return NeverHandedOut()
     if found.maybe_sold and asking.forgetful:
-        return NoAnswer(MAYBE_SOLD)  # The life before the restore may have handed it out.
+        return NoAnswer(MAYBE_SOLD)  # Another life, or another book, may have.
     if attempt.status is AttemptStatus.PREPARED and not page_may_be_paid(found.statement):
         return NothingSent(NEVER_HANDED_OUT, statement=found.statement)
     return Stated(found.statement)

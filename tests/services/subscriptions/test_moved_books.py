@@ -1,0 +1,61 @@
+"""A subscription that moved here while the book it comes from goes on charging all the same."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import closing
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from billing_worker.domain.errors import NotPayable
+from billing_worker.persistence.store import Store
+from billing_worker.services.hosted_pages.start import start_checkout
+from tests.support.books import name_book
+from tests.support.world import World
+
+MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
+FORMER = "thebookofanother"
+JO = {"reference_id": "jo"}
+
+
+@pytest.fixture
+def world(store):
+    """Not compared with the ledger afterwards: the other book charges there too."""
+    return World(store)
+
+
+@pytest.fixture
+def other(world, sqlite_template, tmp_path):
+    """The book that has billed it before, on the same account."""
+    path = tmp_path / "other.db"
+    shutil.copy(sqlite_template, path)
+    with closing(Store(f"sqlite:///{path}")) as store:
+        name_book(store, identity=FORMER)
+        yield World(store, beside=world)
+
+
+def run_both(world, other, span, step=5 * MINUTE):
+    end = world.clock.now() + span
+    while world.clock.now() < end:
+        other.tick()
+        world.tick()
+        world.clock.advance(step)
+
+
+def test_a_pay_link_that_met_the_former_book_s_sale_leads_to_no_second_one(world, other):
+    world.sandbox.behaviour = replace(
+        world.sandbox.behaviour, later_seconds=5 * 3600, lifetime_seconds=86400
+    )
+    other.subscribe("approved_later", customer=JO, ends_after_periods=1)
+    world.subscribe(
+        "approved_later", customer=JO, ends_after_periods=1, from_book=FORMER, from_prefix=""
+    )
+    other.tick()
+    world.sweep()
+    with pytest.raises(NotPayable, match="moved ones"):
+        start_checkout(world.ports, {"invoice": "sub-1-p0"})
+    run_both(world, other, 8 * HOUR)
+    assert world.debits(everybody=True) == {"sub-1-p0": 1}
+    assert world.fate() == "paid"
