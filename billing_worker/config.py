@@ -89,7 +89,7 @@ def _setting(kind: Any, meaning: str, default: Any = None, *, secret: bool = Fal
 
 
 class _Environment(Schema):
-    """One field per variable, without the prefix. The README's table is checked against it."""
+    """One field per variable, without the prefix. The table in docs/settings.md is checked against it."""
 
     DATABASE_URL = _setting(
         fields.String(validate=_is_database_url),
@@ -314,7 +314,7 @@ class SettingInfo:
 
 
 def described() -> list[SettingInfo]:
-    """Every setting with its meaning and default, in the order of the README's table."""
+    """Every setting with its meaning and default, in the order of the table in docs/settings.md."""
     return [
         SettingInfo(
             PREFIX + name,

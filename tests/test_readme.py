@@ -1,4 +1,4 @@
-"""The README, the Procfile and the compose file are held to the code, line by line."""
+"""The README and the pages it points to, the Procfile and the compose file are held to the code."""
 
 from __future__ import annotations
 
@@ -24,6 +24,16 @@ from billing_worker.services.reports.wording import Fate
 from tests.support.processes import CLI, ROOT, Process
 
 README = (ROOT / "README.md").read_text()
+PAGES = "\n\n".join(
+    (ROOT / name).read_text()
+    for name in (
+        "README.md",
+        "docs/settings.md",
+        "docs/sandbox.md",
+        "docs/operations.md",
+        "CONTRIBUTING.md",
+    )
+)
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 PROCESSES = dict(
@@ -32,8 +42,8 @@ PROCESSES = dict(
 
 
 def table(first_column):
-    """Rows of the README's table whose header begins with this word."""
-    block = README.split(f"| {first_column} |", 1)[1].split("\n\n", 1)[0]
+    """Rows of the table whose header begins with this word, on whichever page it stands."""
+    block = PAGES.split(f"| {first_column} |", 1)[1].split("\n\n", 1)[0]
     rows = [line.strip("| ").split(" | ") for line in block.splitlines()[2:]]
     return {row[0].strip("`"): row for row in rows}
 
@@ -111,7 +121,7 @@ def test_by_hand_gives_every_required_setting_and_no_unknown_one():
 
 
 def test_every_command_that_is_named_anywhere_exists():
-    named = set(re.findall(r"billing-worker ([a-z][a-z-]+)", README))
+    named = set(re.findall(r"billing-worker ([a-z][a-z-]+)", PAGES))
     assert named <= set(_COMMANDS)
 
 
@@ -121,7 +131,7 @@ def test_every_sandbox_token_of_the_table_exists(token):
 
 
 def test_the_recipe_for_a_setting_names_what_is_there():
-    [recipe] = re.findall(r"- \*\*A new setting\*\*: (.*?)\n- ", README, re.DOTALL)
+    [recipe] = re.findall(r"- \*\*A new setting\*\*: (.*?)\n- ", PAGES, re.DOTALL)
     for name in re.findall(r"`(\w+)`", recipe):
         assert hasattr(config, name), name
 

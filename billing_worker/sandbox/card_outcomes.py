@@ -311,5 +311,5 @@ def outcome_of(token: str) -> Outcome | None:
 
 
 def token_table() -> Iterator[tuple[str, str]]:
-    """Yield (token, meaning) for `--help` and the README."""
+    """Yield (token, meaning) for `--help` and docs/sandbox.md."""
     return ((outcome.name, outcome.meaning) for outcome in OUTCOMES.values())

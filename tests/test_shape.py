@@ -1,0 +1,61 @@
+"""The shape of the house: what a newcomer needs to find a room stays as it is promised."""
+
+from __future__ import annotations
+
+import ast
+import statistics
+from pathlib import Path
+
+from tests.support.processes import ROOT
+
+PACKAGE = ROOT / "billing_worker"
+FILES = [path for path in PACKAGE.rglob("*.py") if "migrations" not in path.parts]
+MOST_FLAT_IN_SERVICES = 6
+MOST_IN_A_FOLDER = 22
+MOST_IMPORTS = 11
+LONGEST_FILE = 600
+MOST_README_WORDS = 1_800
+
+
+def _modules(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+
+
+def test_services_hold_rooms_and_few_files_beside_them():
+    assert len(_modules(PACKAGE / "services")) <= MOST_FLAT_IN_SERVICES
+
+
+def test_no_folder_holds_more_files_than_a_reader_can_overlook():
+    folders = {path.parent for path in FILES if path.parent.name != "cli"}
+    crowded = {
+        str(f.relative_to(ROOT)): n for f in folders if (n := len(_modules(f))) > MOST_IN_A_FOLDER
+    }
+    assert crowded == {}
+
+
+def _imports(path: Path) -> int:
+    tree = ast.parse(path.read_text())
+    return sum(
+        isinstance(node, ast.Import | ast.ImportFrom)
+        and getattr(node, "module", "") != "__future__"
+        for node in tree.body
+    )
+
+
+def test_a_file_imports_few_modules():
+    assert (
+        statistics.median(_imports(path) for path in FILES if path.stat().st_size) <= MOST_IMPORTS
+    )
+
+
+def test_no_file_is_longer_than_one_subject_needs():
+    long = {
+        str(p.relative_to(ROOT)): n
+        for p in FILES
+        if (n := len(p.read_text().splitlines())) > LONGEST_FILE
+    }
+    assert long == {}
+
+
+def test_the_readme_is_read_in_ten_minutes():
+    assert len((ROOT / "README.md").read_text().split()) <= MOST_README_WORDS
