@@ -28,7 +28,7 @@ WRONG_KEY = "its card token opens with none of BILLING_VAULT_KEYS"
 
 ALERT_AGAIN_AFTER = timedelta(hours=1)
 
-_PACKAGE = Path(__file__).parents[1]
+_PACKAGE = Path(__file__).parents[2]
 
 log = structlog.get_logger()
 
