@@ -28,7 +28,7 @@ from sqlalchemy import (
 from billing_worker.domain import attempt as attempt_rules
 from billing_worker.domain.attempt import LIVE, Attempt, AttemptStatus, Origin
 from billing_worker.domain.errors import ConcurrentChange, InvariantBroken
-from billing_worker.domain.invoice import Invoice, is_near
+from billing_worker.domain.invoice import VOID_IF_UNPAID, Invoice, is_near
 from billing_worker.domain.statement import Owner
 from billing_worker.persistence.attempts import CaseKey
 from billing_worker.persistence.book import identity as book
@@ -356,10 +356,14 @@ def uncount(connection: Connection, ended: Sequence[Attempt]) -> None:
 
 
 def tell_why(connection: Connection, invoice_id: int, reason: str) -> None:
-    """Why an open invoice is not charged yet, for whoever asks."""
+    """Why an open invoice is not charged yet, for whoever asks. An order is never overwritten."""
     connection.execute(
         update(invoices)
-        .where(invoices.c.id == invoice_id, invoices.c.status == "open")
+        .where(
+            invoices.c.id == invoice_id,
+            invoices.c.status == "open",
+            invoices.c.reason.is_distinct_from(VOID_IF_UNPAID),
+        )
         .values(reason=reason)
     )
 

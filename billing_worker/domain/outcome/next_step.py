@@ -104,9 +104,11 @@ def stays_owed(
     if case.invoice.status is not InvoiceStatus.OPEN:
         return Conclusion(replace(case, attempt=attempt), said[:1])
     step = _not_too_early(step, case, attempt, context)
+    # The reason of such an invoice is a person's order: it stands until what is in flight ends.
+    is_to_be_void = case.invoice.reason == invoices.VOID_IF_UNPAID
     invoice = replace(
         case.invoice,
-        reason=step.reason,
+        reason=case.invoice.reason if is_to_be_void else step.reason,
         next_attempt_at=step.at,
         enqueue_at=step.at,
         next_origin=step.origin or attempt.origin,
@@ -126,7 +128,7 @@ def stays_owed(
             subscription, SubscriptionStatus.PAST_DUE, step.reason, context
         )
     events = [*said, waiting, *moved, *_asked_of_the_customer(invoice, step, context)]
-    if step.turn is Turn.NOBODY:
+    if step.turn is Turn.NOBODY and not is_to_be_void:
         invoice, subscription, ended = give_up(invoice, subscription, step.rule, context)
         events += ended
     after = replace(case, attempt=attempt, invoice=invoice, subscription=subscription)

@@ -7,8 +7,10 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from billing_worker.domain.errors import InvalidInput
+from billing_worker.services.charging import charge
 from billing_worker.services.hosted_pages.start import start_checkout
 from billing_worker.services.operators.debts import IfCharged, mark_paid, void_invoice
 from billing_worker.services.operators.resolve import resolve_unknown
@@ -17,6 +19,7 @@ from tests.support.recovery import banks_change_their_mind, events, retry, subsc
 
 INVOICE, FIRST = "sub-1-p0", "sub-1-p0-a1"
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+LADDER = 5  # attempts, with the first one
 
 
 def void(world, reference=INVOICE, **how):
@@ -204,6 +207,63 @@ def test_void_if_unpaid_is_void_when_what_is_in_flight_ends_unpaid(unknown):
     )
     assert unknown.explain()["reason"] == "voided: it ended unpaid"
     assert subscription(unknown).status == "active"
+
+
+def void_as_the_next_sale_is_sent(world, meanwhile=lambda: None):
+    def decided_meanwhile(request):
+        if request.url.endswith("/payment/sale"):
+            world.transport.before_send = lambda _: None
+            void(world, if_charged=IfCharged.IF_UNPAID)
+            meanwhile()
+
+    world.transport.before_send = decided_meanwhile
+
+
+def test_void_if_unpaid_holds_when_the_database_fails_during_the_charge(world, monkeypatch):
+    world.subscribe("decline_insufficient_funds", ends_after_periods=1)
+    void_as_the_next_sale_is_sent(world)
+
+    def database_away(*_):
+        monkeypatch.undo()
+        raise OperationalError("x", {}, Exception("away"))
+
+    send = world.transport.send
+
+    def sent(request, **how):
+        if request.url.endswith("/payment/sale"):
+            monkeypatch.setattr(charge, "settle", database_away)
+        return send(request, **how)
+
+    world.transport.send = sent
+    world.run_for(DAY, step=HOUR)
+    assert world.explain(INVOICE)["status"] == "void"
+    assert world.attempts() == ["declined"]
+
+
+def test_void_if_unpaid_holds_when_an_earlier_attempt_is_undecided_again(declined):
+    first = declined.sandbox._books.with_reference(FIRST)[0]
+
+    def reopen_the_first():
+        first.status = "process_pending"
+        declined.run("poll", (1,))
+        first.status = "process_failed"
+
+    declined.clock.advance(HOUR)
+    retry(declined)
+    void_as_the_next_sale_is_sent(declined, reopen_the_first)
+    declined.run_for(DAY, step=HOUR)
+    assert declined.explain(INVOICE)["status"] == "void"
+    assert declined.attempts() == ["declined", "declined"]
+
+
+def test_void_if_unpaid_is_void_too_when_the_last_step_of_the_ladder_ends_unpaid(declined):
+    while len(declined.attempts()) < LADDER - 1:
+        declined.run_for(DAY, step=6 * HOUR)
+    void_as_the_next_sale_is_sent(declined)
+    declined.run_for(10 * DAY, step=6 * HOUR)
+    assert len(declined.attempts()) == LADDER
+    assert declined.explain(INVOICE)["reason"] == "voided: it ended unpaid"
+    assert subscription(declined).status == "active"
 
 
 def test_an_earlier_attempt_that_is_undecided_again_may_be_charged_too(world):
