@@ -80,6 +80,12 @@ _KEPT_CRASHING = (
     .join(tables.subscriptions)
     .where(tables.subscriptions.c.status != "paused", tables.invoices.c.status == "open")
     .where(tables.invoices.c.reason.startswith(KEEPS_CRASHING))
+    .where(
+        ~select(tables.attempts.c.id)
+        .where(tables.attempts.c.invoice_id == tables.invoices.c.id)
+        .where(tables.attempts.c.status.in_(("prepared", "submitted")))
+        .exists()
+    )
 )
 _DATES = select(
     select(func.count())
