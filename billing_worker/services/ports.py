@@ -13,7 +13,7 @@ from billing_worker.domain.secret import Secret
 from billing_worker.domain.timings import Timings
 from billing_worker.gateway.port import Gateway
 from billing_worker.gateway.rate_limit import Pace
-from billing_worker.persistence.book.outside import Memory, Record
+from billing_worker.persistence.book.outside import Memory, Record, Sale
 from billing_worker.persistence.store import Store
 from billing_worker.services.circuit_breaker import CircuitBreaker
 
@@ -61,7 +61,17 @@ class Outside(Protocol):
 
     def read(self) -> Record | None: ...
 
-    def write(self, record: Record) -> None: ...
+    def begin(self, record: Record) -> None:
+        """Begin it anew: what it said is forgotten."""
+        ...
+
+    def renew(self, record: Record) -> None:
+        """Keep its sales, and let it vouch for no time before `begun_at`."""
+        ...
+
+    def add(self, sale: Sale) -> None:
+        """Name one more sale. What other processes have added stays, in whatever order."""
+        ...
 
 
 class Timekeeper(Protocol):

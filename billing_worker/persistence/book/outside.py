@@ -1,6 +1,6 @@
 """What is known of a book outside of its database, to notice that the database has forgotten.
 
-A record names the newest sale that was committed. A database that has no such sale has lost it:
+A record names the newest sales that were committed. A database that lacks one of them has lost it:
 it was restored from a backup, or from a snapshot of its disk. A record that is gone proves nothing.
 """
 
@@ -9,36 +9,53 @@ from __future__ import annotations
 import json
 import os
 import threading
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, bindparam, make_url, select
 
 from billing_worker.persistence.schema.tables import attempts
 
-_SUBMITTED = select(attempts.c.reference_id).where(
-    attempts.c.id == bindparam("row_id"), attempts.c.submitted_at.is_not(None)
+MOST_SALES = 64
+"""Processes record in another order than they commit: a sale must not be pushed out by those that
+were committed before it. A process records one at a time, and so many nobody runs.
+"""
+
+_SUBMITTED = select(attempts.c.id, attempts.c.reference_id).where(
+    attempts.c.id.in_(bindparam("row_ids", expanding=True)), attempts.c.submitted_at.is_not(None)
 )
+
+
+class Sale(NamedTuple):
+    attempt_id: int
+    reference_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
     book: str
-    begun_at: datetime
-    """Every sale since then was recorded: the record was neither lost nor begun again."""
+    begun_at: datetime | None
+    """Every sale since then was recorded: the record was neither lost nor begun again. None: this
+    process could not record one, so it is not known of any time."""
     server: str | None = None
     server_since: datetime | None = None
-    attempt_id: int | None = None
-    reference_id: str | None = None
+    sales: tuple[Sale, ...] = ()  # in the order in which they were recorded
 
-    def is_in(self, connection: Connection) -> bool:
-        """Whether the database knows the sale that is recorded."""
-        if self.attempt_id is None:
-            return True
-        known = connection.execute(_SUBMITTED, {"row_id": self.attempt_id}).scalar()
-        return known == self.reference_id
+    def with_sale(self, sale: Sale) -> Record:
+        return replace(self, sales=(*self.sales, sale)[-MOST_SALES:])
+
+    def missing_in(self, connection: Connection) -> Sale | None:
+        """The newest recorded sale that the database does not know."""
+        if not self.sales:
+            return None
+        ids = {sale.attempt_id for sale in self.sales}
+        rows = connection.execute(_SUBMITTED, {"row_ids": sorted(ids)})
+        known = {Sale(*row) for row in rows}
+        return next((sale for sale in reversed(self.sales) if sale not in known), None)
 
 
 class Memory:
@@ -53,8 +70,15 @@ class Memory:
     def read(self) -> Record | None:
         return self.known
 
-    def write(self, record: Record) -> None:
+    def begin(self, record: Record) -> None:
         self.known = record
+
+    def renew(self, record: Record) -> None:
+        self.known = record
+
+    def add(self, sale: Sale) -> None:
+        if self.known is not None:
+            self.known = self.known.with_sale(sale)
 
 
 class FileRecord:
@@ -76,12 +100,38 @@ class FileRecord:
             self.known = None
         return self.known
 
-    def write(self, record: Record) -> None:
+    def begin(self, record: Record) -> None:
+        with self._alone():
+            self._write(record)
+
+    def renew(self, record: Record) -> None:
+        """Never needed: a file that cannot be written raises, and the sale is not sent."""
+
+    def add(self, sale: Sale) -> None:
+        """What other processes have added meanwhile is kept."""
+        with self._alone():
+            record = self.read()
+            if record is not None:
+                self._write(record.with_sale(sale))
+
+    def _write(self, record: Record) -> None:
         """Whole, or not at all. A power cut may bring an older one back, which is harmless."""
         new = self._file.with_name(f"{self._file.name}.{os.getpid()}-{threading.get_ident()}")
         new.write_bytes(written(record))
         new.replace(self._file)
         self.known = record
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """The folder is locked: the file itself is another one after each write."""
+        import fcntl  # noqa: PLC0415 - Windows lacks it, and shall get as far as the clear error.
+
+        folder = os.open(self._file.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
 
 
 def database_file(url: str) -> Path | None:
@@ -100,8 +150,13 @@ def read_record(text: Any) -> Record | None:
     """None also for what nobody can read: after a power cut a file may be empty."""
     try:
         told = json.loads(text)
+        sales = [
+            (told.pop("attempt_id", None), told.pop("reference_id", None))
+        ]  # of older versions
+        sales = told.get("sales", [sale for sale in sales if sale[0] is not None])
+        told["sales"] = tuple(Sale(*sale) for sale in sales)
         for name in ("begun_at", "server_since"):
             told[name] = told[name] and datetime.fromisoformat(told[name])
         return Record(**told)
-    except (TypeError, ValueError, KeyError):
+    except (AttributeError, TypeError, ValueError, KeyError):
         return None

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from redis import Redis
 from redis.exceptions import RedisError
 
-from billing_worker.persistence.book.outside import Record, read_record, written
+from billing_worker.persistence.book.outside import (
+    MOST_SALES,
+    Record,
+    Sale,
+    read_record,
+    written,
+)
 
 _KEY = "billing:outside"
+_SALES = "billing:outside:sales"
 _AWAY_SECONDS = 30.0
 """A Redis that did not answer is left alone for so long: a charge must not wait for it each time."""
 
 
 class RedisRecord:
-    """One key. Redis may be flushed, or away, at any time: then nothing is known."""
+    """Redis may be flushed, or away, at any time: then nothing is known.
+
+    The sales are a list of their own: whoever adds one takes away none that others have added.
+    """
 
     path: Path | None = None
     is_missing = False
@@ -24,27 +37,72 @@ class RedisRecord:
     def __init__(self, client: Redis) -> None:
         self._client = client
         self._away_until = 0.0
+        self._missed = 0  # sales that this process could not record
+        self._missed_before_it = 0  # of these, what the record does not claim to know
         self.known: Record | None = None
 
     def read(self) -> Record | None:
         self.known = None
-        if time.monotonic() >= self._away_until:
-            try:
-                self.known = read_record(self._client.get(_KEY))
-            except RedisError:
-                self._leave_alone()
+        if self._is_left_alone():
+            return None
+        try:
+            with self._client.pipeline() as both:
+                both.get(_KEY)
+                both.lrange(_SALES, 0, -1)
+                told, sales = both.execute()
+        except RedisError:
+            self._leave_alone()
+            return None
+        record = read_record(told)
+        if record is not None:
+            begun_at = None if self._missed > self._missed_before_it else record.begun_at
+            self.known = replace(record, sales=_sales(sales), begun_at=begun_at)
         return self.known
 
-    def write(self, record: Record) -> None:
-        if time.monotonic() < self._away_until:
+    def begin(self, record: Record) -> None:
+        self._begin(record, with_sales=False)
+
+    def renew(self, record: Record) -> None:
+        self._begin(record, with_sales=True)
+
+    def _begin(self, record: Record, *, with_sales: bool) -> None:
+        missed = self._missed
+        if self._is_left_alone():
             return
         try:
-            self._client.set(_KEY, written(record))
+            with self._client.pipeline() as both:
+                both.set(_KEY, written(replace(record, sales=())))
+                if not with_sales:
+                    both.delete(_SALES)
+                both.execute()
         except RedisError:
             self._leave_alone()
         else:
+            self._missed_before_it = missed
             self.known = record
+
+    def add(self, sale: Sale) -> None:
+        if self._is_left_alone():
+            self._missed += 1
+            return
+        try:
+            with self._client.pipeline() as both:
+                both.rpush(_SALES, json.dumps(sale))
+                both.ltrim(_SALES, -MOST_SALES, -1)
+                both.execute()
+        except RedisError:
+            self._missed += 1
+            self._leave_alone()
+        else:
+            self.known = self.known and self.known.with_sale(sale)
+
+    def _is_left_alone(self) -> bool:
+        return time.monotonic() < self._away_until
 
     def _leave_alone(self) -> None:
         self._away_until = time.monotonic() + _AWAY_SECONDS
         self.known = None
+
+
+def _sales(told: Sequence[bytes]) -> tuple[Sale, ...]:
+    return tuple(Sale(*json.loads(sale)) for sale in told)

@@ -150,7 +150,7 @@ def _claim_page(ports: Ports, invoice_ids: Sequence[int]) -> ClaimedPage | Doubt
             connection, [*prepared, *taken_over], due, _Memory(switched, records), now
         )
     if switched.book is not None:
-        lost_memory.begin_missing(ports, switched.book, now)
+        lost_memory.begin_missing(ports, switched.book)
     for item in poison:
         _log_poison(item)
     for item in beside_unknown:

@@ -2,7 +2,7 @@
 
     what is seen                                  what follows
     same server, newer timeline (fail-over)       treated as restored books; sales go on
-    the newest recorded sale is not in the books  treated as restored books; sales go on
+    a recorded sale is not in the books           treated as restored books; sales go on
     another server, or another file               a copy: sales stop until a person says `--moved`
     a record of a later server                    an older copy: nothing is sold from it
 
@@ -27,7 +27,7 @@ from billing_worker.domain.events import Event, EventKind
 from billing_worker.persistence import counters, history, switches
 from billing_worker.persistence.book import identity as books
 from billing_worker.persistence.book.identity import Book, Server, ServerNow
-from billing_worker.persistence.book.outside import Record
+from billing_worker.persistence.book.outside import Record, Sale
 from billing_worker.persistence.history import Entry
 from billing_worker.persistence.store import Store
 from billing_worker.persistence.switches import Switches
@@ -179,8 +179,9 @@ def _contradicted(connection: Connection, book: Book, record: Record) -> tuple[K
         return None
     if record.server_since is not None and record.server_since != book.server_since:
         return Kind.OLDER, OLDER.format(since=record.server_since.isoformat())
-    if not record.is_in(connection):
-        return Kind.FORGOT, f"the newest sale, {record.reference_id}, is not in the books any more"
+    missing = record.missing_in(connection)
+    if missing is not None:
+        return Kind.FORGOT, f"a recorded sale, {missing.reference_id}, is not in the books any more"
     return None
 
 
@@ -204,14 +205,16 @@ def has_forgotten_nothing_since(
     attempt: Attempt, switched: Switches, records: Sequence[Record]
 ) -> bool:
     """Whether a row that says `prepared` proves that nothing was sold: every sale since it was
-    written has been recorded outside, and the newest of them is in the books.
+    written has been recorded outside, and those recorded last are in the books.
     """
     if switched.book is None or (
         switched.restored_at is not None and attempt.created_at <= switched.restored_at
     ):
         return False
     return any(
-        record.book == switched.book.identity and record.begun_at <= attempt.created_at
+        record.book == switched.book.identity
+        and record.begun_at is not None
+        and record.begun_at <= attempt.created_at
         for record in records
     )
 
@@ -349,14 +352,19 @@ def begin_record(store: Store, outside: Sequence[Outside], now: datetime) -> Non
     with store.reading() as connection:
         book = books.read(connection)
     for keeper in outside:
-        keeper.write(_first(book, now))
+        keeper.begin(_first(book, now))
 
 
-def begin_missing(ports: Ports, book: Book, now: datetime) -> None:
-    """A flushed Redis knows nothing of the sales before: its record begins now."""
+def begin_missing(ports: Ports, book: Book) -> None:
+    """A flushed Redis knows nothing of the sales before, and one that was away misses some: what
+    is recorded is complete from now on. Not from the claim on: others may have sold since.
+    """
     for keeper in ports.outside:
-        if keeper.known is None or not _is_about(keeper.known, book):
-            keeper.write(_first(book, now))
+        known = keeper.known
+        if known is None or not _is_about(known, book):
+            keeper.begin(_first(book, ports.clock.now()))
+        elif known.begun_at is None:
+            keeper.renew(replace(known, begun_at=ports.clock.now()))
 
 
 def _is_about(record: Record, book: Book) -> bool:
@@ -369,12 +377,11 @@ def _first(book: Book, now: datetime) -> Record:
 
 
 def record(ports: Ports, book: Book | None, attempt: Attempt, now: datetime) -> None:
-    """Record the newest sale after its commit, and before it is sent."""
+    """Record a sale after its commit, and before it is sent."""
     if book is None:
         return
     for keeper in ports.outside:
         known = keeper.known
         if known is None or not _is_about(known, book):
-            known = _first(book, now)
-        newest = replace(known, attempt_id=attempt.id, reference_id=attempt.reference_id)
-        keeper.write(newest)
+            keeper.begin(_first(book, now))
+        keeper.add(Sale(attempt.id, attempt.reference_id))

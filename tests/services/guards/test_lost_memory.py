@@ -7,28 +7,47 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+import redis
+from redis.exceptions import RedisError
 from sqlalchemy import select
 from structlog.testing import capture_logs
 
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.persistence import switches
 from billing_worker.persistence.book import identity as books
+from billing_worker.persistence.book import outside_redis
 from billing_worker.persistence.book.identity import Server
 from billing_worker.persistence.book.outside import FileRecord
+from billing_worker.persistence.book.outside_redis import RedisRecord
+from billing_worker.persistence.rows import attempt_from
 from billing_worker.persistence.schema.migrate import migrate
-from billing_worker.persistence.schema.tables import events
+from billing_worker.persistence.schema.tables import attempts, events
 from billing_worker.persistence.store import Store
 from billing_worker.services import kill_switch
 from billing_worker.services.attempts.claim import claim
 from billing_worker.services.charging.charge import charge
 from billing_worker.services.guards import lost_memory
 from tests.support.backup import backup, restore
+from tests.support.redis_server import RedisServer
 from tests.support.replication import ReplicatedPostgres
 from tests.support.world import World
 
 pytestmark = pytest.mark.sql
 
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
+
+
+@pytest.fixture(scope="module")
+def redis_server(tmp_path_factory):
+    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def client(redis_server):
+    with redis.Redis.from_url(redis_server.url) as client:
+        client.flushdb()
+        yield client
 
 
 def alerts(world, kind):
@@ -100,6 +119,64 @@ def test_a_charge_that_the_books_have_never_heard_of_is_found_without_anybody_sa
     assert world.fate() == "paid"
 
 
+def test_a_record_that_has_missed_a_sale_proves_nothing_unsold(store, client, monkeypatch):
+    monkeypatch.setattr(outside_redis, "_AWAY_SECONDS", 0.0)
+    world, keeper = World(store), RedisRecord(client)
+    world.outside = (keeper,)
+    world.ports = world.ports_of_a_worker()
+    world.subscribe("approved", "sub-0")
+    world.tick()
+    world.clock.advance(MINUTE)
+    slow(world)
+    with monkeypatch.context() as patched:
+        patched.setattr(keeper, "_client", AwayForSales(client))
+        lose_submitted(world)
+    world.run_for(3 * HOUR, step=5 * MINUTE)
+    assert world.sales("sub-1-p0-a1") == 1
+    assert world.fate() == "paid"
+    (known,) = lost_memory.read_outside(world.ports)
+    assert known.begun_at is not None, "it is complete again from then on"
+    assert [sale.reference_id for sale in known.sales] == ["sub-0-p0-a1"]
+
+
+class AwayForSales:
+    """A Redis that dies just when a sale is to be recorded."""
+
+    def __init__(self, client):
+        self._client = client
+
+    def pipeline(self):
+        pipeline = self._client.pipeline()
+        pipeline.rpush = self._away
+        return pipeline
+
+    def _away(self, *_):
+        raise RedisError("away")
+
+
+def test_a_sale_that_another_process_records_late_hides_no_newer_one(world):
+    world.subscribe("approved", "sub-0")
+    world.tick()
+    with world.store.reading() as connection:
+        older = attempt_from(connection.execute(select(attempts)).one())
+    world.clock.advance(MINUTE)
+    slow(world)
+    kept = []
+
+    def keep(request):
+        if request.method == "POST" and not kept:
+            kept.append(backup(world.store))
+
+    world.transport.before_send = keep
+    world.tick()
+    lost_memory.record(world.ports, world.book, older, world.clock.now())
+    restore(world.store, kept[0])
+    world.bell.messages.clear()
+    world.run_for(3 * HOUR, step=5 * MINUTE)
+    assert world.sales("sub-1-p0-a1") == 1
+    assert ["sub-1-p0-a1" in reason for reason in alerts(world, "book.forgot")] == [True]
+
+
 def test_a_charge_that_was_claimed_before_the_loss_was_noticed_is_not_submitted(world):
     world.subscribe("approved")
     world.sweep()
@@ -128,7 +205,7 @@ def test_many_charges_that_notice_one_loss_tell_of_it_once(world):
 def test_an_interrupted_charge_of_books_that_forgot_nothing_goes_on_at_once(world, monkeypatch):
     world.subscribe("approved")
     with monkeypatch.context() as patched, capture_logs():
-        patched.setattr("billing_worker.services.charging.charge.arm", _end_the_process)
+        patched.setattr("billing_worker.services.charging.charge.submit", _end_the_process)
         world.tick()
     assert world.attempts() == ["prepared"]
     world.run_for(10 * MINUTE)
@@ -150,7 +227,7 @@ def test_a_record_that_is_flushed_costs_no_request_and_alerts_nobody(world):
     assert world.fate("sub-2-p0") == "paid"
     assert [request.method for request in world.transport.sent] == ["POST", "POST", "GET"]
     assert alerts(world, "book.forgot") == []
-    assert world.outside[0].known.reference_id == "sub-2-p0-a1"
+    assert world.outside[0].known.sales[-1].reference_id == "sub-2-p0-a1"
 
 
 # --- PostgreSQL ---------------------------------------------------------------------------------
@@ -234,7 +311,7 @@ def test_an_old_primary_that_comes_back_sells_nothing(postgres_url):
         world = World(store)
         world.subscribe("approved")
         world.tick()
-        world.outside[0].write(
+        world.outside[0].begin(
             replace(world.outside[0].known, server_since=world.clock.now() + MINUTE)
         )
         world.clock.advance(HOUR)
