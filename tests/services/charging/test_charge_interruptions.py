@@ -330,7 +330,7 @@ def test_a_broken_invariant_in_a_poll_is_an_alert(world):
     world.transport.before_send = fail
     world.clock.advance(MINUTE)
     world.sweep()
-    (message,) = [m for m in world.bell.messages if m[0] == "look"]
+    (message,) = [m for m in world.bell.messages if m[0] == "poll"]
     with capture_logs() as logs:
         assert poll_batch(world.ports, message[1]) == {"crashed": 1}
     assert [line["kind"] for line in logs if line["event"] == "billing.alert"] == [
