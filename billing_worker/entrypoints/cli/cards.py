@@ -127,7 +127,7 @@ def tokenise(customer: str, name: str | None, email: str | None, **options: Any)
 def _do(ask: Any, subscription: str, file: IO[str], **options: Any) -> dict[str, Any]:
     settings = settings_for(*config.DATABASE, *config.VAULT)
     card = _read(file)
-    with open_store(settings) as store:
+    with open_store(settings, decides=True) as store:
         vault = FernetVault(settings.vault_keys)
         try:
             done: dict[str, Any] = ask(

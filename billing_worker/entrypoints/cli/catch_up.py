@@ -122,7 +122,7 @@ def apply(
     """Do what `plan` shows, in its order, until done or until a customer would pass a cap."""
     caps = Caps(max_count, {money.currency: money for money in max_amounts})
     answer = _answer(policy, max_age)
-    with open_store(settings_for(*config.DATABASE)) as store:
+    with open_store(settings_for(*config.DATABASE), decides=True) as store:
         try:
             done = service.apply(store, SystemClock(), answer, caps, by=f"operator:{by}", why=why)
         except InvalidInput as error:

@@ -27,7 +27,7 @@ from billing_worker.services.dunning import choose_policy
 @json_option
 def dunning(reference_id: str, policy: str, by: str, why: str, *, as_json: bool) -> None:
     """Choose the ladder by which a subscription's failed charges are tried again."""
-    with open_store(settings_for(*config.DATABASE)) as store:
+    with open_store(settings_for(*config.DATABASE), decides=True) as store:
         try:
             done = choose_policy(
                 store,

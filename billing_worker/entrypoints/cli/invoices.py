@@ -68,7 +68,10 @@ def retry(reference: str, by: str, why: str, *, as_json: bool) -> None:
     Refused while another attempt is under way. It counts towards the card's network limits, and
     takes no step of the recovery ladder.
     """
-    with open_store(settings_for(*config.DATABASE)) as store, _refusals_said(as_json=as_json):
+    with (
+        open_store(settings_for(*config.DATABASE), decides=True) as store,
+        _refusals_said(as_json=as_json),
+    ):
         done = retry_invoice(
             store, SystemClock(), reference=reference, by=f"operator:{by}", why=why
         )

@@ -39,7 +39,7 @@ def _asked_for(command: Callable[..., Any]) -> Callable[..., Any]:
 def _do(
     ask: Callable[..., Outcome], reference_id: str, by: str, *, as_json: bool, **options: Any
 ) -> None:
-    with open_store(settings_for(*config.DATABASE)) as store:
+    with open_store(settings_for(*config.DATABASE), decides=True) as store:
         try:
             outcome = ask(store, SystemClock(), reference_id, by=f"operator:{by}", **options)
         except InvalidInput as error:

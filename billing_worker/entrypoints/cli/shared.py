@@ -16,9 +16,12 @@ import structlog
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
+from billing_worker.clock import ClockWatch, SystemClock
 from billing_worker.config import DATABASE, GATEWAY, VAULT, Settings, load
+from billing_worker.persistence import switches
 from billing_worker.persistence.schema.migrate import current_revision, newest_revision
 from billing_worker.persistence.store import Store
+from billing_worker.services.guards.refusals import wrong_clock
 from billing_worker.services.ports import Ports
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, nothing else.")
@@ -50,11 +53,17 @@ def settings_for(*needs: str) -> Settings:
     return load(os.environ, needs or DATABASE)
 
 
-def open_store(settings: Settings, *, migrated: bool = True) -> Store:
-    """Reach the database, trying again for a few seconds. Raises ClickException naming it."""
+def open_store(settings: Settings, *, migrated: bool = True, decides: bool = False) -> Store:
+    """Reach the database, trying again for a few seconds. Raises ClickException naming it.
+
+    `decides`: what becomes due follows from this machine's clock, so a wrong one is refused. What
+    stops money (a void, the kill switch) is not.
+    """
     store = Store(settings.database_url)
     try:
         _require_ready(store, settings.database_url, migrated=migrated)
+        if decides:
+            _require_right_clock(store)
     except BaseException:
         store.close()
         raise
@@ -69,6 +78,16 @@ def _require_ready(store: Store, url: str, *, migrated: bool) -> None:
             f"the database is {state}, this version needs {newest_revision()}: "
             "run `billing-worker migrate`"
         )
+
+
+def _require_right_clock(store: Store) -> None:
+    with store.reading() as connection:
+        server = switches.read(connection).server
+    if server.clock is None:  # SQLite has none.
+        return
+    wrong = wrong_clock(ClockWatch(SystemClock()), server)
+    if wrong is not None:
+        raise click.ClickException(wrong.why)
 
 
 def _revision(store: Store, url: str) -> str | None:

@@ -69,7 +69,7 @@ def import_(file: Path, *, dry_run: bool, armed: bool, as_json: bool) -> None:
     are imported, and the exit status is then 1.
     """
     settings = settings_for(*config.DATABASE, *config.VAULT)
-    with open_store(settings) as store, _progress_bar(file) as progress:
+    with open_store(settings, decides=True) as store, _progress_bar(file) as progress:
         report = import_file(
             file,
             store,
@@ -127,7 +127,7 @@ def arm(references: tuple[str, ...], *, everything: bool, as_json: bool) -> None
     if everything == bool(references):
         raise click.UsageError("give either references or --all")
     by = f"operator:{getpass.getuser()}"
-    with open_store(settings_for(*config.DATABASE)) as store:
+    with open_store(settings_for(*config.DATABASE), decides=True) as store:
         if everything:
             result = activate_imports.submit_all(store, SystemClock(), by=by)
         else:
@@ -226,7 +226,7 @@ def take_back(
     if everything == bool(references):
         raise click.UsageError("give either references or --all")
     named = None if everything else references
-    with open_store(settings_for(*config.DATABASE)) as store:
+    with open_store(settings_for(*config.DATABASE), decides=True) as store:
         try:
             taken = moving.take_back(store, SystemClock(), named, by=f"operator:{by}", why=why)
         except InvalidInput as error:

@@ -26,6 +26,7 @@ from billing_worker.services.attempts.submit import (
     submit_all,
 )
 from billing_worker.services.guards import lost_memory
+from billing_worker.services.guards.refusals import right_now
 from billing_worker.services.ports import Ports
 
 log = structlog.get_logger()
@@ -61,11 +62,11 @@ def submit(ports: Ports, request: Submit) -> Submitted | NotSubmitted:
 def _commit(
     ports: Ports, requests: Sequence[Settle | Submit]
 ) -> list[Settled | Submitted | NotSubmitted | None]:
-    now = ports.clock.now()
     settled: list[Settled] = []
     submitted: list[Submitted | NotSubmitted | None] = []
     entries: list[history.Entry] = []
     with ports.store.transaction() as connection:
+        now = right_now(ports, connection)
         cases = LockedCases(connection, (request.key for request in requests))
         known = [cases.knows(request.key) for request in requests]
         kept = list(compress(requests, known))

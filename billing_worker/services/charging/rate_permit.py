@@ -6,6 +6,7 @@ from functools import partial
 
 from billing_worker.persistence import claims
 from billing_worker.services.attempts.claim import Claimed
+from billing_worker.services.guards.refusals import right_now
 from billing_worker.services.ports import Ports
 
 
@@ -26,9 +27,9 @@ def _keep(ports: Ports, claimed: Claimed) -> None:
     Without this a small cap would end every lease before its sale, for ever.
     """
     lease = claimed.lease
-    now = ports.clock.now()
-    if lease.until - now > lease.length / 2:
+    if lease.until - ports.clock.now() > lease.length / 2:
         return
     with ports.store.transaction() as connection:
+        now = right_now(ports, connection)
         claims.renew(connection, claimed.attempt, now + lease.length)
     lease.until = now + lease.length

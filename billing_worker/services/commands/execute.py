@@ -46,6 +46,7 @@ from billing_worker.services.commands.records import (
     shown,
 )
 from billing_worker.services.doorbell import ring_for
+from billing_worker.services.guards import lost_memory
 from billing_worker.services.hosted_pages.start import start_checkout, start_tokenisation
 from billing_worker.services.import_records.export import differing
 from billing_worker.services.import_records.subscription import (
@@ -106,11 +107,13 @@ class Effect:
 
 
 def carry_out(ports: Ports, message: Message) -> Answer:
-    """Carry out one command and record it. Raises NotKept when the database is away, or when what
-    the command stores could not be encrypted.
+    """Carry out one command and record it. Raises NotKept when the database is away, when what the
+    command stores could not be encrypted, or while the clock is wrong.
     """
     try:
-        return _carried_out(ports, message)
+        clock = lost_memory.why_the_clock_is_wrong(ports)
+        if clock is None:
+            return _carried_out(ports, message)
     except AWAY as error:
         raise NotKept(f"database: {type(error).__name__}") from error
     except KeysInDoubt as error:
@@ -120,6 +123,7 @@ def carry_out(ports: Ports, message: Message) -> Answer:
         fault = Fault("", f"our fault, nothing was done: {type(error).__name__}")
         row = _row(ports, message, _parsed(message))
         return _recorded(ports, row, Answer(FAILED, (fault,)))
+    raise NotKept(clock)
 
 
 def _carried_out(ports: Ports, message: Message) -> Answer:

@@ -31,7 +31,7 @@ from billing_worker.persistence.book.outside import Record, Sale
 from billing_worker.persistence.history import Entry
 from billing_worker.persistence.store import Store
 from billing_worker.persistence.switches import Switches
-from billing_worker.services.guards.refusals import refusal, wrong_clock
+from billing_worker.services.guards.refusals import refusal, right_now, wrong_clock
 from billing_worker.services.ports import Outside, Ports
 
 BY = "lost_memory"
@@ -290,9 +290,9 @@ def notice(ports: Ports, why: str, *, seen: datetime | None, by: str) -> bool:
     so this charge is begun anew under the rules for restored books. Either way nothing that was
     claimed before is submitted.
     """
-    now = ports.clock.now()
     with ports.store.transaction() as connection:
         books.lock(connection)
+        now = right_now(ports, connection)
         if switches.read(connection).restored_at != seen:
             return False
         switches.mark_restored(connection, by=by, reason=why, now=now)
@@ -332,16 +332,22 @@ def start_here(
 
 
 def clock_is_wrong(ports: Ports) -> bool:
-    """Before a sweep: what it would write down now would be wrong for as long as it is kept."""
+    return why_the_clock_is_wrong(ports) is not None
+
+
+def why_the_clock_is_wrong(ports: Ports) -> str | None:
+    """Before a sweep or a command: what it would write down now would be wrong for as long as it is
+    kept.
+    """
     if ports.timekeeper is None:
-        return False
+        return None
     with ports.store.reading() as connection:
         switched = switches.read(connection)
-    refused = wrong_clock(ports, switched.server)
+    refused = wrong_clock(ports.timekeeper, switched.server)
     if refused is None:
-        return False
+        return None
     resolve(ports, Doubt(Kind.REFUSED, refused.why, switched, refused.name))
-    return True
+    return refused.why
 
 
 # --- the record outside -----------------------------------------------------------------------

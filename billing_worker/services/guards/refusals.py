@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from sqlalchemy import Connection
 
+from billing_worker.persistence import switches
 from billing_worker.persistence.book import identity as books
 from billing_worker.persistence.book.identity import ServerNow
 from billing_worker.persistence.switches import Switches
-from billing_worker.services.ports import Ports
+from billing_worker.services.ports import Ports, Timekeeper
 
 CLOCK_MAY_DIFFER = timedelta(minutes=1)
 
@@ -28,16 +29,16 @@ class Refusal:
 def refusal(ports: Ports, switched: Switches) -> Refusal | None:
     """The clock first: while it is wrong, nothing that is written could be dated."""
     return (
-        wrong_clock(ports, switched.server)
+        wrong_clock(ports.timekeeper, switched.server)
         or _other_mode(ports, switched)
         or _weak_standby(ports, switched.server)
     )
 
 
-def wrong_clock(ports: Ports, server: ServerNow) -> Refusal | None:
-    if ports.timekeeper is None:
+def wrong_clock(timekeeper: Timekeeper | None, server: ServerNow) -> Refusal | None:
+    if timekeeper is None:
         return None
-    ahead = ports.timekeeper.ahead_by(server.clock)
+    ahead = timekeeper.ahead_by(server.clock)
     if abs(ahead) <= CLOCK_MAY_DIFFER:
         return None
     off = timedelta(seconds=round(abs(ahead).total_seconds()))
@@ -46,6 +47,19 @@ def wrong_clock(ports: Ports, server: ServerNow) -> Refusal | None:
         mend = "if it is right now, restart this process"
         return Refusal("clock", f"the clock of this machine was set to {how} what it was: {mend}")
     return Refusal("clock", f"the clock of this machine is {how} the database's: set it right")
+
+
+def right_now(ports: Ports, connection: Connection) -> datetime:
+    """The time to write down what cannot wait until the clock is right: a sale has been sent.
+
+    The database is asked only where the clock was set since this process was started: asking it
+    before every commit would cost each charge a query.
+    """
+    keeper = ports.timekeeper
+    if keeper is None or abs(keeper.ahead_by(None)) <= CLOCK_MAY_DIFFER:
+        return ports.clock.now()
+    ahead = keeper.ahead_by(switches.read(connection).server.clock)
+    return ports.clock.now() - (ahead if abs(ahead) > CLOCK_MAY_DIFFER else timedelta(0))
 
 
 def _other_mode(ports: Ports, switched: Switches) -> Refusal | None:

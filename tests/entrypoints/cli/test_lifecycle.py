@@ -8,8 +8,9 @@ from datetime import timedelta
 import pytest
 from click.testing import CliRunner
 
+from billing_worker.clock import SystemClock
 from billing_worker.entrypoints.cli import catch_up as catch_up_command
-from billing_worker.entrypoints.cli import cli, lifecycle
+from billing_worker.entrypoints.cli import cli, lifecycle, shared
 from tests.entrypoints.test_config import GOOD
 
 DAY = timedelta(days=1)
@@ -123,3 +124,16 @@ def test_what_is_still_owed_is_named_and_voided_with_the_subscription(world, run
     world.subscribe("decline_insufficient_funds", "sub-2")
     world.tick()
     assert asked(run, "end", "sub-2", "--and-void")["details"]["voided"] == 1
+
+
+def test_a_machine_whose_clock_is_wrong_decides_nothing(postgres_url, monkeypatch):
+    class Ahead(SystemClock):
+        def now(self):
+            return super().now() + 60 * DAY
+
+    for name, value in (GOOD | {"BILLING_DATABASE_URL": postgres_url}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(shared, "SystemClock", Ahead)
+    refused = CliRunner().invoke(cli, ["subscriptions", "change", "sub-1", "--amount", "19.99"])
+    assert refused.exit_code == 1
+    assert "60 days, 0:00:00 ahead of the database's: set it right" in refused.output

@@ -11,10 +11,11 @@ from sqlalchemy import select
 from billing_worker.clock import ClockWatch, SystemClock
 from billing_worker.domain.errors import NotPayable
 from billing_worker.persistence.book import identity as books
-from billing_worker.persistence.schema.tables import events
+from billing_worker.persistence.schema.tables import events, invoices
 from billing_worker.persistence.store import Store
 from billing_worker.services.attempts.claim import claim
 from billing_worker.services.charging.charge import charge
+from billing_worker.services.commands.execute import Message, NotKept, carry_out
 from billing_worker.services.guards import lost_memory
 from billing_worker.services.hosted_pages.start import start_checkout, start_tokenisation
 from billing_worker.services.invoicing.renew import renew_due
@@ -134,6 +135,59 @@ def test_a_clock_that_is_set_ahead_after_the_claim_submits_nothing(by_the_clock)
     world.clock.off = 2 * MINUTE
     assert charge(world.ports, claimed) == "prepared"
     assert world.debits() == {}
+
+
+def set_ahead_after(world, ending):
+    """Somebody sets the clock right after such a request, and mends it after the charge."""
+    send = world.transport.send
+
+    def sent(request, **how):
+        answer = send(request, **how)
+        if request.url.endswith(ending):
+            world.clock.off = 400 * DAY
+        return answer
+
+    world.transport.send = sent
+    world.sweep()
+    world.deliver()
+    assert world.clock.off, "nothing was sent"
+    world.clock.off = timedelta(0)
+
+
+def invoice(world):
+    with world.store.reading() as connection:
+        return connection.execute(select(invoices)).one()
+
+
+def test_a_clock_that_is_set_ahead_during_a_charge_does_not_postpone_it_for_a_year(by_the_clock):
+    world = by_the_clock
+    world.subscribe("approved")
+    set_ahead_after(world, "/payment-invoices")
+    assert world.attempts() == ["prepared"]
+    assert invoice(world).enqueue_at < world.clock.now() + DAY
+
+
+def test_a_decline_is_dated_right_by_a_clock_that_is_set_ahead_after_the_sale(by_the_clock):
+    world = by_the_clock
+    world.subscribe("decline_insufficient_funds")
+    set_ahead_after(world, "/payment/sale")
+    assert world.attempts() == ["declined"]
+    assert invoice(world).first_declined_at < world.clock.now()
+    assert invoice(world).next_attempt_at < world.clock.now() + 30 * DAY
+
+
+def test_a_command_waits_while_the_clock_is_wrong(by_the_clock):
+    world = by_the_clock
+    world.subscribe("approved", interval="week")
+    asked = {"reference_id": "c-1", "subscription": "sub-1", "amount": "19.99"}
+    change = Message("billing.change_subscription", asked)
+    world.clock.off = 60 * DAY
+    with pytest.raises(NotKept, match="60 days, 0:00:00 ahead"):
+        carry_out(world.ports, change)
+    assert len(refusals(world)) == 1
+    world.clock.off = timedelta(0)
+    assert carry_out(world.ports, change).status == "done"
+    assert invoice(world).status == "open", "the first period, and no missed one"
 
 
 def test_a_machine_that_was_asleep_has_not_set_its_clock():
