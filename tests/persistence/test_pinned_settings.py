@@ -68,7 +68,7 @@ def test_no_sale_is_sent_after_sales_stop_has_returned(store_with, monkeypatch, 
         return armed(*args, **options)
 
     armed = submit.submit_all
-    monkeypatch.setattr("billing_worker.services.attempts.commit.arm_all", submit_all)
+    monkeypatch.setattr("billing_worker.services.attempts.commit.submit_all", submit_all)
     world.tick()
     assert stopped
     assert world.sales("sub-1-p0-a1") == 0

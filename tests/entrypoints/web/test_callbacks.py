@@ -115,7 +115,7 @@ def test_a_callback_makes_the_attempt_due_and_rings_and_changes_nothing_else(
     before = world.explain()
     assert caller.status(about(charged)) == 200
     after = world.explain()
-    assert world.bell.messages == [("look", (1,))]
+    assert world.bell.messages == [("poll", (1,))]
     assert after["attempts"][0].pop("ask_again_at") == world.clock.now().isoformat()
     assert before["attempts"][0].pop("ask_again_at") > world.clock.now().isoformat()
     assert after["attempts"] == before["attempts"]
@@ -183,7 +183,7 @@ def test_the_same_bytes_are_stored_once_ring_once_and_are_answered_200(world, ca
     for _ in range(3):
         assert caller.status(about(charged)) == 200
     assert len(caller.stored) == 1
-    assert world.bell.messages == [("look", (1,))]
+    assert world.bell.messages == [("poll", (1,))]
     assert caller.counts == {"duplicate": 2}
 
 
