@@ -116,6 +116,9 @@ EXPIRED_AGAIN = "expired_unproven_again"
 LATE_MONEY = "late_money_may_come"
 """Why an invoice waits for which an attempt was asked, while an earlier one may still be paid."""
 
+LATE_MONEY_WAITS = "late_money.wait"
+"""The rule that says so, and dates the next attempt."""
+
 
 def put_aside(invoice: Invoice, reason: str = PAUSED) -> Invoice:
     """Stop what was to happen next, and remember its date. What waits for a person still does."""

@@ -310,13 +310,14 @@ def _await_late_money(
     """Whoever asked for this attempt did not know, or an older version dated it."""
     reason = invoices.LATE_MONEY
     claims.date(connection, [(item.invoice.id, reason, until) for item, until in early])
+    rule = invoices.LATE_MONEY_WAITS
     entries = [
         Entry(
             Event(
                 EventKind.INVOICE_WAITING,
                 now,
                 BY,
-                {"reason": reason, "rule": "late_money.wait", "next_attempt_at": until.isoformat()},
+                {"reason": reason, "rule": rule, "next_attempt_at": until.isoformat()},
             ),
             item.invoice.subscription_id,
             item.invoice.id,

@@ -25,8 +25,15 @@ from billing_worker.domain.errors import (
     Refused,
 )
 from billing_worker.domain.events import Event, EventKind
-from billing_worker.domain.invoice import REFUSED
-from billing_worker.domain.outcome import News, NoAnswer, NothingSent, Postponed, Stated
+from billing_worker.domain.invoice import LATE_MONEY, LATE_MONEY_WAITS, REFUSED
+from billing_worker.domain.outcome import (
+    Forbidden,
+    News,
+    NoAnswer,
+    NothingSent,
+    Postponed,
+    Stated,
+)
 from billing_worker.domain.statement import (
     DECLINED_STATUSES,
     NO_BEARER,
@@ -59,7 +66,7 @@ from billing_worker.services.charging.find_by_reference import (
     by_reference,
     knows_later,
 )
-from billing_worker.services.charging.previous_attempts import Obstacle, why_no_other
+from billing_worker.services.charging.previous_attempts import Obstacle, TooEarly, why_no_other
 from billing_worker.services.guards import lost_memory
 from billing_worker.services.ports import Ports
 
@@ -174,11 +181,15 @@ def _earlier_attempts_may_pay(ports: Ports, claimed: Claimed, calls: CallLog) ->
     """Ask once more about every ended attempt of this invoice: late money pays it (§11.6)."""
     asking = _asking(ports, claimed)
     try:
-        obstacle = why_no_other(ports, claimed.key, claimed.earlier, asking, calls)
+        obstacle = why_no_other(
+            ports, claimed.key, claimed.earlier, asking, calls, origin=claimed.attempt.origin
+        )
     except GatewayError as error:
         return Postponed(f"an earlier attempt could not be asked about: {error.reason}")
     if obstacle is Obstacle.PAID:
         return NothingSent(str(obstacle))
+    if isinstance(obstacle, TooEarly):
+        return Forbidden(LATE_MONEY_WAITS, LATE_MONEY, obstacle.until)
     return Postponed(str(obstacle)) if obstacle else None
 
 

@@ -11,11 +11,18 @@ backup it may even have been sold.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from datetime import datetime
 from enum import StrEnum
 
-from billing_worker.domain.attempt import PAID, Attempt
-from billing_worker.domain.outcome import Case, Stated, is_overruled, was_never_sold
+from billing_worker.domain.attempt import PAID, Attempt, Origin
+from billing_worker.domain.outcome import (
+    Case,
+    Stated,
+    is_overruled,
+    not_before,
+    was_never_sold,
+)
 from billing_worker.domain.statement import UNSOLD_STATUSES, Statement, Verdict, judge
 from billing_worker.gateway.port import CallLog
 from billing_worker.persistence.attempts import CaseKey
@@ -33,6 +40,16 @@ class Obstacle(StrEnum):
     OPEN = "what an earlier attempt may have left at the gateway has not ended yet"
 
 
+@dataclass(frozen=True, slots=True)
+class TooEarly:
+    """The gateway has told something new of an earlier attempt, whose money may come until then."""
+
+    until: datetime
+
+    def __str__(self) -> str:
+        return f"late money of an earlier attempt may come until {self.until:%Y-%m-%d %H:%M} UTC"
+
+
 def why_no_other(
     ports: Ports,
     key: CaseKey,
@@ -40,11 +57,15 @@ def why_no_other(
     asking: Asking,
     calls: CallLog,
     *,
+    origin: Origin,
     patient: bool = True,
-) -> Obstacle | None:
+) -> Obstacle | TooEarly | None:
     """Settles what it hears about `earlier`, the ended attempts of the invoice of `key`. Calls that
     found nothing are added to `calls`: the caller tells of them. Raises GatewayError when an
     attempt cannot be asked about.
+
+    `origin`: of the attempt that wants to pay. What is heard now may make it wait longer than its
+    claim knew.
 
     `patient`: what is found pending under a reference alone is left to end. By books that have
     forgotten nothing it was never sold, so nobody can pay it, and whoever is watched by a customer
@@ -77,6 +98,9 @@ def why_no_other(
             return Obstacle.UNDECIDED
         if asking.forgetful and _has_just_ended(ports, case.attempt):
             return Obstacle.OPEN
+        earliest = not_before(origin, [case.attempt], ports.timings)
+        if earliest is not None and earliest > ports.clock.now():
+            return TooEarly(earliest)
     return None
 
 

@@ -160,7 +160,9 @@ def require_unpaid(ports: Ports, slot: Slot, calls: CallLog) -> None:
     Raises NotPayable when one was paid or may still be, GatewayError when that cannot be told.
     """
     asking = Asking(BY, ports.pace.wait, tuple, forgetful=slot.may_be_forgotten, owner=slot.owner)
-    obstacle = why_no_other(ports, slot.key, slot.earlier, asking, calls, patient=False)
+    obstacle = why_no_other(
+        ports, slot.key, slot.earlier, asking, calls, origin=slot.attempt.origin, patient=False
+    )
     if obstacle is not None:
         raise NotPayable(str(obstacle))
     if slot.may_be_forgotten:

@@ -197,6 +197,21 @@ def test_a_page_is_refused_while_the_expired_sale_may_still_be_approved(world):
     assert world.attempts() == ["not_charged", "submitted"]
 
 
+def test_a_decline_that_turns_expired_right_before_the_next_step_keeps_it_back(world):
+    world.subscribe("decline_insufficient_funds", **ONCE)
+    world.run_for(44 * HOUR, step=HOUR)
+    first = world.sandbox._books.with_reference("sub-1-p0-a1")[0]
+    first.status, first.resolution = "expired", None
+    world.run_for(2 * DAY, step=HOUR)
+    assert world.sales("sub-1-p0-a2") == 0
+    seen = expired_at(world)
+    assert world.explain()["next_attempt_at"] == (seen + WAIT).isoformat()
+    world.run_for(2 * DAY, step=HOUR)
+    assert [world.sales(f"sub-1-p0-a{number}") for number in (1, 2, 3)] == [1, 0, 1]
+    assert sold_at(world)[-1] - seen >= WAIT
+    assert "attempt.undecided" not in alerts(world)
+
+
 @pytest.mark.parametrize("ask", [retry, lambda world: replace(world, "approved.new")])
 def test_what_somebody_asks_for_is_dated_while_the_expired_sale_may_still_be_approved(world, ask):
     until_it_has_ended_unpaid(world)
