@@ -59,7 +59,9 @@ class Outside(Protocol):
         """The file beside the database is gone. A flushed Redis is ordinary: False."""
         ...
 
-    def read(self) -> Record | None: ...
+    def read(self, book: str) -> Record | None:
+        """`book`: its identity. A file beside a database may hold the record of another."""
+        ...
 
     def begin(self, record: Record) -> None:
         """Begin it anew: what it said is forgotten."""
@@ -69,7 +71,7 @@ class Outside(Protocol):
         """Keep its sales, and let it vouch for no time before `begun_at`."""
         ...
 
-    def add(self, sale: Sale) -> None:
+    def add(self, book: str, sale: Sale) -> None:
         """Name one more sale. What other processes have added stays, in whatever order."""
         ...
 

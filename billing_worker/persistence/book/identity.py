@@ -144,6 +144,11 @@ IDENTITY = select(book.c.identity).scalar_subquery().label("book")
 """For queries that need nothing else of it: a column costs less than a query of its own."""
 
 
+def identity(connection: Connection) -> str | None:
+    """None: nobody has migrated this database."""
+    return connection.execute(select(book.c.identity)).scalar()
+
+
 def read(connection: Connection) -> Book:
     return book_from(connection.execute(_BOOK).one())
 

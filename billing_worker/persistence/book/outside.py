@@ -67,7 +67,7 @@ class Memory:
     def __init__(self) -> None:
         self.known: Record | None = None
 
-    def read(self) -> Record | None:
+    def read(self, _book: str) -> Record | None:
         return self.known
 
     def begin(self, record: Record) -> None:
@@ -76,7 +76,7 @@ class Memory:
     def renew(self, record: Record) -> None:
         self.known = record
 
-    def add(self, sale: Sale) -> None:
+    def add(self, _book: str, sale: Sale) -> None:
         if self.known is not None:
             self.known = self.known.with_sale(sale)
 
@@ -93,7 +93,7 @@ class FileRecord:
     def is_missing(self) -> bool:
         return not self._file.exists()
 
-    def read(self) -> Record | None:
+    def read(self, _book: str) -> Record | None:
         try:
             self.known = read_record(self._file.read_bytes())
         except FileNotFoundError:
@@ -107,10 +107,10 @@ class FileRecord:
     def renew(self, record: Record) -> None:
         """Never needed: a file that cannot be written raises, and the sale is not sent."""
 
-    def add(self, sale: Sale) -> None:
+    def add(self, book: str, sale: Sale) -> None:
         """What other processes have added meanwhile is kept."""
         with self._alone():
-            record = self.read()
+            record = self.read(book)
             if record is not None:
                 self._write(record.with_sale(sale))
 

@@ -19,14 +19,13 @@ from billing_worker.persistence.book.outside import (
     written,
 )
 
-_KEY = "billing:outside"
-_SALES = "billing:outside:sales"
+_PREFIX = "billing:outside:"
 _AWAY_SECONDS = 30.0
 """A Redis that did not answer is left alone for so long: a charge must not wait for it each time."""
 
 
 class RedisRecord:
-    """Redis may be flushed, or away, at any time: then nothing is known.
+    """Redis may be flushed, or away, at any time: then nothing is known. Books share it.
 
     The sales are a list of their own: whoever adds one takes away none that others have added.
     """
@@ -41,14 +40,14 @@ class RedisRecord:
         self._missed_before_it = 0  # of these, what the record does not claim to know
         self.known: Record | None = None
 
-    def read(self) -> Record | None:
+    def read(self, book: str) -> Record | None:
         self.known = None
         if self._is_left_alone():
             return None
         try:
             with self._client.pipeline() as both:
-                both.get(_KEY)
-                both.lrange(_SALES, 0, -1)
+                both.get(_PREFIX + book)
+                both.lrange(_sales_key(book), 0, -1)
                 told, sales = both.execute()
         except RedisError:
             self._leave_alone()
@@ -71,9 +70,9 @@ class RedisRecord:
             return
         try:
             with self._client.pipeline() as both:
-                both.set(_KEY, written(replace(record, sales=())))
+                both.set(_PREFIX + record.book, written(replace(record, sales=())))
                 if not with_sales:
-                    both.delete(_SALES)
+                    both.delete(_sales_key(record.book))
                 both.execute()
         except RedisError:
             self._leave_alone()
@@ -81,14 +80,14 @@ class RedisRecord:
             self._missed_before_it = missed
             self.known = record
 
-    def add(self, sale: Sale) -> None:
+    def add(self, book: str, sale: Sale) -> None:
         if self._is_left_alone():
             self._missed += 1
             return
         try:
             with self._client.pipeline() as both:
-                both.rpush(_SALES, json.dumps(sale))
-                both.ltrim(_SALES, -MOST_SALES, -1)
+                both.rpush(_sales_key(book), json.dumps(sale))
+                both.ltrim(_sales_key(book), -MOST_SALES, -1)
                 both.execute()
         except RedisError:
             self._missed += 1
@@ -102,6 +101,10 @@ class RedisRecord:
     def _leave_alone(self) -> None:
         self._away_until = time.monotonic() + _AWAY_SECONDS
         self.known = None
+
+
+def _sales_key(book: str) -> str:
+    return f"{_PREFIX}{book}:sales"
 
 
 def _sales(told: Sequence[bytes]) -> tuple[Sale, ...]:

@@ -81,7 +81,11 @@ class Doubt:
 
 def read_outside(ports: Ports) -> list[Record]:
     """Before the transaction in which `doubt` compares them: nothing waits for Redis in there."""
-    return [record for keeper in ports.outside if (record := keeper.read()) is not None]
+    with ports.store.reading() as connection:
+        book = books.identity(connection)
+    if book is None:
+        return []
+    return [record for keeper in ports.outside if (record := keeper.read(book)) is not None]
 
 
 def poll(ports: Ports) -> bool:
@@ -304,11 +308,11 @@ def notice(ports: Ports, why: str, *, seen: datetime | None, by: str) -> bool:
 
 
 def why_it_is_a_copy(connection: Connection, outside: Sequence[Outside]) -> str | None:
-    for keeper in outside:
-        keeper.read()
     switched = switches.read(connection)
     if switched.book is None:
         return None
+    for keeper in outside:
+        keeper.read(switched.book.identity)
     changed = _server_changed(outside, switched.book, switched.server)
     return changed[1] if changed is not None and changed[0] is Kind.COPIED else None
 
@@ -390,4 +394,4 @@ def record(ports: Ports, book: Book | None, attempt: Attempt, now: datetime) -> 
         known = keeper.known
         if known is None or not _is_about(known, book):
             keeper.begin(_first(book, now))
-        keeper.add(Sale(attempt.id, attempt.reference_id))
+        keeper.add(book.identity, Sale(attempt.id, attempt.reference_id))

@@ -28,6 +28,7 @@ from billing_worker.services.attempts.claim import claim
 from billing_worker.services.charging.charge import charge
 from billing_worker.services.guards import lost_memory
 from tests.support.backup import backup, restore
+from tests.support.books import name_book
 from tests.support.redis_server import RedisServer
 from tests.support.replication import ReplicatedPostgres
 from tests.support.world import World
@@ -41,6 +42,16 @@ MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 def redis_server(tmp_path_factory):
     with RedisServer(tmp_path_factory.mktemp("redis")) as server:
         yield server
+
+
+@pytest.fixture
+def other(world, sqlite_template, tmp_path):
+    """Another book on the account of `world`."""
+    path = tmp_path / "other.db"
+    shutil.copy(sqlite_template, path)
+    with Store(f"sqlite:///{path}") as store:
+        name_book(store, identity="thebookofanother")
+        yield World(store, beside=world)
 
 
 @pytest.fixture
@@ -154,6 +165,24 @@ class AwayForSales:
         raise RedisError("away")
 
 
+def test_books_in_one_redis_keep_a_record_each(world, other, client):
+    for one in (world, other):
+        one.outside = (RedisRecord(client),)
+        one.ports = one.ports_of_a_worker()
+    world.subscribe("approved", ends_after_periods=1)
+    kept = backup(world.store)
+    world.tick()
+    other.subscribe("approved", "sub-9", ends_after_periods=1)
+    other.tick()
+    restore(world.store, kept)
+    world.bell.messages.clear()
+    world.clock.advance(MINUTE)
+    world.run_for(HOUR, step=5 * MINUTE)
+    assert world.debits() == {"sub-1-p0": 1}
+    assert len(alerts(world, "book.forgot")) == 1
+    assert alerts(other, "book.forgot") == []
+
+
 def test_a_sale_that_another_process_records_late_hides_no_newer_one(world):
     world.subscribe("approved", "sub-0")
     world.tick()
@@ -238,7 +267,7 @@ def test_a_real_fail_over_that_loses_sales_debits_nobody_twice():
     with ReplicatedPostgres() as pair, Store(pair.create_database("books")) as store:
         migrate(store)
         world = World(store)
-        world.outside[0].read = lambda: None  # noticed by the server alone
+        world.outside[0].read = lambda _: None  # noticed by the server alone
         slow(world)
         world.subscribe("approved", "sub-2")
         world.subscribe("approved", "sub-0")
