@@ -167,10 +167,10 @@ _KNOWN_BY_REFERENCE = (
     .where(
         attempts.c.id.in_(bindparam("ids", expanding=True)),
         # Literals, because the index on them is partial: SQLite would plan this anew at each call.
-        attempts.c.origin == literal_column("'link'"),
         attempts.c.gateway_id.is_(None),
         or_(
             and_(
+                attempts.c.origin == literal_column("'link'"),
                 attempts.c.status == literal_column("'prepared'"),
                 attempts.c.lease_until <= bindparam("now"),
             ),
@@ -187,8 +187,8 @@ _KNOWN_BY_REFERENCE = (
 def known_by_reference(
     connection: Connection, attempt_ids: Sequence[int], now: datetime
 ) -> list[CaseKey]:
-    """Those of the attempts that are links whose id at the gateway nobody has told us: prepared,
-    and their caller has gone away, or ended and still asked about.
+    """Those of the attempts whose id at the gateway nobody has told us: prepared links, and their
+    caller has gone away, or ended ones that are still asked about.
     """
     rows = connection.execute(_KNOWN_BY_REFERENCE, {"ids": list(attempt_ids), "now": now})
     return [CaseKey(row.subscription_id, row.invoice_id, row.id) for row in rows]

@@ -44,22 +44,30 @@ def heard(case: Case, statement: Statement, asked_at: datetime | None = None) ->
     return replace(case, attempt=attempt)
 
 
-def end_attempt(attempt: Attempt, status: AttemptStatus, outcome: str, context: Context) -> Attempt:
+def end_attempt(
+    attempt: Attempt,
+    status: AttemptStatus,
+    outcome: str,
+    context: Context,
+    *,
+    may_exist: bool = False,
+) -> Attempt:
+    """`may_exist`: the gateway may have an invoice for it, although we know of no id."""
     return replace(
         attempt,
         status=attempts.move(attempt.status, status),
         outcome=outcome,
         settled_at=context.now,
         lease_until=None,
-        next_poll_at=_first_recheck(attempt, context.now),
+        next_poll_at=_first_recheck(attempt, context.now, may_exist=may_exist),
     )
 
 
-def _first_recheck(attempt: Attempt, now: datetime) -> datetime | None:
+def _first_recheck(attempt: Attempt, now: datetime, *, may_exist: bool) -> datetime | None:
     """An invoice that never existed cannot turn out paid. A page may: the gateway may charge for
     it as it is created, and its create may have arrived although nobody has told us.
     """
-    may_exist = attempt.gateway_id is not None or attempt.origin is Origin.LINK
+    may_exist = may_exist or attempt.gateway_id is not None or attempt.origin is Origin.LINK
     return now + RECHECKS[0] if may_exist else None
 
 
@@ -69,8 +77,9 @@ def next_recheck(ended: datetime, now: datetime) -> datetime | None:
 
 
 def withdrawn(attempt: Attempt, reason: str, now: datetime) -> Attempt:
-    """A prepared attempt that a pause or a cancellation overtook. No sale was sent, for sure: the
-    caller holds the locks without which it cannot be submitted.
+    """A prepared attempt that a pause or a cancellation overtook. These books have sent no sale, for
+    sure: the caller holds the locks without which it cannot be submitted. A life that they have
+    forgotten, or another book, may have sent one: it is asked about by its reference.
     """
     return replace(
         attempt,
@@ -78,7 +87,7 @@ def withdrawn(attempt: Attempt, reason: str, now: datetime) -> Attempt:
         outcome=reason,
         settled_at=now,
         lease_until=None,
-        next_poll_at=_first_recheck(attempt, now),
+        next_poll_at=_first_recheck(attempt, now, may_exist=True),
     )
 
 

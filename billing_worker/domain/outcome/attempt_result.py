@@ -59,7 +59,9 @@ class NoAnswer:
 
 @dataclass(frozen=True, slots=True)
 class NeverHandedOut:
-    """Nobody was given the page of this link, and the gateway has nothing under its reference."""
+    """Nobody was given the page of this link, and the gateway has nothing under its reference. Or of
+    a withdrawn charge: nothing there that says whether it was sold.
+    """
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,7 +116,7 @@ def _as_it_was(case: Case, attempt: Attempt, said: Event, context: Context) -> C
 
 
 def never_handed_out(case: Case, context: Context) -> Conclusion:
-    """The gateway has nothing under this reference. It is asked again: a create may arrive late."""
+    """The gateway tells nothing of this reference. It is asked again: a create may arrive late."""
     attempt = case.attempt
     if attempt.status is AttemptStatus.NOT_CHARGED and attempt.gateway_id is None:
         again = next_recheck(attempt.settled_at or attempt.created_at, context.now)

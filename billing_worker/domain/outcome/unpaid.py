@@ -238,7 +238,7 @@ def postpone(case: Case, reason: str, context: Context) -> Conclusion:
         return Conclusion(case, ())
     if case.invoice.status is not InvoiceStatus.OPEN or case.invoice.next_attempt_at is None:
         # Paid or held meanwhile: to come back to it would ring for nothing, for ever.
-        ended = end_attempt(attempt, AttemptStatus.NOT_CHARGED, reason, context)
+        ended = end_attempt(attempt, AttemptStatus.NOT_CHARGED, reason, context, may_exist=True)
         said = context.event(EventKind.ATTEMPT_NOT_CHARGED, reason=reason)
         return Conclusion(replace(case, attempt=ended), (said,))
     age = context.now - attempt.created_at

@@ -1,12 +1,14 @@
-"""Pay links that were given to nobody: what the gateway has made of them is asked by reference.
+"""Pay links that were given to nobody, and charges that were withdrawn before these books sold them:
+what the gateway has made of them is asked by reference.
 
 Their create may have arrived without an answer, and a gateway may charge for a page as it is
 created. So such a link ends only by the gateway's word that it has nothing under the reference.
+A withdrawn charge has ended; a life that these books have forgotten may have sold it.
 """
 
 from __future__ import annotations
 
-from billing_worker.domain.attempt import Attempt, AttemptStatus
+from billing_worker.domain.attempt import Attempt, AttemptStatus, Origin
 from billing_worker.domain.errors import ConcurrentChange, GatewayError
 from billing_worker.domain.outcome import (
     NEVER_HANDED_OUT,
@@ -35,8 +37,8 @@ BY = "reconcile"
 
 
 def ask_by_reference(ports: Ports, key: CaseKey) -> str:
-    """Ask about a link that is prepared and whose caller is gone, or that has ended, and whose id
-    at the gateway nobody has told us. Returns the attempt's state.
+    """Ask about a link that is prepared and whose caller is gone, or about an attempt that has ended,
+    whose id at the gateway nobody has told us. Returns the attempt's state.
     """
     with ports.store.transaction() as connection:
         cases = LockedCases(connection, [key])
@@ -62,6 +64,9 @@ def _news(attempt: Attempt, found: Found | Foreign | None, asking: Asking) -> Ne
         return NeverHandedOut()
     if found.maybe_sold and asking.forgetful:
         return NoAnswer(MAYBE_SOLD)  # Another life, or another book, may have.
+    if found.maybe_sold and attempt.origin is not Origin.LINK:
+        # Its id is not kept: the next attempt goes on waiting for the end of what has none.
+        return NeverHandedOut()
     if attempt.status is AttemptStatus.PREPARED and not page_may_be_paid(found.statement):
         return NothingSent(NEVER_HANDED_OUT, statement=found.statement)
     return Stated(found.statement)

@@ -1,8 +1,9 @@
 """Open invoices of a subscription that is paused, suspended, taken up again or over.
 
 What is in flight is never touched: only the gateway's word ends it. A prepared attempt ends here,
-because nothing can have been sent: the subscription's lock, which every caller holds, is taken by
-whoever arms a charge too.
+because these books can have sent nothing: the subscription's lock, which every caller holds, is
+taken by whoever submits a charge too. What a life that they have forgotten may have sent is asked
+about later.
 """
 
 from __future__ import annotations

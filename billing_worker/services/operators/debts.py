@@ -3,9 +3,10 @@
 The subscription and the invoice are locked as for submitting a charge, in the same order. So once
 a decision is committed no sale for the invoice can be sent, except one that was submitted before:
 
-    prepared    the attempt is withdrawn: nothing was sent, for sure
+    prepared    the attempt is withdrawn: these books have sent nothing, for sure
     submitted   refused, because the card may have been charged, unless the caller says what
-                is to become of that
+                is to become of that; so is a prepared one that restored books (or moved ones)
+                have found at the gateway
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from billing_worker.persistence import invoices as stored_invoices
 from billing_worker.persistence.claims import DueInvoice
 from billing_worker.persistence.history import Entry
 from billing_worker.persistence.store import Store
+from billing_worker.services.charging.find_by_reference import MAYBE_SOLD
 from billing_worker.services.invoicing import pause_collection
 from billing_worker.services.invoicing.pause_collection import Moment
 from billing_worker.services.operators.words import required
@@ -184,6 +186,8 @@ def _require_owed(locked: _Locked) -> None:
 def _may_be_charged(item: DueInvoice) -> Attempt | None:
     for attempt in item.attempts:
         if attempt.status is AttemptStatus.SUBMITTED or attempt.undecided_since is not None:
+            return attempt
+        if attempt.status is AttemptStatus.PREPARED and item.invoice.reason == MAYBE_SOLD:
             return attempt
     return None
 

@@ -22,6 +22,8 @@ from billing_worker.persistence.rows import attempt_from
 from billing_worker.services.attempts.claim import BY as CHARGE
 from billing_worker.services.attempts.commit import settle
 from billing_worker.services.attempts.settle import Settle
+from billing_worker.services.charging.find_by_reference import MAYBE_SOLD
+from billing_worker.services.operators.debts import MAY_BE_CHARGED
 from billing_worker.services.operators.words import required
 from billing_worker.services.ports import Ports
 
@@ -43,8 +45,10 @@ def resolve_unknown(
     """
     evidence, why = required("evidence", evidence), required("why", why)
     with ports.store.reading() as connection:
-        key, attempt, said = _found(connection, reference)
-        refusal = _why_not(connection, attempt, ports.timings, ports.clock.now(), paid=paid)
+        key, attempt, said, waits_for = _found(connection, reference)
+        refusal = _prepared(attempt, waits_for) or _why_not(
+            connection, attempt, ports.timings, ports.clock.now(), paid=paid
+        )
     if refusal is not None:
         raise InvalidInput("reference", f"{attempt.reference_id} {refusal}")
     after = settle(ports, Settle(key, Resolved(paid, evidence, why, said), by))
@@ -58,15 +62,17 @@ def resolve_unknown(
     }
 
 
-def _found(connection: Connection, reference: str) -> tuple[CaseKey, Attempt, str | None]:
-    """The attempt that is meant, and what the gateway last said of it."""
+def _found(
+    connection: Connection, reference: str
+) -> tuple[CaseKey, Attempt, str | None, str | None]:
+    """The attempt that is meant, what the gateway last said of it, and why its invoice waits."""
     invoice = invoices.find(connection, reference)
     if invoice is None:
         raise InvalidInput("reference", f"there is no invoice {reference!r}")
     made = [attempt_from(row) for row in invoices.attempts_of(connection, invoice.id)]
     attempt = _meant(made, reference)
     key = CaseKey(invoice.subscription_id, invoice.id, attempt.id)
-    return key, attempt, _last_said(connection, key)
+    return key, attempt, _last_said(connection, key), invoice.reason
 
 
 def _meant(made: list[Attempt], reference: str) -> Attempt:
@@ -91,13 +97,19 @@ def _last_said(connection: Connection, key: CaseKey) -> str | None:
     return None
 
 
+def _prepared(attempt: Attempt, waits_for: str | None) -> str | None:
+    if attempt.status is not AttemptStatus.PREPARED:
+        return None
+    if waits_for == MAYBE_SOLD:
+        return f"{MAY_BE_CHARGED}: it was {MAYBE_SOLD}. It is asked about until the gateway decides"
+    return "is prepared: these books have sold nothing, so `invoices void` withdraws it"
+
+
 def _why_not(
     connection: Connection, attempt: Attempt, timings: Timings, now: datetime, *, paid: bool
 ) -> str | None:
     if is_resolved(attempt, paid=paid):
         return None
-    if attempt.status is AttemptStatus.PREPARED:
-        return "is prepared: nothing was sold, so `invoices void` withdraws it"
     if not may_be_resolved(attempt, paid=paid):
         return f"is not unknown: it is {attempt.status} ({attempt.outcome})"
     if attempt.status is not AttemptStatus.SUBMITTED:

@@ -491,10 +491,10 @@ def test_a_card_that_only_the_page_has_asked_is_left_alone():
     assert page_declined(before, "lost_or_stolen_card").case.invoice.next_attempt_at is None
 
 
-def test_a_withdrawn_charge_is_never_asked_about_and_a_withdrawn_link_is():
-    """Without a sale nothing is charged. A page may be charged for as soon as it is created."""
+def test_a_withdrawn_charge_is_asked_about_as_a_withdrawn_link_is():
+    """A life that the books have forgotten may have sold it. A page may be charged for at once."""
     prepared = attempt(AttemptStatus.PREPARED, gateway_id=None, next_poll_at=NOW)
-    assert withdrawn(prepared, "paused", NOW).next_poll_at is None
+    assert withdrawn(prepared, "paused", NOW).next_poll_at > NOW
     assert withdrawn(replace(prepared, origin=Origin.LINK), "paused", NOW).next_poll_at > NOW
 
 

@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 
 from billing_worker.domain.catch_up_policy import CatchUp, Policy
-from billing_worker.domain.errors import NotPayable, OutcomeUnknown
+from billing_worker.domain.errors import InvalidInput, NotPayable, OutcomeUnknown
 from billing_worker.domain.statement import Statement, most_telling
 from billing_worker.services import kill_switch
 from billing_worker.services.commands.one_off_charge import charge_once
@@ -16,6 +16,8 @@ from billing_worker.services.commands.records import parse_command
 from billing_worker.services.hosted_pages.start import start_checkout, start_tokenisation
 from billing_worker.services.invoicing import catch_up
 from billing_worker.services.invoicing.catch_up import Answer, Caps
+from billing_worker.services.operators.debts import IfCharged, mark_paid, void_invoice
+from billing_worker.services.operators.resolve import resolve_unknown
 from billing_worker.services.subscriptions import lifecycle
 from tests.support.backup import backup, restore
 
@@ -59,7 +61,7 @@ def test_a_sold_attempt_that_is_prepared_and_long_overdue_in_the_backup_is_not_s
     go_back(world, kept)
     assert world.attempts() == ["prepared"]
     world.clock.advance(5 * DAY)
-    world.run_for(HOUR)
+    world.run_for(30 * MINUTE)  # shorter than until the withdrawn attempt is asked about
     assert world.attempts() == ["not_charged"], "the overdue attempt is not decided anew here"
     catch_up.apply(world.store, world.clock, Answer(Policy(CatchUp.COLLECT_ALL, 1)), Caps(),
                    by="operator:ann", why="they pay")  # fmt: skip
@@ -352,3 +354,54 @@ def test_of_two_invoices_under_one_reference_the_one_nearest_to_money_counts():
     assert found("process_failed", "process_pending") == "process_failed"
     assert found("process_pending", "expired") == "process_pending"
     assert found("partially_processed", "process_failed") == "partially_processed"
+
+
+# --- what a person, or a decision, ends while the forgotten sale is pending --------------------
+
+
+def found_pending_after_a_restore(world):
+    """Sold by the forgotten life, whose money comes after more than an hour."""
+    world.sandbox.behaviour = replace(world.sandbox.behaviour, later_seconds=4000)
+    world.subscribe("approved_later")
+    kept = backup(world.store)
+    world.tick()
+    go_back(world, kept)
+    world.clock.advance(10 * MINUTE)
+    start_again(world)
+    world.run_for(10 * MINUTE)
+    assert world.attempts() == ["prepared"]
+
+
+def void(world, **options):
+    return void_invoice(world.store, world.clock, reference="sub-1-p0", by="operator:ann",
+                        why="gone", **options)  # fmt: skip
+
+
+def pay_by_bank(world, **options):
+    return mark_paid(world.store, world.clock, reference="sub-1-p0", evidence="bank",
+                     by="operator:ann", why="x", **options)  # fmt: skip
+
+
+def cancel(world, **_):
+    lifecycle.cancel(world.store, world.clock, "sub-1", at_period_end=False, by="ann")
+
+
+@pytest.mark.parametrize("end", [void, pay_by_bank, cancel])
+def test_late_money_of_a_forgotten_sale_is_found_although_its_attempt_was_withdrawn(world, end):
+    found_pending_after_a_restore(world)
+    end(world, if_charged=IfCharged.ALL_THE_SAME)
+    assert world.attempts() == ["not_charged"]
+    world.run_for(2 * DAY, step=HOUR)
+    assert world.attempts() == ["surplus"]
+
+
+@pytest.mark.parametrize("end", [void, pay_by_bank])
+def test_a_person_is_told_that_a_forgotten_sale_may_be_charged_already(world, end):
+    found_pending_after_a_restore(world)
+    with pytest.raises(InvalidInput, match="may be charged already"):
+        end(world)
+    with pytest.raises(InvalidInput) as told:
+        resolve_unknown(world.ports, reference="sub-1-p0", paid=True, evidence="acquirer's list",
+                        by="operator:ann", why="x")  # fmt: skip
+    assert "nothing was sold" not in told.value.reason
+    assert "may be charged already" in told.value.reason

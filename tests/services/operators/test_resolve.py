@@ -231,7 +231,7 @@ def test_what_is_only_prepared_is_voided_instead(world):
     world.transport.unreachable = True
     world.tick()
     assert world.attempts() == ["prepared"]
-    with pytest.raises(InvalidInput, match="nothing was sold, so `invoices void`"):
+    with pytest.raises(InvalidInput, match="these books have sold nothing, so `invoices void`"):
         resolve(world, paid=False)
 
 
