@@ -639,7 +639,7 @@ def test_resuming_what_runs_and_keeping_what_is_not_cancelled_change_nothing(wor
 
 
 @pytest.mark.parametrize(
-    ("field", "timings"),
+    ("field", "terms"),
     [
         ("amount", {"amount": "9.999"}),
         ("amount", {"amount": "1.5", "currency": "JPY"}),
