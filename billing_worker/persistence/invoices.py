@@ -142,6 +142,11 @@ def due_to_poll(
     return ids
 
 
+def poll_again(connection: Connection, attempt_id: int, when: datetime) -> None:
+    """Also one that was asked about for the last time."""
+    connection.execute(_POLL_AGAIN, {"ids": [attempt_id], "again": when})
+
+
 def poll_later(connection: Connection, attempt_id: int, when: datetime) -> None:
     asked = {"ids": [attempt_id], "again": when}
     connection.execute(_POLL_AGAIN.where(attempts.c.next_poll_at.is_not(None)), asked)

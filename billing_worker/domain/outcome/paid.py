@@ -19,6 +19,7 @@ from billing_worker.domain.subscription import Subscription, SubscriptionStatus
 
 def pay(case: Case, finding: Finding, context: Context) -> Conclusion:
     """Money moved: it pays the invoice if that is still owed, and is surplus otherwise."""
+    case = _no_longer_surplus(case, finding)
     if case.attempt.status in attempts.PAID:
         return _paid_already(case, finding, context)
     late = case.attempt.status is not AttemptStatus.SUBMITTED
@@ -58,6 +59,16 @@ def pay(case: Case, finding: Finding, context: Context) -> Conclusion:
     subscription, moved = current_again(case.subscription, context, owes_more=case.owes_more)
     after = replace(case, attempt=attempt, invoice=invoice, subscription=subscription)
     return Conclusion(after, (*said_of_it, *paid, *moved))
+
+
+def _no_longer_surplus(case: Case, finding: Finding) -> Case:
+    """A person has taken back that another attempt paid the invoice: this money pays it."""
+    is_owed = case.invoice.status in {InvoiceStatus.OPEN, InvoiceStatus.UNCOLLECTIBLE}
+    is_surplus = case.attempt.status is AttemptStatus.SURPLUS
+    if not (is_surplus and is_owed) or finding.reason in GIVEN_BACK_STATUSES:
+        return case
+    # No edge of the table: nothing else makes an invoice owed that surplus money was there for.
+    return replace(case, attempt=replace(case.attempt, status=AttemptStatus.NOT_CHARGED))
 
 
 def _paid_already(case: Case, finding: Finding, context: Context) -> Conclusion:

@@ -14,6 +14,7 @@ from sqlalchemy import Connection
 from billing_worker.domain.attempt import Attempt, AttemptStatus, Origin
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.domain.events import EventKind
+from billing_worker.domain.invoice import InvoiceStatus
 from billing_worker.domain.outcome import Resolved, is_resolved, is_unknown, may_be_resolved
 from billing_worker.domain.timings import Timings
 from billing_worker.persistence import history, invoices
@@ -52,6 +53,8 @@ def resolve_unknown(
     if refusal is not None:
         raise InvalidInput("reference", f"{attempt.reference_id} {refusal}")
     after = settle(ports, Settle(key, Resolved(paid, evidence, why, said), by))
+    if after.invoice.status is InvoiceStatus.OPEN:
+        _ask_about_surplus(ports, key)
     return {
         "invoice": after.invoice.reference_id,
         "attempt": after.attempt.reference_id,
@@ -60,6 +63,14 @@ def resolve_unknown(
         "invoice_status": str(after.invoice.status),
         "reason": after.invoice.reason,
     }
+
+
+def _ask_about_surplus(ports: Ports, key: CaseKey) -> None:
+    """Its money pays the invoice that is owed again, unless it was given back meanwhile."""
+    with ports.store.transaction() as connection:
+        for row in invoices.attempts_of(connection, key.invoice_id):
+            if attempt_from(row).status is AttemptStatus.SURPLUS:
+                invoices.poll_again(connection, row.id, ports.clock.now())
 
 
 def _found(

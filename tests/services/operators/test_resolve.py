@@ -201,6 +201,26 @@ def test_whoever_said_paid_may_take_it_back_until_the_gateway_says_so_too(world)
     assert subscription(world).status == "active"
 
 
+@pytest.mark.parametrize("status", ["processed", "refunded"])
+def test_surplus_money_pays_what_is_owed_again_unless_it_was_given_back(world, status):
+    world.subscribe("pending_forever", ends_after_periods=1)
+    world.run_for(2 * HOUR + timedelta(minutes=10), step=timedelta(minutes=5))
+    world.run_for(3 * DAY, step=HOUR)
+    assert world.attempts() == ["not_charged", "submitted"]
+    resolve(world, paid=True, reference=SECOND)
+    first = at_the_gateway(world)
+    world.sandbox._books.acquirer.charge(first, world.clock.now())
+    world.run("poll", (1,))
+    assert world.attempts() == ["surplus", "succeeded"]
+    first.status = status
+    resolve(world, paid=False, reference=SECOND)
+    world.run_for(DAY, step=HOUR)
+    paid = ("paid", "succeeded") if status == "processed" else ("open", "surplus")
+    assert (world.explain()["status"], world.attempts()[0]) == paid
+    assert len(world.attempts()) == 2
+    first.status = "processed"
+
+
 # --- what is not for a person to say ------------------------------------------------------------
 
 
