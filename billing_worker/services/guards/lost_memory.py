@@ -3,6 +3,7 @@
     what is seen                                  what follows
     same server, newer timeline (fail-over)       treated as restored books; sales go on
     a recorded sale is not in the books           treated as restored books; sales go on
+    the folder of an SQLite file is elsewhere     treated as restored books; sales go on
     another server, or another file               a copy: sales stop until a person says `--moved`
     a record of a later server                    an older copy: nothing is sold from it
 
@@ -48,6 +49,10 @@ COPY = (
 NO_FILE = (
     "this database is a copy: {file}.outside, which is kept beside it, is missing. Sales are "
     "stopped. If the original is gone, `billing-worker sales start --moved` goes on here"
+)
+MOVED = (
+    "the folder of this database was moved ({was} -> {now}) and is treated as restored. If it was "
+    "copied, and the original still charges on another machine, stop one of the two at once"
 )
 OLDER = (
     "this database is an older copy: its book is charged from another one since {since}. Nothing is "
@@ -148,7 +153,7 @@ def _file_changed(book: Book, keeper: Outside) -> tuple[Kind, str] | None:
     if current == was:
         return None
     if _moved_as_a_whole(book, keeper, was):
-        return Kind.MOVED, f"{was.identity} -> {current.identity}"
+        return Kind.MOVED, MOVED.format(was=was.identity, now=current.identity)
     return Kind.COPIED, COPY.format(was=_told(was), now=_told(current))
 
 
@@ -268,21 +273,20 @@ def _act(connection: Connection, doubt: Doubt, current: Server | None, now: date
         books.remember_server(connection, current, now)
     if doubt.kind is Kind.FIRST:
         return False
-    if doubt.kind is Kind.FORGOT:
+    if doubt.kind in {Kind.FORGOT, Kind.MOVED}:  # Whether its original still charges is not seen.
         switches.mark_restored(connection, by=BY, reason=doubt.why, now=now)
     if doubt.kind is Kind.COPIED and switches.sales_are_on(connection):
         switches.turn_sales(connection, on=False, by=BY, reason=doubt.why, now=now)
-    alert = doubt.kind is not Kind.MOVED
-    if alert and not _not_told_lately(connection, doubt, now):
+    if not _not_told_lately(connection, doubt, now):
         return False
-    event = Event(_EVENTS[doubt.kind], now, BY, {"reason": doubt.why}, alert=alert)
+    event = Event(_EVENTS[doubt.kind], now, BY, {"reason": doubt.why}, alert=True)
     history.write(connection, [Entry(event)])
-    return alert
+    return True
 
 
 def _not_told_lately(connection: Connection, doubt: Doubt, now: datetime) -> bool:
-    if doubt.kind is Kind.FORGOT:
-        return True  # each loss is one of its own
+    if doubt.kind in {Kind.FORGOT, Kind.MOVED}:
+        return True  # each is one of its own
     name = f"book.refused:{doubt.name or doubt.kind.name.lower()}"
     return counters.add_unless_recent(connection, name, now, now - TELL_AGAIN_AFTER)
 

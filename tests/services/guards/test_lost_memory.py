@@ -413,12 +413,33 @@ def test_a_folder_that_is_copied_beside_its_original_is_a_copy(kept_in_a_file, t
     assert goes_on(opened(tmp_path / "home", kept_in_a_file), "sub-3")
 
 
-def test_a_folder_that_is_moved_as_a_whole_goes_on(kept_in_a_file, tmp_path):
+def test_a_folder_that_is_moved_as_a_whole_goes_on_as_restored_books(kept_in_a_file, tmp_path):
     assert goes_on(kept_in_a_file, "sub-1")
     shutil.move(tmp_path / "home", tmp_path / "else")
     moved = opened(tmp_path / "else", kept_in_a_file)
     assert goes_on(moved, "sub-2")
-    assert restored_at(moved) is None
+    assert restored_at(moved) is not None
+    (said,) = alerts(moved, "book.moved")
+    assert "stop one of the two" in said
+
+
+def test_a_folder_that_is_copied_to_another_machine_does_not_charge_what_its_original_has(
+    kept_in_a_file, tmp_path
+):
+    assert goes_on(kept_in_a_file, "sub-1")
+    shutil.copytree(tmp_path / "home", tmp_path / "else")
+    original = opened(tmp_path / "home", kept_in_a_file)
+    original.subscribe("approved", "sub-2")
+    shutil.copy(tmp_path / "home" / "billing.db", tmp_path / "else" / "billing.db")
+    original.tick()
+    original.store.close()
+    shutil.move(tmp_path / "home", tmp_path / "hidden")  # as another machine sees it
+    copy = opened(tmp_path / "else", original)
+    copy.clock.advance(MINUTE)
+    copy.run_for(HOUR, step=5 * MINUTE)
+    assert copy.debits() == {"sub-1-p0": 1, "sub-2-p0": 1}
+    assert copy.sales("sub-2-p0-a1") == 1
+    assert len(alerts(copy, "book.moved")) == 1
 
 
 def test_a_file_that_is_put_back_from_a_backup_is_noticed(kept_in_a_file, tmp_path):
