@@ -28,6 +28,7 @@ from sqlalchemy import (
 from billing_worker.domain import attempt as attempt_rules
 from billing_worker.domain.attempt import LIVE, Attempt, AttemptStatus, Origin
 from billing_worker.domain.errors import ConcurrentChange, InvariantBroken
+from billing_worker.domain.events import EventKind
 from billing_worker.domain.invoice import VOID_IF_UNPAID, Invoice, is_near
 from billing_worker.domain.statement import Owner
 from billing_worker.persistence.attempts import CaseKey
@@ -38,6 +39,7 @@ from billing_worker.persistence.schema.tables import (
     attempts,
     cards,
     customers,
+    events,
     invoices,
     subscriptions,
 )
@@ -54,7 +56,8 @@ class DueInvoice:
     older_since: datetime | None = None
     """An older invoice of the subscription is being recovered: since when the outcome of its last
     attempt is unknown, or NOT_UNKNOWN. None: there is no such invoice."""
-    moved_in_at: datetime | None = None  # when another book's subscription was imported
+    moved_in_at: datetime | None = None
+    """When another book's subscription was imported; of one that was held, when it was armed."""
     from_prefix: str | None = None  # of its references at the gateway, if it has been
 
     @property
@@ -125,11 +128,26 @@ HAS_LIVE_ATTEMPT = exists().where(
 
 # What runs for every page is built once: putting a statement together costs as much as sending it.
 _THESE: BindParameter[int] = bindparam("ids", expanding=True)
+_ARMED_AT = (
+    select(func.max(events.c.at))
+    .where(
+        events.c.subscription_id == subscriptions.c.id,
+        events.c.kind == EventKind.SUBSCRIPTION_ARMED,
+    )
+    .scalar_subquery()
+)
+"""Until then the former book may have gone on: an import that was held bills its periods late."""
+
 OF_SUBSCRIPTION: list[Any] = [
     subscriptions.c.card_id,
     subscriptions.c.dunning_policy,
     subscriptions.c.from_prefix,
-    case((subscriptions.c.from_book.is_not(None), subscriptions.c.created_at)).label("moved_in_at"),
+    case(
+        (
+            subscriptions.c.from_book.is_not(None),
+            func.coalesce(_ARMED_AT, subscriptions.c.created_at),
+        )
+    ).label("moved_in_at"),
     _OLDER_SINCE,
 ]
 """What `read_with_attempts` needs beside the columns of an invoice."""

@@ -12,8 +12,11 @@ import pytest
 from billing_worker.domain.errors import NotPayable
 from billing_worker.persistence.store import Store
 from billing_worker.services.hosted_pages.start import start_checkout
+from billing_worker.services.import_records.subscription import parse_record
+from billing_worker.services.subscriptions import activate_imports
+from billing_worker.services.subscriptions.subscribe import subscribe
 from tests.support.books import name_book
-from tests.support.world import World
+from tests.support.world import START, World
 
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 FORMER = "thebookofanother"
@@ -59,3 +62,20 @@ def test_a_pay_link_that_met_the_former_book_s_sale_leads_to_no_second_one(world
     run_both(world, other, 8 * HOUR)
     assert world.debits(everybody=True) == {"sub-1-p0": 1}
     assert world.fate() == "paid"
+
+
+def test_what_the_former_book_charged_while_an_import_was_held_is_found(world, other):
+    other.subscribe("approved", customer=JO, interval="week")
+    other.tick()
+    record = {
+        "reference_id": "sub-1", "customer": JO, "card": {"token": "approved.jo"},
+        "amount": "9.99", "currency": "USD", "interval": "week", "anchor_at": START.isoformat(),
+        "paid_through": (START + 7 * DAY).isoformat(), "from_book": FORMER, "from_prefix": "",
+    }  # fmt: skip
+    subscribe(world.store, world.vault, world.clock, [parse_record(record)], by="test", held=True)
+    for _ in range(3):
+        world.clock.advance(7 * DAY)
+        other.tick()
+    activate_imports.submit_all(world.store, world.clock, by="ann")
+    world.run_for(3 * HOUR, step=15 * MINUTE)
+    assert set(world.debits(everybody=True).values()) == {1}
