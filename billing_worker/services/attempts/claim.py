@@ -79,7 +79,7 @@ class Claimed:
     """These books cannot know whether it was charged: by what they forgot when they were restored
     from a backup, or by the book that the subscription comes from."""
     remembers: bool = False
-    """The books have provably forgotten nothing since the attempt was prepared."""
+    """The books have provably forgotten no sale since the period of the invoice began."""
     restored_at: datetime | None = None  # as the claim has read it
     book: Book | None = None
 
@@ -494,7 +494,9 @@ def _claimed(
             _lease_of(attempt, now),
             switched.may_be_forgotten(by_invoice[attempt.invoice_id].invoice)
             or by_invoice[attempt.invoice_id].may_be_charged_elsewhere,
-            lost_memory.has_forgotten_nothing_since(attempt, switched, memory.records),
+            lost_memory.has_forgotten_nothing_since(
+                attempt, by_invoice[attempt.invoice_id].invoice, switched, memory.records
+            ),
             switched.restored_at,
             switched.book,
         )

@@ -274,7 +274,7 @@ def _believed(ports: Ports, claimed: Claimed, found: Found, *, made_now: int) ->
     if not_ours and not claimed.may_be_forgotten:
         lost_memory.notice(ports, KNOWN_THERE, seen=claimed.restored_at, by=BY)
     # What has ended by now may have been sold before: its money may still come.
-    ended = claimed.may_be_forgotten and not claimed.is_proven_unsold and not found.maybe_sold
+    ended = not claimed.is_proven_unsold and not found.maybe_sold
     if not_ours or ended:
         return Stated(found.statement, maybe_sold=True)
     return Postponed(UNPROVEN) if unproven else found.statement

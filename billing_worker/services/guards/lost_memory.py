@@ -25,6 +25,7 @@ from sqlalchemy import Connection
 from billing_worker.domain.attempt import Attempt
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.domain.events import Event, EventKind
+from billing_worker.domain.invoice import Invoice
 from billing_worker.persistence import counters, history, switches
 from billing_worker.persistence.book import identity as books
 from billing_worker.persistence.book.identity import Book, Server, ServerNow
@@ -211,11 +212,13 @@ def stands_against_submitting(ports: Ports, switched: Switches) -> str | None:
 
 
 def has_forgotten_nothing_since(
-    attempt: Attempt, switched: Switches, records: Sequence[Record]
+    attempt: Attempt, invoice: Invoice, switched: Switches, records: Sequence[Record]
 ) -> bool:
-    """Whether a row that says `prepared` proves that nothing was sold: every sale since it was
-    written has been recorded outside, and those recorded last are in the books.
+    """Whether a row that says `prepared` proves that nothing was sold: every sale since its period
+    began has been recorded outside, and those recorded last are in the books. From the row on is
+    not enough: a life that these books have forgotten may have sold the same before.
     """
+    since = min(attempt.created_at, invoice.period_start)
     if switched.book is None or (
         switched.restored_at is not None and attempt.created_at <= switched.restored_at
     ):
@@ -223,7 +226,7 @@ def has_forgotten_nothing_since(
     return any(
         record.book == switched.book.identity
         and record.begun_at is not None
-        and record.begun_at <= attempt.created_at
+        and record.begun_at <= since
         for record in records
     )
 

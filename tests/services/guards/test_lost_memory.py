@@ -206,6 +206,22 @@ def test_a_sale_that_another_process_records_late_hides_no_newer_one(world):
     assert ["sub-1-p0-a1" in reason for reason in alerts(world, "book.forgot")] == [True]
 
 
+@pytest.mark.parametrize("refusal", ["422", "409", "429"])
+def test_a_forgotten_sale_that_only_the_gateway_remembers_expired_is_waited_for(world, refusal):
+    world.sandbox.behaviour = replace(world.sandbox.behaviour, duplicate_create=refusal)
+    world.subscribe("late_6h_after_expiry", ends_after_periods=1)
+    kept = backup(world.store)
+    world.tick()
+    restore(world.store, kept)
+    world.bell.messages.clear()
+    world.outside[0].known = None
+    world.clock.advance(2 * HOUR)
+    world.run_for(2 * DAY, step=HOUR)
+    assert world.debits() == {"sub-1-p0": 1}
+    assert world.attempts() == ["succeeded"]
+    assert world.fate() == "paid"
+
+
 def test_a_charge_that_was_claimed_before_the_loss_was_noticed_is_not_submitted(world):
     world.subscribe("approved")
     world.sweep()
