@@ -489,7 +489,7 @@ class Run:
             self.seen.append(f"sale of {reference} left {age:.0f} s after its commit")
 
     def _after_commit(self, name: str) -> None:
-        if " of arm:" not in name:
+        if " of submit:" not in name:
             return
         attempts, invoices = tables.attempts.c, tables.invoices.c
         with self.world.store.reading() as connection:

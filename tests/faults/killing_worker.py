@@ -33,7 +33,7 @@ def use_case_of(frame: Any) -> str:
     module = str(frame.f_globals["__name__"]).rpartition(".")[-1]
     if module == "commit":
         asked = frame.f_locals.get("requests") or frame.f_locals.get("sales", ())
-        return "arm" if any(isinstance(one, Submit) for one in asked) else "settle"
+        return "submit" if any(isinstance(one, Submit) for one in asked) else "settle"
     return module
 
 

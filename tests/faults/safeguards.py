@@ -224,7 +224,7 @@ WRONG = {field: scenario(f"wrong_{field}", "person", "0", horizon=2 * HOUR) for 
          ("amount", "currency", "payment_amount", "test_mode", "reference")}  # fmt: skip
 
 SLEPT_WHILE_CREATING = Trial(PENDING, ((NAP, f"{CREATE}: after effect"),))
-SLEPT_BEFORE_ARMING = Trial(PENDING, ((NAP, "begin#1 of arm: before"),))
+SLEPT_BEFORE_ARMING = Trial(PENDING, ((NAP, "begin#1 of submit: before"),))
 LOST_ITS_CLAIM = Trial(
     TWINS_REFUSED,
     ((NAP, f"{CREATE}: before effect"), (DIES, f"{CREATE_AGAIN}: after effect")),
@@ -292,9 +292,9 @@ def _retrying_session(tls: Any) -> requests.Session:
 _new_session = http._new_session
 
 _AND_SELL_ANYHOW = """try:
-        armed = arm(ports, request)
+        submitted = submit(ports, request)
     except CommitUnknown:
-        armed = Armed(ports.clock.monotonic())"""
+        submitted = Submitted(ports.clock.monotonic())"""
 _SELL_AGAIN = """try:
             answer = ports.gateway.sale(request.bearer, calls)
         except OutcomeUnknown:
@@ -325,7 +325,7 @@ SAFEGUARDS: Sequence[Safeguard] = (
                 _AND_SELL_ANYHOW,
             ),
         ),
-        (Trial(PENDING, ((BREAKS, "commit#1 of arm: before"),)),),
+        (Trial(PENDING, ((BREAKS, "commit#1 of submit: before"),)),),
     ),
     Safeguard(
         "the sale is sent once",

@@ -15,13 +15,13 @@ SALE = "POST /payment/sale #1: before effect"
 
 
 def test_a_worker_that_slept_right_after_its_commit_sends_no_sale(bench):
-    trial = Trial(scenario("approved"), ((LONGER_THAN_THE_GATE, "commit#1 of arm: after"),))
+    trial = Trial(scenario("approved"), ((LONGER_THAN_THE_GATE, "commit#1 of submit: after"),))
     assert not any("after its commit" in said for said in trial.run(bench).violations)
 
 
 def test_a_worker_that_slept_for_hours_right_after_its_commit_charges_nobody_twice(bench):
     story = scenario("approved", sale_on_final="charge")
-    trial = Trial(story, ((Sleeps(3 * HOUR), "commit#1 of arm: after"),))
+    trial = Trial(story, ((Sleeps(3 * HOUR), "commit#1 of submit: after"),))
     assert not trial.run(bench).charged_twice
 
 

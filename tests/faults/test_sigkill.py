@@ -26,10 +26,10 @@ BEFORE_THE_SALE = (
     "commit of claim: after",
     "create: before effect",
     "create: after effect",
-    "commit of arm: before",
+    "commit of submit: before",
 )
 AROUND_THE_SALE = (
-    "commit of arm: after",
+    "commit of submit: after",
     "sale: before effect",
     "sale: after effect",
     "commit of settle: before",

@@ -129,7 +129,7 @@ def arm(references: tuple[str, ...], *, everything: bool, as_json: bool) -> None
     by = f"operator:{getpass.getuser()}"
     with open_store(settings_for(*config.DATABASE), decides=True) as store:
         if everything:
-            result = activate_imports.submit_all(store, SystemClock(), by=by)
+            result = activate_imports.activate_all(store, SystemClock(), by=by)
         else:
             result = activate_imports.arm(store, SystemClock(), references, by=by)
     if as_json:

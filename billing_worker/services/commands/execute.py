@@ -114,6 +114,8 @@ def carry_out(ports: Ports, message: Message) -> Answer:
         clock = lost_memory.why_the_clock_is_wrong(ports)
         if clock is None:
             return _carried_out(ports, message)
+    except NotKept:
+        raise
     except AWAY as error:
         raise NotKept(f"database: {type(error).__name__}") from error
     except KeysInDoubt as error:

@@ -19,12 +19,12 @@ PAGE = 1_000
 
 
 @dataclass(frozen=True, slots=True)
-class Submitted:
+class Activated:
     armed: int
     refused: dict[str, str] = field(default_factory=dict)  # reference -> reason
 
 
-def arm(store: Store, clock: Clock, references: Sequence[str], *, by: str) -> Submitted:
+def arm(store: Store, clock: Clock, references: Sequence[str], *, by: str) -> Activated:
     """Let the named ones be billed from their first unpaid period on; the others stay held."""
     armed = 0
     refused: dict[str, str] = {}
@@ -37,10 +37,10 @@ def arm(store: Store, clock: Clock, references: Sequence[str], *, by: str) -> Su
         armed += len(fit)
         refused |= {reference: _why_not(known.get(reference)) for reference in page
                     if known.get(reference) not in fit}  # fmt: skip
-    return Submitted(armed, refused)
+    return Activated(armed, refused)
 
 
-def submit_all(store: Store, clock: Clock, *, by: str) -> Submitted:
+def activate_all(store: Store, clock: Clock, *, by: str) -> Activated:
     """Let every held subscription be billed, in batches that are committed one by one."""
     armed = 0
     last_id = 0
@@ -51,7 +51,7 @@ def submit_all(store: Store, clock: Clock, *, by: str) -> Submitted:
             _arm(connection, fit, by, clock.now())
         armed += len(fit)
         if len(page) < PAGE:
-            return Submitted(armed)
+            return Activated(armed)
         last_id = page[-1].id
 
 

@@ -229,12 +229,12 @@ def test_what_is_held_since_its_import_is_not_armed_by_a_book_that_handed_it_ove
     cli("subscriptions", "import", str(write(tmp_path, RECORD | {"card": {"token": "approved"}})),
         "--held")  # fmt: skip
     moved_to(other, handed_over(cli), tmp_path)
-    assert activate_imports.submit_all(world.store, world.clock, by="ann").armed == 0
+    assert activate_imports.activate_all(world.store, world.clock, by="ann").armed == 0
     assert (
         activate_imports.arm(world.store, world.clock, [RECORD["reference_id"]], by="ann").armed
         == 0
     )
-    assert activate_imports.submit_all(other.store, other.clock, by="ann").armed == 1
+    assert activate_imports.activate_all(other.store, other.clock, by="ann").armed == 1
     cli("subscriptions", "take-back", RECORD["reference_id"], "--why", "stays")
     assert of_all(world, tables.subscriptions)[0].next_billing_at is None, "still held"
     refused = cli("subscriptions", "take-back", "nobody", "--why", "stays", status=1)

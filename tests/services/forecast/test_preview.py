@@ -377,7 +377,7 @@ def test_a_held_book_is_foreseen_as_it_is_charged_once_it_is_armed(world):
         "held since its import"
     }
     if_armed = {line.invoice: line.at for line in before if line.if_armed == "charged"}
-    activate_imports.submit_all(world.store, world.clock, by="ann")
+    activate_imports.activate_all(world.store, world.clock, by="ann")
     after = foreseen(world)
     assert charges(after) == charges(before) | if_armed
     assert reasons(after) == {
@@ -418,7 +418,7 @@ def test_arming_explains_the_charges_of_what_was_held(world):
     held(world, "mover", paid_through=(START - 10 * DAY).isoformat())
     kept = Kept(world)
     world.clock.advance(DAY)
-    activate_imports.submit_all(world.store, world.clock, by="ann")
+    activate_imports.activate_all(world.store, world.clock, by="ann")
     world.run_for(29 * DAY, step=DAY / 2)
     deviations, comparison = kept.compared()
     assert (comparison.unexplained, len(deviations)) == (0, 2)

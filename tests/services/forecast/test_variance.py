@@ -112,7 +112,7 @@ class Life:
         if rng.random() < 0.05 and (page := self._staff.page_to_pay()) and page.get("pay_path"):
             customer_pays(world.ports, page, world.sandbox.pay_hosted)
         if rng.random() < 0.02:
-            activate_imports.submit_all(world.store, world.clock, by="operator:ann")
+            activate_imports.activate_all(world.store, world.clock, by="operator:ann")
         if rng.random() < 0.02:
             answer = catch_up.Answer(Policy.parse("collect_all:1"))
             catch_up.apply(world.store, world.clock, answer, catch_up.Caps(),

@@ -76,6 +76,6 @@ def test_what_the_former_book_charged_while_an_import_was_held_is_found(world, o
     for _ in range(3):
         world.clock.advance(7 * DAY)
         other.tick()
-    activate_imports.submit_all(world.store, world.clock, by="ann")
+    activate_imports.activate_all(world.store, world.clock, by="ann")
     world.run_for(3 * HOUR, step=15 * MINUTE)
     assert set(world.debits(everybody=True).values()) == {1}
