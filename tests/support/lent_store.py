@@ -33,6 +33,10 @@ class Lent:
         try:
             yield self.store
         finally:
+            # monkeypatch leaves the method that it has put back on the instance: it would hide what
+            # the next test does to the class.
+            self.store.__dict__.pop("transaction", None)
+            self.store.__dict__.pop("reading", None)
             self.store.close()
 
     def _choose_database(
