@@ -237,7 +237,7 @@ class TestRedis:
 
 START_REDIS = """
 import pathlib, redis, sys, time
-from billing_worker.entrypoints.embedded_redis import EmbeddedRedis
+from billing_worker.entrypoints.local.embedded_redis import EmbeddedRedis
 server = EmbeddedRedis(pathlib.Path(sys.argv[1]))
 server.start()
 redis.Redis.from_url(server.url).set("coin", 1)
@@ -249,7 +249,7 @@ START_REDIS_AND_LEAVE = START_REDIS.replace("time.sleep(60)", "sys.exit()")
 
 START_REDIS_AND_FORK = """
 import os, pathlib, sys, time
-from billing_worker.entrypoints.embedded_redis import EmbeddedRedis
+from billing_worker.entrypoints.local.embedded_redis import EmbeddedRedis
 server = EmbeddedRedis(pathlib.Path(sys.argv[1]))
 server.start()
 child = os.fork()
