@@ -31,7 +31,7 @@ def switch(
     """Turn sales, or one service (payment_card_usd_hpp), off or on. `by`: "operator:ann".
 
     Off holds once this returns: no transaction that has read "on" may commit any more. What was
-    armed before is sent within the sale's gate (`Terms.sale_gate_seconds`, and the connection).
+    submitted before is sent within the sale's gate (`Timings.sale_gate_seconds`, and the connection).
     An error after the first commit leaves the switch turned: then only the waiting, or the
     ringing, is missing. On rings for what was put off. Raises InvalidInput on `service` when the one
     to be turned on is not paused.
