@@ -137,18 +137,20 @@ def test_slow_statements_are_allowed_for_one_transaction_only(store_with):
 
 @contextmanager
 def frozen(server):
-    pids = [server.pid, *_children(server.pid)]
-    for pid in pids:
+    os.kill(server.pid, signal.SIGSTOP)  # first: it starts no child and buries none from here on
+    children = _children(server.pid)
+    for pid in children:
         os.kill(pid, signal.SIGSTOP)
     try:
         yield
     finally:
-        for pid in pids:
+        for pid in children:
             os.kill(pid, signal.SIGCONT)
+        os.kill(server.pid, signal.SIGCONT)
 
 
 def _children(pid):
-    return map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
 
 
 @pytest.fixture(scope="module")
