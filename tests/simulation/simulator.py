@@ -182,6 +182,7 @@ class Simulation:
         self.happened: Counter[str] = Counter()
         self.excused: dict[str, str] = {}
         """Second debits that no client could know of, and why."""
+        self.checked: dict[World, tuple[int, int]] = {}
         self.start = self.world.clock.now()
         references = [f"sub-{number}" for number in range(self.subscriptions)]
         self.people = People(self.rng, references)
@@ -255,13 +256,15 @@ class Simulation:
             turn_sales(connection, on=True, by="calm", reason=None, now=self.world.clock.now())
         self._say("calm")
         self._retry_what_kept_crashing()
+        states = self._states()
         for number, least_seconds in enumerate(REST):
-            before = self._states()
+            before = states
             self.world.sweep(opens=number <= LAST_OPENING)
             self.world.deliver()
             self._check_money()
             due = self._next_due()
-            quiet = least_seconds == DAY and self._states() == before and not self._has_dates()
+            states = self._states()
+            quiet = least_seconds == DAY and states == before and not self._has_dates()
             if due is None or quiet:
                 break
             wait = max(due - self.world.clock.now(), timedelta(seconds=least_seconds))
@@ -445,6 +448,11 @@ class Simulation:
     # --- what must hold -----------------------------------------------------------------------
 
     def _check_money(self) -> None:
+        """Looks again only after a request or a debit: a run has few of them and many steps."""
+        moves = len(self.world.transport.sent), len(self.world.sandbox.ledger)
+        if self.checked.get(self.world) == moves:
+            return
+        self.checked[self.world] = moves
         self._check_sales()
         twice = {period for period, count in self.world.debits().items() if count > 1}
         if twice - self.excused.keys():
