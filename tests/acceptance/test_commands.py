@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,29 @@ def test_a_worker_asked_to_stop_finishes_the_command_in_hand(installation, clien
     done = outcomes(installation)["done"]
     assert done + queue.llen(COMMANDS) == 30
     assert list(queue.scan_iter(f"{COMMANDS}.lease:*")) == []
+
+
+@pytest.mark.again
+def test_a_cancellation_sent_right_after_its_subscription_always_finds_it(installation, client):
+    anchor = datetime.now(UTC) + timedelta(days=1)  # noqa: TID251 - real time
+    sent = []
+    with (
+        worker(installation.settings, installation.folder, "one"),
+        worker(installation.settings, installation.folder, "two"),
+    ):
+        for number in range(40):
+            name, card = f"sub-{number}", {"token": f"{TOKEN}{number}"}
+            who = {"reference_id": f"cust-{number}"}
+            client.subscribe(
+                reference_id=name, customer=who, card=card, amount="5.00", currency="USD",
+                interval="month", anchor_at=anchor,
+            )  # fmt: skip
+            sent.append(client.cancel(
+                reference_id=f"cancel-{number}", subscription=name, at_period_end=False,
+            ))  # fmt: skip
+        answers = [one.answer(timeout=30) for one in sent]
+    assert {answer["status"] for answer in answers} == {"done"}
+    assert {answer["subscription"]["status"] for answer in answers} == {"cancelled"}
 
 
 @pytest.mark.node

@@ -16,6 +16,7 @@ from billing_worker.entrypoints.worker.command_message import read
 from billing_worker.entrypoints.worker.command_queue import CommandQueue, Taken
 from billing_worker.entrypoints.worker.doorbell import COMMANDS
 from billing_worker.services.commands.execute import NotKept, carry_out
+from billing_worker.services.commands.order import Subject, subject_of
 from billing_worker.services.ports import Ports
 
 THREADS = 4
@@ -29,6 +30,11 @@ log = structlog.get_logger()
 
 Reply = Callable[[str, dict[str, Any]], None]
 """Leaves an answer for whoever sent the message with this id."""
+
+
+def subject_of_message(raw: bytes) -> Subject:
+    message = read(raw, SystemClock().now()).message
+    return subject_of(message.task, message.arguments)
 
 
 class Intake:
@@ -117,7 +123,8 @@ class TakesCommands(bootsteps.StartStopStep):
                 # The row says what became of it; the caller asks again or sends it again.
                 log.warning("command.answer_lost", id=message_id, reason=type(error).__name__)
 
-        self._intake = Intake(CommandQueue(client, COMMANDS), process.ports, reply)
+        queue = CommandQueue(client, COMMANDS, subject_of_message)
+        self._intake = Intake(queue, process.ports, reply)
         self._intake.start()
 
     def stop(self, worker: Any) -> None:

@@ -14,7 +14,7 @@ from kombu import Queue
 from redis import Redis
 
 from billing_worker.entrypoints.worker import command_queue
-from billing_worker.entrypoints.worker.command_consumer import Intake, TakesCommands
+from billing_worker.entrypoints.worker.command_consumer import Intake, TakesCommands, subject_of_message
 from billing_worker.entrypoints.worker.command_queue import WINDOW, CommandQueue
 from billing_worker.entrypoints.worker.doorbell import COMMANDS, SWEEPS
 from billing_worker.services.commands.execute import Answer, NotKept
@@ -143,6 +143,42 @@ def test_a_thread_that_is_to_leave_does_not_wait_for_the_one_that_polls(queue):
     assert time.monotonic() - started < 1.0  # four looks in a row would be 1.2 s
 
 
+# --- messages about one subject ------------------------------------------------------------------
+
+
+@pytest.fixture
+def ordered(redis):
+    """Messages whose first letter is equal are about one subject; `-` begins those about none."""
+    return CommandQueue(redis, "q", lambda raw: None if raw.startswith(b"-") else raw[:1])
+
+
+def test_a_message_waits_for_the_older_one_about_its_subject_and_holds_up_no_other(redis, ordered):
+    redis.lpush("q", b"a1", b"a2", b"b1", b"-1", b"-2", b"a3")
+    first, *others = [ordered.take(QUICKLY, STAY) for _ in range(4)]
+    assert [taken.raw for taken in (first, *others)] == [b"a1", b"b1", b"-1", b"-2"]
+    assert ordered.take(QUICKLY, STAY) is None
+    ordered.done(first)
+    assert ordered.take(QUICKLY, STAY).raw == b"a2"
+    assert ordered.take(QUICKLY, STAY) is None
+
+
+def test_a_message_that_is_given_back_still_comes_before_the_younger_ones(redis, ordered):
+    redis.lpush("q", b"a1", b"a2")
+    ordered.give_back(ordered.take(QUICKLY, STAY))
+    assert ordered.take(QUICKLY, STAY).raw == b"a1"
+    assert ordered.take(QUICKLY, STAY) is None
+
+
+def test_a_message_whose_taker_died_is_not_overtaken_while_its_lease_lasts(redis, ordered):
+    redis.lpush("q", b"a1", b"a2")
+    ordered.take(QUICKLY, STAY)
+    successor = CommandQueue(redis, "q", lambda raw: raw[:1])
+    assert successor.take(QUICKLY, STAY) is None
+    [lease] = redis.keys("q.lease:*")
+    redis.delete(lease)  # the minute passes
+    assert successor.take(QUICKLY, STAY).raw == b"a1"
+
+
 # --- the threads of a worker ---------------------------------------------------------------------
 
 
@@ -159,9 +195,8 @@ def intake(redis, monkeypatch):
         monkeypatch.setattr(
             "billing_worker.entrypoints.worker.command_consumer.PAUSE_SECONDS", QUICKLY
         )
-        intake = Intake(
-            CommandQueue(redis, "q"), lambda: None, lambda *reply: replies.append(reply)
-        )
+        queue = CommandQueue(redis, "q", subject_of_message)
+        intake = Intake(queue, lambda: None, lambda *reply: replies.append(reply))
         running.append(intake)
         intake.start()
         return replies
@@ -201,7 +236,9 @@ def test_a_bug_of_ours_neither_ends_the_threads_nor_loses_the_message(redis, int
             raise ZeroDivisionError
         return Answer("done")
 
-    redis.lpush("q", message(), message(headers={"task": "billing.pause", "id": "id-2"}))
+    about_another = {"reference_id": "c-2", "subscription": "sub-2"}
+    headers = {"task": "billing.pause", "id": "id-2"}
+    redis.lpush("q", message(), message(([about_another], {}, {}), headers))
     replies = intake(carry_out)
     until(lambda: replies)
     assert replies[0][0] == "id-2"
@@ -214,6 +251,37 @@ def test_no_answer_is_left_for_who_wants_none(redis, intake):
     replies = intake(lambda *_: Answer("done"))
     until(lambda: redis.keys() == [])
     assert replies == []
+
+
+def test_commands_of_one_subscription_are_carried_out_in_the_order_they_came_over_all_workers(
+    redis, intake
+):
+    begun, ended = [], []
+
+    def carry_out(_ports, asked):
+        begun.append(asked.id)
+        if asked.task == "billing.subscribe":
+            STAY.wait(0.02)  # long enough to be overtaken
+        ended.append(asked.id)
+        return Answer("done")
+
+    sent = []
+    for number in range(20):
+        name = f"sub-{number}"
+        told = {"reference_id": f"cancel-{number}", "subscription": name, "at_period_end": False}
+        pay = {"reference_id": f"pay-{number}", "invoice": f"{name}-p0"}
+        for task, record in (("subscribe", {"reference_id": name}), ("cancel", told),
+                             ("start_checkout", pay)):  # fmt: skip
+            headers = {"task": f"billing.{task}", "id": f"{name}:{len(sent) % 3}"}
+            sent.append(message(([record], {}, {}), headers))
+    redis.lpush("q", *sent)
+    for _ in range(3):
+        intake(carry_out)
+    until(lambda: redis.keys() == [])
+    for number in range(20):
+        in_order = [f"sub-{number}:{step}" for step in range(3)]
+        for seen in (begun, ended):
+            assert [one for one in seen if one.startswith(f"sub-{number}:")] == in_order
 
 
 @pytest.mark.parametrize(
