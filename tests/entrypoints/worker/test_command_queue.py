@@ -14,7 +14,11 @@ from kombu import Queue
 from redis import Redis
 
 from billing_worker.entrypoints.worker import command_queue
-from billing_worker.entrypoints.worker.command_consumer import Intake, TakesCommands, subject_of_message
+from billing_worker.entrypoints.worker.command_consumer import (
+    Intake,
+    TakesCommands,
+    subject_of_message,
+)
 from billing_worker.entrypoints.worker.command_queue import WINDOW, CommandQueue
 from billing_worker.entrypoints.worker.doorbell import COMMANDS, SWEEPS
 from billing_worker.services.commands.execute import Answer, NotKept
