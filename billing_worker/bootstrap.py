@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from billing_worker.clock import ClockWatch, SystemClock
 from billing_worker.config import Settings
@@ -10,15 +12,13 @@ from billing_worker.gateway.http import RequestsTransport
 from billing_worker.gateway.paycore import GatewaySettings, PaycoreGateway
 from billing_worker.gateway.rate_limit import Pace, RedisPace, Unlimited
 from billing_worker.persistence.book.outside import FileRecord, database_file
+from billing_worker.persistence.book.outside_redis import RedisRecord
 from billing_worker.persistence.store import Store
 from billing_worker.persistence.vault import FernetVault
 from billing_worker.services.attempts.group_commit import GroupCommit
 from billing_worker.services.charging.callbacks import Inbox
 from billing_worker.services.charging.thread_pool import ThreadPool
 from billing_worker.services.ports import Bell, Outside, Ports
-
-if TYPE_CHECKING:
-    from redis import Redis
 
 
 def build_store(settings: Settings) -> Store:
@@ -51,9 +51,6 @@ def build_outside(settings: Settings) -> list[Outside]:
     """Where the book's record is kept outside of its database."""
     keepers: list[Outside] = []
     if settings.redis_url:
-        # Redis is imported where it is needed: most commands need none.
-        from billing_worker.persistence.book.outside_redis import RedisRecord  # noqa: PLC0415
-
         keepers.append(RedisRecord(_impatient_redis(settings)))
     if (file := database_file(settings.database_url)) is not None:
         keepers.append(FileRecord(file))
@@ -61,10 +58,6 @@ def build_outside(settings: Settings) -> list[Outside]:
 
 
 def _impatient_redis(settings: Settings) -> Redis:
-    from redis import Redis  # noqa: PLC0415
-    from redis.backoff import NoBackoff  # noqa: PLC0415
-    from redis.retry import Retry  # noqa: PLC0415
-
     return Redis.from_url(
         settings.redis_url,
         socket_timeout=1,

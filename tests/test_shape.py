@@ -48,6 +48,42 @@ def test_a_file_imports_few_modules():
     )
 
 
+def _imported(path: Path) -> set[str]:
+    """The names of our modules that the file imports, wherever it does."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {str(node.module)} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names & MODULES.keys()
+
+
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in FILES
+}
+
+
+def test_no_modules_import_one_another_in_a_circle():
+    waiting = {name: _imported(path) - {name} for name, path in MODULES.items()}
+    while free := {name for name, needs in waiting.items() if not needs & waiting.keys()}:
+        waiting = {name: needs for name, needs in waiting.items() if name not in free}
+    assert waiting == {}
+
+
+def test_no_function_imports():
+    inside = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in FILES
+        for function in ast.walk(ast.parse(path.read_text()))
+        if isinstance(function, ast.FunctionDef)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
+    assert inside == []
+
+
 def test_no_file_is_longer_than_one_subject_needs():
     long = {
         str(p.relative_to(ROOT)): n

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Context, Decimal
 
+from iso4217 import Currency
+
 from billing_worker.domain.errors import CurrencyMismatch, InvalidInput
 
 MAX_MAJOR_UNITS = 1_000_000_000
@@ -18,6 +20,7 @@ _MAJOR_UNITS = re.compile(r"([0-9]+)(?:\.([0-9]+))?")
 # int() is quadratic in the digits, so a long text is refused before it is converted.
 _LONGEST_TEXT = 32
 
+_EXPONENTS = {c.code: c.exponent for c in Currency if c.exponent is not None}
 _MILLION = 1_000_000
 _WIDE = Context(prec=60)
 """Digits enough for every amount that an answer may hold: the default context would round."""
@@ -110,7 +113,7 @@ def exponent(currency: object) -> int:
     Raises InvalidInput on `currency` for anything that is not an upper-case ISO 4217 code, and
     for codes without a minor unit (gold XAU, tests XTS, none XXX), in which nobody pays.
     """
-    digits = _exponents().get(currency) if isinstance(currency, str) else None
+    digits = _EXPONENTS.get(currency) if isinstance(currency, str) else None
     if digits is None:
         raise InvalidInput("currency", "must be an ISO 4217 code of a currency to pay in")
     return digits
@@ -133,14 +136,6 @@ def _decimals(currency: str) -> int:
     """As `exponent`, also for a currency that was withdrawn."""
     digits = WITHDRAWN.get(currency)
     return exponent(currency) if digits is None else digits
-
-
-@functools.cache
-def _exponents() -> dict[str, int]:
-    # Imported here because iso4217 parses its XML table on import, which takes about 50 ms.
-    from iso4217 import Currency  # noqa: PLC0415
-
-    return {c.code: c.exponent for c in Currency if c.exponent is not None}
 
 
 def _split(text: object) -> tuple[str, str]:

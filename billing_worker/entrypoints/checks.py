@@ -21,7 +21,7 @@ from billing_worker.domain.errors import (
 )
 from billing_worker.domain.statement import Statement
 from billing_worker.entrypoints.book_checks import check_book, check_clock, check_standby
-from billing_worker.entrypoints.web.callbacks import PATH
+from billing_worker.entrypoints.web.addresses import CALLBACKS
 from billing_worker.gateway.http import Request, RequestsTransport
 from billing_worker.gateway.paycore import PaycoreGateway
 from billing_worker.gateway.port import CallLog
@@ -264,6 +264,8 @@ def _callbacks(settings: Settings) -> str:
         )
     if not url:
         return "on; BILLING_CALLBACK_URL is not set, so the gateway must know where to call"
-    if urlsplit(url).path != PATH:
-        return f"on; `billing-worker web` takes them at {PATH}, so a proxy must map {url} to it"
+    if urlsplit(url).path != CALLBACKS:
+        return (
+            f"on; `billing-worker web` takes them at {CALLBACKS}, so a proxy must map {url} to it"
+        )
     return "on"

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 import click
+from rich.console import Console
+from rich.table import Table
 
+from billing_worker.clock import SystemClock
 from billing_worker.sandbox.behaviour import Behaviour, DuplicateCreate, SecondSale
+from billing_worker.sandbox.callbacks import CallbackSender
 from billing_worker.sandbox.card_outcomes import token_table
-
-if TYPE_CHECKING:
-    from billing_worker.sandbox.gateway import SandboxGateway
+from billing_worker.sandbox.gateway import SandboxGateway
+from billing_worker.sandbox.server import serve
 
 _DEFAULT = Behaviour()
 
@@ -78,12 +81,6 @@ def sandbox(
     as_json: bool,
 ) -> None:
     """Serve a practice gateway until SIGINT or SIGTERM."""
-    # The program's help loads this module; only a server needs a server's parts.
-    from billing_worker.clock import SystemClock  # noqa: PLC0415
-    from billing_worker.sandbox.callbacks import CallbackSender  # noqa: PLC0415
-    from billing_worker.sandbox.gateway import SandboxGateway  # noqa: PLC0415
-    from billing_worker.sandbox.server import serve  # noqa: PLC0415
-
     try:
         behaviour = Behaviour(
             latency_seconds=latency,
@@ -123,9 +120,6 @@ def _print_json(url: str, gateway: SandboxGateway) -> None:
 
 
 def _print_tables(url: str, gateway: SandboxGateway) -> None:
-    from rich.console import Console  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
-
     facts = Table(show_header=False, box=None)
     for name, value in _facts(url, gateway).items():
         facts.add_row(name, value)

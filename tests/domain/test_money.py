@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 from decimal import Decimal, localcontext
 
 import pytest
@@ -190,11 +188,6 @@ def test_money_cannot_be_made_of_an_unknown_currency():
     with pytest.raises(InvalidInput) as refusal:
         Money(1, "ZZZ")
     assert refusal.value.field == "currency"
-
-
-def test_importing_money_does_not_load_the_currency_table():
-    program = "import sys, billing_worker.domain.money; sys.exit('iso4217' in sys.modules)"
-    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def _refused_field(text, currency):

@@ -87,14 +87,3 @@ def test_a_port_that_is_taken_is_named_in_one_line():
 
     assert result.exit_code == 1
     assert result.output == f"Error: 127.0.0.1:{port}: Address already in use\n"
-
-
-def test_loading_the_command_loads_neither_server_nor_tables():
-    heavy = "{'requests', 'rich', 'socketserver', 'simplejson'}"
-    code = f"import sys, billing_worker.sandbox.cli; print({heavy} & sys.modules.keys())"
-
-    loaded = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
-
-    assert loaded == "set()\n"

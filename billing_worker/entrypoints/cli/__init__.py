@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from types import ModuleType
 from typing import Any
 
 import click
@@ -10,36 +11,36 @@ import click
 _PACKAGE = "billing_worker.entrypoints.cli"
 _COMMANDS = {
     "demo": (
-        f"{_PACKAGE}.demo",
+        ".demo",
         "Bill 60 sample subscriptions on this machine, and check the books.",
     ),
-    "up": (f"{_PACKAGE}.up", "The same set-up kept running on a data folder."),
-    "migrate": (f"{_PACKAGE}.operate", "Bring the database to this version's schema."),
+    "up": (".up", "The same set-up kept running on a data folder."),
+    "migrate": (".migrate", "Bring the database to this version's schema."),
     "check": (
-        f"{_PACKAGE}.operate",
+        ".check",
         "Test settings, database, Redis, gateway, keys and callbacks.",
     ),
     "sandbox": ("billing_worker.sandbox.cli", "A gateway to practise on."),
-    "web": (f"{_PACKAGE}.web", "Callbacks, pay pages and health endpoints."),
+    "web": (".web", "Callbacks, pay pages and health endpoints."),
     "subscriptions": (
-        f"{_PACKAGE}.subscriptions",
+        ".subscriptions",
         "Import, list, show, change, pause and cancel subscriptions.",
     ),
-    "preview": (f"{_PACKAGE}.preview", "What will be charged until a date; compare it afterwards."),
-    "catch-up": (f"{_PACKAGE}.catch_up", "Decide about periods that nobody billed in time."),
-    "commands": (f"{_PACKAGE}.commands", "What other services asked for, and the answers."),
-    "cards": (f"{_PACKAGE}.cards", "List, replace, add and tokenise cards."),
+    "preview": (".preview", "What will be charged until a date; compare it afterwards."),
+    "catch-up": (".catch_up", "Decide about periods that nobody billed in time."),
+    "commands": (".commands", "What other services asked for, and the answers."),
+    "cards": (".cards", "List, replace, add and tokenise cards."),
     "invoices": (
-        f"{_PACKAGE}.invoices",
+        ".invoices",
         "What people do to one invoice: retry, pay-link, resolve, void, mark-paid.",
     ),
-    "status": (f"{_PACKAGE}.operate", "What was charged, what is open, what is unknown."),
+    "status": (".status", "What was charged, what is open, what is unknown."),
     "explain": (
-        f"{_PACKAGE}.operate",
+        ".explain",
         "Why one invoice is as it is, what happens next, wire calls.",
     ),
-    "sales": (f"{_PACKAGE}.operate", "The kill switch: stop or start sending sales."),
-    "new-key": (f"{_PACKAGE}.operate", "Make a key for BILLING_VAULT_KEYS."),
+    "sales": (".sales", "The kill switch: stop or start sending sales."),
+    "new-key": (".new_key", "Make a key for BILLING_VAULT_KEYS."),
 }
 
 
@@ -51,14 +52,17 @@ class _OnDemand(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         module, _ = _COMMANDS[cmd_name]
-        command: click.Command = getattr(
-            importlib.import_module(module), cmd_name.replace("-", "_")
-        )
+        command: click.Command = getattr(_on_demand(module), cmd_name.replace("-", "_"))
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, help_) for name, (_, help_) in _COMMANDS.items()])
+
+
+def _on_demand(module: str) -> ModuleType:
+    """The one import that waits for its need: all of these take half a second."""
+    return importlib.import_module(module, _PACKAGE)
 
 
 @click.group(cls=_OnDemand, context_settings={"help_option_names": ["-h", "--help"]})
@@ -69,35 +73,11 @@ def cli() -> None:
 
 def main(**options: Any) -> None:
     """Entry point: turns the errors that users cause or meet into one message and a status."""
-    # Imported here to keep `--help` quick.
-    from billing_worker.config import BadSettings  # noqa: PLC0415
-    from billing_worker.domain.errors import BillingError  # noqa: PLC0415
-
     try:
         cli.main(prog_name="billing-worker", **options)
-    except BadSettings as error:
-        click.echo(str(error), err=True)
-        raise SystemExit(2) from None
-    except (BillingError, OSError) as error:
-        click.echo(f"Error: {error}", err=True)
-        raise SystemExit(1) from None
     except Exception as error:
-        trouble = _of_a_server(error)
-        if trouble is None:
+        trouble = _on_demand(".troubles").told(error)
+        if trouble is None:  # our own bug
             raise
-        click.echo(f"Error: {trouble}", err=True)
-        raise SystemExit(1) from None
-
-
-def _of_a_server(error: Exception) -> str | None:
-    """One line about a database or a Redis that went away meanwhile; None: it is our own bug."""
-    from redis.exceptions import RedisError  # noqa: PLC0415 - as above
-    from sqlalchemy.exc import DBAPIError, OperationalError  # noqa: PLC0415
-
-    if isinstance(error, RedisError):
-        return f"Redis: {error}"
-    if isinstance(error, OperationalError) or (
-        isinstance(error, DBAPIError) and error.connection_invalidated
-    ):
-        return f"database: {str(error.orig).strip().splitlines()[0]}"
-    return None
+        click.echo(trouble.message, err=True)
+        raise SystemExit(trouble.status) from None

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.console import Console
+from rich.progress import Progress
 
 from billing_worker.clock import SystemClock
 from billing_worker.config import load
@@ -135,9 +137,6 @@ def _subscribe_all(store: Store, stack: LocalStack) -> None:
 
 def _watch(store: Store, stack: LocalStack, *, quiet: bool) -> bool:
     """Show progress until all that can be decided is; False when it took too long."""
-    from rich.console import Console  # noqa: PLC0415 - not needed with --json
-    from rich.progress import Progress  # noqa: PLC0415
-
     decided_in_the_end = sum(
         count for outcome, count in CAST.items() if outcome not in MAY_STAY_OPEN
     )

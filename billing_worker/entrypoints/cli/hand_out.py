@@ -10,7 +10,10 @@ import click
 
 from billing_worker.domain.card_setup import Page
 from billing_worker.domain.errors import BillingError
-from billing_worker.entrypoints.cli.shared import open_ports, print_json
+from billing_worker.entrypoints.cli.shared import print_json
+from billing_worker.entrypoints.cli.worker_ports import open_ports
+from billing_worker.entrypoints.web.addresses import CALLBACKS
+from billing_worker.entrypoints.web.pay_form import render
 from billing_worker.services.import_records.subscription import BadRecord
 from billing_worker.services.ports import Ports
 
@@ -29,9 +32,6 @@ def hand_out_page(
     file: Path | None,
 ) -> None:
     """Open the page and print where the customer pays; exit 1 with the reason if there is none."""
-    from billing_worker.entrypoints.web.callbacks import PATH  # noqa: PLC0415 - flask is slow
-    from billing_worker.entrypoints.web.pay_page import render  # noqa: PLC0415
-
     with open_ports() as (ports, settings):
         try:
             done = start(ports, {name: value for name, value in record.items() if value})
@@ -41,7 +41,7 @@ def hand_out_page(
                 raise SystemExit(1) from None
             raise click.ClickException(str(error)) from None
     # The web process is where the callbacks go: whatever is in front of it is in front of both.
-    base = settings.callback_url.removesuffix(PATH)
+    base = settings.callback_url.removesuffix(CALLBACKS)
     if base != settings.callback_url:
         done["pay_url"] = base + done["pay_path"]
     if file is not None:

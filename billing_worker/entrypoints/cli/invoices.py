@@ -17,11 +17,11 @@ from billing_worker.entrypoints.cli.hand_out import hand_out_page, html_option
 from billing_worker.entrypoints.cli.shared import (
     chosen,
     json_option,
-    open_ports,
     open_store,
     print_json,
     settings_for,
 )
+from billing_worker.entrypoints.cli.worker_ports import open_ports
 from billing_worker.services.dunning import retry_invoice
 from billing_worker.services.hosted_pages.start import start_checkout
 from billing_worker.services.operators.debts import (

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
 import click
-import structlog
+from rich.console import Console
+from rich.table import Table
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from billing_worker.clock import ClockWatch, SystemClock
-from billing_worker.config import DATABASE, GATEWAY, VAULT, Settings, load
+from billing_worker.config import DATABASE, Settings, load
 from billing_worker.persistence import switches
 from billing_worker.persistence.schema.migrate import current_revision, newest_revision
 from billing_worker.persistence.store import Store
 from billing_worker.services.guards.refusals import wrong_clock
-from billing_worker.services.ports import Ports
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, nothing else.")
 
@@ -112,21 +110,6 @@ def _first_line(error: SQLAlchemyError) -> str:
     return str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
 
 
-@contextmanager
-def open_ports(*needs: str) -> Iterator[tuple[Ports, Settings]]:
-    """All that a use case needs that calls the gateway; it rings for nobody."""
-    from billing_worker.bootstrap import build_ports  # noqa: PLC0415 - the gateway client is slow
-    from billing_worker.entrypoints.worker.doorbell import SilentBell  # noqa: PLC0415
-
-    # Alerts are told on standard error: what is printed is for programs too.
-    structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
-    settings = settings_for(*DATABASE, *GATEWAY, *VAULT, *needs)
-    open_store(settings).close()  # says in words what is wrong with the database
-    ports, _ = build_ports(settings, SilentBell())
-    with ports.store:
-        yield ports, settings
-
-
 def shown_url(url: str) -> str:
     """A database or broker URL without its password."""
     return make_url(url).render_as_string(hide_password=True)
@@ -138,6 +121,10 @@ def chosen(_: click.Context, option: click.Parameter, value: bool | None) -> boo
         either = " or ".join([*option.opts, *option.secondary_opts])
         raise click.UsageError(f"Say {either}.")
     return value
+
+
+def money_of(data: Mapping[str, Any]) -> str:
+    return f"{data['amount']} {data['currency']}"
 
 
 def print_json(data: Any) -> None:
@@ -154,9 +141,6 @@ def _word(value: Any) -> str:
 
 
 def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
-    from rich.console import Console  # noqa: PLC0415 - not needed with --json
-    from rich.table import Table  # noqa: PLC0415
-
     table = Table(title=title or None, title_justify="left", header_style="bold")
     for column in columns:
         table.add_column(column, overflow="fold")

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.console import Console
+from rich.progress import Progress as Bar
 from sqlalchemy import Row
 
 from billing_worker import config
@@ -94,9 +96,6 @@ def _progress_bar(file: Path) -> Iterator[Progress]:
     if not sys.stderr.isatty():
         yield lambda _: None
         return
-    from rich.console import Console  # noqa: PLC0415 - only for a terminal
-    from rich.progress import Progress as Bar  # noqa: PLC0415
-
     with Bar(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(f"importing {file.name}", total=file.stat().st_size)
         yield lambda done: bar.update(task, completed=done)

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import click
+from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped]
 
-from billing_worker import config
+from billing_worker import config, logs
 from billing_worker.entrypoints.cli.shared import settings_for
+from billing_worker.entrypoints.web.app import create_app
 
 
 @click.command()
@@ -25,12 +27,6 @@ def web(host: str, port: int, workers: int) -> None:
     POST /callbacks/payment-invoices is for the gateway (BILLING_CALLBACK_SECRET switches it on),
     /pay/… for customers, /health/live and /health/ready for whoever restarts processes.
     """
-    # Imported here because only this command serves.
-    from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped] # noqa: PLC0415
-
-    from billing_worker import logs  # noqa: PLC0415
-    from billing_worker.entrypoints.web.app import create_app  # noqa: PLC0415
-
     settings = settings_for(*config.WEB)
     logs.configure()
 

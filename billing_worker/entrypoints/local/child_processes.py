@@ -17,6 +17,9 @@ from pathlib import Path
 from threading import Thread
 from typing import IO, Any
 
+if sys.platform != "win32":  # which lacks it, and shall get as far as the clear error
+    import fcntl
+
 POLL_SECONDS = 0.005
 
 # This short-lived interpreter turns into the child (same pid), so nothing lingers beside it.
@@ -104,8 +107,6 @@ def polls(seconds: float) -> Iterator[None]:
 
 
 def _try_to_lock(lock_file: IO[str]) -> bool:
-    import fcntl  # noqa: PLC0415 - Windows lacks it, and shall get as far as the clear error.
-
     try:
         fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -11,11 +11,10 @@ from flask import Blueprint, Response, jsonify, request
 from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.exceptions import RequestEntityTooLarge
 
+from billing_worker.entrypoints.web.addresses import CALLBACKS
 from billing_worker.persistence.store import CommitUnknown
 from billing_worker.services.charging import callbacks
 from billing_worker.services.charging.callbacks import Fate, Inbox
-
-PATH: Final = "/callbacks/payment-invoices"
 
 LARGEST_BODY: Final = 1024 * 1024
 """The fullest body known has 5 kB; `callback_logs` inside it may repeat that a hundred times."""
@@ -74,7 +73,7 @@ def callback_routes(inbox: Inbox) -> Blueprint:
     genuine = Limit(200, 400, inbox.clock.monotonic)
     forged = Limit(20, 40, inbox.clock.monotonic)
 
-    @routes.post(PATH)
+    @routes.post(CALLBACKS)
     def payment_invoices() -> tuple[Response, int]:
         if not inbox.key.reveal():
             return jsonify(error="callbacks are off: BILLING_CALLBACK_SECRET is not set"), 503

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import html
-from collections.abc import Iterable
 from typing import Final
-from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from flask import Blueprint, Response
 
-from billing_worker.domain.card_setup import Page
+from billing_worker.entrypoints.web.pay_form import SUBMIT, render
 from billing_worker.persistence.store import Store
 from billing_worker.services.hosted_pages.page_address import page_behind
 from billing_worker.services.ports import Vault
 
-_SUBMIT: Final = "document.forms[0].submit()"
-_HASH: Final = base64.b64encode(hashlib.sha256(_SUBMIT.encode()).digest()).decode()
+_HASH: Final = base64.b64encode(hashlib.sha256(SUBMIT.encode()).digest()).decode()
 _HEADERS: Final = {
     "Content-Type": "text/html; charset=utf-8",
     # The address is all that it takes to pay: it must not be kept, shown or passed on.
@@ -33,30 +29,6 @@ _GONE: Final = (
     '<!doctype html><html lang="en"><meta charset="utf-8"><title>Link not valid</title>'
     "<p>This link is no longer valid. There is nothing to pay here.</p></html>"
 )
-
-
-def render(page: Page) -> str:
-    """A whole HTML page that submits the form by itself, or with a button where no script runs."""
-    action, fields = _form(page)
-    inputs = "".join(
-        f'<input type="hidden" name="{html.escape(name)}" value="{html.escape(value)}">'
-        for name, value in fields
-    )
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Payment</title>'
-        f'<form method="{page.method.lower()}" action="{html.escape(action)}">{inputs}'
-        f"<button>Continue to payment</button></form><script>{_SUBMIT}</script></html>"
-    )
-
-
-def _form(page: Page) -> tuple[str, Iterable[tuple[str, str]]]:
-    """A browser that sends a form with GET throws the query of its action away: make it fields."""
-    params = list(page.params.items())
-    if page.method != "GET":
-        return page.action, params
-    parts = urlsplit(page.action)
-    query = parse_qsl(parts.query, keep_blank_values=True)
-    return urlunsplit(parts._replace(query="")), [*query, *params]
 
 
 def pay_routes(store: Store, vault: Vault) -> Blueprint:

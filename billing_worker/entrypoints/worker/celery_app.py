@@ -20,7 +20,7 @@ from kombu.transport.redis import Channel
 from billing_worker import bootstrap, logs
 from billing_worker.config import BadSettings, Settings, load
 from billing_worker.entrypoints.book_checks import why_nothing_is_sold
-from billing_worker.entrypoints.worker.command_consumer import TakesCommands
+from billing_worker.entrypoints.worker.command_consumer import takes_commands
 from billing_worker.entrypoints.worker.doorbell import (
     CHARGES,
     COMMANDS,
@@ -33,7 +33,7 @@ from billing_worker.services.charging.thread_pool import ThreadPool
 from billing_worker.services.charging.vault_keys import try_at_start
 from billing_worker.services.commands.records import TASKS as COMMAND_TASKS
 from billing_worker.services.doorbell import PAGE
-from billing_worker.services.ports import Ports
+from billing_worker.services.ports import Bell, Ports
 
 GIVE_UP_EVERY_SECONDS = 300
 WARN_EVERY_SECONDS = 3600
@@ -105,7 +105,6 @@ def make_app(settings: Settings) -> Celery:
         beat_schedule=_beat_table(settings),
         beat_max_loop_interval=5,
     )
-    app.steps["worker"].add(TakesCommands)
     app.steps["consumer"].add(LooksForFreeThreads)
     return app
 
@@ -155,7 +154,9 @@ def _every(seconds: int, task: str) -> dict[str, Any]:
 class _Process:
     """The ports of this process, built at first use: after a fork, never before."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Settings, bell: Bell) -> None:
+        self._settings = settings
+        self._bell = bell
         self._lock = threading.Lock()
         self._built: tuple[Ports, ThreadPool] | None = None
         self._keys_were_tried = False
@@ -163,7 +164,7 @@ class _Process:
     def ports(self) -> Ports:
         with self._lock:
             if self._built is None:
-                self._built = bootstrap.build_ports(settings, CeleryBell(app))
+                self._built = bootstrap.build_ports(self._settings, self._bell)
             if not self._keys_were_tried:
                 self._keys_were_tried = try_at_start(self._built[0])
             return self._built[0]
@@ -176,7 +177,8 @@ class _Process:
 
 settings = _settings_or_exit()
 app = make_app(settings)
-process = _Process()
+process = _Process(settings, CeleryBell(app))
+app.steps["worker"].add(takes_commands(settings, process.ports))
 
 
 @signals.setup_logging.connect

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import structlog
-from celery import bootsteps
+from celery import Celery, bootsteps
 from redis import Redis
 from redis.exceptions import RedisError
 
 from billing_worker.clock import SystemClock
+from billing_worker.config import Settings
 from billing_worker.entrypoints.worker.command_message import read
 from billing_worker.entrypoints.worker.command_queue import CommandQueue, Taken
 from billing_worker.entrypoints.worker.doorbell import COMMANDS
@@ -89,47 +90,55 @@ class Intake:
         self._queue.done(taken)
 
 
-class TakesCommands(bootsteps.StartStopStep):
-    """Reads the commands queue instead of Celery's consumer (see `command_messages`).
-
-    `-Q` and `-X` mean what they always mean: without the queue there are no threads.
+def takes_commands(settings: Settings, ports: Callable[[], Ports]) -> type[bootsteps.StartStopStep]:
+    """The step of a worker that carries commands out. Celery makes it by itself and gives it
+    nothing, so its class must know the ports.
     """
 
-    requires = ("celery.worker.components:Pool",)
+    class TakesCommands(bootsteps.StartStopStep):
+        """Reads the commands queue instead of Celery's consumer (see `command_message`).
 
-    def __init__(self, worker: Any, **options: Any) -> None:
-        super().__init__(worker, **options)
-        queues = worker.app.amqp.queues
-        self.enabled = COMMANDS in queues.consume_from
-        queues.deselect(COMMANDS)
-        self._intake: Intake | None = None
+        `-Q` and `-X` mean what they always mean: without the queue there are no threads.
+        """
 
-    def start(self, worker: Any) -> None:
-        from billing_worker.entrypoints.worker.celery_app import process, settings  # noqa: PLC0415 - it adds this step
+        requires = ("celery.worker.components:Pool",)
 
-        client = Redis.from_url(
-            settings.redis_url,
-            socket_timeout=WAIT_SECONDS + 5,
-            socket_connect_timeout=3,
-            socket_keepalive=True,
-            health_check_interval=5,
-        )
-        backend = worker.app.backend
+        def __init__(self, worker: Any, **options: Any) -> None:
+            super().__init__(worker, **options)
+            queues = worker.app.amqp.queues
+            self.enabled = COMMANDS in queues.consume_from
+            queues.deselect(COMMANDS)
+            queue = CommandQueue(_client(settings), COMMANDS, subject_of_message)
+            self._intake = Intake(queue, ports, _reply_through(worker.app))
 
-        def reply(message_id: str, answer: dict[str, Any]) -> None:
-            try:
-                backend.store_result(message_id, answer, "SUCCESS")
-            except RedisError as error:
-                # The row says what became of it; the caller asks again or sends it again.
-                log.warning("command.answer_lost", id=message_id, reason=type(error).__name__)
+        def start(self, worker: Any) -> None:
+            self._intake.start()
 
-        queue = CommandQueue(client, COMMANDS, subject_of_message)
-        self._intake = Intake(queue, process.ports, reply)
-        self._intake.start()
-
-    def stop(self, worker: Any) -> None:
-        if self._intake is not None:
+        def stop(self, worker: Any) -> None:
             self._intake.leave()
 
-    def terminate(self, worker: Any) -> None:
-        self.stop(worker)
+        def terminate(self, worker: Any) -> None:
+            self.stop(worker)
+
+    return TakesCommands
+
+
+def _client(settings: Settings) -> Redis:
+    return Redis.from_url(
+        settings.redis_url,
+        socket_timeout=WAIT_SECONDS + 5,
+        socket_connect_timeout=3,
+        socket_keepalive=True,
+        health_check_interval=5,
+    )
+
+
+def _reply_through(app: Celery) -> Reply:
+    def reply(message_id: str, answer: dict[str, Any]) -> None:
+        try:
+            app.backend.store_result(message_id, answer, "SUCCESS")
+        except RedisError as error:
+            # The row says what became of it; the caller asks again or sends it again.
+            log.warning("command.answer_lost", id=message_id, reason=type(error).__name__)
+
+    return reply

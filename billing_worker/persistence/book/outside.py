@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,9 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, bindparam, make_url, select
 
 from billing_worker.persistence.schema.tables import attempts
+
+if sys.platform != "win32":  # which lacks it, and shall get as far as the clear error
+    import fcntl
 
 MOST_SALES = 64
 """Processes record in another order than they commit: a sale must not be pushed out by those that
@@ -124,8 +128,6 @@ class FileRecord:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """The folder is locked: the file itself is another one after each write."""
-        import fcntl  # noqa: PLC0415 - Windows lacks it, and shall get as far as the clear error.
-
         folder = os.open(self._file.parent, os.O_RDONLY)
         try:
             fcntl.flock(folder, fcntl.LOCK_EX)

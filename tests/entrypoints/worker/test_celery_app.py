@@ -47,8 +47,9 @@ TRANSPORT = {
     "retry_on_timeout": False,
 }
 READ = """
-import json, billing_worker
-app = billing_worker.app
+import json
+from celery.app.utils import find_app
+app = find_app("billing_worker")
 app.loader.import_default_modules()
 ours = {n: t for n, t in app.tasks.items() if n.startswith("billing.")}
 print(json.dumps({

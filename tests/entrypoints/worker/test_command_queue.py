@@ -13,15 +13,17 @@ from celery import Celery
 from kombu import Queue
 from redis import Redis
 
+from billing_worker.config import load
 from billing_worker.entrypoints.worker import command_queue
 from billing_worker.entrypoints.worker.command_consumer import (
     Intake,
-    TakesCommands,
     subject_of_message,
+    takes_commands,
 )
 from billing_worker.entrypoints.worker.command_queue import WINDOW, CommandQueue
 from billing_worker.entrypoints.worker.doorbell import COMMANDS, SWEEPS
 from billing_worker.services.commands.execute import Answer, NotKept
+from tests.entrypoints.test_config import GOOD
 from tests.entrypoints.worker.test_command_message import message
 from tests.support.redis_server import RedisServer
 
@@ -296,6 +298,6 @@ def test_the_choice_of_queues_decides_whether_a_worker_takes_commands(selected, 
     app = Celery(set_as_current=False)
     app.conf.update(task_queues=[Queue(SWEEPS), Queue(COMMANDS)])
     app.amqp.queues.select(selected)
-    step = TakesCommands(SimpleNamespace(app=app))
+    step = takes_commands(load(GOOD), lambda: None)(SimpleNamespace(app=app))
     assert set(app.amqp.queues.consume_from) == consumed
     assert step.enabled is enabled

@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+import click
+
+from billing_worker import config
+from billing_worker.entrypoints.checks import run_checks
+from billing_worker.entrypoints.cli.shared import json_option, print_json, settings_for
+
+
+@click.command()
+@json_option
+def check(*, as_json: bool) -> None:
+    """Test every part that the worker needs; exit 1 if something is wrong with one of them.
+
+    Database, schema, book, clock, standby, Redis, gateway, its look-up by reference, cardgate, vault
+    keys, callbacks. Nothing is written and no
+    money moves.
+    """
+    settings = settings_for(*config.EVERYTHING)
+    results = run_checks(settings)
+    if as_json:
+        print_json([{"part": r.part, "ok": r.ok, "details": r.details} for r in results])
+    else:
+        for result in results:
+            click.echo(f"{'ok  ' if result.ok else 'FAIL'}  {result.part}: {result.details}")
+    if not all(result.ok for result in results):
+        raise SystemExit(1)

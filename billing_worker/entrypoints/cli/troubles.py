@@ -1,0 +1,31 @@
+"""The errors that users cause or meet, each as one message and an exit status."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from redis.exceptions import RedisError
+from sqlalchemy.exc import DBAPIError, OperationalError
+
+from billing_worker.config import BadSettings
+from billing_worker.domain.errors import BillingError
+
+
+class Trouble(NamedTuple):
+    message: str
+    status: int
+
+
+def told(error: Exception) -> Trouble | None:
+    """None: it is our own bug, and its traceback is wanted."""
+    if isinstance(error, BadSettings):
+        return Trouble(str(error), 2)
+    if isinstance(error, BillingError | OSError):
+        return Trouble(f"Error: {error}", 1)
+    if isinstance(error, RedisError):
+        return Trouble(f"Error: Redis: {error}", 1)
+    if isinstance(error, OperationalError) or (
+        isinstance(error, DBAPIError) and error.connection_invalidated
+    ):
+        return Trouble(f"Error: database: {str(error.orig).strip().splitlines()[0]}", 1)
+    return None

@@ -1,0 +1,27 @@
+"""What the worker works with, for commands that call the gateway themselves."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import structlog
+
+from billing_worker.bootstrap import build_ports
+from billing_worker.config import DATABASE, GATEWAY, VAULT, Settings
+from billing_worker.entrypoints.cli.shared import open_store, settings_for
+from billing_worker.entrypoints.worker.doorbell import SilentBell
+from billing_worker.services.ports import Ports
+
+
+@contextmanager
+def open_ports(*needs: str) -> Iterator[tuple[Ports, Settings]]:
+    """All that a use case needs that calls the gateway; it rings for nobody."""
+    # Alerts are told on standard error: what is printed is for programs too.
+    structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
+    settings = settings_for(*DATABASE, *GATEWAY, *VAULT, *needs)
+    open_store(settings).close()  # says in words what is wrong with the database
+    ports, _ = build_ports(settings, SilentBell())
+    with ports.store:
+        yield ports, settings
