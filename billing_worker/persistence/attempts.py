@@ -34,13 +34,14 @@ class CaseKey:
 
 
 class LockedCases:
-    """Cases under lock for the length of one transaction, changed in memory, saved once.
+    """Attempts with their invoices and subscriptions, locked for one transaction.
 
-    Two attempts may share an invoice, and two invoices a subscription: each row is held once, so
-    the second case sees what the first one changed.
+    Callers change them in memory and call `save` once. Each row is held once: two attempts may
+    share an invoice, and two invoices a subscription, so the second case sees the changes of the
+    first.
 
-    Every transaction locks subscriptions before invoices before attempts, each in the order of
-    their ids, so that two batches never wait for each other in a circle.
+    Every transaction locks subscriptions, then invoices, then attempts, each in the order of their
+    ids. Two transactions therefore never deadlock.
     """
 
     def __init__(self, connection: Connection, keys: Iterable[CaseKey]) -> None:
@@ -65,7 +66,7 @@ class LockedCases:
         self._before = (dict(self._attempts), dict(self._invoices), dict(self._subscriptions))
 
     def knows(self, key: CaseKey) -> bool:
-        """False for rows that the database has forgotten, or has given to others since."""
+        """Return False if the rows no longer exist, or now belong to other objects."""
         attempt = self._attempts.get(key.attempt_id)
         invoice = self._invoices.get(key.invoice_id)
         return (
@@ -76,14 +77,14 @@ class LockedCases:
         )
 
     def find_debts(self) -> None:
-        """Also read what else is owed by those who would be in good standing once they pay."""
+        """Read the other debts of subscriptions that are past due or suspended."""
         behind = [s.id for s in self._subscriptions.values() if s.status in _BEHIND]
         if behind:
             for row in self._connection.execute(_DEBTS, {"ids": behind}):
                 self._debts[row.subscription_id].add(row.id)
 
     def poll_back(self, keys: Sequence[CaseKey], now: datetime) -> None:
-        """Also read what a decline is judged by: earlier attempts, the card, a backup card."""
+        """Read what the rules for declines need: earlier attempts, the card, a backup card."""
         if not keys:
             return
         invoice_ids = list({key.invoice_id for key in keys})
@@ -112,7 +113,7 @@ class LockedCases:
         )
 
     def _owes_more(self, key: CaseKey) -> bool:
-        """What this very transaction has settled is owed no longer."""
+        """Invoices that this transaction settles no longer count as owed."""
         others = self._debts[key.subscription_id] - {key.invoice_id}
         mine = (self._invoices.get(invoice_id) for invoice_id in others)
         return any(invoice is None or invoice.status is InvoiceStatus.OPEN for invoice in mine)
@@ -123,7 +124,7 @@ class LockedCases:
         self._subscriptions[case.subscription.id] = case.subscription
 
     def save(self) -> None:
-        """Write what changed. Raises ConcurrentChange if a row was not as it was locked."""
+        """Write the changes. Raises ConcurrentChange if a row differs from the locked row."""
         attempts_before, invoices_before, subscriptions_before = self._before
         _save_attempts(self._connection, _changed(attempts_before, self._attempts))
         _save_invoices(self._connection, _changed(invoices_before, self._invoices))
@@ -141,7 +142,7 @@ _CUSTOMER = (
     .label("customer_reference")
 )
 
-# Built once: putting a statement together costs as much as sending it.
+# Built once: building a statement costs as much as sending it.
 _LOCK = {
     table: select(*columns)
     .where(table.c.id.in_(bindparam("ids", expanding=True)))
@@ -167,7 +168,7 @@ _DEBTS = select(invoices.c.id, invoices.c.subscription_id).where(
     invoices.c.status == "open",
     or_(
         invoices.c.first_declined_at.is_not(None),
-        # Held for a person after a try; what nobody has tried yet is no sign of trouble.
+        # Waiting for a person after an attempt. Without an attempt it says nothing about the payer.
         and_(
             invoices.c.next_attempt_at.is_(None),
             invoices.c.paused_attempt_at.is_(None),
@@ -198,7 +199,7 @@ _TO_ASK = (
 
 
 def keys_of(connection: Connection, attempt_ids: Sequence[int]) -> list[tuple[CaseKey, str]]:
-    """(key, gateway id) of the attempts that the gateway can be asked about."""
+    """Return (key, gateway id) of the attempts that the gateway can be polled for."""
     rows = connection.execute(_TO_ASK, {"ids": list(attempt_ids)})
     return [(CaseKey(row.subscription_id, row.invoice_id, row.id), row.gateway_id) for row in rows]
 
@@ -236,7 +237,9 @@ class Submission:
 def mark_submitted(
     connection: Connection, submissions: Sequence[Submission], now: datetime
 ) -> None:
-    """Prepared -> submitted under the fence. Raises ConcurrentChange if any row did not match."""
+    """Move attempts from prepared to submitted under their fence. Raises ConcurrentChange if any
+    row does not match.
+    """
     if not submissions:
         return
     moved = connection.execute(
@@ -283,7 +286,7 @@ _SAVE_ATTEMPT = (
         resolved_at=bindparam("new_resolved_at"),
         resolved_over=bindparam("new_resolved_over"),
         submitted_at=bindparam("new_submitted_at"),
-        # The bearer is of no use once the sale is explained: it is not kept.
+        # The bearer is deleted as soon as the outcome of the sale is known.
         bearer=case_when(
             (
                 bindparam("new_status", type_=attempts.c.status.type) == "submitted",
@@ -331,7 +334,7 @@ def save_open(
     attempts_changed: list[tuple[Attempt, Attempt]],
     invoices_changed: list[tuple[Invoice, Invoice]],
 ) -> None:
-    """Write (before, after) pairs whose subscription and invoices the caller holds locked."""
+    """Write (before, after) pairs. The caller holds locks on their subscription and invoices."""
     _save_attempts(connection, attempts_changed)
     _save_invoices(connection, invoices_changed)
 
@@ -411,7 +414,7 @@ def _save(connection: Connection, statement: Any, rows: list[dict[str, Any]]) ->
 
 
 def created_once(connection: Connection, *, test_mode: bool) -> tuple[str, str] | None:
-    """Reference and gateway id of the newest attempt that no second create can have been sent for."""
+    """Return reference and gateway id of the newest attempt that was surely created only once."""
     query = (
         select(attempts.c.reference_id, attempts.c.gateway_id)
         .where(

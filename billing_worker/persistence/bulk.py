@@ -1,4 +1,4 @@
-"""Many rows at once, with their ids in order."""
+"""Inserts of many rows with ids in their order, and IN conditions with many values."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from sqlalchemy import (
 
 
 def insert_rows(connection: Connection, table: Table, rows: Sequence[dict[str, Any]]) -> list[int]:
-    """Insert rows with ids that are taken beforehand, and return those.
+    """Insert rows and return their ids in order. The ids are taken before the insert.
 
-    RETURNING in the order of the rows needs one statement with every value in it, which psycopg
-    parses anew each time: an import spent a third of its time there.
+    RETURNING keeps the order only in one statement with all values, which psycopg parses anew each
+    time: an import spent a third of its time there.
     """
     ids = _take_ids(connection, table, len(rows))
     numbered = [row | {"id": row_id} for row, row_id in zip(rows, ids, strict=True)]
@@ -41,10 +41,10 @@ def insert_rows(connection: Connection, table: Table, rows: Sequence[dict[str, A
 
 
 def insert_many(connection: Connection, table: Table, rows: Sequence[dict[str, Any]]) -> None:
-    """Insert rows, all with the same columns, in their order.
+    """Insert rows that all have the same columns, in their order.
 
-    PostgreSQL takes them as one JSON text: bound and executed one by one, rows cost it and us more
-    than twice as much CPU time.
+    PostgreSQL takes them as one JSON text. Binding and executing them one by one costs server and
+    client more than twice the CPU time.
     """
     if not rows:
         return
@@ -64,7 +64,7 @@ def _from_json(table: Table, names: tuple[str, ...]) -> Insert:
 
 
 def _as_text(value: object) -> str:
-    """As PostgreSQL reads it."""
+    """Return the value as text that PostgreSQL can read."""
     if isinstance(value, datetime):
         if value.tzinfo is None:
             raise ValueError(f"naive datetime {value!r} must not reach the database")
@@ -77,8 +77,10 @@ def _as_text(value: object) -> str:
 def among(
     connection: Connection, column: Column[Any], values: Collection[str]
 ) -> ColumnElement[bool]:
-    """`column IN (values)`. On PostgreSQL they are one parameter: hundreds of them would be written
-    into the statement, and read from it, one by one.
+    """Return `column IN (values)`.
+
+    On PostgreSQL the values are one array parameter. Otherwise hundreds of them are written into
+    the statement and parsed one by one.
     """
     if connection.dialect.name == "postgresql":
         return column == any_(bindparam(None, list(values), type_=ARRAY(Text)))
@@ -92,6 +94,6 @@ def _take_ids(connection: Connection, table: Table, count: int) -> list[int]:
             " FROM generate_series(1, :n)"
         )
         return connection.execute(taken, {"table": table.name, "n": count}).scalar() or []
-    # `BEGIN IMMEDIATE`: nobody else writes before we commit.
+    # `BEGIN IMMEDIATE`: no other writer can take these ids before this commit.
     newest = connection.execute(select(func.max(table.c.id))).scalar() or 0
     return list(range(newest + 1, newest + 1 + count))

@@ -1,4 +1,4 @@
-"""Callbacks as they came, and the rows that they make us ask about."""
+"""Callbacks as received, and the rows that they cause to be polled."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from billing_worker.persistence.schema.tables import attempts, callbacks, hosted
 def keep(
     connection: Connection, *, gateway_id: str, digest: str, body: bytes, now: datetime
 ) -> bool:
-    """Store the event, body encrypted. False: the same bytes are stored already."""
+    """Store the callback with its body encrypted. Return False if the same bytes are already
+    stored.
+    """
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     statement = (
         dialect.insert(callbacks)
@@ -26,9 +28,9 @@ def keep(
 
 
 def poll_now(connection: Connection, gateway_id: str, now: datetime) -> CaseKey | None:
-    """Make whatever is known by this gateway id due for a look; return the attempt among it.
+    """Make rows with this gateway id due for polling. Return the attempt among them.
 
-    A prepared attempt is left alone: the frame that prepares it speaks for it.
+    A prepared attempt is left alone: the worker that prepares it polls by itself.
     """
     moved = connection.execute(
         update(attempts)

@@ -1,4 +1,4 @@
-"""Payments on the gateway's page that are made for a token."""
+"""Card set-ups: payments on the gateway's page that store a card."""
 
 from __future__ import annotations
 
@@ -66,7 +66,9 @@ def _payments() -> Select[Any]:
 
 
 def find(connection: Connection, reference_id: str) -> tuple[HostedPayment, str] | None:
-    """A payment by the caller's reference, with the digest of the record that ordered it."""
+    """Return a card set-up by the caller's reference, with the digest of the record that ordered
+    it.
+    """
     row = connection.execute(
         _payments().where(hosted_payments.c.reference_id == reference_id)
     ).one_or_none()
@@ -74,20 +76,20 @@ def find(connection: Connection, reference_id: str) -> tuple[HostedPayment, str]
 
 
 def lock(connection: Connection, payment_id: int) -> HostedPayment:
-    """Always the last of the locks, behind subscriptions, invoices and attempts."""
+    """Lock a card set-up: always the last lock, after subscriptions, invoices and attempts."""
     query = _payments().where(hosted_payments.c.id == payment_id)
     return payment_from(connection.execute(query.with_for_update(of=hosted_payments)).one())
 
 
 def add(connection: Connection, values: Mapping[str, Any]) -> int:
-    """Write a prepared payment. Raises IntegrityError when its reference is known."""
+    """Write a prepared card set-up. Raises IntegrityError if its reference exists."""
     row = {"status": HostedStatus.PREPARED, "fence": 1, **values}
     added = connection.execute(insert(hosted_payments).returning(hosted_payments.c.id), row)
     return int(added.scalar_one())
 
 
 def take_over(connection: Connection, payment: HostedPayment, lapses_at: datetime) -> int:
-    """Continue a prepared payment for a newer caller. Returns the new fence."""
+    """Take over a prepared card set-up for a newer caller. Return the new fence."""
     fence = payment.fence + 1
     _change(connection, payment, {"fence": fence, "next_poll_at": lapses_at})
     return fence
@@ -103,7 +105,9 @@ def open_page(
     now: datetime,
     next_poll_at: datetime,
 ) -> None:
-    """Prepared -> open under the fence. Raises ConcurrentChange when it is no longer ours."""
+    """Move it from prepared to open under the fence. Raises ConcurrentChange if another caller has
+    taken over.
+    """
     _change(
         connection,
         payment,
@@ -162,17 +166,19 @@ _PAYABLE = select(hosted_payments.c.page).where(
 
 
 def page_of(connection: Connection, payment_id: int) -> bytes | None:
-    """The encrypted page while the customer may pay there, and may pay its invoice if it has one."""
+    """Return the encrypted page as long as the customer may pay on it, and may pay its invoice if
+    it has one.
+    """
     return connection.execute(_PAYABLE.where(hosted_payments.c.id == payment_id)).scalar()
 
 
 def page_named(connection: Connection, digest: str) -> bytes | None:
-    """The same, of the payment whose page has a name with this digest."""
+    """Return the same by the digest of the page's name."""
     return connection.execute(_PAYABLE.where(hosted_payments.c.page_digest == digest)).scalar()
 
 
 def name_page(connection: Connection, payment_id: int, page: bytes, digest: str) -> None:
-    """Give a page that was opened without a name the one that is locked up in `page`."""
+    """Name a page that was opened without a name. The name is part of the encrypted `page`."""
     connection.execute(
         update(hosted_payments)
         .where(hosted_payments.c.id == payment_id)
@@ -192,7 +198,7 @@ _DUE = (
 def take_due(
     connection: Connection, now: datetime, again_at: datetime, limit: int
 ) -> list[HostedPayment]:
-    """Take up to `limit` payments that the gateway is to be asked about, and push them on."""
+    """Return up to `limit` card set-ups that are due for polling, and set their next poll."""
     due = [payment_from(row) for row in connection.execute(_DUE, {"now": now, "most": limit})]
     if due:
         connection.execute(
@@ -212,7 +218,7 @@ def customer_reference(connection: Connection, customer_id: int) -> str:
 
 
 def find_by_any(connection: Connection, reference: str) -> HostedPayment | None:
-    """By the caller's reference, by the one that the gateway knows, or by the gateway's id."""
+    """Find a card set-up by the caller's reference, the gateway's reference or the gateway's id."""
     table = hosted_payments.c
     by = (table.reference_id, table.gateway_reference, table.gateway_id)
     rows = connection.execute(_payments().where(or_(*(column == reference for column in by))))
@@ -221,7 +227,7 @@ def find_by_any(connection: Connection, reference: str) -> HostedPayment | None:
 
 
 def summary(connection: Connection) -> Sequence[Row[Any]]:
-    """Count and sum of those that pay no invoice, by status and currency."""
+    """Return count and sum of set-ups without an invoice, by status and currency."""
     keys = (hosted_payments.c.status, hosted_payments.c.currency)
     query = (
         select(
@@ -240,7 +246,9 @@ def summary(connection: Connection) -> Sequence[Row[Any]]:
 
 
 def lock_subscriptions_of(connection: Connection, customer_id: int) -> None:
-    """Before a payment is locked that may change which card they are paid with."""
+    """Lock the customer's subscriptions. Needed before a set-up is locked that may change their
+    card.
+    """
     connection.execute(
         select(subscriptions.c.id)
         .where(subscriptions.c.customer_id == customer_id)
@@ -250,7 +258,7 @@ def lock_subscriptions_of(connection: Connection, customer_id: int) -> None:
 
 
 def owners_of(connection: Connection, fingerprint: str) -> dict[int, int]:
-    """Customers with a card of this token: {customer id: card id}."""
+    """Return customers who have a card with this token: {customer id: card id}."""
     query = select(cards.c.customer_id, cards.c.id).where(cards.c.fingerprint == fingerprint)
     return {row.customer_id: row.id for row in connection.execute(query.order_by(cards.c.id))}
 
@@ -258,9 +266,10 @@ def owners_of(connection: Connection, fingerprint: str) -> dict[int, int]:
 def subscriptions_of(
     connection: Connection, payment: HostedPayment
 ) -> list[tuple[str, int | None, bool]]:
-    """All that the customer may still be billed for: (reference, id of the default card, whether
-    this card was asked for: an invoice waits for the customer, was waited for in vain, or was to be
-    paid on this page).
+    """Return the customer's subscriptions that may still be billed.
+
+    Each is (reference, id of the default card, whether it waits for this card). It waits if an
+    invoice needs a card, was given up for lack of one, or was to be paid on this page.
     """
     waits = exists().where(
         invoices.c.subscription_id == subscriptions.c.id,

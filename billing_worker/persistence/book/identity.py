@@ -25,11 +25,13 @@ from billing_worker.persistence.schema.tables import Instant, book
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """What holds a database.
+    """The database server.
 
-    `identity`: PostgreSQL's system identifier and the OID of the database; a standby has the same,
-    a dump that is loaded elsewhere has others. For SQLite the path of the file.
-    `timeline`: PostgreSQL counts it up whenever a standby is promoted or a backup recovered; else 0.
+    `identity`: PostgreSQL's system identifier and the OID of the database. A standby has the same
+    identity; a dump that is loaded elsewhere has another. For SQLite it is the path of the file.
+
+    `timeline`: PostgreSQL increases it when a standby is promoted or a backup is recovered. 0 for
+    SQLite.
     """
 
     identity: str
@@ -38,21 +40,21 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Book:
-    """The one row of its table, made by the migration."""
+    """The only row of its table. The migration creates it."""
 
-    identity: str  # random; copied with the database, so a clone and a restored backup share it
-    prefix: str  # of new references at the gateway; empty for a book older than prefixes
+    identity: str  # random; a clone or a restored backup has the same
+    prefix: str  # prefix of new references at the gateway; empty for books older than prefixes
     made_at: datetime
-    test_mode: bool | None  # None: nothing was charged yet
-    server: Server | None = None  # where it was charged from last; None: nothing was claimed yet
+    test_mode: bool | None  # mode of all charges; None before the first one
+    server: Server | None = None  # server of the last claim; None before the first one
     server_since: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ServerNow:
-    """What the database server says of itself at this moment. SQLite says nothing."""
+    """What the database server reports about itself now. SQLite reports nothing."""
 
-    server: Server | None = None  # None: this role may not read it
+    server: Server | None = None  # None: the database role may not read it
     clock: datetime | None = None
     synchronous_commit: str | None = None
     synchronous_standby_names: str | None = None
@@ -62,7 +64,8 @@ COLUMNS = tuple(column.label(f"book_{column.name}") for column in book.c)
 
 _SYSTEM = "(SELECT system_identifier FROM pg_control_system())"
 _DATABASE = "(SELECT oid::bigint FROM pg_database WHERE datname = current_database())"
-# Not from pg_control_checkpoint(): after a promotion that is the old one until the next checkpoint.
+# Not from pg_control_checkpoint(): after a promotion it shows the old timeline until the next
+# checkpoint.
 _TIMELINE = "(SELECT substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))"
 
 _SERVER = text(f"SELECT {_SYSTEM}, {_DATABASE}, {_TIMELINE}")
@@ -70,8 +73,10 @@ _MAY_READ_SERVER = "billing_worker.may_read_server"
 
 
 def server_columns(connection: Connection) -> tuple[ColumnElement[Any], ...]:
-    """To be selected in whatever transaction must know on which server it runs: a pooler between us
-    may have changed it since the last one.
+    """Return the columns that identify the server.
+
+    A transaction that depends on the server selects them itself: a connection pooler may have
+    switched servers since the last transaction.
     """
     if connection.dialect.name != "postgresql":
         return _NOTHING
@@ -97,9 +102,10 @@ _NOTHING: tuple[ColumnElement[Any], ...] = tuple(null().label(column.name) for c
 
 
 def _may_read_server(connection: Connection) -> bool:
-    """Asked once for each connection. PostgreSQL lets every role read it; a hosted one may not.
+    """Return whether this role may read the server's identity. Asked once for each connection.
 
-    A standby that is not promoted yet raises OperationalError, which is no answer.
+    PostgreSQL allows it to every role; a hosted one may not. A standby that is not promoted yet
+    raises OperationalError.
     """
     known: bool | None = connection.info.get(_MAY_READ_SERVER)
     if known is None:
@@ -115,7 +121,7 @@ def _may_read_server(connection: Connection) -> bool:
 
 
 def book_from(row: Row[Any]) -> Book:
-    """`row` has COLUMNS."""
+    """Build a book from a row with COLUMNS."""
     server = None if row.book_server is None else Server(row.book_server, row.book_timeline)
     return Book(
         row.book_identity,
@@ -128,10 +134,10 @@ def book_from(row: Row[Any]) -> Book:
 
 
 def server_from(row: Row[Any]) -> ServerNow:
-    """`row` has `server_columns`."""
+    """Build the server's report from a row with `server_columns`."""
     server = None
     if row.system_identifier is not None:
-        # PostgreSQL shows it as signed; 8 hexadecimal digits are the timeline's in a file's name.
+        # A WAL file name begins with the timeline as 8 hexadecimal digits.
         identity = f"{row.system_identifier}/{row.database_oid}"
         server = Server(identity, int(row.timeline, 16))
     return ServerNow(server, row.server_clock, row.synchronous_commit, row.standby_names)
@@ -141,11 +147,11 @@ _BOOK = select(*COLUMNS)
 
 
 IDENTITY = select(book.c.identity).scalar_subquery().label("book")
-"""For queries that need nothing else of it: a column costs less than a query of its own."""
+"""A column for other queries: cheaper than a query of its own."""
 
 
 def identity(connection: Connection) -> str | None:
-    """None: nobody has migrated this database."""
+    """Return the identity, or None if the database is not migrated."""
     return connection.execute(select(book.c.identity)).scalar()
 
 
@@ -154,7 +160,7 @@ def read(connection: Connection) -> Book:
 
 
 def lock(connection: Connection) -> tuple[Book, ServerNow]:
-    """The book, for whoever is about to change it."""
+    """Lock the book and return it with the server's report."""
     query = select(*COLUMNS, *server_columns(connection)).with_for_update(of=book)
     row = connection.execute(query).one()
     return book_from(row), server_from(row)
@@ -167,7 +173,7 @@ def remember_server(connection: Connection, server: Server, now: datetime) -> No
 
 
 def set_mode(connection: Connection, *, test_mode: bool) -> bool:
-    """Write the mode of the first charge, which is the mode of all. False: another one was first."""
+    """Write the mode of the first charge. Return False if the book already has the other mode."""
     written = connection.execute(
         update(book)
         .where(book.c.test_mode.is_(None) | (book.c.test_mode == test_mode))

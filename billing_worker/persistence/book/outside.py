@@ -1,7 +1,7 @@
-"""What is known of a book outside of its database, to notice that the database has forgotten.
+"""A record of the newest sales that is kept outside of the database.
 
-A record names the newest sales that were committed. A database that lacks one of them has lost it:
-it was restored from a backup, or from a snapshot of its disk. A record that is gone proves nothing.
+It shows whether the database has lost data. A database that lacks a recorded sale was restored from
+a backup or from a snapshot of its disk. A missing record proves nothing.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ if sys.platform != "win32":  # which lacks it, and shall get as far as the clear
     import fcntl
 
 MOST_SALES = 64
-"""Processes record in another order than they commit: a sale must not be pushed out by those that
-were committed before it. A process records one at a time, and so many nobody runs.
+"""Processes commit and record in different orders. The record is long enough that a late writer
+never pushes out a newer sale: each process records one sale at a time.
 """
 
 _SUBMITTED = select(attempts.c.id, attempts.c.reference_id).where(
@@ -47,13 +47,13 @@ class Record:
     process could not record one, so it is not known of any time."""
     server: str | None = None
     server_since: datetime | None = None
-    sales: tuple[Sale, ...] = ()  # in the order in which they were recorded
+    sales: tuple[Sale, ...] = ()  # in the order of recording
 
     def with_sale(self, sale: Sale) -> Record:
         return replace(self, sales=(*self.sales, sale)[-MOST_SALES:])
 
     def missing_in(self, connection: Connection) -> Sale | None:
-        """The newest recorded sale that the database does not know."""
+        """Return the newest recorded sale that the database does not contain, or None."""
         if not self.sales:
             return None
         ids = {sale.attempt_id for sale in self.sales}
@@ -63,7 +63,7 @@ class Record:
 
 
 class Memory:
-    """A record in this process: for tests, and where nothing else is given."""
+    """A record in this process: for tests and as the default."""
 
     path: Path | None = None
     is_missing = False
@@ -109,17 +109,19 @@ class FileRecord:
             self._write(record)
 
     def renew(self, record: Record) -> None:
-        """Never needed: a file that cannot be written raises, and the sale is not sent."""
+        """Does nothing: if the file cannot be written, `add` raises and the sale is not sent."""
 
     def add(self, book: str, sale: Sale) -> None:
-        """What other processes have added meanwhile is kept."""
+        """Add a sale and keep the sales of other processes."""
         with self._alone():
             record = self.read(book)
             if record is not None:
                 self._write(record.with_sale(sale))
 
     def _write(self, record: Record) -> None:
-        """Whole, or not at all. A power cut may bring an older one back, which is harmless."""
+        """Replace the file atomically. A power cut may bring an older version back, which is
+        harmless.
+        """
         new = self._file.with_name(f"{self._file.name}.{os.getpid()}-{threading.get_ident()}")
         new.write_bytes(written(record))
         new.replace(self._file)
@@ -127,7 +129,7 @@ class FileRecord:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """The folder is locked: the file itself is another one after each write."""
+        """Lock the folder, because each write replaces the file itself."""
         folder = os.open(self._file.parent, os.O_RDONLY)
         try:
             fcntl.flock(folder, fcntl.LOCK_EX)
@@ -137,7 +139,7 @@ class FileRecord:
 
 
 def database_file(url: str) -> Path | None:
-    """The file of an SQLite database; None for any other, and for one in memory."""
+    """Return the file of an SQLite database; None for other databases and for one in memory."""
     parts = make_url(url)
     if parts.get_backend_name() != "sqlite" or not parts.database or parts.database == ":memory:":
         return None
@@ -149,12 +151,14 @@ def written(record: Record) -> bytes:
 
 
 def read_record(text: Any) -> Record | None:
-    """None also for what nobody can read: after a power cut a file may be empty."""
+    """Return the record, or None if it is missing or unreadable. After a power cut the file may be
+    empty.
+    """
     try:
         told = json.loads(text)
         sales = [
             (told.pop("attempt_id", None), told.pop("reference_id", None))
-        ]  # of older versions
+        ]  # records written by older versions
         sales = told.get("sales", [sale for sale in sales if sale[0] is not None])
         told["sales"] = tuple(Sale(*sale) for sale in sales)
         for name in ("begun_at", "server_since"):

@@ -21,13 +21,15 @@ from billing_worker.persistence.book.outside import (
 
 _PREFIX = "billing:outside:"
 _AWAY_SECONDS = 30.0
-"""A Redis that did not answer is left alone for so long: a charge must not wait for it each time."""
+"""Seconds without further calls after Redis did not answer: charges must not wait for it each time.
+"""
 
 
 class RedisRecord:
-    """Redis may be flushed, or away, at any time: then nothing is known. Books share it.
+    """A record in Redis, shared by all processes of a book.
 
-    The sales are a list of their own: whoever adds one takes away none that others have added.
+    Redis may lose its data or be unreachable at any time; the record then proves nothing. The sales
+    are a Redis list of their own, so that a writer never removes the sales of others.
     """
 
     path: Path | None = None
@@ -36,7 +38,7 @@ class RedisRecord:
     def __init__(self, client: Redis) -> None:
         self._client = client
         self._away_until = 0.0
-        self._missed = 0  # sales that this process could not record
+        self._missed = 0  # sales that this process could not record yet
         self._missed_before_it = 0  # of these, what the record does not claim to know
         self.known: Record | None = None
 
