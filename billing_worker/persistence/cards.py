@@ -32,7 +32,7 @@ from billing_worker.domain.subscription import BILLABLE
 from billing_worker.persistence.bulk import among
 from billing_worker.persistence.schema.tables import attempts, cards, customers, subscriptions
 
-# Not the token: what is only asked about need not be carried.
+# Without the token: rows that are only shown do not carry it.
 _COLUMNS: tuple[Any, ...] = (
     cards.c.id,
     cards.c.customer_id,
@@ -49,7 +49,7 @@ _COLUMNS: tuple[Any, ...] = (
 def card_from(row: Row[Any]) -> Card:
     return Card(
         id=row.id,
-        # A card from before there were fingerprints shares its budget with no other.
+        # A card that is older than fingerprints shares its limits with no other card.
         fingerprint=row.fingerprint or f"card {row.id}",
         brand=row.brand,
         expiry_month=row.expiry_month,
@@ -61,8 +61,8 @@ def card_from(row: Row[Any]) -> Card:
 
 
 def tokens_in_use(connection: Connection, each: int, random: Random) -> list[Any]:
-    """(token, created_at) of cards that are charged: of the newest and the oldest subscriptions, and
-    of some in between. Encrypted.
+    """Return (encrypted token, created_at) of cards in use: of the newest subscriptions, the
+    oldest, and some in between.
     """
     ends = connection.execute(
         select(
@@ -90,7 +90,8 @@ _other = cards.alias("other")
 # Not `card_id IN (…) OR fingerprint IN (…)`: that reads the whole table.
 _ALIKE = or_(_other.c.id == cards.c.id, _other.c.fingerprint == cards.c.fingerprint)
 
-# As the index `ix_attempts_budget` says it, in letters: with bound values it would not be used.
+# Literally the condition of the index `ix_attempts_budget`: with bound values SQLite does not use
+# it.
 _COUNTED = text("attempts.status IN ('prepared', 'submitted', 'declined')")
 _LIVE_ON_ALIKE = (
     select(func.count())
@@ -100,7 +101,7 @@ _LIVE_ON_ALIKE = (
     .scalar_subquery()
 )
 
-# Asked for every batch of charges, so built once.
+# Built once, because every batch of charges needs it.
 _THESE: BindParameter[int] = bindparam("ids", expanding=True)
 _BY_IDS = select(*_COLUMNS).where(cards.c.id.in_(_THESE))
 _HAS_A_PAST = or_(
@@ -112,7 +113,7 @@ _HAS_A_PAST = or_(
 _ONE_ARRAY = cards.c.id == any_(bindparam("ids", type_=ARRAY(BigInteger)))
 _WITH_A_PAST = {
     "sqlite": _BY_IDS.where(_HAS_A_PAST),
-    # A preview asks for hundreds at once: see `bulk.among`.
+    # A preview reads hundreds of cards at once: see `bulk.among`.
     "postgresql": select(*_COLUMNS).where(_ONE_ARRAY, _HAS_A_PAST),
 }
 
@@ -125,10 +126,10 @@ def by_ids(connection: Connection, card_ids: Collection[int]) -> dict[int, Card]
 def with_a_past(
     connection: Connection, card_ids: Collection[int], since: datetime, now: datetime
 ) -> dict[int, Card]:
-    """Those of the cards that something may stand against: dead, declined since then, expired, or
-    with more than one live attempt on them and all cards alike.
+    """Return those of the cards that may be blocked.
 
-    Hardly any, so that asking for all the cards of a batch costs little more than the question.
+    These are cards that are refused for good, declined or expired since then, or that share more
+    than one live attempt with equal cards. They are few, so the query costs little for a batch.
     """
     asked = {"ids": sorted(card_ids), "since": since, "month": now.year * 12 + now.month}
     query = _WITH_A_PAST[connection.dialect.name]
@@ -143,7 +144,7 @@ _OF_CUSTOMERS = (
 
 
 def of_customers(connection: Connection, customer_ids: Collection[int]) -> dict[int, list[Card]]:
-    """By customer id, the oldest first."""
+    """Return cards by customer id, the oldest first."""
     found: dict[int, list[Card]] = defaultdict(list)
     for row in connection.execute(_OF_CUSTOMERS, {"ids": list(customer_ids)}):
         found[row.customer_id].append(card_from(row))
@@ -151,7 +152,7 @@ def of_customers(connection: Connection, customer_ids: Collection[int]) -> dict[
 
 
 def of_subscription(connection: Connection, subscription_id: int) -> list[Card]:
-    """All cards of the subscription's customer, the oldest first."""
+    """Return all cards of the subscription's customer, the oldest first."""
     query = (
         select(*_COLUMNS)
         .join(subscriptions, subscriptions.c.customer_id == cards.c.customer_id)
@@ -171,10 +172,12 @@ _BUDGETS = (
 
 
 def lock_budgets(connection: Connection, card_ids: Collection[int]) -> dict[int, Card]:
-    """Lock all cards that share a budget with one of these, and read them anew, by id.
+    """Lock all cards that share retry limits with one of these, read them again, and return them by
+    id.
 
-    Until the transaction ends nobody else counts their tries: two attempts cannot both be the
-    last one that is allowed. The lock is the weak one: foreign keys do not wait for it.
+    Until the transaction ends, no other transaction counts attempts on these cards: two attempts
+    cannot both be the last allowed one. The lock is FOR NO KEY UPDATE, so foreign keys do not wait
+    for it.
     """
     rows = connection.execute(_BUDGETS, {"ids": sorted(card_ids)})
     return {row.id: card_from(row) for row in rows}
@@ -201,14 +204,14 @@ _TRIES = select(
 def tries_on(
     connection: Connection, locked: Collection[Card], since: datetime, now: datetime
 ) -> dict[str, list[Try]]:
-    """Declined and still open attempts on these cards by fingerprint, whatever their origin.
+    """Return declined and live attempts on these cards by fingerprint, whatever their origin.
 
-    Also those that another transaction may be arming this moment: one that met no other attempt
-    took no lock of the card, and its `submitted` cannot be read yet. It holds its own row.
+    Includes attempts that another transaction is submitting now: such an attempt met no other one,
+    so it took no card lock, and its `submitted` is not visible yet. It holds a lock on its own row.
     """
     fingerprint_of = {card.id: card.fingerprint for card in locked}
     asked = {"ids": sorted(fingerprint_of), "since": since}
-    # In this order: what is armed between two of these statements is seen by the last one.
+    # The order matters: the last statement sees what was submitted between the first two.
     prepared = connection.execute(_PREPARED, asked).all()
     idle = _PREPARED.with_for_update(read=True, key_share=True, skip_locked=True)
     idle_ids = {row.id for row in connection.execute(idle, asked)} if prepared else set()
@@ -230,9 +233,9 @@ def tries_on(
 def remember_declines(
     connection: Connection, declined: Sequence[tuple[int, str | None]], now: datetime
 ) -> None:
-    """Note declines, as (card id, why it must never be charged again), on all cards alike.
+    """Write declines to all equal cards: (card id, why it must never be charged again, or None).
 
-    The caller holds the budgets of the cards locked.
+    The caller holds the locks of `lock_budgets`.
     """
     by_reason: dict[str | None, list[int]] = defaultdict(list)
     for card_id, reason in declined:
@@ -249,8 +252,9 @@ def remember_declines(
 
 
 def lock_known(connection: Connection, fingerprints: Collection[str]) -> Sequence[Row[Any]]:
-    """The stored cards of these fingerprints, oldest first, locked: their past is what a card that
-    is stored anew inherits, and a decline that is being written has to be waited for.
+    """Lock and return the stored cards with these fingerprints, oldest first.
+
+    A card that is stored again inherits their past, and waits for a decline that is being written.
     """
     query = (
         select(*_COLUMNS)
@@ -262,7 +266,7 @@ def lock_known(connection: Connection, fingerprints: Collection[str]) -> Sequenc
 
 
 def owners(connection: Connection, fingerprints: Collection[str]) -> defaultdict[str, set[str]]:
-    """References of the customers who have a card of each fingerprint."""
+    """Return the references of customers who have a card with each fingerprint."""
     query = (
         select(cards.c.fingerprint, customers.c.reference_id)
         .join(customers, customers.c.id == cards.c.customer_id)
@@ -275,13 +279,13 @@ def owners(connection: Connection, fingerprints: Collection[str]) -> defaultdict
 
 
 def listed(connection: Connection, customer_id: int) -> Sequence[Row[Any]]:
-    """The cards of one customer with the references of the subscriptions they pay by default."""
+    """Return the cards of one customer with the references of subscriptions they pay by default."""
     query = select(cards).where(cards.c.customer_id == customer_id).order_by(cards.c.id)
     return connection.execute(query).all()
 
 
 def paid_by(connection: Connection, customer_id: int) -> dict[int, list[str]]:
-    """References of the customer's subscriptions by the id of their default card."""
+    """Return references of the customer's subscriptions by the id of their default card."""
     query = select(subscriptions.c.card_id, subscriptions.c.reference_id).where(
         subscriptions.c.customer_id == customer_id, subscriptions.c.card_id.is_not(None)
     )
@@ -306,8 +310,9 @@ def allow_backup(connection: Connection, card_id: int, now: datetime, consent: s
 def expiring(
     connection: Connection, months: Collection[tuple[int, int]], after_id: int, limit: int
 ) -> list[tuple[int, int]]:
-    """(card id, subscription id) of cards that expire in one of the (year, month) pairs and pay for
-    a billable subscription, in the order of the latter id, from `after_id` on.
+    """Return (card id, subscription id) of cards that expire in one of the (year, month) pairs.
+
+    Only cards that pay for a billable subscription, ordered by subscription id, from `after_id` on.
     """
     due = or_(*(and_(cards.c.expiry_year == y, cards.c.expiry_month == m) for y, m in months))
     query = (
@@ -321,7 +326,7 @@ def expiring(
 
 
 def lock(connection: Connection, card_ids: Collection[int]) -> dict[int, Row[Any]]:
-    """Whole rows by id."""
+    """Lock and return whole rows by id."""
     query = (
         select(cards)
         .where(cards.c.id.in_(sorted(card_ids)))

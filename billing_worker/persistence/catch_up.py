@@ -1,4 +1,6 @@
-"""What a customer pays anyway, and which late periods wait for a person."""
+"""Queries for catch-up: the other debits of a customer, and the late periods that wait for a
+person.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +24,9 @@ _MADE = ("submitted", "succeeded", "surplus")
 
 
 def lock_customers(connection: Connection, customer_ids: Collection[int]) -> None:
-    """Take turns with other sweeps that date debits of the same customers.
+    """Lock customers, so that two sweeps do not date debits of one customer at once.
 
-    Always after the subscriptions and before the invoices, in the order of the ids: no circle.
+    Taken after subscriptions and before invoices, in the order of the ids: this avoids deadlocks.
     """
     if customer_ids:
         connection.execute(
@@ -38,7 +40,7 @@ def lock_customers(connection: Connection, customer_ids: Collection[int]) -> Non
 def diaries(
     connection: Connection, customer_ids: Collection[int], now: datetime
 ) -> dict[int, Diary]:
-    """By customer: debits of the last year, those that are dated, and the agreed dates to come."""
+    """Return by customer: debits of the last year, debits with a date, and agreed dates to come."""
     if not customer_ids:
         return {}
     debits = _debits(connection, customer_ids, now)
@@ -68,7 +70,7 @@ def _debits(
         .where(
             subscriptions.c.customer_id.in_(customer_ids),
             invoices.c.status == "open",
-            # What was missed has no date any more: it gets another one (`catch_up.was_missed`).
+            # A missed charge has lost its date: it gets another one (`catch_up.was_missed`).
             or_(
                 invoices.c.next_attempt_at >= now - LATE_AFTER,
                 (invoices.c.next_attempt_at < now) & (invoices.c.next_origin != "scheduled"),
@@ -94,7 +96,7 @@ def _calendars(
         .order_by(subscriptions.c.id)
     )
     found: dict[int, list[Subscription]] = defaultdict(list)
-    # One that cannot be read has no dates that could be kept; the sweep over it raises the alert.
+    # An unreadable subscription has no dates to respect. The sweep over it raises the alert.
     agreed, _ = readable(connection.execute(query))
     for subscription in agreed:
         found[subscription.customer_id].append(subscription)
@@ -102,7 +104,7 @@ def _calendars(
 
 
 def newest_periods(connection: Connection, subscription_ids: Collection[int]) -> dict[int, int]:
-    """By subscription: the number of the latest period that was opened."""
+    """Return by subscription the number of the latest opened period."""
     query = (
         select(invoices.c.subscription_id, func.max(invoices.c.period_number).label("number"))
         .where(invoices.c.subscription_id.in_(subscription_ids))
@@ -116,7 +118,7 @@ def newest_periods(connection: Connection, subscription_ids: Collection[int]) ->
 
 @dataclass(frozen=True, slots=True)
 class LateSubscription:
-    """A subscription with due periods, or periods on hold, or both."""
+    """A subscription with due periods, held periods, or both."""
 
     subscription: Subscription
     held: tuple[Invoice, ...]  # oldest first
@@ -125,7 +127,7 @@ class LateSubscription:
 def customers_with_late(
     connection: Connection, now: datetime, after_id: int, limit: int
 ) -> list[int]:
-    """A page of ids, in order, of customers who have something due or on hold."""
+    """Return ids of customers with due or held periods, in order, one batch at a time."""
     due = select(subscriptions.c.customer_id).where(
         subscriptions.c.next_billing_at <= now, subscriptions.c.customer_id > after_id
     )
@@ -141,7 +143,7 @@ def customers_with_late(
 
 @dataclass(frozen=True, slots=True)
 class LateOf:
-    """What one customer is late with."""
+    """The late subscriptions of one customer."""
 
     customer_reference: str
     readable: list[LateSubscription] = field(default_factory=list)
@@ -151,7 +153,9 @@ class LateOf:
 def late_of(
     connection: Connection, customer_ids: Collection[int], now: datetime, *, lock: bool
 ) -> dict[int, LateOf]:
-    """By customer, in the order in which the sweep takes them. `lock` to write afterwards."""
+    """Return late subscriptions by customer, in the order of the sweep. `lock`: the caller writes
+    afterwards.
+    """
     held_ids = _held().with_only_columns(subscriptions.c.id)
     query: Select[Any] = (
         select(*TERMS, customers.c.reference_id.label("customer_reference"))
@@ -190,7 +194,7 @@ def _held() -> Select[tuple[Invoice]]:
             invoices.c.status == "open",
             invoices.c.next_attempt_at.is_(None),
             invoices.c.reason.startswith(HELD, autoescape=True),
-            ~HAS_LIVE_ATTEMPT,  # somebody was given a page for it: it decides
+            ~HAS_LIVE_ATTEMPT,  # A pay page exists for it: the payment on that page decides.
             subscriptions.c.status.in_(COLLECTABLE),
         )
     )
@@ -225,7 +229,7 @@ _DECIDE = (
 
 
 def decide_held(connection: Connection, decided: Sequence[tuple[Invoice, Planned]]) -> None:
-    """Write what becomes of locked invoices that were on hold."""
+    """Write the decisions about locked invoices that were held."""
     if decided:
         connection.execute(
             _DECIDE,

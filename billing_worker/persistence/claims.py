@@ -1,4 +1,4 @@
-"""Taking invoices to charge: each for one worker at a time, under a lease and a fence."""
+"""Claims: each due invoice goes to one worker at a time, under a lease and a fence."""
 
 from __future__ import annotations
 
@@ -47,27 +47,31 @@ from billing_worker.persistence.schema.tables import (
 
 @dataclass(frozen=True, slots=True)
 class DueInvoice:
-    """An open invoice whose time has come, locked, with all its attempts so far."""
+    """A due open invoice, locked, with all its attempts so far."""
 
     invoice: Invoice
     attempts: tuple[Attempt, ...]
     card_id: int | None
     dunning_policy: str | None = None
     older_since: datetime | None = None
-    """An older invoice of the subscription is being recovered: since when the outcome of its last
-    attempt is unknown, or NOT_UNKNOWN. None: there is no such invoice."""
+    """Set when an older invoice of the subscription is in recovery: since when the outcome of its
+    last attempt is unknown, or NOT_UNKNOWN if it is known. None: no such invoice.
+    """
     moved_in_at: datetime | None = None
-    """When another book's subscription was imported; of one that was held, when it was armed."""
-    from_prefix: str | None = None  # of its references at the gateway, if it has been
+    """When the subscription was imported from another book; for a held import, when it was
+    activated.
+    """
+    from_prefix: str | None = None  # prefix of the other book's references at the gateway
 
     @property
     def may_be_charged_elsewhere(self) -> bool:
-        """Whether the book that it comes from may have charged for the invoice."""
+        """Whether the former book may have charged this invoice."""
         return self.moved_in_at is not None and is_near(self.invoice, self.moved_in_at)
 
     def comes_after_older(self, at: datetime, unknown_blocks: timedelta) -> bool:
-        """Whether the older invoice comes first, `at` some time. One whose outcome is unknown is
-        waited for no longer than `unknown_blocks`.
+        """Return whether the older invoice must be paid first, at the given time.
+
+        An older invoice with an unknown outcome blocks this one for `unknown_blocks` at most.
         """
         return self.older_since is not None and at < self.older_since + unknown_blocks
 
@@ -81,8 +85,9 @@ class DueInvoice:
 
 @dataclass(frozen=True, slots=True)
 class UnreadableInvoice:
-    """An open invoice whose row, or an attempt's of it, this version cannot read: it must not stop
-    the others.
+    """An open invoice that this version cannot read, or that has such an attempt.
+
+    It must not stop the others.
     """
 
     id: int
@@ -90,12 +95,12 @@ class UnreadableInvoice:
     reference_id: str
     period_number: int
     period_start: datetime
-    told: str | None  # why it waits, as far as anybody was told
+    told: str | None  # the reason that was already told
     reason: str
 
 
 NOT_UNKNOWN = datetime(9000, 1, 1, tzinfo=UTC)
-"""In place of a time: later than each that anybody waits for."""
+"""Stands for "no time": it is later than every real one."""
 
 _older = invoices.alias("older")
 _UNKNOWN_SINCE = (
@@ -110,7 +115,8 @@ _OLDER_SINCE = (
         _older.c.period_number < invoices.c.period_number,
         _older.c.status == "open",
         _older.c.first_declined_at.is_not(None),
-        # In recovery: a step is dated, the customer is waited for, or an attempt is under way.
+        # In recovery: the next attempt has a date, the customer is waited for, or an attempt is
+        # live.
         or_(
             _older.c.next_attempt_at.is_not(None),
             _older.c.give_up_at.is_not(None),
@@ -126,7 +132,7 @@ HAS_LIVE_ATTEMPT = exists().where(
 )
 
 
-# What runs for every page is built once: putting a statement together costs as much as sending it.
+# Statements for every batch are built once: building one costs as much as sending it.
 _THESE: BindParameter[int] = bindparam("ids", expanding=True)
 _ARMED_AT = (
     select(func.max(events.c.at))
@@ -136,7 +142,7 @@ _ARMED_AT = (
     )
     .scalar_subquery()
 )
-"""Until then the former book may have gone on: an import that was held bills its periods late."""
+"""The former book may have billed until then: a held import bills its periods late."""
 
 OF_SUBSCRIPTION: list[Any] = [
     subscriptions.c.card_id,
@@ -150,7 +156,7 @@ OF_SUBSCRIPTION: list[Any] = [
     ).label("moved_in_at"),
     _OLDER_SINCE,
 ]
-"""What `read_with_attempts` needs beside the columns of an invoice."""
+"""The columns that `read_with_attempts` needs beside those of an invoice."""
 
 _WITH_TERMS = select(invoices, *OF_SUBSCRIPTION).join(
     subscriptions, subscriptions.c.id == invoices.c.subscription_id
@@ -170,13 +176,14 @@ _TRIES = select(attempts).where(attempts.c.invoice_id.in_(_THESE)).order_by(atte
 def lock_due(
     connection: Connection, invoice_ids: Sequence[int], now: datetime
 ) -> tuple[list[DueInvoice], list[UnreadableInvoice]]:
-    """Lock those of the invoices that are open and due, passing over what others hold."""
+    """Lock the invoices that are open and due. Skips rows that others have locked."""
     return _with_attempts(connection, _DUE, {"ids": list(invoice_ids), "now": now})
 
 
 def lock_open(connection: Connection, *subscription_ids: int) -> list[DueInvoice]:
-    """Lock every open invoice of subscriptions that the caller has locked, due or not. What cannot
-    be read is passed over: nobody can charge it either, and the claim tells of it.
+    """Lock every open invoice of locked subscriptions, due or not.
+
+    Skips unreadable ones: they cannot be charged, and the claim reports them.
     """
     query = (
         _WITH_TERMS.where(
@@ -189,9 +196,9 @@ def lock_open(connection: Connection, *subscription_ids: int) -> list[DueInvoice
 
 
 def lock_one(connection: Connection, invoice_id: int) -> DueInvoice | None:
-    """Lock one invoice, whatever its state, of a subscription that the caller has locked.
+    """Lock one invoice in any state; the caller has locked its subscription.
 
-    Raises InvariantBroken when it cannot be read.
+    Raises InvariantBroken if it cannot be read.
     """
     query = _WITH_TERMS.where(invoices.c.id == invoice_id).with_for_update(of=invoices)
     found, unreadable = _with_attempts(connection, query)
@@ -203,7 +210,7 @@ def lock_one(connection: Connection, invoice_id: int) -> DueInvoice | None:
 
 
 def lock_given_up(connection: Connection, subscription_id: int) -> list[Invoice]:
-    """Lock the uncollectible invoices of a subscription that the caller has locked."""
+    """Lock the uncollectible invoices of a locked subscription."""
     query = (
         select(invoices)
         .where(invoices.c.subscription_id == subscription_id, invoices.c.status == "uncollectible")
@@ -214,8 +221,8 @@ def lock_given_up(connection: Connection, subscription_id: int) -> list[Invoice]
 
 
 def overdue(connection: Connection, now: datetime, limit: int) -> list[tuple[int, str]]:
-    """(invoice id, subscription reference) where the customer has been waited for long enough, and
-    nothing is under way.
+    """Return (invoice id, subscription reference) of invoices that have waited long enough for the
+    customer and have no live attempt.
     """
     query = (
         select(invoices.c.id, subscriptions.c.reference_id)
@@ -240,7 +247,9 @@ def _with_attempts(
 def read_with_attempts(
     rows: Iterable[Row[Any]], tries: Mapping[int, Sequence[Row[Any]]]
 ) -> tuple[list[DueInvoice], list[UnreadableInvoice]]:
-    """Rows of invoices and, by invoice id, of their attempts; in the order of the invoices."""
+    """Return rows of invoices and, by invoice id, of their attempts, in the order of the
+    invoices.
+    """
     read: list[DueInvoice] = []
     unreadable: list[UnreadableInvoice] = []
     for row in rows:
@@ -270,7 +279,9 @@ def prepare(
     now: datetime,
     lease_until: datetime,
 ) -> list[Attempt]:
-    """Write the next attempt of each invoice, claimed under fence 1. Card ids must be present."""
+    """Write the next attempt of each invoice, claimed with fence 1. Every invoice needs a
+    card id.
+    """
     if not due:
         return []
     prefix = book.read(connection).prefix
@@ -279,7 +290,8 @@ def prepare(
             "reference_id": attempt_rules.reference_for(
                 item.invoice.reference_id,
                 len(item.attempts) + 1,
-                # Of a subscription that has moved: where the other book may have charged already.
+                # A moved subscription keeps the other book's prefix there, to find what it may have
+                # charged.
                 prefix if item.from_prefix is None else item.from_prefix,
             ),
             "invoice_id": item.invoice.id,
@@ -320,7 +332,9 @@ _TAKE_OVER = (
 
 
 def take_over(connection: Connection, lapsed: Sequence[tuple[Attempt, datetime]]) -> list[Attempt]:
-    """Claim prepared attempts whose lease ran out: (attempt, new lease). The fence grows."""
+    """Claim prepared attempts whose lease has expired: (attempt, new lease). Each fence grows by
+    one.
+    """
     if not lapsed:
         return []
     result = connection.execute(
@@ -338,7 +352,7 @@ def take_over(connection: Connection, lapsed: Sequence[tuple[Attempt, datetime]]
 
 
 def renew(connection: Connection, attempt: Attempt, until: datetime) -> None:
-    """Hold a claim for longer. Raises ConcurrentChange when it is not ours any more."""
+    """Extend a lease. Raises ConcurrentChange if another worker has taken over the claim."""
     ours = connection.execute(
         update(attempts)
         .where(
@@ -365,8 +379,9 @@ _UNCOUNT = (
 
 
 def uncount(connection: Connection, ended: Sequence[Attempt]) -> None:
-    """Do not count these claims against their attempts: whoever held one is alive, or was replaced
-    because it was slow, or has failed by no fault of the row.
+    """Do not count these claims as crashes.
+
+    Their worker lives, or was replaced because it was slow, or failed for a reason outside the row.
     """
     if ended:
         rows = [{"row_id": attempt.id, "its_fence": attempt.fence} for attempt in ended]
@@ -374,7 +389,7 @@ def uncount(connection: Connection, ended: Sequence[Attempt]) -> None:
 
 
 def tell_why(connection: Connection, invoice_id: int, reason: str) -> None:
-    """Why an open invoice is not charged yet, for whoever asks. An order is never overwritten."""
+    """Write why an open invoice is not charged yet. Never overwrites an operator's order."""
     connection.execute(
         update(invoices)
         .where(
@@ -398,8 +413,10 @@ def workers_died_of_all(
     deaths: int,
     others: int,
 ) -> bool:
-    """Whether, at `until`, the workers of this many other attempts, made around the same time, had
-    died so often as well, and none of those attempts had got any further since `since`.
+    """Return whether the crashes of this attempt are part of a general failure.
+
+    True if, at `until`, at least `others` attempts from around the same time had as many crashes
+    (`deaths`), and none of them had made progress since `since`.
     """
     around = and_(
         attempts.c.id.between(attempt.id - NEIGHBOURS, attempt.id + NEIGHBOURS),
@@ -428,7 +445,7 @@ _RING_LATER = (
 
 
 def ring_later(connection: Connection, invoice_ids: Sequence[int], when: datetime) -> None:
-    """Push the bell of invoices on."""
+    """Postpone the next wake-up of invoices."""
     if invoice_ids:
         connection.execute(_RING_LATER, {"ids": list(invoice_ids), "new_enqueue_at": when})
 
@@ -437,7 +454,9 @@ AFTER_OLDER = "an older invoice comes first"
 
 
 def wait(connection: Connection, waiting: Sequence[tuple[int, str]], until: datetime) -> None:
-    """Keep due invoices for later: (invoice id, reason). They stay due; nobody is rung for them."""
+    """Postpone due invoices: (invoice id, reason). They stay due, and no worker is woken for them
+    until then.
+    """
     if waiting:
         connection.execute(
             update(invoices)
@@ -448,7 +467,7 @@ def wait(connection: Connection, waiting: Sequence[tuple[int, str]], until: date
 
 
 def date(connection: Connection, dated: Sequence[tuple[int, str, datetime]]) -> None:
-    """Move the next attempt of due invoices to a date: (invoice id, reason, date)."""
+    """Set a new date for the next attempt of due invoices: (invoice id, reason, date)."""
     if dated:
         connection.execute(
             update(invoices)
@@ -463,7 +482,7 @@ def date(connection: Connection, dated: Sequence[tuple[int, str, datetime]]) -> 
 
 
 def stop_waiting(connection: Connection, subscription_ids: Sequence[int], now: datetime) -> None:
-    """The older invoice is paid or given up: the next one may be rung for."""
+    """Wake the next invoice: the older one is paid or given up."""
     if subscription_ids:
         connection.execute(
             update(invoices)
@@ -477,7 +496,7 @@ def stop_waiting(connection: Connection, subscription_ids: Sequence[int], now: d
 
 
 def await_card(connection: Connection, invoice_id: int, until: datetime) -> None:
-    """How long the customer is waited for, unless that has been said before."""
+    """Set how long to wait for the customer, unless it is already set."""
     connection.execute(
         update(invoices)
         .where(invoices.c.id == invoice_id, invoices.c.give_up_at.is_(None))
@@ -491,7 +510,7 @@ def be_patient(connection: Connection, invoice_id: int, until: datetime) -> None
 
 
 def hold(connection: Connection, held: Sequence[tuple[int, str]]) -> None:
-    """Stop ringing for invoices until something changes: (invoice id, reason)."""
+    """Stop wake-ups for invoices until something changes: (invoice id, reason)."""
     if held:
         connection.execute(
             update(invoices)
@@ -503,7 +522,7 @@ def hold(connection: Connection, held: Sequence[tuple[int, str]]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Payer:
-    """Who pays an attempt, and with what."""
+    """The customer and the card that pay an attempt."""
 
     key: CaseKey
     customer_reference: str
@@ -511,12 +530,12 @@ class Payer:
     customer_email: str | None
     description: str | None
     card_token: bytes  # encrypted
-    book: str | None = None  # the identity of ours
+    book: str | None = None  # the identity of this book
     former_book: str | None = None  # see `Owner`
 
     @property
     def owner(self) -> Owner:
-        """Whose every invoice is that may be sold to this payer."""
+        """The owner that an invoice must have to be sold to this payer."""
         return Owner(self.book, self.customer_reference, self.former_book)
 
 
@@ -542,7 +561,7 @@ _PAYERS = (
 
 
 def payers(connection: Connection, attempt_ids: Sequence[int]) -> dict[int, Payer]:
-    """By attempt id."""
+    """Return payers by attempt id."""
     rows = connection.execute(_PAYERS, {"ids": list(attempt_ids)})
     return {row.attempt_id: _payer_from(row) for row in rows}
 

@@ -1,4 +1,4 @@
-"""Commands from other services, as they came and what became of them. Rows are never deleted."""
+"""Commands from other services with their results. Rows are never deleted."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ _DONE = commands.c.outcome == "done"
 
 
 def claim(connection: Connection, row: dict[str, Any]) -> int | None:
-    """Write a command down as done before it is: its unique key makes a twin wait for this
-    transaction. None: the same task and reference id has been done already.
+    """Record a command as done before it is carried out, in the same transaction.
+
+    The unique key makes a repeated command wait for this transaction. Return None if the same task
+    and reference id is already done.
     """
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     statement = (
@@ -56,13 +58,13 @@ def done(connection: Connection, task: str, reference_id: str) -> Row[Any] | Non
 
 
 def done_page(connection: Connection, after_id: int, limit: int) -> Sequence[Row[Any]]:
-    """Commands that were carried out, in the order of their rows."""
+    """Return commands that were carried out, in the order of their rows."""
     query = select(commands).where(_DONE, commands.c.id > after_id)
     return connection.execute(query.order_by(commands.c.id).limit(limit)).all()
 
 
 def remember(connection: Connection, rows: Sequence[dict[str, Any]]) -> int:
-    """Write down commands that another book has carried out. Returns how many are new here."""
+    """Record commands that another book has carried out. Return how many are new."""
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     statement = (
         dialect.insert(commands)
@@ -76,7 +78,7 @@ def remember(connection: Connection, rows: Sequence[dict[str, Any]]) -> int:
 
 
 def of_message(connection: Connection, message_id: str, digest: str) -> Row[Any] | None:
-    """What became of this very message, if it was delivered before."""
+    """Return the result of this message if it was delivered before."""
     query = (
         select(commands)
         .where(commands.c.message_id == message_id, commands.c.digest == digest)
@@ -94,7 +96,7 @@ def listed(
     reference_id: str | None = None,
     message_id: str | None = None,
 ) -> Sequence[Row[Any]]:
-    """The newest commands, newest first, narrowed by what is given."""
+    """Return the newest commands, newest first, filtered by what is given."""
     query = select(commands).order_by(commands.c.id.desc()).limit(limit)
     if outcomes:
         query = query.where(commands.c.outcome.in_(outcomes))

@@ -1,4 +1,4 @@
-"""Things of which only the number is kept."""
+"""Counters."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def add(connection: Connection, name: str, number: int, now: datetime) -> None:
 
 
 def add_unless_recent(connection: Connection, name: str, now: datetime, since: datetime) -> bool:
-    """Count once in a while. False: it was counted after `since`, and is not again."""
+    """Count unless it was counted after `since`. Return whether it was counted now."""
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     statement = dialect.insert(counters).values(name=name, total=1, changed_at=now)
     counted = connection.execute(
@@ -36,7 +36,7 @@ def add_unless_recent(connection: Connection, name: str, now: datetime, since: d
 
 
 def counts(connection: Connection, prefix: str) -> dict[str, int]:
-    """By name, without the prefix."""
+    """Return counts by name, without the prefix."""
     query = select(counters.c.name, counters.c.total).where(
         counters.c.name.startswith(prefix, autoescape=True)
     )

@@ -41,10 +41,10 @@ def _known(connection: Connection, references: Sequence[str]) -> dict[str, int]:
 
 
 def add_cards(connection: Connection, rows: Sequence[dict[str, Any]]) -> list[int]:
-    """Insert cards (tokens already encrypted); the ids come back in the order of `rows`.
+    """Insert cards with encrypted tokens. Return their ids in the order of `rows`.
 
-    A card that is known by its fingerprint keeps its past: refused for good stays refused. Raises
-    InvalidInput on `card.token` when another customer has it.
+    A card with a known fingerprint inherits its past: refused for good stays refused. Raises
+    InvalidInput on `card.token` if another customer has the card.
     """
     if not rows:
         return []

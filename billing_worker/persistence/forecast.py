@@ -1,4 +1,6 @@
-"""Reading the book page by page: what preview shows, and what it is compared with afterwards."""
+"""Queries of the preview, and of its comparison with what happened. They read the book in
+batches.
+"""
 
 from __future__ import annotations
 
@@ -27,19 +29,21 @@ from billing_worker.persistence.schema.tables import (
 )
 
 IN = 500
-"""Values in one IN list: a statement takes only so many parameters."""
+"""Most values in one IN list: a statement takes a limited number of parameters."""
 
 
 def at_one_moment(connection: Connection) -> None:
-    """All queries of this transaction see the same books, whatever sweeps commit meanwhile: an
-    invoice that is opened between two of them would be seen twice. SQLite does so by itself.
+    """Open a transaction in which all queries see one snapshot.
+
+    Without it, an invoice that a sweep opens between two queries counts twice. SQLite does so by
+    itself.
     """
     if connection.dialect.name == "postgresql":
         connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
 
 
 def customers_after(connection: Connection, after_id: int, limit: int) -> list[int]:
-    """A page of the ids of customers, in order."""
+    """Return a batch of customer ids, in order."""
     query = select(customers.c.id).where(customers.c.id > after_id).order_by(customers.c.id)
     return list(connection.execute(query.limit(limit)).scalars())
 
@@ -49,11 +53,11 @@ _AGREED = [
     for column in TERMS
     if column.name not in {"record_digest", "created_at", "trial_end", "paid_through"}
 ]
-"""Instants that nobody asks for are a tenth of the time that a large book takes."""
+"""Reading unused dates takes a tenth of the time of a large book."""
 
 
 def agreements_of(connection: Connection, customer_ids: Sequence[int]) -> Sequence[Row[Any]]:
-    """All subscriptions of the customers (a whole page of ids, in order), one-off charges too."""
+    """Return all subscriptions of a whole batch of customers, one-off charges too."""
     if not customer_ids:
         return []
     query: Any = (
@@ -68,7 +72,9 @@ def agreements_of(connection: Connection, customer_ids: Sequence[int]) -> Sequen
 
 @dataclass(frozen=True, slots=True)
 class OpenInvoices:
-    """Of one subscription, oldest first. What cannot be read must not hide the others."""
+    """The open invoices of one subscription, oldest first. Unreadable ones must not hide the
+    others.
+    """
 
     readable: list[DueInvoice]
     unreadable: list[UnreadableInvoice]
@@ -77,7 +83,7 @@ class OpenInvoices:
 def open_invoices_of(
     connection: Connection, customer_ids: Sequence[int]
 ) -> dict[int, OpenInvoices]:
-    """By subscription, due or not, with all their attempts so far."""
+    """Return open invoices by subscription, due or not, with all their attempts so far."""
     if not customer_ids:
         return {}
     theirs = (
@@ -111,7 +117,7 @@ def open_invoices_of(
     return dict(found)
 
 
-# Not the secrets: what is only looked at need not carry them.
+# Without the secrets: a preview does not need them.
 _TRIED: list[Any] = [
     column for column in attempts.c if column.name not in {"bearer", "page", "page_digest"}
 ]
@@ -141,7 +147,7 @@ def subscriptions_named(connection: Connection, references: Collection[str]) -> 
 
 
 def paid_by(connection: Connection, invoice_ids: Collection[int]) -> dict[int, Row[Any]]:
-    """By invoice: the attempt that paid it, with when it was written down and sent."""
+    """Return by invoice the attempt that paid it, with the times of its creation and sale."""
     query: Any = select(
         attempts.c.id,
         attempts.c.invoice_id,
@@ -155,7 +161,9 @@ def paid_by(connection: Connection, invoice_ids: Collection[int]) -> dict[int, R
 def happened_to(
     connection: Connection, subscription_ids: Collection[int], since: datetime
 ) -> dict[int, list[Row[Any]]]:
-    """Events by subscription, its invoices' too, oldest first; those about no row under 0."""
+    """Return events by subscription, oldest first, with those of its invoices. Key 0 holds events
+    about no row.
+    """
     query = (
         select(events)
         .where(
@@ -176,7 +184,7 @@ def happened_to(
 def paid_between(
     connection: Connection, after: datetime, until: datetime
 ) -> Iterator[Sequence[Row[Any]]]:
-    """Pages of invoices that were paid, with their subscription's reference, kind and beginning."""
+    """Yield batches of paid invoices with reference, kind and start of their subscription."""
     last_id = 0
     query = (
         select(

@@ -1,4 +1,6 @@
-"""The append-only history: written in the transaction of the change it tells about."""
+"""The append-only history. Each entry is written in the transaction of the change that it
+describes.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from billing_worker.persistence.schema.tables import attempts, events, invoices
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An event and the rows that it is about."""
+    """An event and the rows that it describes."""
 
     event: Event
     subscription_id: int | None = None
@@ -43,7 +45,9 @@ def write(connection: Connection, entries: Iterable[Entry]) -> None:
 
 
 def of_invoice(connection: Connection, invoice_id: int) -> Sequence[Row[Any]]:
-    """Everything about one invoice, oldest first, with the attempt's number where there is one."""
+    """Return all events about one invoice, oldest first, with the attempt's number if there
+    is one.
+    """
     query = (
         select(events, attempts.c.number.label("attempt_number"))
         .join(attempts, attempts.c.id == events.c.attempt_id, isouter=True)
@@ -56,7 +60,7 @@ def of_invoice(connection: Connection, invoice_id: int) -> Sequence[Row[Any]]:
 def told_of(
     connection: Connection, invoice_id: int, attempt_id: int, kinds: Iterable[str]
 ) -> Sequence[Row[Any]]:
-    """The events of these kinds about one attempt, newest first."""
+    """Return events of these kinds about one attempt, newest first."""
     query: Select[Any] = (
         select(events.c.kind, events.c.by, events.c.data)
         .where(
@@ -70,7 +74,7 @@ def told_of(
 
 
 def of_subscription(connection: Connection, subscription_id: int) -> Sequence[Row[Any]]:
-    """What happened to the subscription itself, oldest first; not its invoices."""
+    """Return events about the subscription itself, oldest first, without those of its invoices."""
     query = (
         select(events)
         .where(events.c.subscription_id == subscription_id, events.c.invoice_id.is_(None))
@@ -82,7 +86,7 @@ def of_subscription(connection: Connection, subscription_id: int) -> Sequence[Ro
 def of_kinds(
     connection: Connection, subscription_id: int, kinds: Collection[EventKind]
 ) -> Sequence[Row[Any]]:
-    """What happened to the subscription itself, of these kinds, oldest first."""
+    """Return events of these kinds about the subscription itself, oldest first."""
     query = (
         select(events)
         .where(
@@ -97,7 +101,7 @@ def of_kinds(
 
 @dataclass(frozen=True, slots=True)
 class Last:
-    """The newest event about an attempt, and whether a kind of event was ever said of it."""
+    """The newest event about an attempt, and whether it ever had an event of the given kind."""
 
     kind: str
     at: datetime
@@ -125,7 +129,9 @@ _LAST = select(events, _LAST_IDS.c.was_said).join(_LAST_IDS, _LAST_IDS.c.id == e
 def last_of(
     connection: Connection, attempts: Sequence[tuple[int, int]], said: str
 ) -> dict[int, Last]:
-    """By attempt id. `attempts`: (invoice id, attempt id), as the index is on invoices."""
+    """Return the last events by attempt id. `attempts` are (invoice id, attempt id), because the
+    index is on invoices.
+    """
     asked = {
         "said": said,
         "invoice_ids": [invoice_id for invoice_id, _ in attempts],
@@ -138,11 +144,11 @@ def last_of(
 
 
 def of_hosted_payment(connection: Connection, reference_id: str) -> Sequence[Row[Any]]:
-    """What happened to a payment on a page that pays no invoice, oldest first."""
+    """Return events about a card set-up that pays no invoice, oldest first."""
     query = (
         select(events)
         .where(
-            # The index on subscriptions narrows it to the few events that are about none.
+            # The index on subscriptions narrows the search to the few events without one.
             events.c.subscription_id.is_(None),
             events.c.invoice_id.is_(None),
             events.c.data["reference_id"].as_string() == reference_id,
@@ -153,7 +159,7 @@ def of_hosted_payment(connection: Connection, reference_id: str) -> Sequence[Row
 
 
 def alerts(connection: Connection, limit: int) -> Sequence[Row[Any]]:
-    """The newest events that a person has to look at."""
+    """Return the newest alerts."""
     query = (
         select(events, invoices.c.reference_id.label("invoice_reference"))
         .join(invoices, invoices.c.id == events.c.invoice_id, isouter=True)

@@ -41,9 +41,10 @@ def open_periods(
 ) -> list[tuple[int, int, int]]:
     """Write one invoice per due period, open or waived as planned.
 
-    Returns (invoice id, subscription id, period number). `enqueue_at` is for what is charged now:
-    whoever opens it rings, and the sweep rings again then. A period that already has its invoice
-    is passed over: the unique key stops a twin. One that was taken back is opened anew.
+    Returns (invoice id, subscription id, period number). `enqueue_at` is for invoices that are
+    charged now: the caller wakes a worker, and the sweep does so again at that time. A period that
+    already has its invoice is skipped: the unique key stops a second one. A period that was taken
+    back is opened again.
     """
     if not due:
         return []
@@ -117,9 +118,10 @@ _POLL_AGAIN = (
 def due_to_ring(
     connection: Connection, now: datetime, ring_again_at: datetime, limit: int
 ) -> list[int]:
-    """Take up to `limit` invoices whose bell is due, and push their next ring on.
+    """Return up to `limit` invoices that are due for a wake-up, and set the next one to
+    `ring_again_at`.
 
-    Whatever becomes of the message, the row is found again at `ring_again_at`.
+    A lost message therefore loses no invoice.
     """
     ids = _taken(connection, _RING_DUE, now, limit)
     if ids:
@@ -135,7 +137,7 @@ def _taken(connection: Connection, due: Select[tuple[int]], now: datetime, limit
 def due_to_poll(
     connection: Connection, now: datetime, poll_again_at: datetime, limit: int
 ) -> list[int]:
-    """Take up to `limit` attempts that the gateway is to be asked about, and push them on."""
+    """Return up to `limit` attempts that are due for polling, and set their next poll."""
     ids = _taken(connection, _POLL_DUE, now, limit)
     if ids:
         connection.execute(_POLL_AGAIN, {"ids": ids, "again": poll_again_at})
@@ -143,7 +145,7 @@ def due_to_poll(
 
 
 def poll_again(connection: Connection, attempt_id: int, when: datetime) -> None:
-    """Also one that was asked about for the last time."""
+    """Make an attempt due for polling, even after its last poll."""
     connection.execute(_POLL_AGAIN, {"ids": [attempt_id], "again": when})
 
 
@@ -153,8 +155,8 @@ def poll_later(connection: Connection, attempt_id: int, when: datetime) -> None:
 
 
 def find(connection: Connection, reference_id: str) -> Row[Any] | None:
-    """An invoice by its own reference, or by that of any of its attempts, with or without the prefix
-    of its book, or by gateway id.
+    """Find an invoice by its reference, by an attempt's reference with or without the book's
+    prefix, or by the gateway's id.
     """
     by_attempt = select(attempts.c.invoice_id).where(
         or_(attempts.c.reference_id == reference_id, attempts.c.gateway_id == reference_id)
@@ -176,7 +178,7 @@ def find(connection: Connection, reference_id: str) -> Row[Any] | None:
         )
         .join(subscriptions, subscriptions.c.id == invoices.c.subscription_id)
         .where(or_(*named))
-        # A caller's own reference may read like that of an attempt of another one.
+        # The reference of a one-off charge may look like an attempt's reference of another invoice.
         .order_by(case((invoices.c.reference_id == reference_id, 0), else_=1))
     )
     return connection.execute(query).first()
@@ -194,7 +196,7 @@ def of_subscription(connection: Connection, subscription_id: int) -> Sequence[Ro
 def opened_after(
     connection: Connection, subscription_id: int, instant: datetime
 ) -> Sequence[Row[Any]]:
-    """Invoices of periods that begin after `instant`, oldest first."""
+    """Return invoices of periods that begin after `instant`, oldest first."""
     query = (
         select(invoices)
         .where(invoices.c.subscription_id == subscription_id, invoices.c.period_start > instant)
@@ -204,7 +206,7 @@ def opened_after(
 
 
 def take_back_waived(connection: Connection, ids: Sequence[int]) -> None:
-    """Let waived periods be opened anew, should they become due again."""
+    """Allow waived periods to be opened again if they become due again."""
     connection.execute(
         update(invoices)
         .where(
@@ -222,12 +224,13 @@ def attempts_of(connection: Connection, invoice_id: int) -> Sequence[Row[Any]]:
 
 
 PAGE, SILENT, UNDECIDED, MISFIT = "page", "silent", "undecided", "misfit"
-"""What is known of a submitted attempt: nobody has paid on its page yet, as far as the gateway
-says; nobody has answered; the gateway answers and has not decided; its answer does not fit.
+"""What is known of a submitted attempt. PAGE: unpaid on its page, as far as the gateway says.
+SILENT: no answer. UNDECIDED: an answer without a decision. MISFIT: an answer that contradicts the
+order.
 """
 
 REOPENED = "reopened"
-"""What is known of an attempt that had ended unpaid: the gateway has taken that back."""
+"""The gateway has taken back that the attempt ended unpaid."""
 
 SAYS_NOTHING = ("no answer", "nothing new")
 
@@ -241,7 +244,7 @@ def _polled(*, found_none_of: Sequence[str]) -> ColumnElement[bool]:
     )
 
 
-# A fresh page is pending before anybody has opened it.
+# A new page is pending before a customer opens it.
 _UNTOUCHED_PAGE = and_(
     attempts.c.origin == Origin.LINK,
     attempts.c.outcome.is_(None),
@@ -263,14 +266,17 @@ _REOPENED = exists().where(
 
 
 def known_of_submitted(connection: Connection, attempt_id: int) -> str:
-    """PAGE, SILENT, UNDECIDED or MISFIT."""
+    """Return PAGE, SILENT, UNDECIDED or MISFIT."""
     query = select(_KNOWN_OF_SUBMITTED).where(attempts.c.id == attempt_id)
     return str(connection.execute(query).scalar_one())
 
 
 def summary(connection: Connection) -> Sequence[Row[Any]]:
-    """Count and sum by what makes the fate: status, state of the newest attempt, what is known of
-    it while it is submitted, and, of those for which no attempt is dated, why and whether for long.
+    """Return count and sum of invoices, grouped by everything that decides their state.
+
+    These are the status, the state of the newest attempt, what is known of it while it is
+    submitted, and, for invoices without a next attempt, the reason and whether the wait ends by
+    itself.
     """
     tries = attempts.alias("tries")
     newest = (
@@ -306,8 +312,10 @@ def summary(connection: Connection) -> Sequence[Row[Any]]:
 
 
 def oldest_unknown(connection: Connection) -> datetime | None:
-    """When the oldest attempt whose outcome is unknown was submitted, or taken back. A page on which
-    nobody has paid is not unknown: it waits for the customer.
+    """Return since when the oldest unknown outcome is unknown: its submission, or when the gateway
+    took its answer back.
+
+    An unpaid page is not unknown: it waits for the customer.
     """
     since = func.coalesce(attempts.c.undecided_since, attempts.c.submitted_at)
     query = select(func.min(since)).where(
@@ -320,7 +328,9 @@ def oldest_unknown(connection: Connection) -> datetime | None:
 
 
 def surplus(connection: Connection) -> Sequence[Row[Any]]:
-    """Attempts that took money which is not owed, oldest first, unless it has all gone back."""
+    """Return attempts that took money which is not owed, oldest first, unless all of it was
+    returned.
+    """
     query: Select[Any] = (
         select(
             attempts.c.reference_id,

@@ -1,4 +1,4 @@
-"""Attempts that a customer makes on the gateway's page: they take an invoice's one slot."""
+"""Pay links: attempts that a customer makes on the gateway's page. Each takes the invoice slot."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ def prepare(
     now: datetime,
     lapses_at: datetime,
 ) -> Attempt:
-    """Take the slot of a locked invoice. When the lease lapses, the sweep of looks comes by."""
+    """Take the slot of a locked invoice. The poll sweep looks at the attempt when the lease
+    expires.
+    """
     [attempt] = claims.prepare(
         connection, [(item, Origin.LINK)], test_mode=test_mode, now=now, lease_until=lapses_at
     )
@@ -45,7 +47,9 @@ def prepare(
 
 
 def take_over(connection: Connection, attempt: Attempt, lapses_at: datetime) -> Attempt:
-    """Continue a prepared link for a newer caller: the older one can no longer hand it out."""
+    """Take over a prepared link for a newer caller. The older caller can no longer hand the page
+    out.
+    """
     [taken] = claims.take_over(connection, [(attempt, lapses_at)])
     _watch(connection, attempt.id, lapses_at)
     return taken
@@ -67,10 +71,11 @@ def open_page(
     now: datetime,
     next_poll_at: datetime,
 ) -> None:
-    """Prepared -> submitted under the fence: from here on the customer may pay at any time.
+    """Move it from prepared to submitted under the fence. From then on the customer may pay at any
+    time.
 
-    The invoice keeps its next step, for when nobody pays; nobody is rung for it meanwhile.
-    Raises ConcurrentChange when the attempt is no longer the caller's.
+    The invoice keeps its next step in case the page stays unpaid, and no worker is woken for it
+    meanwhile. Raises ConcurrentChange if another caller has taken over.
     """
     moved = connection.execute(
         update(attempts)
@@ -118,31 +123,33 @@ _PAYABLE = (
 
 
 def payable(attempt_id: ColumnElement[int]) -> ColumnElement[bool]:
-    """Whether the customer may pay on the page of this attempt now."""
+    """Return whether the customer may pay on the page of this attempt now."""
     return _PAYABLE.where(attempts.c.id == attempt_id).exists()
 
 
 def page_of(connection: Connection, attempt_id: int) -> bytes | None:
-    """The encrypted page while the customer may pay there; None: paid, ended, released, stopped,
-    or another attempt of the invoice may still be paid.
+    """Return the encrypted page while the customer may pay on it.
+
+    None if it is paid, ended, released or stopped, or if another attempt of the invoice may still
+    be paid.
     """
     return connection.execute(_PAYABLE.where(attempts.c.id == attempt_id)).scalar()
 
 
 def page_named(connection: Connection, digest: str) -> bytes | None:
-    """The same, of the link whose name has this digest."""
+    """Return the same by the digest of the page's name."""
     return connection.execute(_PAYABLE.where(attempts.c.page_digest == digest)).scalar()
 
 
 def name_page(connection: Connection, attempt_id: int, page: bytes, digest: str) -> None:
-    """Give a page that was opened without a name the one that is locked up in `page`."""
+    """Name a page that was opened without a name. The name is part of the encrypted `page`."""
     connection.execute(
         update(attempts).where(attempts.c.id == attempt_id).values(page=page, page_digest=digest)
     )
 
 
 def others(connection: Connection, attempt: Attempt) -> list[Attempt]:
-    """The other attempts of its invoice, the oldest first."""
+    """Return the other attempts of its invoice, oldest first."""
     query = (
         select(attempts)
         .where(attempts.c.invoice_id == attempt.invoice_id, attempts.c.id != attempt.id)
@@ -166,7 +173,8 @@ _KNOWN_BY_REFERENCE = (
     .join(invoices, invoices.c.id == attempts.c.invoice_id)
     .where(
         attempts.c.id.in_(bindparam("ids", expanding=True)),
-        # Literals, because the index on them is partial: SQLite would plan this anew at each call.
+        # Literals, because the index is partial: with bound values SQLite plans the statement at
+        # each call.
         attempts.c.gateway_id.is_(None),
         or_(
             and_(
@@ -187,8 +195,9 @@ _KNOWN_BY_REFERENCE = (
 def known_by_reference(
     connection: Connection, attempt_ids: Sequence[int], now: datetime
 ) -> list[CaseKey]:
-    """Those of the attempts whose id at the gateway nobody has told us: prepared links, and their
-    caller has gone away, or ended ones that are still asked about.
+    """Return those of the attempts without a gateway id that are found by reference.
+
+    These are prepared links whose caller is gone, and ended ones that are still polled.
     """
     rows = connection.execute(_KNOWN_BY_REFERENCE, {"ids": list(attempt_ids), "now": now})
     return [CaseKey(row.subscription_id, row.invoice_id, row.id) for row in rows]

@@ -1,9 +1,8 @@
-"""PostgreSQL as we use it: every transaction says what it relies on, and no answer is waited for
-without end.
+"""PostgreSQL connections: every transaction sets what it relies on, and every wait has an end.
 
-Settings given at connect are not enough. PgBouncer in transaction mode refuses them or drops them,
-and hands one client's session to the next; a server, a database and a role have defaults of their
-own. So each transaction begins with all of them, in the same round trip as BEGIN.
+Settings at connect are not enough. PgBouncer in transaction mode refuses or drops them, and gives
+one client's session to the next. A server, a database and a role have defaults of their own. So
+each transaction begins with all settings, in the same round trip as BEGIN.
 """
 
 from __future__ import annotations
@@ -26,18 +25,18 @@ DRIVER: Final = "postgresql+billing"
 
 PINNED: Final = MappingProxyType(
     {
-        # Whatever the server's default: with `off`, 168 of 12,113 acknowledged commits were lost in
-        # eight crashes, and a lost `submitted` is a double charge.
+        # Independent of the server's default. With `off`, 168 of 12,113 acknowledged commits were
+        # lost in eight crashes, and a lost `submitted` is a double charge.
         "synchronous_commit": "on",
-        # A query that runs longer is a bug; better an error and the next sweep than a pinned worker.
+        # A longer query is a bug. An error and the next sweep are better than a blocked worker.
         "statement_timeout": "15000",
         "lock_timeout": "5000",
         "idle_in_transaction_session_timeout": "15000",
     }
 )
 
-# One snapshot for the whole transaction would show the kill switch as it was at its beginning: a
-# sale would be sent after `sales stop` has returned.
+# A snapshot for the whole transaction shows the kill switch as it was at its beginning: a sale is
+# then sent after `sales stop` has returned.
 _ISOLATION: Final = "read committed"
 _BEGIN: Final = "; ".join(
     [
@@ -48,9 +47,9 @@ _BEGIN: Final = "; ".join(
 
 CONNECT: Final = MappingProxyType(
     {
-        "autocommit": True,  # We say BEGIN ourselves.
+        "autocommit": True,  # This module sends BEGIN itself.
         "connect_timeout": 5,
-        # A server whose machine is gone closes nothing.
+        # If the server's machine is gone, nothing closes the connection.
         "keepalives": 1,
         "keepalives_idle": 10,
         "keepalives_interval": 5,
@@ -60,24 +59,25 @@ CONNECT: Final = MappingProxyType(
 )
 
 STATEMENT_SECONDS: Final = 20.0
-"""Longer than `statement_timeout`, so that a server that lives speaks first."""
+"""Longer than `statement_timeout`, so that a healthy server reports its error first."""
 
 COMMIT_SECONDS: Final = 10.0
-"""Shorter than `statement_timeout`: when that ends the wait for a synchronous standby, PostgreSQL
-reports a commit that the standby does not have."""
+"""Shorter than `statement_timeout`. When that one ends the wait for a synchronous standby,
+PostgreSQL reports a commit that the standby does not have.
+"""
 
 IDLE_SECONDS: Final = 5.0
-"""For BEGIN and for the question whether a pooled connection still lives."""
+"""For BEGIN and for the test of a pooled connection."""
 
 
 class PatientConnection(psycopg.Connection[Any]):
-    """Waits for an answer only so long, and is closed when none comes.
+    """A connection that waits a limited time for each answer, and is closed when the time is over.
 
-    A server that is frozen, or whose disk is, keeps its connection open and acknowledges every
-    packet, and its own timeouts do not run: only the client can end the wait.
+    A frozen server, or one with a frozen disk, keeps the connection open and acknowledges every
+    packet. Its own timeouts do not run, so only the client can end the wait.
     """
 
-    statement_seconds = 0.0  # of the present transaction
+    statement_seconds = 0.0  # deadline of the present transaction
     _ending = False
 
     def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
@@ -87,7 +87,7 @@ class PatientConnection(psycopg.Connection[Any]):
         except psycopg.OperationalError as error:
             if self.pgconn.transaction_status != TransactionStatus.ACTIVE:
                 raise
-            self.close()  # Its answer may still come, to whoever would ask next.
+            self.close()  # Closed, because its late answer would be read as the answer to the next statement.
             reason = f"the database gave no answer within {seconds:g} s"
             raise psycopg.OperationalError(reason) from error
 
@@ -115,7 +115,7 @@ class PatientConnection(psycopg.Connection[Any]):
 
 
 class PinnedDialect(PGDialect_psycopg):
-    """The dialect of SQLAlchemy, but for how it connects and how a transaction begins."""
+    """SQLAlchemy's dialect with its own connect and its own beginning of a transaction."""
 
     driver = "billing"
     supports_statement_cache = True
@@ -135,14 +135,14 @@ registry.register("postgresql.billing", __name__, "PinnedDialect")
 
 
 def allow_slow_statements(connection: Connection, seconds: int) -> None:
-    """Until the end of this transaction."""
+    """Allow statements of this length until the end of the transaction."""
     connection.execute(text(f"SET LOCAL statement_timeout = '{seconds}s'"))
     slack = STATEMENT_SECONDS - int(PINNED["statement_timeout"]) / 1000
     connection.connection.driver_connection.statement_seconds = seconds + slack  # type: ignore[union-attr] # ours
 
 
 def loses_commits(connection: Connection) -> list[str]:
-    """Settings of the server that no client can pin."""
+    """Return server settings, in words, that can lose commits and that no client can override."""
     has = _settings(connection, ["fsync", "full_page_writes"])
     return [f"{name} is {value}" for name, value in has.items() if value != "on"]
 
@@ -154,7 +154,9 @@ def _settings(connection: Connection, names: Sequence[str]) -> dict[str, str]:
 
 
 def not_pinned(connection: Connection) -> list[str]:
-    """What a transaction relies on and does not have, in words. Empty: all holds."""
+    """Return the settings that this transaction relies on and lacks, in words. Empty if all
+    hold.
+    """
     wanted = {"transaction_isolation": _ISOLATION, **PINNED}
     has = _settings(connection, list(wanted))
     return [

@@ -1,4 +1,4 @@
-"""Rows into the domain's values."""
+"""Builds domain objects from rows."""
 
 from __future__ import annotations
 
@@ -76,25 +76,27 @@ def invoice_from(row: Row[Any]) -> Invoice:
 LONGEST_TROUBLE = 500
 
 TERMS: list[Any] = [column for column in subscriptions.c if column.name != "metadata"]
-"""Of a subscription. The caller's own data can be large, or too deep to be read, and says nothing
-about charges."""
+"""The columns of a subscription's terms.
+
+Without the caller's own data, which can be large and does not affect charges.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """A subscription's row that this version cannot read: it must not stop the others."""
+    """A subscription that this version cannot read. It must not stop the others."""
 
     id: int
     reference_id: str
     customer_id: int
     next_period: int
     next_billing_at: datetime | None
-    trouble: str | None  # what was told of it before
+    trouble: str | None  # the reason that was already told
     reason: str
 
 
 def readable(rows: Iterable[Row[Any]]) -> tuple[list[Subscription], list[Unreadable]]:
-    """The subscriptions of the rows, in order, and the rows that could not be read."""
+    """Return the subscriptions of the rows, in order, and the rows that could not be read."""
     read: list[Subscription] = []
     unreadable: list[Unreadable] = []
     for row in rows:

@@ -1,4 +1,4 @@
-"""The database: how to reach it, and what a transaction is on each of its two kinds."""
+"""The database connection, and what a transaction is on PostgreSQL and on SQLite."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ _POOL_OVERFLOW = 10
 
 
 class CommitUnknown(BillingError):
-    """COMMIT raised: the changes may or may not have been kept. Read the rows again."""
+    """COMMIT raised: the changes are stored or not. Read the rows again."""
 
 
 AWAY = (CommitUnknown, OperationalError, InterfaceError, PoolTimeoutError)
-"""The database could not be asked, or not in time. Any other error of SQLAlchemy is our bug."""
+"""Errors that say that the database did not answer in time. Any other SQLAlchemy error is a bug."""
 
 
 class Store:
     """Opens transactions. Services pass the connection to the queries of this package.
 
-    PostgreSQL: READ COMMITTED with row locks, commits that wait for the disk, whatever the server's
-    defaults are (see `postgres`). SQLite: WAL, `BEGIN IMMEDIATE` (a deferred read-then-write fails
-    under threads), `synchronous=FULL`.
+    PostgreSQL: READ COMMITTED with row locks and commits that wait for the disk, whatever the
+    server's defaults are (see `postgres`). SQLite: WAL, `BEGIN IMMEDIATE` (a deferred transaction
+    that reads and then writes fails under threads), `synchronous=FULL`.
     """
 
     def __init__(self, url: str) -> None:
@@ -46,7 +46,7 @@ class Store:
     def transaction(self) -> Iterator[Connection]:
         """Commit on a clean exit, roll back on an exception.
 
-        Raises CommitUnknown when COMMIT itself failed: then, and only then, nobody knows.
+        Raises CommitUnknown if COMMIT itself fails. Only then the result is unknown.
         """
         with self.engine.connect() as connection:
             transaction = connection.begin()
@@ -62,7 +62,7 @@ class Store:
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """A connection for queries only: on SQLite it never waits for a writer."""
+        """Yield a connection for queries only. On SQLite it never waits for a writer."""
         with self.engine.connect() as connection:
             yield connection.execution_options(sqlite_deferred=True)
 
@@ -77,10 +77,10 @@ class Store:
 
 
 class Within(Store):
-    """Part of a transaction that is already open: its own transactions are savepoints of that one.
+    """A store inside an open transaction: its own transactions are savepoints.
 
-    Lets a use case that opens its transaction itself be carried out, or not, together with
-    something else.
+    A use case that opens its own transaction thereby commits or rolls back together with other
+    changes.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -97,7 +97,7 @@ class Within(Store):
         yield self._connection
 
     def close(self) -> None:
-        """The engine belongs to the store that opened the transaction."""
+        """Does nothing: the engine belongs to the store that opened the transaction."""
 
 
 def _engine(url: str) -> Engine:
@@ -108,8 +108,8 @@ def _engine(url: str) -> Engine:
         pool_size=_POOL_SIZE,
         max_overflow=_POOL_OVERFLOW,
         pool_timeout=30,
-        pool_use_lifo=True,  # A few busy connections keep their prepared statements warm.
-        pool_pre_ping=True,  # A restarted server costs a reconnect, not a failed page.
+        pool_use_lifo=True,  # Few connections: each keeps its prepared statements warm.
+        pool_pre_ping=True,  # A restart of the server costs a reconnect, not a failed batch.
         connect_args=dict(postgres.CONNECT),
     )
 
@@ -125,7 +125,7 @@ def _sqlite_engine(url: str) -> Engine:
 
     @event.listens_for(engine, "connect")
     def prepare(dbapi_connection: Any, _record: Any) -> None:
-        dbapi_connection.isolation_level = None  # We say BEGIN ourselves.
+        dbapi_connection.isolation_level = None  # This module sends BEGIN itself.
         dbapi_connection.execute("PRAGMA journal_mode=WAL")
         dbapi_connection.execute("PRAGMA synchronous=FULL")
         dbapi_connection.execute("PRAGMA foreign_keys=ON")

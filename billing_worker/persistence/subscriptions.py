@@ -21,7 +21,7 @@ from billing_worker.persistence.bulk import among, insert_rows
 from billing_worker.persistence.rows import TERMS, Unreadable, readable, subscription_from
 from billing_worker.persistence.schema.tables import cards, customers, invoices, subscriptions
 
-# Built once: sweeps ask every few seconds, and mostly find nothing.
+# Built once: sweeps run every few seconds and usually find nothing.
 _NOW = bindparam("now", type_=subscriptions.c.next_billing_at.type)
 _NO_TROUBLE = or_(subscriptions.c.plan_again_at.is_(None), subscriptions.c.plan_again_at <= _NOW)
 _DUE = (
@@ -34,7 +34,8 @@ _DUE = (
 _LEAVING = (
     select(*TERMS)
     .where(
-        # A literal: SQLite plans a statement anew at each call when a partial index may hang on it.
+        # A literal: SQLite plans the statement at each call if a bound value decides whether a
+        # partial index fits.
         subscriptions.c.status == literal_column("'suspended'"),
         subscriptions.c.cancels_at <= _NOW,
         _NO_TROUBLE,
@@ -48,8 +49,9 @@ _LEAVING = (
 def claim_due(
     connection: Connection, now: datetime, limit: int
 ) -> tuple[list[Subscription], list[Unreadable]]:
-    """Lock up to `limit` subscriptions that are due, passing over those another sweep holds, and
-    those that made trouble a short while ago.
+    """Lock up to `limit` due subscriptions.
+
+    Skips those that another sweep has locked, and those that failed a short while ago.
     """
     return readable(connection.execute(_DUE, {"now": now, "most": limit}))
 
@@ -57,7 +59,7 @@ def claim_due(
 def claim_leaving(
     connection: Connection, now: datetime, limit: int
 ) -> tuple[list[Subscription], list[Unreadable]]:
-    """As `claim_due`: suspended ones whose cancellation stood for a date that has come."""
+    """Lock suspended subscriptions whose cancellation date has come, as `claim_due` does."""
     return readable(connection.execute(_LEAVING, {"now": now, "most": limit}))
 
 
@@ -67,7 +69,7 @@ def trouble_told(connection: Connection, subscription_id: int) -> str | None:
 
 
 def put_off(connection: Connection, trouble: Sequence[tuple[int, str]], until: datetime) -> None:
-    """Subscriptions that cannot be planned: (id, why). The sweep leaves them alone `until` then."""
+    """Put off subscriptions that cannot be planned: (id, why). The sweep skips them until then."""
     if trouble:
         connection.execute(
             update(subscriptions)
@@ -85,13 +87,13 @@ _NAMED = (
 
 
 def lock(connection: Connection, reference_id: str) -> Subscription | None:
-    """One subscription, locked until the end of the transaction. Waits for whoever holds it."""
+    """Lock one subscription until the end of the transaction. Waits for other lock holders."""
     row = connection.execute(_NAMED, {"reference_id": reference_id}).one_or_none()
     return subscription_from(row) if row else None
 
 
 def is_one_off(connection: Connection, subscription_id: int) -> bool:
-    """Whether it stands for a single charge."""
+    """Return whether it stands for a single charge."""
     query = select(subscriptions.c.kind).where(subscriptions.c.id == subscription_id)
     return connection.execute(query).scalar() == ONE_OFF
 
@@ -99,13 +101,13 @@ def is_one_off(connection: Connection, subscription_id: int) -> bool:
 def lock_these(
     connection: Connection, ids: Collection[int]
 ) -> tuple[list[Subscription], list[Unreadable]]:
-    """Several, by ascending id."""
+    """Lock several, in ascending order of their ids."""
     query = select(*TERMS).where(subscriptions.c.id.in_(ids)).order_by(subscriptions.c.id)
     return readable(connection.execute(query.with_for_update()))
 
 
 def save(connection: Connection, after: Subscription) -> None:
-    """Write the terms and the state of a subscription that the caller holds locked."""
+    """Write terms and state of a locked subscription."""
     schedule = after.schedule
     connection.execute(
         update(subscriptions)
@@ -172,7 +174,7 @@ def advance(connection: Connection, moves: Sequence[tuple[Subscription, Subscrip
 
 
 def find(connection: Connection, reference_id: str) -> Row[Any] | None:
-    """One subscription with its customer and card, or None."""
+    """Return one subscription with its customer and card, or None."""
     query = _overview().where(subscriptions.c.reference_id == reference_id)
     return connection.execute(query).one_or_none()
 
@@ -181,9 +183,9 @@ _RECURRING = subscriptions.c.kind == "recurring"
 
 
 def listed(connection: Connection, after_id: int, limit: int) -> Sequence[Row[Any]]:
-    """A page in the order of creation; `after_id` is the last id of the page before, or 0.
+    """Return a batch in the order of creation. `after_id` is the last id of the batch before, or 0.
 
-    One-off charges are no subscriptions to anybody but this database.
+    Without one-off charges, which are subscriptions only inside this database.
     """
     query = (
         _overview()
@@ -223,7 +225,9 @@ def earliest_due(connection: Connection) -> datetime | None:
 
 
 def digests(connection: Connection, references: Sequence[str]) -> dict[str, str]:
-    """Known reference ids with the digest of the record that made them."""
+    """Return the known ones of these references, with the digest of the record that created
+    them.
+    """
     query = select(subscriptions.c.reference_id, subscriptions.c.record_digest).where(
         among(connection, subscriptions.c.reference_id, references)
     )
@@ -231,12 +235,12 @@ def digests(connection: Connection, references: Sequence[str]) -> dict[str, str]
 
 
 def whole(connection: Connection, references: Sequence[str]) -> Sequence[Row[Any]]:
-    """Subscriptions with all of their customers and cards, tokens still encrypted."""
+    """Return subscriptions with all data of their customers and cards. Tokens stay encrypted."""
     return connection.execute(_whole().where(subscriptions.c.reference_id.in_(references))).all()
 
 
 def whole_page(connection: Connection, after_id: int, limit: int) -> Sequence[Row[Any]]:
-    """As `whole`: a page of what recurs, in the order of creation."""
+    """Return a batch of recurring subscriptions as `whole` does, in the order of creation."""
     query = (
         _whole()
         .where(subscriptions.c.id > after_id, _RECURRING)
@@ -247,7 +251,7 @@ def whole_page(connection: Connection, after_id: int, limit: int) -> Sequence[Ro
 
 
 def lock_held(connection: Connection, references: Sequence[str]) -> list[Subscription]:
-    """Those of the named subscriptions that are held since their import, locked."""
+    """Lock and return those of the named subscriptions that are held imports."""
     query = _held().where(subscriptions.c.reference_id.in_(references))
     return [subscription_from(row) for row in connection.execute(query)]
 
@@ -267,7 +271,7 @@ def _held() -> Any:
 
 
 def arm(connection: Connection, starts: Sequence[tuple[int, datetime]]) -> None:
-    """Held no longer: (subscription id, when its next period is due)."""
+    """Activate held imports: (subscription id, when its next period is due)."""
     if starts:
         connection.execute(
             update(subscriptions)
@@ -278,7 +282,7 @@ def arm(connection: Connection, starts: Sequence[tuple[int, datetime]]) -> None:
 
 
 def hand_over(connection: Connection, ids: Sequence[int], now: datetime) -> None:
-    """Let another book bill these, which the caller holds locked. What they were stays as it is."""
+    """Mark locked subscriptions as billed by another book. Their status stays as it is."""
     if ids:
         connection.execute(
             update(subscriptions)
@@ -301,8 +305,10 @@ def take_back(connection: Connection, starts: Sequence[tuple[int, datetime | Non
 def lock_handed_over(
     connection: Connection, after_id: int, limit: int, references: Sequence[str] | None
 ) -> list[tuple[Subscription, bool]]:
-    """A page of those that another book bills, locked, with whether they are held; by id. Only the
-    named ones, if any are.
+    """Lock a batch of those that another book bills, ordered by id, each with whether it is a held
+    import.
+
+    Only the named ones, if names are given.
     """
     query = (
         select(*TERMS)
@@ -317,7 +323,7 @@ def lock_handed_over(
 
 
 def lock_page(connection: Connection, after_id: int, limit: int) -> list[Subscription]:
-    """A page of what recurs, locked, in the order of creation."""
+    """Lock a batch of recurring subscriptions, in the order of creation."""
     query = (
         select(*TERMS)
         .where(subscriptions.c.id > after_id, _RECURRING)
@@ -329,7 +335,9 @@ def lock_page(connection: Connection, after_id: int, limit: int) -> list[Subscri
 
 
 def count_handed_over(connection: Connection) -> tuple[int, int]:
-    """How many subscriptions another book bills, and how many of their invoices are open here."""
+    """Return how many subscriptions another book bills, and how many of their invoices are open
+    here.
+    """
     handed = subscriptions.c.handed_over_at.is_not(None)
     still_open = (
         select(func.count())
@@ -349,5 +357,5 @@ def _whole() -> Any:
 
 
 def add(connection: Connection, rows: Sequence[dict[str, Any]]) -> list[int]:
-    """Insert subscriptions; the ids come back in the order of `rows`."""
+    """Insert subscriptions. Return their ids in the order of `rows`."""
     return insert_rows(connection, subscriptions, rows)

@@ -41,31 +41,33 @@ _PAUSED = " is paused: "
 
 @dataclass(frozen=True, slots=True)
 class Switches:
-    """What may be sold at all: the kill switch, and why which services of the gateway rest."""
+    """What may be charged: the kill switch, and which services of the gateway are paused
+    and why.
+    """
 
     sales_on: bool
     paused: dict[str, str]
     restored_at: datetime | None = None
-    """When it was last said, or noticed, that these books have forgotten something."""
+    """When a loss of data was last announced or noticed."""
 
     book: Book | None = None
     server: ServerNow = field(default_factory=ServerNow)
-    """What the database server said of itself in the same query."""
+    """The database server's report, read by the same query."""
 
     waits_since: datetime | None = None
-    """When the book began to wait for the decisions that it has forgotten. Sales are off then."""
+    """Since when the book waits for lost decisions to be repeated. Sales are off meanwhile."""
 
     @property
     def have_forgotten(self) -> bool:
-        """Whether these books are from a backup."""
+        """Return whether the book has lost data."""
         return self.restored_at is not None or self.waits_since is not None
 
     def may_be_forgotten(self, invoice: Invoice) -> bool:
-        """Whether these books' life before they were restored may have charged for the invoice.
+        """Return whether the invoice may have been charged in the time that was lost.
 
-        One period more than that life has seen, because what is said again (a pause with its
-        resumption) may give a period another date than it had then; and any first period for a
-        month, as a command that is sent again opens it when it comes.
+        Counts one period beyond that time, because a repeated decision (a pause and its resumption)
+        may move a period to another date. Counts any first period for a month, because a command
+        that is sent again opens it on its arrival.
         """
         if self.waits_since is not None:
             return True
@@ -77,7 +79,7 @@ class Switches:
         return is_near(invoice, self.restored_at) or said_again
 
     def obstacle(self, service: str) -> str | None:
-        """What stands against a sale through this service."""
+        """Return why a sale through this service is not allowed, or None."""
         if not self.sales_on:
             return SALES_OFF
         if service in self.paused:
@@ -96,10 +98,10 @@ def _all(of_the_server: tuple[ColumnElement[Any], ...]) -> Select[Any]:
 
 
 def read(connection: Connection) -> Switches:
-    """One query for all. A missing sales row counts as off, as in `sales_are_on`.
+    """Read all switches in one query. A missing sales row counts as off, as in `sales_are_on`.
 
-    Book and server are in it too, so that no charge is submitted on a server that has forgotten
-    what another one knew.
+    The query includes book and server, so that no charge is submitted on a server that has lost
+    data.
     """
     rows = connection.execute(_all(books.server_columns(connection))).all()
     return Switches(
@@ -117,7 +119,7 @@ def read(connection: Connection) -> Switches:
 
 
 def mark_restored(connection: Connection, *, by: str, reason: str | None, now: datetime) -> None:
-    """After a loss, whatever is due by now may have been charged in the time that was forgotten."""
+    """Mark the book as restored: whatever is due now may have been charged in the lost time."""
     _mark(connection, _RESTORED, by=by, reason=reason, now=now)
 
 
@@ -128,23 +130,23 @@ def _mark(connection: Connection, name: str, *, by: str, reason: str | None, now
 
 
 def await_decisions(connection: Connection, *, by: str, reason: str | None, now: datetime) -> None:
-    """Let nothing become due: decisions that the book has forgotten are about to be said again."""
+    """Let no period become due until lost decisions are repeated."""
     _mark(connection, _WAITS, by=by, reason=reason, now=now)
 
 
 def await_no_more(connection: Connection) -> None:
-    """All forgotten decisions have been said again."""
+    """End the wait: all lost decisions are repeated."""
     connection.execute(delete(switches).where(switches.c.name == _WAITS))
 
 
 def hand_over(connection: Connection, *, by: str, reason: str | None, now: datetime) -> None:
-    """Another book goes on with this one. Said again, it keeps its first time."""
+    """Mark this book as continued by another. Repeated, it keeps the first date."""
     if handed_over_at(connection) is None:
         _mark(connection, _HANDED_OVER, by=by, reason=reason, now=now)
 
 
 def take_back(connection: Connection) -> None:
-    """No other book goes on with this one."""
+    """Undo `hand_over`."""
     connection.execute(delete(switches).where(switches.c.name == _HANDED_OVER))
 
 
@@ -152,7 +154,7 @@ _HANDED_OVER_AT = select(switches.c.changed_at).where(switches.c.name == _HANDED
 
 
 def handed_over_at(connection: Connection) -> datetime | None:
-    """When another book began to go on with this one; None: none has."""
+    """Return when another book began to continue this one, or None."""
     return connection.execute(_HANDED_OVER_AT).scalar()
 
 
@@ -160,14 +162,14 @@ _WAITS_SINCE = select(switches.c.changed_at).where(switches.c.name == _WAITS)
 
 
 def waits_for_decisions(connection: Connection) -> bool:
-    """Whether forgotten decisions are still to be said again. Until then nothing becomes due."""
+    """Return whether the book still waits for lost decisions. Until then no period becomes due."""
     return connection.execute(_WAITS_SINCE).scalar() is not None
 
 
 def pause_service(
     connection: Connection, service: str, *, by: str, reason: str, now: datetime
 ) -> bool:
-    """Stop charging through a service of the gateway. False: it was paused already."""
+    """Stop charges through a service of the gateway. Return False if it is already paused."""
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     row = {"name": _SERVICE + service, "is_on": False, "by": by, "reason": reason}
     added = connection.execute(
@@ -180,7 +182,7 @@ def pause_service(
 
 
 def resume_service(connection: Connection, service: str) -> bool:
-    """Charge through it again. False: it was not paused."""
+    """Allow charges through the service again. Return False if it is not paused."""
     gone = connection.execute(delete(switches).where(switches.c.name == _SERVICE + service))
     return gone.rowcount == 1
 
@@ -189,9 +191,9 @@ _SALES_ON = select(switches.c.is_on).where(switches.c.name == SALES)
 
 
 def sales_are_on(connection: Connection) -> bool:
-    """The kill switch, read inside the transaction that arms a charge.
+    """Return whether sales are on. Read in the transaction that submits a charge.
 
-    A missing row counts as off: a database that nobody has migrated must not charge.
+    A missing row counts as off: a database that is not migrated must not charge.
     """
     return bool(connection.execute(_SALES_ON).scalar())
 
@@ -199,8 +201,10 @@ def sales_are_on(connection: Connection) -> bool:
 def turn_sales(
     connection: Connection, *, on: bool, by: str, reason: str | None, now: datetime
 ) -> None:
-    """Whoever reads the switch after this commit sees it. A transaction that has read "on" before
-    may still commit afterwards: `wait_for_readers` returns when there is none left.
+    """Turn sales on or off. Every read after this commit sees the change.
+
+    A transaction that has read "on" before may still commit afterwards: `wait_for_readers` returns
+    when none is left.
     """
     connection.execute(
         update(switches)
@@ -210,19 +214,19 @@ def turn_sales(
 
 
 def wait_for_readers(connection: Connection) -> None:
-    """Return when every transaction that has read the switches before has ended.
+    """Wait until every transaction that has read the switches has ended.
 
-    Call it in a transaction of its own, after the one that turned them. The lock conflicts with
-    every reader, and those who come later queue behind it, so a busy night cannot keep it waiting;
-    row locks taken by the readers could, and would cost each charge a write. On SQLite the
-    transaction that turned them was already alone with the database.
+    Call it in a transaction of its own, after the one that changed the switches. Its lock conflicts
+    with every reader, and later readers queue behind it, so a busy night cannot delay it for ever.
+    Row locks by the readers can, and cost each charge a write. On SQLite the transaction that
+    changed the switches was already alone.
     """
     if connection.dialect.name == "postgresql":
         connection.execute(text("LOCK TABLE switches IN ACCESS EXCLUSIVE MODE"))
 
 
 def ring_again(connection: Connection, service: str | None, now: datetime) -> None:
-    """Ring for what was put off because sales, or this service, were off."""
+    """Wake workers for invoices that were put off because sales, or this service, were off."""
     if service is None:
         put_off = invoices.c.reason == SALES_OFF
     else:

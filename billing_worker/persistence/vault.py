@@ -9,27 +9,29 @@ from billing_worker.domain.secret import Secret
 class FernetVault:
     """Encrypts card tokens and bearers at rest.
 
-    The first key encrypts, all of them decrypt: a new key is put in front, and an old one is
-    taken away once nothing is encrypted with it any more.
+    The first key encrypts; every key decrypts. A new key goes to the front. An old key is removed
+    when nothing is encrypted with it any more.
     """
 
     def __init__(self, keys: Secret) -> None:
-        """`keys`: comma-separated url-safe base64 Fernet keys. Raises ValueError for bad ones."""
+        """`keys`: comma-separated url-safe base64 Fernet keys. Raises ValueError if one is
+        invalid.
+        """
         self._fernet = MultiFernet([Fernet(key.strip()) for key in keys.reveal().split(",")])
         self._in_doubt = False
 
     def doubt(self) -> None:
-        """Encrypt nothing before something was decrypted."""
+        """Refuse to encrypt until a stored value was decrypted."""
         self._in_doubt = True
 
     def lock(self, secret: Secret) -> bytes:
-        """Raises KeysInDoubt after `doubt`, until something was unlocked."""
+        """Encrypt. Raises KeysInDoubt after `doubt`, until a stored value was decrypted."""
         if self._in_doubt:
             raise KeysInDoubt("BILLING_VAULT_KEYS open nothing of what is stored")
         return self._fernet.encrypt(secret.reveal().encode())
 
     def unlock(self, locked: bytes) -> Secret:
-        """Raises WrongKey when none of the keys opens it."""
+        """Decrypt. Raises WrongKey if no key fits."""
         try:
             secret = Secret(self._fernet.decrypt(locked).decode())
         except InvalidToken:

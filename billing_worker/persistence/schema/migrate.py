@@ -13,15 +13,15 @@ from sqlalchemy import Connection, text
 from billing_worker.persistence.postgres import allow_slow_statements
 from billing_worker.persistence.store import Store
 
-_ADVISORY_LOCK = 0x62696C6C  # "bill": two migrations at once take turns
+_ADVISORY_LOCK = 0x62696C6C  # "bill": the advisory lock that keeps two migrations apart
 _STATEMENT_SECONDS = 60
 
 
 def migrate(store: Store) -> tuple[str | None, str]:
     """Bring the database to this version's schema. Returns (revision before, revision after).
 
-    Runs in one transaction, one process at a time; running it again changes nothing. The lock
-    timeout lets a migration fail rather than queue every charge behind it.
+    Runs in one transaction and in one process at a time. Running it again changes nothing. With the
+    lock timeout a migration fails instead of blocking every charge behind it.
     """
     with store.transaction() as connection:
         if connection.dialect.name == "postgresql":

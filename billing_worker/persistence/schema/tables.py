@@ -1,7 +1,7 @@
-"""The tables, with the rules of the domain repeated as constraints.
+"""The tables, with the domain's rules as constraints.
 
-A constraint here is the second lock on a door that the code has already closed: each says which
-promise it keeps. The migrations build the same; a test compares the two.
+The code already keeps these rules; a constraint is the second guard, and says which promise it
+keeps. The migrations create the same tables; a test compares the two.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ metadata = MetaData(
 
 
 class Instant(TypeDecorator[datetime]):
-    """An aware datetime, kept in UTC. A naive one is an error, not a guess.
+    """An aware datetime, stored in UTC. A naive one raises an error.
 
-    SQLite has no time zones: there the UTC wall clock is stored and read back as UTC.
+    SQLite has no time zones: the column stores the wall clock in UTC and reads it back as UTC.
     """
 
     impl = DateTime(timezone=True)
@@ -65,7 +65,7 @@ class Instant(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
-# SQLite numbers rows by itself only when the key is spelled INTEGER.
+# SQLite assigns ids only if the key is declared as INTEGER.
 Key = BigInteger().with_variant(Integer(), "sqlite")
 Json = JSON().with_variant(JSONB(), "postgresql")
 
@@ -103,13 +103,13 @@ cards = Table(
     Column("issuer_name", Text),
     Column("issuer_country", String(8)),
     Column("created_at", Instant, nullable=False),
-    # Of the token: equal ones share a budget. None: stored before there were fingerprints.
+    # Of the token. Equal ones share retry limits. None: older than fingerprints.
     Column("fingerprint", String(64), index=True),
-    Column("declined_at", Instant),  # the last decline of any card with this fingerprint
-    Column("unusable_reason", Text),  # a hard decline: no attempt is ever made on it again
+    Column("declined_at", Instant),  # the last decline of an equal card
+    Column("unusable_reason", Text),  # after a hard decline: it is never charged again
     Column("backup_since", Instant),  # consent to charge it when the default card is dead
-    Column("backup_consent", Text),  # who recorded the consent, and where it comes from
-    Column("warned_days", Integer),  # the last warning told before its expiry
+    Column("backup_consent", Text),  # who recorded the consent, and its source
+    Column("warned_days", Integer),  # the last warning before its expiry
     Index("ix_cards_expiry", "expiry_year", "expiry_month"),
 )
 
@@ -132,25 +132,25 @@ subscriptions = Table(
     Column("next_billing_at", Instant),
     Column("description", Text),
     Column("metadata", Json, nullable=False),
-    Column("record_digest", String(64), nullable=False),  # of the import record: same or conflict
+    Column("record_digest", String(64), nullable=False),  # of the record: same or conflict
     Column("created_at", Instant, nullable=False),
     Column("kind", String(16), nullable=False, server_default="recurring"),
-    Column("held", Boolean, nullable=False, server_default=false()),  # imported, not yet armed
+    Column("held", Boolean, nullable=False, server_default=false()),  # imported, not yet activated
     Column("trial_end", Instant),  # as imported; the anchor of its periods
     Column("paid_through", Instant),  # as imported
     Column("series_start", Integer, nullable=False, server_default="0"),  # number at the anchor
     Column("paused_at", Instant),
-    Column("paused_from", String(16)),  # the status that it takes up again
-    Column("cancels_at", Instant),  # from then on no period becomes due
+    Column("paused_from", String(16)),  # the status after the pause
+    Column("cancels_at", Instant),  # from then on no period becomes due: the agreement is cancelled
     Column("catch_up", String(24), nullable=False, server_default="collect_latest"),
     Column("catch_up_days", Integer),
     Column("dunning_policy", String(32)),  # a name in domain/dunning.py; None: the default
     Column("ends_at", Instant),  # no period that begins then or later becomes due
-    Column("trouble", Text),  # why the sweep could not plan it; told once
+    Column("trouble", Text),  # why the sweep cannot plan it; reported once
     Column("plan_again_at", Instant),  # when the sweep tries again, after trouble
-    Column("handed_over_at", Instant),  # another book bills it since; what is open stays here
-    Column("from_book", String(32)),  # the identity of the book that it was billed in before
-    Column("from_prefix", String(16)),  # of its references at the gateway, there and here
+    Column("handed_over_at", Instant),  # another book bills it since then; open invoices stay here
+    Column("from_book", String(32)),  # identity of the former book
+    Column("from_prefix", String(16)),  # prefix of its references at the gateway, there and here
     _one_of("catch_up", "collect_latest", "collect_all", "forgive_older_than", "hold"),
     CheckConstraint(
         "(catch_up IN ('collect_all', 'forgive_older_than')) = (catch_up_days IS NOT NULL)",
@@ -169,7 +169,7 @@ subscriptions = Table(
     ),
     CheckConstraint("amount_minor > 0", name="amount_positive"),
     CheckConstraint("interval_count > 0", name="interval_positive"),
-    # What may not be billed must not be found by the sweep.
+    # A subscription that must not be billed must not be found by the sweep.
     CheckConstraint(
         "next_billing_at IS NULL OR status IN ('trialing', 'active', 'past_due')",
         name="billed_only_while_billable",
@@ -179,7 +179,7 @@ subscriptions = Table(
     CheckConstraint(
         "handed_over_at IS NULL OR next_billing_at IS NULL", name="handed_over_is_not_billed"
     ),
-    # The adoption fence: what another system has collected is not collected again.
+    # Activation guard: a period that another system has collected is not collected again.
     CheckConstraint(
         "next_billing_at IS NULL OR paid_through IS NULL OR next_billing_at >= paid_through",
         name="nothing_due_before_paid_through",
@@ -192,7 +192,7 @@ subscriptions = Table(
         postgresql_where=text("next_billing_at IS NOT NULL"),
         sqlite_where=text("next_billing_at IS NOT NULL"),
     ),
-    # Nothing becomes due while suspended, and yet a cancellation takes effect.
+    # No period becomes due while it is suspended, but a cancellation still takes effect.
     Index(
         "ix_subscriptions_leaving",
         "cancels_at",
@@ -220,16 +220,16 @@ invoices = Table(
     Column("created_at", Instant, nullable=False),
     Column("paid_at", Instant),
     Column("description", Text),  # as agreed when the period became due
-    Column("paused_attempt_at", Instant),  # the next step's date, kept aside during a pause
+    Column("paused_attempt_at", Instant),  # the date of the next step, kept during a pause
     Column("next_origin", String(16), nullable=False, server_default="scheduled"),
     Column("first_declined_at", Instant),
     Column("give_up_at", Instant),  # how long the customer is waited for
-    # A period is (subscription, number): however many sweeps run, it is opened once.
+    # A period is (subscription, number): any number of sweeps opens it once.
     UniqueConstraint("subscription_id", "period_number"),
     _one_of("status", "open", "paid", "uncollectible", "void"),
     CheckConstraint("amount_minor > 0", name="amount_positive"),
     CheckConstraint("(status = 'paid') = (paid_at IS NOT NULL)", name="paid_has_a_time"),
-    # Only what is still owed is ever rung for.
+    # Workers are woken only for open invoices.
     CheckConstraint("enqueue_at IS NULL OR status = 'open'", name="rung_only_while_open"),
     CheckConstraint("give_up_at IS NULL OR status = 'open'", name="patience_only_while_open"),
     Index(
@@ -261,7 +261,7 @@ attempts = Table(
     Column("number", Integer, nullable=False),
     Column("status", String(16), nullable=False),
     Column("origin", String(16), nullable=False),
-    Column("card_id", ForeignKey("cards.id")),  # None: the customer types a new one on a page
+    Column("card_id", ForeignKey("cards.id")),  # None: the customer enters a card on a page
     Column("amount_minor", BigInteger, nullable=False),
     Column("currency", String(3), nullable=False),
     Column("test_mode", Boolean, nullable=False),
@@ -270,8 +270,8 @@ attempts = Table(
     Column("created_at", Instant, nullable=False),
     Column("lease_until", Instant),
     Column("gateway_id", String(128), unique=True),
-    Column("bearer", LargeBinary),  # encrypted; only while the sale may still be explained by it
-    Column("page", LargeBinary),  # encrypted; where the customer pays, only while it is open
+    Column("bearer", LargeBinary),  # encrypted; kept only while the sale is unexplained
+    Column("page", LargeBinary),  # encrypted; the pay page, kept only while it is open
     Column("page_digest", String(64)),  # of the random name that leads there
     Column("submitted_at", Instant),
     Column("settled_at", Instant),
@@ -281,11 +281,11 @@ attempts = Table(
     Column("sale_status", Text),
     Column("sale_resolution", Text),
     Column("outcome", Text),
-    Column("original_code", Text),  # the acquirer's own, where the gateway passes it on
-    Column("heard_at", Instant),  # when the gateway was asked for what we know of it
-    Column("undecided_since", Instant),  # ended, and the gateway took its "final" back
-    Column("resolved_at", Instant),  # a named person said whether it was paid
-    Column("resolved_over", Text),  # what the gateway said then
+    Column("original_code", Text),  # the acquirer's own code, if the gateway passes it on
+    Column("heard_at", Instant),  # when the gateway gave the answer that is stored
+    Column("undecided_since", Instant),  # when the gateway took its final answer back
+    Column("resolved_at", Instant),  # when a named person resolved it
+    Column("resolved_over", Text),  # what the gateway said at that time
     UniqueConstraint("invoice_id", "number"),
     _one_of(
         "status",
@@ -297,14 +297,14 @@ attempts = Table(
         "surplus",
     ),
     CheckConstraint("amount_minor > 0", name="amount_positive"),
-    # A sale that cannot be asked about would be lost: the id is committed before it is sent.
+    # A sale that cannot be polled is lost: the gateway id is committed before the sale is sent.
     CheckConstraint(
         "status IN ('prepared', 'not_charged') OR gateway_id IS NOT NULL",
         name="sold_only_with_gateway_id",
     ),
-    # Only the customer, on a page, pays without a card that we know.
+    # Only a customer on a page pays without a stored card.
     CheckConstraint("card_id IS NOT NULL OR origin = 'link'", name="card_unless_link"),
-    # While one try may still move money, no other may start.
+    # While one attempt may still move money, no other may start.
     Index(
         "uq_attempts_one_live",
         "invoice_id",
@@ -312,7 +312,7 @@ attempts = Table(
         postgresql_where=_LIVE,
         sqlite_where=_LIVE,
     ),
-    # An invoice is paid at most once; more is `surplus`, and goes back.
+    # An invoice is paid at most once. Further money is `surplus` and must be returned.
     Index(
         "uq_attempts_one_succeeded",
         "invoice_id",
@@ -328,8 +328,8 @@ attempts = Table(
         sqlite_where=_HAS_PAGE,
     ),
     Index("ix_attempts_look", "next_poll_at", postgresql_where=_TO_POLL, sqlite_where=_TO_POLL),
-    # What counts towards a card's network budget, or is about to. `persistence/cards.py` repeats
-    # the condition letter by letter: SQLite uses the index for nothing else.
+    # Attempts that count towards a card's retry limits, or are about to. `persistence/cards.py`
+    # repeats the condition literally: otherwise SQLite does not use the index.
     Index(
         "ix_attempts_budget",
         "card_id",
@@ -351,7 +351,8 @@ events = Table(
     Column("invoice_id", Key),
     Column("attempt_id", Key),
     Column("data", Json, nullable=False),
-    # No foreign keys: history is append-only (a trigger refuses update and delete) and outlives.
+    # No foreign keys: history is append-only (a trigger refuses update and delete) and outlives its
+    # rows.
     Index("ix_events_subscription_id", "subscription_id"),
     Index("ix_events_invoice_id", "invoice_id"),
 )
@@ -359,12 +360,12 @@ events = Table(
 book = Table(
     "book",
     metadata,
-    # One row, made by the migration: which book this is, wherever its database is copied to.
+    # One row, created by the migration: it identifies the book in every copy of the database.
     Column("identity", String(32), primary_key=True),
     Column("prefix", String(16), nullable=False),  # of new references at the gateway
     Column("made_at", Instant, nullable=False),
-    Column("test_mode", Boolean),  # of its first charge, and so of every other; None: none yet
-    Column("server", Text),  # it was charged from last; see `persistence/book/identity.py`
+    Column("test_mode", Boolean),  # mode of the first charge and of every other; None before it
+    Column("server", Text),  # server of the last claim; see `persistence/book/identity.py`
     Column("timeline", Integer),
     Column("server_since", Instant),
 )
@@ -389,15 +390,15 @@ commands = Table(
     Column("id", Key, primary_key=True),
     Column("received_at", Instant, nullable=False),
     Column("task", Text, nullable=False),
-    Column("reference_id", Text),  # the caller's key; None: the message had none that can be read
-    Column("message_id", Text),  # Celery's task id: how the caller asks what became of it
+    Column("reference_id", Text),  # the caller's key; None if the message has no readable one
+    Column("message_id", Text),  # Celery's task id: the caller asks for the result with it
     Column("arguments", Json, nullable=False),  # redacted: no card token
-    Column("digest", String(64), nullable=False),  # of the whole arguments: same or conflict
+    Column("digest", String(64), nullable=False),  # of all arguments: same or conflict
     Column("outcome", String(16), nullable=False),
     Column("errors", Json, nullable=False),
     Column("answer", Json, nullable=False),
     _one_of("outcome", "done", "unchanged", "refused", "failed"),
-    # However often a command arrives, it is carried out once.
+    # A command is carried out once, however often it arrives.
     Index(
         "uq_commands_one_done",
         "task",
@@ -416,9 +417,9 @@ hosted_payments = Table(
     Column("id", Key, primary_key=True),
     _reference(unique=True),  # the caller's
     Column("gateway_reference", String(160), nullable=False, unique=True),
-    Column("record_digest", String(64), nullable=False),  # same or conflict
+    Column("record_digest", String(64), nullable=False),  # of the order: same or conflict
     Column("customer_id", ForeignKey("customers.id"), nullable=False),
-    Column("attempt_id", ForeignKey("attempts.id")),  # holds the slot of the invoice it pays
+    Column("attempt_id", ForeignKey("attempts.id")),  # holds the slot of the invoice that it pays
     Column("amount_minor", BigInteger, nullable=False),
     Column("currency", String(3), nullable=False),
     Column("test_mode", Boolean, nullable=False),

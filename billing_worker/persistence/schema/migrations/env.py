@@ -1,4 +1,4 @@
-"""Alembic's hook: runs the migrations on the connection that `migrate` hands over."""
+"""Alembic's entry point: it runs the migrations on the connection of `migrate`."""
 
 from alembic import context
 
