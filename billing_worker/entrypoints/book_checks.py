@@ -1,4 +1,6 @@
-"""Which book is it, in which mode, and what may its database forget? For `check` and start-up."""
+"""Checks of the book for `check` and start-up: identity, mode, and commits that the database may
+lose.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from billing_worker.services.guards.refusals import CLOCK_MAY_DIFFER, other_mode
 
 
 def check_book(settings: Settings) -> str:
-    """Raises BillingError with one sentence where nothing would be sold from this book."""
+    """Raise BillingError with one sentence if nothing can be charged from this book."""
     book = _read(settings).book
     if book is None:
         raise BillingError("there is none: run `billing-worker migrate`")
@@ -64,8 +66,9 @@ def _read(settings: Settings) -> Switches:
 
 
 def why_nothing_is_sold(settings: Settings) -> str | None:
-    """Said when a process starts. None also while the database cannot be asked: it is compared
-    again in every claim.
+    """Return why nothing can be charged, for the log at start-up, or None.
+
+    Also None while the database is unreachable: every claim compares the book again.
     """
     for check in (check_book, check_clock, check_standby):
         try:

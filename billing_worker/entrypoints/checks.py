@@ -1,4 +1,6 @@
-"""Is every part that the worker needs there, and does it answer as it should?"""
+"""The checks of `billing-worker check`: is each part that the worker needs there, and does
+it work?
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ class Check:
 
 
 def run_checks(settings: Settings) -> list[Check]:
-    """One for each part, in this order, whatever the others say. None of them moves money."""
+    """Yield one result for each part, in this order, even if others fail. None of them
+    moves money.
+    """
     parts: dict[str, Callable[[Settings], str]] = {
         "database": _database,
         "schema": _if_the_database_answers(_schema),
@@ -93,7 +97,9 @@ def _first_line(error: SQLAlchemyError | RedisError) -> str:
 
 
 def check_database(settings: Settings) -> str:
-    """Raises SQLAlchemyError when unreachable, BillingError when not at this version's schema."""
+    """Raise SQLAlchemyError if the database is unreachable, BillingError if its schema is not this
+    version's.
+    """
     return f"{_database(settings)}, {_schema(settings)}"
 
 
@@ -126,7 +132,7 @@ def _revision(settings: Settings) -> str | None:
 
 
 def check_redis(settings: Settings) -> str:
-    """Raises RedisError when unreachable."""
+    """Raise RedisError if Redis is unreachable."""
     policy = _policy_when_full(settings)
     return "answers" if policy in {None, "noeviction"} else f"answers, and drops keys ({policy})"
 
@@ -141,7 +147,7 @@ def _redis(settings: Settings) -> str:
 
 
 def _policy_when_full(settings: Settings) -> str | None:
-    """None: a hosted Redis does not tell."""
+    """Return Redis's eviction policy, or None: a hosted Redis does not tell."""
     with Redis.from_url(settings.redis_url, socket_timeout=3, socket_connect_timeout=3) as client:
         client.ping()
         try:
@@ -152,7 +158,7 @@ def _policy_when_full(settings: Settings) -> str | None:
 
 
 def redis_trouble(url: str) -> str | None:
-    """Why Redis cannot be used, in one line, or None when it answers."""
+    """Return why Redis cannot be used, in one line, or None if it answers."""
     try:
         with Redis.from_url(url, socket_timeout=3, socket_connect_timeout=3) as client:
             client.ping()
@@ -162,12 +168,14 @@ def redis_trouble(url: str) -> str | None:
 
 
 def _gateway(settings: Settings) -> str:
-    """Ask for an invoice that cannot exist: moves no money, and proves address and credentials."""
+    """Ask for an invoice that cannot exist. This moves no money and tests address and
+    credentials.
+    """
     calls: CallLog = []
     try:
         build_gateway(settings).find(NO_SUCH_REFERENCE, calls)
     except LookUpUnreliable:
-        pass  # It answers: what that is worth, is what `_look_up` tells.
+        pass  # Only the answer counts here. `_look_up` judges its content.
     except OutcomeUnknown as unknown:
         raise BillingError(_gateway_trouble(unknown)) from None
     except GatewayError as error:
@@ -177,8 +185,10 @@ def _gateway(settings: Settings) -> str:
 
 
 def _poll_up(settings: Settings) -> str:
-    """A list by reference holds nothing for an unknown one and exactly one invoice for one that the
-    book has sent once. Otherwise "not in the list" means nothing.
+    """Test the gateway's list by reference: nothing for an unknown reference, exactly one invoice
+    for a known one.
+
+    Otherwise a missing invoice in a list proves nothing.
     """
     gateway = build_gateway(settings)
     try:
@@ -221,9 +231,10 @@ def _gateway_trouble(unknown: OutcomeUnknown) -> str:
 
 
 def _cardgate(settings: Settings) -> str:
-    """A GET without a bearer, where sales are POSTed: no sale, and proves that somebody is there.
+    """Send GET without a bearer to the address of sales. This is no sale and tests that a server
+    answers.
 
-    Whatever it answers below 500 is fine: nothing but a sale would say more.
+    Every answer below 500 is accepted: only a real sale tests more.
     """
     url = settings.cardgate_url.rstrip("/") + "/payment/sale"
     transport = RequestsTransport(read_timeout=settings.gateway_timeout_seconds)
@@ -243,7 +254,7 @@ def _cardgate(settings: Settings) -> str:
 
 
 def _vault_keys(settings: Settings) -> str:
-    """Open a sample of the card tokens that are stored."""
+    """Decrypt a sample of the stored card tokens."""
     vault = FernetVault(settings.vault_keys)
     _schema(settings)
     with build_store(settings) as store, store.reading() as connection:

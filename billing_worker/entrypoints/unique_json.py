@@ -1,4 +1,4 @@
-"""JSON in which no object says a key twice."""
+"""JSON that refuses objects with a repeated key."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from typing import Any
 
 
 class KeyTwice(ValueError):
-    """An object says one key twice. The message names the key."""
+    """An object repeats a key. The message names the key."""
 
 
 def loads(text: bytes | str) -> Any:
-    """Raises KeyTwice, because of two amounts each reader takes another one; ValueError for what is no
-    JSON, RecursionError for what nests too deep.
+    """Parse JSON. Raises KeyTwice for a repeated key, because readers differ in which value they
+    take.
+
+    Raises ValueError for what is no JSON, RecursionError for what nests too deep.
     """
     return json.loads(text, object_pairs_hook=_unique)
 

@@ -1,4 +1,4 @@
-"""The command line. Commands are imported when they are called: `--help` must be quick."""
+"""The command line. Commands are imported when they are called, so that `--help` is quick."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def cli() -> None:
 
 
 def main(**options: Any) -> None:
-    """Entry point: turns the errors that users cause or meet into one message and a status."""
+    """Entry point. Turns errors that users cause or meet into one message and an exit status."""
     try:
         cli.main(prog_name="billing-worker", **options)
     except Exception as error:

@@ -142,7 +142,7 @@ def apply(
 
 
 def _totals(lines: Iterable[Line]) -> list[dict[str, Any]]:
-    """[{action, currency, count, amount}]."""
+    """Return totals as [{action, currency, count, amount}]."""
     sums: dict[tuple[str, str], list[Money]] = defaultdict(list)
     for line in lines:
         if line.money is not None:

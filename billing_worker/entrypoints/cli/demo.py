@@ -1,4 +1,6 @@
-"""60 subscriptions of every outcome, billed by a real worker and beat, and the books compared."""
+"""`billing-worker demo`: a real worker and beat bill 60 subscriptions of every outcome, and the
+books are compared.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,7 @@ CAST: Mapping[str, int] = {
     "wrong_amount": 2,
     "": 2,  # no card
 }
-"""How many subscriptions with which sandbox outcome: 60."""
+"""Number of subscriptions by sandbox outcome: 60 in all."""
 
 QUICK = {
     "BILLING_RENEW_EVERY_SECONDS": "1",
@@ -52,10 +54,10 @@ QUICK = {
     "BILLING_RECONCILE_AFTER_SECONDS": "1",
     "BILLING_GATEWAY_TIMEOUT_SECONDS": "2",
 }
-"""The demo's patience: the defaults are made for a real gateway."""
+"""The demo's short waiting times: the defaults are made for a real gateway."""
 
 MAY_STAY_OPEN = ("answer_lost_before", "pending_forever")
-"""The gateway never decides these while the demo runs: to keep them as unknown is right."""
+"""The gateway never decides these during the demo: unknown is the right state."""
 
 LONGEST_SECONDS = 18
 LATER_SECONDS = 3.0
@@ -103,7 +105,7 @@ def demo(folder: Path | None, *, as_json: bool) -> None:
 
 
 def _cast() -> list[str]:
-    """The outcome of demo-01, demo-02 …"""
+    """Return the outcomes of demo-01, demo-02 …"""
     return [outcome for outcome, count in CAST.items() for _ in range(count)]
 
 
@@ -136,7 +138,9 @@ def _subscribe_all(store: Store, stack: LocalStack) -> None:
 
 
 def _watch(store: Store, stack: LocalStack, *, quiet: bool) -> bool:
-    """Show progress until all that can be decided is; False when it took too long."""
+    """Show progress until everything that can be decided is decided. Return False if that takes too
+    long.
+    """
     decided_in_the_end = sum(
         count for outcome, count in CAST.items() if outcome not in MAY_STAY_OPEN
     )
@@ -155,7 +159,7 @@ def _watch(store: Store, stack: LocalStack, *, quiet: bool) -> bool:
 
 
 def _decided(store: Store) -> int:
-    """Invoices whose newest attempt has ended, or that wait without one."""
+    """Count invoices whose newest attempt has ended, or that wait without one."""
     with store.reading() as connection:
         return sum(
             row.invoices
@@ -166,7 +170,7 @@ def _decided(store: Store) -> int:
 
 
 def _compare(store: Store, sandbox: SandboxGateway) -> dict[str, Any]:
-    """Our books against the gateway's own ledger of money moved."""
+    """Compare the books with the gateway's own ledger of money moved."""
     with store.reading() as connection:
         status = report.status(connection, SystemClock().now())
         explained = [report.explain(connection, invoice) for invoice in _invoices()]

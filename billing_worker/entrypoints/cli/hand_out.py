@@ -1,4 +1,4 @@
-"""Printing a page that a customer pays on, for the two commands that open one."""
+"""Prints a page on which a customer pays, for the two commands that open one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def hand_out_page(
     as_json: bool,
     file: Path | None,
 ) -> None:
-    """Open the page and print where the customer pays; exit 1 with the reason if there is none."""
+    """Open the page and print its address. Exit with status 1 and the reason if there is none."""
     with open_ports() as (ports, settings):
         try:
             done = start(ports, {name: value for name, value in record.items() if value})
@@ -40,7 +40,7 @@ def hand_out_page(
                 print_json({"error": {"kind": type(error).__name__, "reason": str(error)}})
                 raise SystemExit(1) from None
             raise click.ClickException(str(error)) from None
-    # The web process is where the callbacks go: whatever is in front of it is in front of both.
+    # The web process receives the callbacks, so pay pages are under the same public address.
     base = settings.callback_url.removesuffix(CALLBACKS)
     if base != settings.callback_url:
         done["pay_url"] = base + done["pay_path"]

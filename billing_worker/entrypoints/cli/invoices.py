@@ -40,7 +40,9 @@ def invoices() -> None:
 
 @contextmanager
 def _refusals_said(*, as_json: bool) -> Iterator[None]:
-    """A refusal is one line with the way out, or one JSON object, and exit status 1."""
+    """Print a refusal as one line with the way out, or as one JSON object, and exit with
+    status 1.
+    """
     try:
         yield
     except InvalidInput as error:

@@ -24,7 +24,7 @@ from billing_worker.services.subscriptions.lifecycle import Outcome
 
 
 def _asked_for(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What all of these commands take."""
+    """The options that all these commands share."""
     for decorate in (
         json_option,
         decided_at_option,

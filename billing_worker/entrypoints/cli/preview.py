@@ -106,8 +106,10 @@ def _counted(lines: Iterable[Expected], totals: Totals) -> Iterator[Expected]:
 
 
 def _saved(lines: Iterable[Expected], header: dict[str, str], file: TextIO) -> Iterator[Expected]:
-    """JSON Lines: first the header, then a charge a line, and their number, to show it is whole,
-    with when the last of the book was read: sweeps charged meanwhile.
+    """Write JSON Lines: a header, one charge a line, and an end line.
+
+    The end line has the number of charges, which shows that the file is whole, and the time at
+    which the last of the book was read: sweeps charge meanwhile.
     """
     file.write(json.dumps(header) + "\n")
     count = 0
@@ -139,7 +141,7 @@ def _show(
 
 
 def _print_json(lines: Iterable[Expected], header: dict[str, str], totals: Totals) -> None:
-    """One JSON object, written as it comes: the book may be larger than the memory."""
+    """Print one JSON object piece by piece: the book may be larger than the memory."""
     click.echo(json.dumps(header)[:-1] + ', "charges": [')
     comma = ""
     for line in lines:
@@ -179,7 +181,7 @@ def _print_sums(charged: str, not_charged: str, sums: dict[str, Any]) -> None:
 
 
 class _NoPreview(click.ClickException):
-    exit_code = 2  # 1 says that something is unexplained
+    exit_code = 2  # 1: a difference is unexplained
 
 
 def _compare(store: Store, path: Path, *, as_json: bool) -> None:
@@ -216,8 +218,9 @@ def _header(path: Path, file: TextIO) -> tuple[datetime, datetime]:
 
 
 def _whole(path: Path, file: TextIO) -> tuple[int, datetime | None]:
-    """How many charges are in the file, which is read to its end, and when the book was. Nothing is
-    compared with half.
+    """Read the file to its end. Return its number of charges and when the book was read.
+
+    An incomplete file is compared with nothing.
     """
     count = 0
     last: Any = None

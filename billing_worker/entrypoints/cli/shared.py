@@ -1,4 +1,4 @@
-"""What several commands need: settings, an open database, and two ways of printing."""
+"""Shared by several commands: settings, an open database, and two ways of printing."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ def settings_for(*needs: str) -> Settings:
 
 
 def open_store(settings: Settings, *, migrated: bool = True, decides: bool = False) -> Store:
-    """Reach the database, trying again for a few seconds. Raises ClickException naming it.
+    """Open the database; retry for a few seconds. Raises ClickException with its address.
 
-    `decides`: what becomes due follows from this machine's clock, so a wrong one is refused. What
-    stops money (a void, the kill switch) is not.
+    `decides`: the command dates charges by this machine's clock, so a wrong clock is refused.
+    Commands that stop money (a void, the kill switch) work with any clock.
     """
     store = Store(settings.database_url)
     try:
@@ -81,7 +81,7 @@ def _require_ready(store: Store, url: str, *, migrated: bool) -> None:
 def _require_right_clock(store: Store) -> None:
     with store.reading() as connection:
         server = switches.read(connection).server
-    if server.clock is None:  # SQLite has none.
+    if server.clock is None:  # SQLite has no clock of its own.
         return
     wrong = wrong_clock(ClockWatch(SystemClock()), server)
     if wrong is not None:
@@ -111,12 +111,12 @@ def _first_line(error: SQLAlchemyError) -> str:
 
 
 def shown_url(url: str) -> str:
-    """A database or broker URL without its password."""
+    """Return a database or broker URL without its password."""
     return make_url(url).render_as_string(hide_password=True)
 
 
 def chosen(_: click.Context, option: click.Parameter, value: bool | None) -> bool:  # noqa: FBT001 - click's form
-    """`required` would name one of the two only, and whoever obeys has not chosen."""
+    """Not `required`: its message names only one of the two options."""
     if value is None:
         either = " or ".join([*option.opts, *option.secondary_opts])
         raise click.UsageError(f"Say {either}.")
@@ -132,7 +132,7 @@ def print_json(data: Any) -> None:
 
 
 def as_words(data: Mapping[str, Any]) -> str:
-    """`name=value, …` of what has a value: how an event's data is shown to people."""
+    """Return `name=value, …` of everything that has a value, to show an event's data."""
     return ", ".join(f"{key}={_word(value)}" for key, value in data.items() if value is not None)
 
 
@@ -146,6 +146,6 @@ def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[obje
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*("" if cell is None else str(cell) for cell in row))
-    # A pipe or a file has no width: there a reference stays on one line.
+    # A pipe or a file has no width: a reference stays on one line.
     console = Console()
     Console(width=None if console.is_terminal else _WIDE).print(table)

@@ -92,7 +92,7 @@ def import_(file: Path, *, dry_run: bool, armed: bool, as_json: bool) -> None:
 
 @contextmanager
 def _progress_bar(file: Path) -> Iterator[Progress]:
-    """On stderr if that is a terminal, and nothing otherwise."""
+    """Show a progress bar on stderr if it is a terminal."""
     if not sys.stderr.isatty():
         yield lambda _: None
         return
@@ -196,7 +196,7 @@ def _export(
     *,
     with_tokens: bool,
 ) -> bool:
-    """Whether something was left out that is not over."""
+    """Return whether a subscription was left out that is not over."""
     over: Counter[str] = Counter()
     lost: Counter[str] = Counter()
     with store.reading() as connection:
@@ -242,7 +242,9 @@ def _write_json(record: dict[str, Any]) -> bool:
 
 
 def _csv_writer(*, with_tokens: bool) -> Callable[[dict[str, Any]], bool]:
-    """Writes the header; the function returned writes a record, or says that it cannot."""
+    """Write the header. The returned function writes a record and returns why it cannot, or
+    None.
+    """
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(csv_rows.header_of(with_tokens=with_tokens))
 
@@ -256,7 +258,9 @@ def _csv_writer(*, with_tokens: bool) -> Callable[[dict[str, Any]], bool]:
 
 
 def _every_whole_row(store: Store) -> Iterator[Row[Any]]:
-    """Page by page, each read by itself: a million rows in bounded memory, no long transaction."""
+    """Yield rows batch by batch, each in a transaction of its own: a million rows in bounded
+    memory.
+    """
     last_id = 0
     while True:
         with store.reading() as connection:

@@ -1,4 +1,4 @@
-"""The errors that users cause or meet, each as one message and an exit status."""
+"""The errors that users cause or meet, each as one message with an exit status."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Trouble(NamedTuple):
 
 
 def told(error: Exception) -> Trouble | None:
-    """None: it is our own bug, and its traceback is wanted."""
+    """Return message and exit status, or None for our own bugs, which need a traceback."""
     if isinstance(error, BadSettings):
         return Trouble(str(error), 2)
     if isinstance(error, BillingError | OSError):

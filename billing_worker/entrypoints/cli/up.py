@@ -56,7 +56,7 @@ def up(folder: Path) -> None:
 
 
 def _redis_answers(settings: Settings, stopping: threading.Event) -> bool:
-    """Wait for it, for as long as it takes. False: we were asked to stop meanwhile."""
+    """Wait until Redis answers, however long. Return False if asked to stop meanwhile."""
     told = False
     while trouble := redis_trouble(settings.redis_url):
         if not told:

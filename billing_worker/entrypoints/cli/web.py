@@ -36,7 +36,7 @@ def web(host: str, port: int, workers: int) -> None:
             self.cfg.set("workers", workers)
             self.cfg.set("threads", 8)
             self.cfg.set("timeout", 30)
-            # A heartbeat file on a disk under load makes gunicorn kill healthy workers.
+            # With its heartbeat file on a busy disk gunicorn kills healthy workers.
             self.cfg.set("worker_tmp_dir", None)
 
         def load(self) -> object:

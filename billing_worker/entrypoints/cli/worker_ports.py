@@ -1,4 +1,4 @@
-"""What the worker works with, for commands that call the gateway themselves."""
+"""The worker's ports, for commands that call the gateway themselves."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from billing_worker.services.ports import Ports
 
 @contextmanager
 def open_ports(*needs: str) -> Iterator[tuple[Ports, Settings]]:
-    """All that a use case needs that calls the gateway; it rings for nobody."""
-    # Alerts are told on standard error: what is printed is for programs too.
+    """Yield all ports of a use case that calls the gateway. Its doorbell wakes no worker."""
+    # Alerts go to standard error: standard output is read by programs too.
     structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
     settings = settings_for(*DATABASE, *GATEWAY, *VAULT, *needs)
-    open_store(settings).close()  # says in words what is wrong with the database
+    open_store(settings).close()  # raises in words if the database cannot be used
     ports, _ = build_ports(settings, SilentBell())
     with ports.store:
         yield ports, settings

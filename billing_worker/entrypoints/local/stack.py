@@ -1,7 +1,7 @@
-"""The whole worker on one machine, with nothing installed beforehand: for `demo` and `up`.
+"""The whole worker on one machine without installed services, for `demo` and `up`.
 
-Embedded Redis, SQLite and the sandbox gateway stand in for whatever the settings leave out; the
-worker and the beat are the real ones, as processes of their own that die with us.
+Embedded Redis, SQLite and the sandbox gateway replace whatever the settings leave out. Worker and
+beat are the real ones, as child processes that end with this one.
 """
 
 from __future__ import annotations
@@ -35,24 +35,26 @@ from billing_worker.sandbox.server import SandboxServer
 _CELERY = [sys.executable, "-m", "celery", "-A", "billing_worker"]
 _QUIET_WORKER = ["--without-gossip", "--without-mingle", "--without-heartbeat"]
 _STOP_SECONDS = 60
-"""A charge in flight ends within its calls' deadlines; then the worker leaves by itself."""
+"""A charge in flight ends within the deadlines of its calls; then the worker exits."""
 
 _LOCK_SECONDS = 1.0
-"""A predecessor that was killed is gone by then."""
+"""A killed predecessor is gone by then."""
 
 PROVIDED = "provided"
 
 _OF_THE_GATEWAY = {config.PREFIX + name for name in config.GATEWAY if name != "TEST_MODE"}
-"""Given wholly, or the sandbox stands in: our credentials must not meet another one's gateway."""
+"""All of them are given, or the sandbox replaces the gateway: credentials must not reach another
+gateway.
+"""
 
 
 class LocalStack:
-    """`with LocalStack(folder, environ) as stack:` everything runs; afterwards nothing does.
+    """`with LocalStack(folder, environ) as stack:` runs everything inside the block.
 
-    What `environ` sets is used as it is; what it leaves out is provided from `folder`. `sources`
-    tells which is which: {variable: "environment", "file PATH" or PROVIDED}.
+    What `environ` sets is used as it is; the rest comes from `folder`. `sources` tells which is
+    which: {variable: "environment", "file PATH" or PROVIDED}.
 
-    Entering raises BillingError when another process has the folder, or Redis cannot be started.
+    Entering raises BillingError if another process has the folder, or if Redis cannot be started.
     """
 
     def __init__(
@@ -139,23 +141,25 @@ class LocalStack:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # Ctrl-C is ours to pass on, in order
+                start_new_session=True,  # this process passes Ctrl-C on, in order
             )
 
     def ended_children(self) -> dict[str, int]:
-        """Names and exit statuses of processes that should be running and are not."""
+        """Return names and exit statuses of processes that should run and do not."""
         codes = {name: child.poll() for name, child in self._children.items()}
         return {name: code for name, code in codes.items() if code is not None}
 
     def told(self, ended: Mapping[str, int]) -> str:
-        """One line about `ended_children`, with where to look."""
+        """Return one line about `ended_children` that says where to look."""
         return "; ".join(
             f"{name} ended with status {status}, see {self.folder}/{name}.log"
             for name, status in ended.items()
         )
 
     def stop_children(self) -> None:
-        """Beat first, so that nothing new is rung for; each finishes what is in flight."""
+        """Stop beat first, so that nothing new starts. Each process finishes its charges in
+        flight.
+        """
         for name in ("beat", "worker"):
             child = self._children.pop(name, None)
             if child is None or child.poll() is not None:
@@ -169,7 +173,7 @@ class LocalStack:
 
 
 def _vault_key_file(folder: Path) -> Path:
-    """Made once per folder: without its key the card tokens in the database are lost."""
+    """Return the folder's key file, created once: without it the stored card tokens are lost."""
     path = folder / "vault.key"
     if not path.exists():
         new = path.with_suffix(".new")
@@ -177,5 +181,5 @@ def _vault_key_file(folder: Path) -> Path:
         descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(Fernet.generate_key())
-        new.rename(path)  # whole, or not at all
+        new.rename(path)  # atomic
     return path

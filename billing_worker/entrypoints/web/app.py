@@ -1,4 +1,4 @@
-"""The web application: callbacks, pay pages, and health for whoever restarts processes."""
+"""The web application: callbacks, pay pages and health checks."""
 
 from __future__ import annotations
 
@@ -20,13 +20,16 @@ def create_app(settings: Settings) -> Flask:
 
     @app.get("/health/live")
     def live() -> Response:
-        """This process answers. Says nothing about its neighbours: a restart would not help them."""
+        """Answer that this process lives. Other services do not count: a restart of this one does
+        not help them.
+        """
         return jsonify(live=True)
 
     @app.get("/health/ready")
     def ready() -> tuple[Response, int]:
-        """Database at this version's schema, Redis answering. Callbacks may be off: all they do
-        could wait for the next sweep.
+        """Answer whether the database has this version's schema and Redis answers.
+
+        Callbacks may be off: sweeps do the same work later.
         """
         parts = {"database": check_database, "redis": check_redis, "callbacks": _callbacks}
         state: dict[str, str] = {}

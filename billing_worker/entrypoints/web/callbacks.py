@@ -1,4 +1,4 @@
-"""`POST /callbacks/payment-invoices`: the gateway's doorbell, on the open internet."""
+"""`POST /callbacks/payment-invoices`: where the gateway reports news, open to the internet."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from billing_worker.services.charging import callbacks
 from billing_worker.services.charging.callbacks import Fate, Inbox
 
 LARGEST_BODY: Final = 1024 * 1024
-"""The fullest body known has 5 kB; `callback_logs` inside it may repeat that a hundred times."""
+"""The largest known body has 5 kB; its `callback_logs` may grow a hundred times."""
 
-# The gateway expects exactly 200, and repeats whatever had another answer (gateway.md §5).
+# The gateway expects exactly 200 and repeats the callback after any other answer (gateway.md §5).
 _ANSWERS: Final = {
     Fate.STORED: 200,
     Fate.DUPLICATE: 200,
@@ -34,9 +34,9 @@ log = structlog.get_logger()
 
 
 class Limit:
-    """At most `per_second` calls in the long run, and `burst` at once, in this process.
+    """A rate limit: `per_second` calls on average and `burst` at once, in this process.
 
-    Each process counts for itself: n web processes let n times as many through.
+    Each process counts by itself: n web processes allow n times as many.
     """
 
     def __init__(self, per_second: float, burst: int, monotonic: Callable[[], float]) -> None:
@@ -60,16 +60,16 @@ class Limit:
             return True
 
     def turned_away(self) -> int:
-        """How many were not allowed since this was last asked."""
+        """Return and reset the number of refused calls."""
         with self._lock:
             number, self._turned_away = self._turned_away, 0
             return number
 
 
 def callback_routes(inbox: Inbox) -> Blueprint:
-    """The route. Without a key nobody can be trusted: it answers 503."""
+    """Return the routes. Without a key no callback can be verified, so the route answers 503."""
     routes = Blueprint("callbacks", __name__)
-    # Two limits, so that a flood of forged calls does not shut the gateway out.
+    # Two limits, so that many forged calls do not block the gateway's own.
     genuine = Limit(200, 400, inbox.clock.monotonic)
     forged = Limit(20, 40, inbox.clock.monotonic)
 
@@ -80,7 +80,7 @@ def callback_routes(inbox: Inbox) -> Blueprint:
         try:
             fate = take()
         except (SQLAlchemyError, CommitUnknown) as error:
-            # Not stored, for all we know: the gateway comes again.
+            # Perhaps not stored: the gateway repeats it.
             log.warning("callback.not_stored", reason=type(error).__name__)
             return jsonify(error="not stored, try again"), 503
         return jsonify(callback=fate), _ANSWERS[fate]
@@ -105,7 +105,7 @@ def callback_routes(inbox: Inbox) -> Blueprint:
 
 
 def _body() -> bytes | None:
-    """The raw bytes, or None when there are too many of them."""
+    """Return the raw bytes, or None if there are too many."""
     request.max_content_length = LARGEST_BODY
     try:
         return request.get_data(cache=False)

@@ -1,4 +1,4 @@
-"""The HTML form that sends a browser on to the gateway's page."""
+"""The HTML form that sends a browser to the gateway's page."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SUBMIT: Final = "document.forms[0].submit()"
 
 
 def render(page: Page) -> str:
-    """A whole HTML page that submits the form by itself, or with a button where no script runs."""
+    """Return an HTML page that submits the form by itself, or has a button where no script runs."""
     action, fields = _form(page)
     inputs = "".join(
         f'<input type="hidden" name="{html.escape(name)}" value="{html.escape(value)}">'
@@ -27,7 +27,9 @@ def render(page: Page) -> str:
 
 
 def _form(page: Page) -> tuple[str, Iterable[tuple[str, str]]]:
-    """A browser that sends a form with GET throws the query of its action away: make it fields."""
+    """Return the form. With GET a browser drops the query of the action, so the query becomes
+    fields.
+    """
     params = list(page.params.items())
     if page.method != "GET":
         return page.action, params

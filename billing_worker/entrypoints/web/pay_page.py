@@ -1,4 +1,4 @@
-"""`GET /pay/<name>`: sends the customer's browser on to the gateway's page."""
+"""`GET /pay/<name>`: sends the customer's browser to the gateway's page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from billing_worker.services.ports import Vault
 _HASH: Final = base64.b64encode(hashlib.sha256(SUBMIT.encode()).digest()).decode()
 _HEADERS: Final = {
     "Content-Type": "text/html; charset=utf-8",
-    # The address is all that it takes to pay: it must not be kept, shown or passed on.
+    # Anyone with the address can pay: it must not be cached, shown or passed on.
     "Cache-Control": "no-store",
     "Referrer-Policy": "no-referrer",
     "X-Robots-Tag": "noindex",
@@ -36,7 +36,9 @@ def pay_routes(store: Store, vault: Vault) -> Blueprint:
 
     @routes.get("/pay/<name>")
     def pay(name: str) -> Response:
-        """410 for a page that is paid, ended or was never there: nobody learns which."""
+        """Send the page. Answers 410 alike for a paid, an ended and an unknown page, so that nobody
+        learns which.
+        """
         page = page_behind(store, vault, name)
         if page is None:
             return Response(_GONE, 410, _HEADERS)
