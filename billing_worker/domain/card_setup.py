@@ -72,6 +72,7 @@ class HostedStatement:
     statement: Statement
     page: Page | None = None
     card: StoredCard | None = None
+    alone: bool = True  # no other one of ours was found under its reference
     made_by_somebody: bool = False
     """No create of this book has made it: somebody may have its page."""
 

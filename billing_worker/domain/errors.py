@@ -97,9 +97,16 @@ class GatewayError(BillingError):
     `reason` names the cause in a few words and never contains a secret.
     """
 
+    http_status: int | None = None  # None: there was no answer
+
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+    @property
+    def is_client_error(self) -> bool:
+        """Answered with a 4xx."""
+        return 400 <= (self.http_status or 0) < 500  # noqa: PLR2004
 
 
 class NotSent(GatewayError):
@@ -133,8 +140,7 @@ class OutcomeUnknown(GatewayError):
         """A 4xx in a shape that is not the gateway's own: a proxy's page, perhaps. Together with a
         look-up that finds nothing it is as good as a refusal.
         """
-        status = self.http_status or 0
-        return 400 <= status < 500 and status not in AMBIGUOUS_STATUSES  # noqa: PLR2004
+        return self.is_client_error and self.http_status not in AMBIGUOUS_STATUSES
 
 
 class LookUpUnreliable(OutcomeUnknown):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
 
@@ -46,6 +47,8 @@ class Statement:
     original_code: str | None = None  # the acquirer's own resolution, verbatim (§2.2)
     bearer: Secret | None = field(default=None, repr=False)
     owner: Owner = NOT_SAID
+    create: str | None = None  # the name of the create that made it, as the gateway echoes it
+    created_at: datetime | None = None  # by the gateway's clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +157,22 @@ def foreign(statement: Statement, expected: Expected) -> str | None:
         if theirs is not None and mine is not None and theirs != mine and not moved:
             return f"the invoice belongs to another {name}: {theirs}, expected {mine}"
     return None
+
+
+CLOCKS_DIFFER = timedelta(minutes=1)
+"""How far the gateway's clock may be from ours before a date of its proves nothing."""
+
+
+def is_of_another_create(answered: Statement, create: str | None, sent_at: datetime) -> bool:
+    """Whether the answer to a create shows an invoice that an older create has made: some gateways
+    answer a known reference with what they have under it (§0 D), and that may have been sold.
+
+    `create`: the name that was sent, `sent_at`: not later than the request.
+    """
+    if answered.create is not None:
+        return answered.create != create
+    made_at = answered.created_at
+    return made_at is not None and made_at < sent_at - CLOCKS_DIFFER
 
 
 def judge(statement: Statement, expected: Expected) -> Finding:

@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Final, NoReturn
 
@@ -171,6 +172,7 @@ class _InvoiceAnswer(_Incoming):
     bearer = _Lenient(_bearer_or_none)
     created = _Lenient(_whole_number_or_none)
     book = _Lenient(_short_text_or_none)
+    create = _Lenient(_short_text_or_none)
 
     @pre_load
     def flatten(self, resource: Any, **_: Any) -> dict[str, Any]:
@@ -180,13 +182,15 @@ class _InvoiceAnswer(_Incoming):
             raise ValidationError("not a payment invoice", "type")
         attributes = _object(resource.get("attributes"))
         flow = _object(attributes.get("flow_data"))
+        metadata = _object(attributes.get("metadata"))
         return {
             **attributes,
             "id": resource.get("id"),
             "self_link": _object(resource.get("links")).get("self"),
             "original_code": _object(attributes.get("original_data")).get("original_resolution"),
             "bearer": _object(flow.get("metadata")).get("token"),
-            "book": _object(attributes.get("metadata")).get(request_bodies.BOOK),
+            "book": metadata.get(request_bodies.BOOK),
+            "create": metadata.get(request_bodies.CREATE),
         }
 
 
@@ -311,7 +315,16 @@ def _statement(invoice: dict[str, Any], customer: str | None = None) -> Statemen
         original_code=invoice["original_code"],
         bearer=invoice["bearer"],
         owner=Owner(invoice["book"], customer),
+        create=invoice["create"],
+        created_at=_instant_or_none(invoice["created"]),
     )
+
+
+_LAST_SECOND: Final = 253_402_300_799  # of the year 9999
+
+
+def _instant_or_none(seconds: int | None) -> datetime | None:
+    return datetime.fromtimestamp(seconds, UTC) if seconds and seconds <= _LAST_SECOND else None
 
 
 def _customer_reference(document: dict[str, Any]) -> str | None:

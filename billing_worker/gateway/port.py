@@ -24,6 +24,7 @@ class _Order:
     customer_email: str | None = None
     description: str | None = None
     book: str | None = None  # identity of the book that orders; the gateway echoes it
+    create: str | None = None  # name of this very request; the gateway echoes it too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -81,9 +81,13 @@ class _SaleRequest(_Outgoing):
 BOOK: Final = "book"
 """The key of our metadata under which the gateway echoes which book made an invoice."""
 
+CREATE: Final = "create"
+"""The key under which it echoes which create did."""
+
 
 def _metadata(order: Order) -> dict[str, str] | None:
-    return {BOOK: order.book} if order.book else None
+    said = {BOOK: order.book, CREATE: order.create}
+    return {name: value for name, value in said.items() if value} or None
 
 
 @dataclass(frozen=True, slots=True)

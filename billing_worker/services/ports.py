@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -90,6 +91,10 @@ class Vault(Protocol):
     def unlock(self, locked: bytes) -> Secret: ...
 
 
+def random_name() -> str:
+    return secrets.token_hex(8)
+
+
 @dataclass(frozen=True, slots=True)
 class Ports:
     store: Store
@@ -106,3 +111,7 @@ class Ports:
     outside: Sequence[Outside] = field(default_factory=lambda: (Memory(),))
     timekeeper: Timekeeper | None = None  # None: a clock of its own, compared with none
     needs_synchronous_standby: bool = False
+    name_create: Callable[[], str] = random_name
+    """By its name an invoice that is found is proven to be the work of one create. A life that these
+    books have forgotten must never have used the same.
+    """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from decimal import Decimal
 
 import pytest
@@ -162,7 +163,17 @@ def test_a_created_invoice_becomes_a_statement(status, calls):
         test_mode=True,
         moderation_required=False,
         bearer=Secret("eyJ0eXAiOiJKV1QiLCJhbGciOiJSUzUxMiJ9*****"),
+        created_at=datetime(2020, 3, 25, 22, 24, 15, tzinfo=UTC),
     )
+
+
+def test_the_name_of_a_create_is_sent_and_read_where_it_is_echoed(calls):
+    echoed = invoice(metadata={"book": "b", "create": "c-1"})
+    with WireServer([answer(201, echoed)]) as server:
+        statement = paycore(server.url).create(order(book="b", create="c-1"), calls)
+    (request,) = server.requests
+    assert exact(request.body)["data"]["attributes"]["metadata"] == {"book": "b", "create": "c-1"}
+    assert (statement.owner.book, statement.create) == ("b", "c-1")
 
 
 @pytest.mark.parametrize(

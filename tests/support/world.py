@@ -6,8 +6,9 @@ what is exercised here is the code that runs.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
@@ -117,6 +118,8 @@ class World:
         self.transport = TwinTransport(self.sandbox, self.clock)
         self.bell = PatientBell()
         self.vault = FernetVault(Secret(KEY))
+        # Counted and not random: a simulation is repeated hash for hash. Never begun anew.
+        self.creates: Iterator[int] = beside.creates if beside else itertools.count(1)
         self.outside = (Memory(),)
         self.ports = self.ports_of_a_worker(timings)
 
@@ -133,6 +136,7 @@ class World:
             "test_mode": True,
             "commit_group": EachAlone(),
             "outside": self.outside,
+            "name_create": lambda: f"create-{next(self.creates)}",
         }
         return Ports(**(collaborators | overrides))
 

@@ -38,10 +38,13 @@ from billing_worker.domain.statement import (
     DECLINED_STATUSES,
     NO_BEARER,
     PAID_STATUSES,
+    UNSOLD_STATUSES,
     Expected,
     SaleAnswer,
     Statement,
     Verdict,
+    foreign,
+    is_of_another_create,
     judge,
     may_be_sold,
 )
@@ -220,7 +223,7 @@ def _sought(ports: Ports, claimed: Claimed, calls: CallLog) -> Statement | News 
     if isinstance(found, Foreign):
         return NothingSent(found.whose, hold=True)
     if found is not None:
-        return _believed(ports, claimed, found, made_now=0)
+        return _believed(ports, claimed, found)
     if claimed.may_be_forgotten and knows_later(ports, claimed.key, claimed.attempt, asking, calls):
         return NothingSent(LATER_KNOWN)
     return None if claimed.attempt.test_mode == ports.test_mode else NothingSent(OTHER_MODE)
@@ -233,17 +236,32 @@ def _invoice_at_gateway(ports: Ports, claimed: Claimed, calls: CallLog) -> State
     known = _known_already(ports, claimed, calls)
     if known is not None:
         return known
+    order = _order(ports, claimed)
     try:
-        return _created(ports, claimed, calls)
+        return _created(ports, claimed, order, calls)
     except NotSent as error:
         return Postponed(f"gateway not reached: {error.reason}")
     except (Refused, OutcomeUnknown) as error:
-        return _after_failed_create(ports, claimed, error, calls)
+        return _after_failed_create(ports, claimed, order, error, calls)
 
 
-def _created(ports: Ports, claimed: Claimed, calls: CallLog) -> Statement:
+def _created(
+    ports: Ports, claimed: Claimed, order: InstantOrder, calls: CallLog
+) -> Statement | News:
     rate_permit.take(ports, claimed)
-    return ports.gateway.create(_order(ports, claimed), calls)
+    sent_at = ports.clock.now()
+    answered = ports.gateway.create(order, calls)
+    if foreign(answered, _expected(claimed)) or not is_of_another_create(
+        answered, order.create, sent_at
+    ):
+        return answered
+    maybe_sold = answered.status in UNSOLD_STATUSES
+    return _believed(ports, claimed, Found(answered, maybe_sold, (answered.create,)))
+
+
+def _expected(claimed: Claimed) -> Expected:
+    one = claimed.attempt
+    return Expected(one.reference_id, one.money, test_mode=one.test_mode, owner=claimed.payer.owner)
 
 
 def _order(ports: Ports, claimed: Claimed) -> InstantOrder:
@@ -258,19 +276,23 @@ def _order(ports: Ports, claimed: Claimed) -> InstantOrder:
         customer_email=payer.customer_email,
         description=payer.description,
         book=payer.book,
+        create=ports.name_create(),
     )
 
 
-def _believed(ports: Ports, claimed: Claimed, found: Found, *, made_now: int) -> Statement | News:
-    """The invoice that was found, if it may be sold. `made_now`: creates of this frame that may have
-    arrived. Older claims have sent one each, so more invoices than that are the work of a life that
-    this book has forgotten.
+def _believed(
+    ports: Ports, claimed: Claimed, found: Found, *, made_now: int = 0, maybe_now: int = 0
+) -> Statement | News:
+    """The invoice that was found, if it may be sold. `made_now`: of those under the reference, how
+    many the create of this frame has made, proven by its name; `maybe_now`: how many others it may
+    have made. Older claims have sent one create each, so more invoices than that are the work of a
+    life that this book has forgotten.
     """
     older = found.count - made_now
     unproven = older > 0 and found.maybe_sold and not claimed.is_proven_unsold
     if unproven and claimed.may_be_forgotten:
         return Postponed(MAYBE_SOLD)
-    not_ours = older >= claimed.attempt.fence
+    not_ours = older - maybe_now >= claimed.attempt.fence
     if not_ours and not claimed.may_be_forgotten:
         lost_memory.notice(ports, KNOWN_THERE, seen=claimed.restored_at, by=BY)
     # What has ended by now may have been sold before: its money may still come.
@@ -286,10 +308,17 @@ def _refuses_us(ports: Ports, claimed: Claimed, error: GatewayError) -> News:
 
 
 def _after_failed_create(
-    ports: Ports, claimed: Claimed, error: Refused | OutcomeUnknown, calls: CallLog
+    ports: Ports,
+    claimed: Claimed,
+    order: InstantOrder,
+    error: Refused | OutcomeUnknown,
+    calls: CallLog,
 ) -> Statement | News:
     """The create may have worked, or collided with a twin: look for an invoice once now. A refusal is
     meant where there is none; whatever else it was is looked for again later.
+
+    What is found after a 4xx (409 and 429 may mean a duplicate) is an older create's, unless it
+    bears the name of this one.
     """
     if error.http_status in CONFIGURATION_ANSWERS:
         return _refuses_us(ports, claimed, error)
@@ -304,7 +333,10 @@ def _after_failed_create(
         return NothingSent(f"{REFUSED}: {error.reason}", hold=True) if refused else doubt
     if isinstance(found, Foreign):
         return NothingSent(found.whose, hold=True)
-    return _believed(ports, claimed, found, made_now=0 if refused else 1)
+    maybe_now = int(None in found.made_by and not error.is_client_error)
+    return _believed(
+        ports, claimed, found, made_now=found.made_by.count(order.create), maybe_now=maybe_now
+    )
 
 
 def _seen_again(ports: Ports, found: Statement, calls: CallLog) -> Statement | News:
@@ -347,13 +379,7 @@ def _fit(
     """The gateway's invoice if it may be sold; otherwise what it means that it may not."""
     if not isinstance(found, Statement):
         return found
-    attempt = claimed.attempt
-    expected = Expected(
-        attempt.reference_id,
-        attempt.money,
-        test_mode=attempt.test_mode,
-        owner=claimed.payer.owner,
-    )
+    attempt, expected = claimed.attempt, _expected(claimed)
     finding = judge(found, expected)
     if finding.verdict is Verdict.UNPAID_FINAL and found.status == "expired":
         return _Useless(found, finding.reason)

@@ -59,7 +59,12 @@ class Asking:
 class Found:
     statement: Statement  # whole, of the most telling one
     maybe_sold: bool  # before a sale and during one it shows the same (§0 A)
-    count: int  # of the invoices under the reference
+    made_by: tuple[str | None, ...]
+    """Names of the creates that have made the invoices under the reference; None: not said."""
+
+    @property
+    def count(self) -> int:
+        return len(self.made_by)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +98,8 @@ def by_reference(
     if whose is not None:
         _quarantine(ports, key, chosen, f"beside {chosen.gateway_id}: {whose}", asking.by)
     pending = any(one.status in UNSOLD_STATUSES for one in [*ours, *matches])
-    return Found(chosen, pending and chosen.status not in PAID_STATUSES, len(ours))
+    made_by = tuple(one.create for one in ours)
+    return Found(chosen, pending and chosen.status not in PAID_STATUSES, made_by)
 
 
 def _listed(

@@ -8,7 +8,15 @@ from typing import Final
 from billing_worker.domain.card_setup import HostedStatement, Page
 from billing_worker.domain.errors import GatewayError, NotPayable, NotSent, OutcomeUnknown, Refused
 from billing_worker.domain.outcome import MADE_BY_SOMEBODY
-from billing_worker.domain.statement import Expected, Owner, foreign, may_be_paid, most_telling
+from billing_worker.domain.statement import (
+    Expected,
+    Owner,
+    Statement,
+    foreign,
+    is_of_another_create,
+    may_be_paid,
+    most_telling,
+)
 from billing_worker.gateway.port import CallLog, HostedOrder
 from billing_worker.services.ports import Ports
 
@@ -31,8 +39,9 @@ def _created(
     ports: Ports, order: HostedOrder, calls: CallLog, *, may_exist: bool
 ) -> HostedStatement:
     ports.pace.wait()
+    sent_at = ports.clock.now()
     try:
-        return ports.gateway.create_hosted(order, calls)
+        answered = ports.gateway.create_hosted(order, calls)
     except (OutcomeUnknown, Refused) as error:
         if error.http_status in CONFIGURATION_ANSWERS:
             raise
@@ -40,13 +49,26 @@ def _created(
             found = find_page(ports, _expected(order), calls)
         except GatewayError as untold:
             raise OutcomeUnknown(error.reason) from untold
-        refused = isinstance(error, Refused) or error.reads_like_a_refusal
-        if found is None and refused:
+        if found is None and (isinstance(error, Refused) or error.reads_like_a_refusal):
             # No twin that it could have collided with: the refusal is meant, whatever its shape.
             raise Refused(error.reason, http_status=error.http_status or 0) from None
         if found is None:
             raise
-        return replace(found, made_by_somebody=refused and not may_exist)
+        strange = not found.alone or _is_strange(found.statement, order, error)
+        return _marked(found, order, strange=strange and not may_exist)
+    strange = is_of_another_create(answered.statement, order.create, sent_at)
+    return _marked(answered, order, strange=strange and not may_exist)
+
+
+def _is_strange(found: Statement, order: HostedOrder, error: OutcomeUnknown | Refused) -> bool:
+    """Whether what is found after a failed create is not its work: a 4xx may mean a duplicate."""
+    return error.is_client_error if found.create is None else found.create != order.create
+
+
+def _marked(said: HostedStatement, order: HostedOrder, *, strange: bool) -> HostedStatement:
+    """An invoice of another book is strange in its own way: it shows no loss of memory."""
+    ours = foreign(said.statement, _expected(order)) is None
+    return replace(said, made_by_somebody=strange and ours)
 
 
 def find_page(ports: Ports, expected: Expected, calls: CallLog) -> HostedStatement | None:
@@ -63,7 +85,7 @@ def find_page(ports: Ports, expected: Expected, calls: CallLog) -> HostedStateme
         ports.pace.wait()
         found = ports.gateway.poll_hosted(chosen.gateway_id, calls)
         if foreign(found.statement, expected) is None:
-            return found
+            return replace(found, alone=len(matches) == 1)
         matches = [one for one in matches if one is not chosen]
     return found
 

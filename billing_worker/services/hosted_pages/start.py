@@ -134,6 +134,7 @@ def _checkout_order(ports: Ports, slot: Slot, return_url: str | None) -> Checkou
         customer_email=payer.customer_email,
         description=payer.description,
         book=payer.book,
+        create=ports.name_create(),
         return_url=return_url,
     )
 
@@ -199,7 +200,7 @@ def start_tokenisation(ports: Ports, record: Mapping[str, Any]) -> dict[str, Any
     try:
         if taken.slot is not None:
             slots.require_unpaid(ports, taken.slot, calls)
-        order = _tokenisation_order(taken.payment, wanted)
+        order = _tokenisation_order(ports, taken.payment, wanted)
         said = obtained(ports, order, calls, may_exist=taken.create_may_have_been_sent)
     except (NotPayable, GatewayError) as error:
         _leave(ports, taken, error, calls)
@@ -317,7 +318,9 @@ def _require_still_payable(ports: Ports, connection: Connection, payment: Hosted
     slots.require_payable(ports, connection, Case(item.live, item.invoice, subscription))
 
 
-def _tokenisation_order(payment: HostedPayment, wanted: TokenisationRecord) -> TokenisationOrder:
+def _tokenisation_order(
+    ports: Ports, payment: HostedPayment, wanted: TokenisationRecord
+) -> TokenisationOrder:
     return TokenisationOrder(
         reference_id=payment.gateway_reference,
         money=payment.money,
@@ -328,6 +331,7 @@ def _tokenisation_order(payment: HostedPayment, wanted: TokenisationRecord) -> T
         customer_phone=wanted.phone,
         description=wanted.description,
         book=payment.book,
+        create=ports.name_create(),
         return_url=wanted.return_url,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from datetime import timedelta
 from typing import get_args
@@ -107,6 +108,10 @@ CARD = {
     "reference_id": "card-1", "amount": "1.00", "currency": "USD",
     "customer": {"reference_id": "customer-of-sub-1"},
 }  # fmt: skip
+KNOWN_ALREADY = [
+    ("409", True), ("429", False), ("422", True), ("return_existing", True),
+    ("return_existing", False),
+]  # fmt: skip
 PAGES = [(start_checkout, {"invoice": "sub-1-p0"}), (start_tokenisation, CARD)]
 
 
@@ -152,6 +157,58 @@ def test_a_forgotten_charge_that_is_pending_is_unknown_and_told(world):
         assert switches.read(connection).restored_at is not None
 
 
+def silent_about_creates(world):
+    """Let the gateway echo no metadata, as some labels may not."""
+    send = world.transport.send
+
+    def sent(request, *, moves_money):
+        answer = send(request, moves_money=moves_money)
+        return replace(
+            answer, body=re.sub(rb'"metadata": ?{"book"[^{}]*}', b'"metadata":[]', answer.body)
+        )
+
+    world.transport.send = sent
+
+
+@pytest.mark.parametrize(("policy", "echoes"), KNOWN_ALREADY)
+def test_a_forgotten_sale_that_is_still_pending_is_not_sold_by_a_first_claim(world, policy, echoes):
+    """Nothing but the answer to the create tells that these books have forgotten it."""
+    act(world, duplicate_create=policy, second_sale="charge", later_seconds=1800.0)
+    if not echoes:
+        silent_about_creates(world)
+    world.subscribe("approved_later")
+    world.kept = backup(world.store)
+    world.tick()
+    forget(world)
+    world.tick()
+    assert (world.attempts(), world.fate()) == (["submitted"], "unknown")
+    world.run_for(2 * HOUR)
+    assert world.fate() == "paid"
+    assert world.sales("sub-1-p0-a1") == 1
+    assert world.debits() == {"sub-1-p0": 1}
+
+
+@pytest.mark.parametrize("status", [None, 409, 429, 502])
+def test_what_this_very_create_has_made_is_sold_although_its_answer_says_otherwise(world, status):
+    """A proxy that repeats our request meets what it has made itself."""
+    world.ports = world.ports_of_a_worker(outside=())  # nothing else proves that it is ours
+    lose_the_answer_of_the_next_create(world, status)
+    world.subscribe("approved")
+    world.tick()
+    assert world.fate() == "paid"
+    assert creates(world) == 1
+
+
+def test_a_lost_create_that_nothing_proves_to_be_ours_is_left_to_end(world):
+    silent_about_creates(world)
+    world.ports = world.ports_of_a_worker(outside=())
+    lose_the_answer_of_the_next_create(world)
+    world.subscribe("approved")
+    world.tick()
+    assert (world.attempts(), world.sales("sub-1-p0-a1")) == (["prepared"], 0)
+    assert world.explain()["reason"].startswith("found at the gateway, and nothing proves")
+
+
 def test_more_invoices_than_creates_show_a_forgotten_charge(world):
     """The create is lost on its way back: two invoices are found, and only one create was sent."""
     world.subscribe("approved_later")
@@ -166,28 +223,58 @@ def test_more_invoices_than_creates_show_a_forgotten_charge(world):
     assert world.debits() == {"sub-1-p0": 1}
 
 
-def lose_the_answer_of_the_next_create(world):
+def lose_the_answer_of_the_next_create(world, status=None):
+    """`status`: what is answered in its place, if anything."""
     send, lost = world.transport.send, []
 
     def sent(request, *, moves_money):
         answer = send(request, moves_money=moves_money)
-        if request.method == "POST" and not lost:
-            lost.append(request)
+        if request.method != "POST" or lost:
+            return answer
+        lost.append(request)
+        if status is None:
             raise OutcomeUnknown("read timeout")
-        return answer
+        return Response(status, b'{"message": "duplicate request detected"}', "application/json")
 
     world.transport.send = sent
 
 
-def test_a_page_that_this_book_has_never_made_is_not_handed_out(world):
+@pytest.mark.parametrize(("policy", "echoes"), KNOWN_ALREADY)
+@pytest.mark.parametrize(("start", "record"), PAGES)
+def test_a_page_that_this_book_has_never_made_is_not_handed_out(
+    world, start, record, policy, echoes
+):
+    if not echoes:
+        silent_about_creates(world)
     world.subscribe("decline_insufficient_funds")
     world.tick()
     world.kept = backup(world.store)
-    start_checkout(world.ports, {"invoice": "sub-1-p0"})
-    restore(world.store, world.kept)
-    act(world, duplicate_create="422")
+    start(world.ports, record)
+    forget(world)
+    act(world, duplicate_create=policy)
     with pytest.raises(NotPayable, match="no create of this book"):
-        start_checkout(world.ports, {"invoice": "sub-1-p0"})
+        start(world.ports, record)
+
+
+@pytest.mark.parametrize(("start", "record"), PAGES)
+def test_a_second_page_is_not_handed_out_beside_a_forgotten_one(world, start, record):
+    world.subscribe("decline_insufficient_funds")
+    world.tick()
+    world.kept = backup(world.store)
+    start(world.ports, record)
+    forget(world)
+    lose_the_answer_of_the_next_create(world)
+    with pytest.raises(NotPayable, match="no create of this book"):
+        start(world.ports, record)
+
+
+@pytest.mark.parametrize("status", [None, 409])
+@pytest.mark.parametrize(("start", "record"), PAGES)
+def test_a_page_that_this_very_create_has_made_is_handed_out(world, start, record, status):
+    world.subscribe("decline_insufficient_funds")
+    world.tick()
+    lose_the_answer_of_the_next_create(world, status)
+    assert start(world.ports, record)["action"]
 
 
 # --- look-ups that cannot be believed ---------------------------------------------------------

@@ -671,7 +671,7 @@ def test_the_order_of_a_card_page_is_the_one_of_the_seed(world):
         "test_mode": True, "reference_id": "card-1", "description": "TEST", "currency": "USD",
         "amount": 1, "customer": {"reference_id": "customer-of-sub-1"},
         "service": "payment_card_usd_hpp", "gateway_options": {"cardgate": {"tokenize": True}},
-        "metadata": {"book": world.book.identity},
+        "metadata": {"book": world.book.identity, "create": "create-1"},
     }  # fmt: skip
 
 
