@@ -17,10 +17,14 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from billing_worker.domain import invoice as invoices
-from billing_worker.domain.attempt import Origin
+from billing_worker.domain.attempt import Attempt, Origin
 from billing_worker.domain.calendar import local_hour_after
 from billing_worker.domain.declines import Decline, DeclineClass, decline_for
+from billing_worker.domain.invoice import Invoice
 from billing_worker.domain.timings import Timings
+
+STEP_LATE_AFTER = timedelta(hours=1)
+"""Sweeps run every few seconds: a step that was dated within the policy's age is made all the same."""
 
 MAX_NOT_CHARGED_IN_A_ROW = 5
 """Five attempts whose sale certainly never left mean that none ever will: a person has to look."""
@@ -301,6 +305,27 @@ def after_expired(since: datetime, timings: Timings, *, again: bool) -> NextStep
         return hold(invoices.EXPIRED_AGAIN, "expired.person")
     at = since + timings.expired_retry
     return NextStep(at, invoices.EXPIRED, "expired.retry", Turn.OURS)
+
+
+def in_recovery_since(invoice: Invoice, tries: Sequence[Attempt]) -> datetime | None:
+    """When the debt was first declined; if it never was, when its newest attempt ended."""
+    if invoice.first_declined_at is not None:
+        return invoice.first_declined_at
+    return max((one.settled_at for one in tries if one.settled_at), default=None)
+
+
+def comes_too_late(
+    policy: Policy, invoice: Invoice, tries: Sequence[Attempt], now: datetime
+) -> NextStep | None:
+    """What becomes of a step that no clock may take any more: a pause, or a stop of the workers, has
+    outlasted the recovery. None: the step may be taken. Nobody's order is ever too late here.
+    """
+    since = in_recovery_since(invoice, tries)
+    over = since is not None and now - STEP_LATE_AFTER > since + policy.max_age
+    if not over or invoice.next_origin in ASKED_FOR:
+        return None
+    reason = f"{invoices.RECOVERY_ENDED}{invoices.OVER_AGE} {policy.max_age.days} days"
+    return hold(reason, "ladder.too_old")
 
 
 def after_refusal(rule: str, reason: str, again_at: datetime | None) -> NextStep:

@@ -99,6 +99,9 @@ PAID_ELSEWHERE = "paid elsewhere: "
 RECOVERY_ENDED = "recovery_ended: "
 """Begins the reason of an invoice whose ladder is used up, or whose customer was waited for."""
 
+OVER_AGE = "its first attempt without money is older than"
+"""In the reason of an invoice whose next step came when its recovery was over; the days follow."""
+
 KEEPS_CRASHING = "keeps_crashing"
 """Begins the reason of an invoice whose charges crashed, and others' did not."""
 

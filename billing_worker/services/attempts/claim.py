@@ -14,7 +14,13 @@ from billing_worker.domain import invoice as invoices
 from billing_worker.domain.attempt import Attempt, AttemptStatus, Origin
 from billing_worker.domain.card import Card
 from billing_worker.domain.catch_up import was_missed
-from billing_worker.domain.dunning import LADDER_ORIGINS, policy_named
+from billing_worker.domain.dunning import (
+    LADDER_ORIGINS,
+    End,
+    NextStep,
+    comes_too_late,
+    policy_named,
+)
 from billing_worker.domain.events import Event, EventKind
 from billing_worker.domain.invoice import KEEPS_CRASHING
 from billing_worker.domain.outcome import not_before
@@ -127,8 +133,8 @@ def _claim_page(ports: Ports, invoice_ids: Sequence[int]) -> ClaimedPage | Doubt
             return doubt
         due, unreadable = claims.lock_due(connection, invoice_ids, now)
         free = [item for item in due if item.live is None or _lease_is_over(item, now)]
-        lapsed = [item for item in free if item.live is not None and not _was_missed(item, now)]
-        fresh = [item for item in free if item.live is None or _was_missed(item, now)]
+        lapsed = [item for item in free if item.live is not None and not _is_overtaken(item, now)]
+        fresh = [item for item in free if item.live is None or _is_overtaken(item, now)]
         ready = _readiness(ports, connection, fresh, switched, now)
         if not switched.sales_on:
             ready.later.extend((item, switches.SALES_OFF) for item in lapsed)
@@ -142,6 +148,7 @@ def _claim_page(ports: Ports, invoice_ids: Sequence[int]) -> ClaimedPage | Doubt
         beside_unknown = _tell_what_goes_on(connection, ready.chargeable, now)
         taken_over = _take_over(connection, ports.timings, retaken, now)
         _leave_to_a_person(connection, poison, now)
+        _end_recovery(connection, ready.too_late, now)
         _await_cards(connection, ready.without_card, now)
         _put_off(connection, ready.later, now)
         _await_late_money(connection, ready.early, now)
@@ -153,6 +160,9 @@ def _claim_page(ports: Ports, invoice_ids: Sequence[int]) -> ClaimedPage | Doubt
         lost_memory.begin_missing(ports, switched.book)
     for item in poison:
         _log_poison(item)
+    for item, over in ready.too_late:
+        log.error("billing.alert", kind=str(EventKind.RECOVERY_ENDED),
+                  invoice=item.invoice.reference_id, details={"reason": over.reason})  # fmt: skip
     for item in beside_unknown:
         log.error("billing.alert", kind=str(EventKind.INVOICE_GOES_ON),
                   invoice=item.invoice.reference_id)  # fmt: skip
@@ -176,6 +186,16 @@ def _was_missed(item: DueInvoice, now: datetime) -> bool:
     return was_missed(item.invoice, item.attempts, now)
 
 
+def _too_late(item: DueInvoice, now: datetime) -> NextStep | None:
+    policy = policy_named(item.dunning_policy)
+    return comes_too_late(policy, item.invoice, item.attempts, now)
+
+
+def _is_overtaken(item: DueInvoice, now: datetime) -> bool:
+    """Time has passed over it: what was prepared is decided about again, and not just gone on with."""
+    return _was_missed(item, now) or _too_late(item, now) is not None
+
+
 @dataclass(frozen=True, slots=True)
 class _Readiness:
     """Due invoices that nobody works on, sorted by what can be done about them now."""
@@ -185,6 +205,7 @@ class _Readiness:
     later: list[tuple[DueInvoice, str]]  # (…, what comes first)
     early: list[tuple[DueInvoice, datetime]]  # (…, until when an earlier attempt may still be paid)
     missed: list[DueInvoice]  # so late that the catch-up rules decide about them again
+    too_late: list[tuple[DueInvoice, NextStep]]  # their recovery was over before its next step
 
 
 def _readiness(
@@ -194,7 +215,7 @@ def _readiness(
     switched: Switches,
     now: datetime,
 ) -> _Readiness:
-    ready = _Readiness([], [], [], [], [])
+    ready = _Readiness([], [], [], [], [], [])
     default = cards.by_ids(connection, {item.card_id for item in items if item.card_id})
     for item in items:
         first = _what_comes_first(ports, item, switched, now)
@@ -203,6 +224,9 @@ def _readiness(
             continue
         if _was_missed(item, now):
             ready.missed.append(item)
+            continue
+        if (over := _too_late(item, now)) is not None:
+            ready.too_late.append((item, over))
             continue
         earliest = not_before(item.invoice.next_origin, item.attempts, ports.timings)
         if earliest is not None and earliest > now:
@@ -451,6 +475,23 @@ def _leave_to_a_person(connection: Connection, poison: Sequence[DueInvoice], now
         claims.hold(connection, [(item.invoice.id, reason)])
         waits = Event(EventKind.INVOICE_WAITING, now, BY, {"reason": reason}, alert=True)
         entry = Entry(waits, item.invoice.subscription_id, item.invoice.id)
+        history.write(connection, [entry])
+
+
+def _end_recovery(
+    connection: Connection, late: Sequence[tuple[DueInvoice, NextStep]], now: datetime
+) -> None:
+    """The debt stays owed, and a person decides. What waited behind it goes on."""
+    pause_collection.end_prepared(
+        connection, [item for item, _ in late], "recovery ended", Moment(now, BY)
+    )
+    claims.hold(connection, [(item.invoice.id, step.reason) for item, step in late])
+    claims.stop_waiting(connection, [item.invoice.subscription_id for item, _ in late], now)
+    for item, step in late:
+        data = {"reason": step.reason, "rule": step.rule, "end": End.LEAVE_OPEN,
+                "policy": policy_named(item.dunning_policy).name}  # fmt: skip
+        said = Event(EventKind.RECOVERY_ENDED, now, BY, data, alert=True)
+        entry = Entry(said, item.invoice.subscription_id, item.invoice.id)
         history.write(connection, [entry])
 
 

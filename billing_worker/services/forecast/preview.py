@@ -18,7 +18,12 @@ from billing_worker.domain import catch_up
 from billing_worker.domain.attempt import AttemptStatus, Origin
 from billing_worker.domain.card import backup_of, obstacle
 from billing_worker.domain.catch_up import Action, Diary, Plan, Planned
-from billing_worker.domain.dunning import ASKED_FOR, LADDER_ORIGINS
+from billing_worker.domain.dunning import (
+    ASKED_FOR,
+    LADDER_ORIGINS,
+    comes_too_late,
+    policy_named,
+)
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.domain.subscription import (
     BILLABLE,
@@ -257,6 +262,10 @@ class _Page:
             return f"held: {item.invoice.reason}"
         if reason := self._why_not_on(at, subscription):
             return reason
+        policy = policy_named(item.dunning_policy)
+        over = comes_too_late(policy, item.invoice, item.attempts, max(at, self._now))
+        if over is not None:
+            return f"held: {over.reason}"
         after_older = item.comes_after_older(max(at, self._now), self._unknown_blocks)
         waits = after_older and item.invoice.next_origin in LADDER_ORIGINS
         return AFTER_OLDER if waits else None
