@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from cryptography.fernet import Fernet
-from marshmallow import Schema, ValidationError, fields, validate
 
 from billing_worker.domain.secret import Secret
 from billing_worker.domain.timings import Timings
+
+PREFIX = "BILLING_"
+_LONGEST_WAIT_SECONDS = 31_536_000
 
 
 class BadSettings(Exception):
@@ -24,29 +27,33 @@ class BadSettings(Exception):
         super().__init__(f"{len(self.faults)} setting(s) are missing or malformed:\n{lines}")
 
 
-def _is_http_url(text: str) -> bool:
+# --- readers: text to value. A ValueError says in words what the text must be; it never repeats it.
+
+
+def _http_url(text: str) -> str:
     parts = urlsplit(text)
     if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc:
-        raise ValidationError("must be an http(s) URL without credentials in it.")
-    return True
+        raise ValueError("must be an http(s) URL without credentials in it.")
+    return text
 
 
-def _is_username(text: str) -> bool:
+def _username(text: str) -> str:
     if ":" in text:
-        raise ValidationError("must not contain a colon: Basic authentication cannot carry it.")
-    return True
+        raise ValueError("must not contain a colon: Basic authentication cannot carry it.")
+    return text
 
 
-def _is_database_url(text: str) -> bool:
+def _database_url(text: str) -> str:
     parts = _split_url(text, {"postgresql", "postgresql+psycopg", "sqlite"})
     if parts.scheme == "sqlite" and parts.netloc:
-        raise ValidationError("needs three slashes before a relative path: sqlite:///billing.db.")
-    return True
+        raise ValueError("needs three slashes before a relative path: sqlite:///billing.db.")
+    # `postgresql://` means psycopg 3 here; SQLAlchemy would look for psycopg2.
+    return text.replace("postgresql://", "postgresql+psycopg://", 1)
 
 
-def _is_redis_url(text: str) -> bool:
+def _redis_url(text: str) -> str:
     _split_url(text, {"redis", "rediss"})
-    return True
+    return text
 
 
 def _split_url(text: str, schemes: set[str]) -> SplitResult:
@@ -54,122 +61,185 @@ def _split_url(text: str, schemes: set[str]) -> SplitResult:
         parts = urlsplit(text)
         parts.port  # noqa: B018 - reading it checks it
     except ValueError as error:
-        raise ValidationError(f"is not a URL: {error}.") from None
+        raise ValueError(f"is not a URL: {error}.") from None
     if parts.scheme not in schemes:
-        raise ValidationError(f"must begin with one of {', '.join(sorted(schemes))}, then ://")
+        raise ValueError(f"must begin with one of {', '.join(sorted(schemes))}, then ://")
     return parts
 
 
-def _are_fernet_keys(text: str) -> bool:
+def _fernet_keys(text: str) -> Secret:
     try:
-        keys = [Fernet(key.strip()) for key in text.split(",")]
+        for key in text.split(","):
+            Fernet(key.strip())
     except ValueError:
-        raise ValidationError(
+        raise ValueError(
             "must be comma-separated Fernet keys; make one with `billing-worker new-key`."
         ) from None
-    return bool(keys)
+    return Secret(text)
 
 
-class _StrictBoolean(fields.Field[bool]):
-    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> bool:
-        if value not in {"true", "false"}:
-            raise ValidationError("must be `true` or `false`.")
-        return bool(value == "true")
+def _true_or_false(text: str) -> bool:
+    if text not in {"true", "false"}:
+        raise ValueError("must be `true` or `false`.")
+    return text == "true"
 
 
-def _seconds(meaning: str, default: int) -> Any:
-    return _setting(
-        fields.Integer(validate=validate.Range(min=1, max=31_536_000)), meaning, default
-    )
+def _whole_number(most: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and 1 <= int(text[: len(str(most)) + 1]) <= most):
+            raise ValueError(f"must be a whole number from 1 to {most}.")
+        return int(text)
+
+    return read
 
 
-def _setting(kind: Any, meaning: str, default: Any = None, *, secret: bool = False) -> Any:
-    kind.metadata.update(meaning=meaning, default=default, secret=secret)
-    return kind
+_seconds = _whole_number(_LONGEST_WAIT_SECONDS)
 
 
-class _Environment(Schema):
-    """One field per variable, without the prefix. The table in docs/settings.md is checked against it."""
+# --- the settings --------------------------------------------------------------------------------
 
-    DATABASE_URL = _setting(
-        fields.String(validate=_is_database_url),
+_NONE = Secret("")
+
+
+def _setting(
+    read: Callable[[str], Any],
+    meaning: str,
+    default: Any,
+    *,
+    required: bool = False,
+    secret: bool = False,
+) -> Any:
+    metadata = {"read": read, "meaning": meaning, "required": required, "secret": secret}
+    return field(default=default, repr=not secret, metadata=metadata)
+
+
+def _required(
+    read: Callable[[str], Any], meaning: str, empty: Any = "", *, secret: bool = False
+) -> Any:
+    """`empty` stands for it in a process that does not need it."""
+    return _setting(read, meaning, empty, required=True, secret=secret)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Every setting, as the process uses it: field `x` is the variable `BILLING_X`."""
+
+    database_url: str = _required(
+        _database_url,
         "SQLAlchemy URL; PostgreSQL for more than one machine, an SQLite file for one",
         secret=True,
-    )  # fmt: skip
-    REDIS_URL = _setting(
-        fields.String(validate=_is_redis_url),
-        "broker and rate limiter",
-        secret=True,
-    )  # fmt: skip
-    GATEWAY_URL = _setting(
-        fields.String(validate=_is_http_url),
-        "Private API base, with or without `/api`, e.g. `https://api.example.com/api`",
     )
-    GATEWAY_USERNAME = _setting(
-        fields.String(validate=_is_username), "commerce account id (Basic auth)"
+    redis_url: str = _required(_redis_url, "broker and rate limiter", secret=True)
+    gateway_url: str = _required(
+        _http_url, "Private API base, with or without `/api`, e.g. `https://api.example.com/api`"
     )
-    GATEWAY_PASSWORD = _setting(
-        fields.String(validate=validate.Length(min=1)), "API key (Basic auth)", secret=True
+    gateway_username: str = _required(_username, "commerce account id (Basic auth)")
+    gateway_password: Secret = _required(Secret, "API key (Basic auth)", _NONE, secret=True)
+    cardgate_url: str = _required(_http_url, "Cardgate base, e.g. `https://cardgate.example.com`")
+    gateway_service: str = _setting(
+        str, "template of the service code", "payment_card_{currency}_hpp"
     )
-    CARDGATE_URL = _setting(
-        fields.String(validate=_is_http_url), "Cardgate base, e.g. `https://cardgate.example.com`"
+    test_mode: bool = _required(
+        _true_or_false,
+        "`true` or `false`; sent explicitly, compared with the answer",
+        empty=False,
     )
-    GATEWAY_SERVICE = _setting(
-        fields.String(validate=validate.Length(min=1)),
-        "template of the service code",
-        "payment_card_{currency}_hpp",
-    )
-    TEST_MODE = _setting(
-        _StrictBoolean(), "`true` or `false`; sent explicitly, compared with the answer"
-    )
-    VAULT_KEYS = _setting(
-        fields.String(validate=_are_fernet_keys),
+    vault_keys: Secret = _required(
+        _fernet_keys,
         "comma-separated Fernet keys, newest first, for card tokens and bearers",
+        _NONE,
         secret=True,
     )
-    CALLBACK_URL = _setting(
-        fields.String(validate=_is_http_url), "where the gateway calls back", ""
+    callback_url: str = _setting(_http_url, "where the gateway calls back", "")
+    callback_secret: Secret = _setting(
+        Secret, "key that a callback's signature is checked with", _NONE, secret=True
     )
-    CALLBACK_SECRET = _setting(
-        fields.String(), "key that a callback's signature is checked with", "", secret=True
+    gateway_timeout_seconds: int = _setting(_seconds, "read timeout of a gateway call", 30)
+    gateway_max_requests_per_second: int | None = _setting(
+        _whole_number(100_000), "cap shared by all workers; empty means none", None
     )
-    GATEWAY_TIMEOUT_SECONDS = _seconds("read timeout of a gateway call", 30)
-    GATEWAY_MAX_REQUESTS_PER_SECOND = _setting(
-        fields.Integer(validate=validate.Range(min=1, max=100_000)),
-        "cap shared by all workers; empty means none",
-        "",
+    charge_concurrency: int = _setting(
+        _whole_number(2_000), "charges in flight per worker process", 100
     )
-    CHARGE_CONCURRENCY = _setting(
-        fields.Integer(validate=validate.Range(min=1, max=2_000)),
-        "charges in flight per worker process",
-        100,
+    renew_every_seconds: int = _setting(
+        _seconds, "beat cadence of the sweep that opens due periods", 15
     )
-    RENEW_EVERY_SECONDS = _seconds("beat cadence of the sweep that opens due periods", 15)
-    RECONCILE_EVERY_SECONDS = _seconds("beat cadence of the sweep that asks the gateway", 10)
-    RECONCILE_AFTER_SECONDS = _seconds("age at which a submitted attempt is first asked for", 15)
-    STUCK_AFTER_SECONDS = _seconds("age at which a prepared attempt is rung again", 300)
-    EXPIRY_GRACE_SECONDS = _seconds(
-        "wait after the gateway's `expired` before it counts as not charged", 3600
+    reconcile_every_seconds: int = _setting(
+        _seconds, "beat cadence of the sweep that asks the gateway", 10
     )
-    NOT_CHARGED_RETRY_SECONDS = _seconds(
-        "wait before the next attempt when certainly nothing was charged", 3600
+    reconcile_after_seconds: int = _setting(
+        _seconds, "age at which a submitted attempt is first asked for", 15
     )
-    EXPIRED_RETRY_SECONDS = _seconds(
+    stuck_after_seconds: int = _setting(
+        _seconds, "age at which a prepared attempt is rung again", 300
+    )
+    expiry_grace_seconds: int = _setting(
+        _seconds, "wait after the gateway's `expired` before it counts as not charged", 3600
+    )
+    not_charged_retry_seconds: int = _setting(
+        _seconds, "wait before the next attempt when certainly nothing was charged", 3600
+    )
+    expired_retry_seconds: int = _setting(
+        _seconds,
         "wait after the gateway's `expired` before the next automatic attempt, where a sale may have "
         "arrived and can still be approved",
         259_200,
     )
-    UNKNOWN_BLOCKS_SECONDS = _seconds(
-        "how long a charge of unknown outcome holds back later periods of its subscription", 604_800
+    unknown_blocks_seconds: int = _setting(
+        _seconds,
+        "how long a charge of unknown outcome holds back later periods of its subscription",
+        604_800,
     )
-    REQUIRE_SYNCHRONOUS_STANDBY = _setting(
-        _StrictBoolean(),
+    require_synchronous_standby: bool = _setting(
+        _true_or_false,
         "`true` sells nothing while a fail-over of PostgreSQL could lose commits",
-        "false",
+        default=False,
     )
 
+    @property
+    def timings(self) -> Timings:
+        return Timings(
+            reconcile_after=timedelta(seconds=self.reconcile_after_seconds),
+            stuck_after=timedelta(seconds=self.stuck_after_seconds),
+            expiry_grace=timedelta(seconds=self.expiry_grace_seconds),
+            not_charged_retry=timedelta(seconds=self.not_charged_retry_seconds),
+            expired_retry=timedelta(seconds=self.expired_retry_seconds),
+            unknown_blocks=timedelta(seconds=self.unknown_blocks_seconds),
+            # create, sale and look, each with its connection and its whole deadline
+            longest_charge=timedelta(seconds=3 * (self.gateway_timeout_seconds + 10)),
+        )
 
-PREFIX = "BILLING_"
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a field of `Settings` declares."""
+
+    name: str
+    read: Callable[[str], Any]
+    meaning: str
+    default: str
+    """As the variable would say it."""
+    required: bool
+    """By the processes that need it."""
+    secret: bool
+
+    @property
+    def variable(self) -> str:
+        return PREFIX + self.name
+
+
+def _as_text(value: Any) -> str:
+    if value is None or value is _NONE:
+        return ""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+SETTINGS = tuple(
+    Setting(one.name.upper(), default=_as_text(one.default), **one.metadata)
+    for one in fields(Settings)
+)
+
+# --- what each process needs ---------------------------------------------------------------------
 
 DATABASE = ("DATABASE_URL",)
 VAULT = ("VAULT_KEYS",)
@@ -185,57 +255,35 @@ WEB = (*DATABASE, *REDIS, *VAULT, "TEST_MODE")
 EVERYTHING = (*DATABASE, *REDIS, *GATEWAY, *VAULT)
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """Values as the process uses them. One that it does not need, and was not given, is empty."""
-
-    database_url: str = field(repr=False)
-    redis_url: str = field(repr=False)
-    gateway_url: str
-    gateway_username: str
-    gateway_password: Secret
-    cardgate_url: str
-    gateway_service: str
-    test_mode: bool
-    vault_keys: Secret
-    callback_url: str
-    callback_secret: Secret
-    gateway_timeout_seconds: int
-    gateway_max_requests_per_second: int | None
-    charge_concurrency: int
-    renew_every_seconds: int
-    reconcile_every_seconds: int
-    require_synchronous_standby: bool
-    timings: Timings
-
-
 def load(environ: Mapping[str, str], needs: Iterable[str] = EVERYTHING) -> Settings:
     """Read the settings that a process needs. Raises BadSettings naming every fault at once.
 
     `BILLING_X_FILE` names a file that holds the value of `BILLING_X`.
     """
-    given, faults = _given(environ)
-    try:
-        values = _Environment().load(given)
-    except ValidationError as error:
-        messages: dict[str, Any] = error.normalized_messages()  # type: ignore[no-untyped-call] # marshmallow
-        for name, reasons in messages.items():
-            faults[PREFIX + name] = " ".join(map(str, reasons))
-        values = error.valid_data or {}
-    for name in needs:
-        known = {PREFIX + name, f"{PREFIX}{name}_FILE"}
-        if name not in given and not known & faults.keys():
-            faults[PREFIX + name] = "is missing."
+    needs = set(needs)
+    values: dict[str, Any] = {}
+    faults: dict[str, str] = {}
+    for setting in SETTINGS:
+        variable = setting.variable
+        try:
+            text = _text(environ, variable)
+            if text:
+                values[setting.name.lower()] = setting.read(text)
+            elif setting.name in needs:
+                faults[variable] = "is missing."
+        except _BadFile as error:
+            faults[f"{variable}_FILE"] = str(error)
+        except ValueError as error:
+            faults[variable] = str(error)
     if faults:
         raise BadSettings(faults)
-    return _settings(values)
+    return Settings(**values)
 
 
 def sources(environ: Mapping[str, str]) -> dict[str, str]:
     """Where each setting that is given comes from: {variable: "environment" or "file PATH"}."""
     found: dict[str, str] = {}
-    for name in _Environment._declared_fields:  # noqa: SLF001 - marshmallow's registry
-        variable = PREFIX + name
+    for variable in (setting.variable for setting in SETTINGS):
         if file := environ.get(f"{variable}_FILE", "").strip():
             found[variable] = f"file {file}"
         if environ.get(variable, "").strip():
@@ -243,84 +291,21 @@ def sources(environ: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def _given(environ: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    given: dict[str, str] = {}
-    faults: dict[str, str] = {}
-    for name in _Environment._declared_fields:  # noqa: SLF001 - marshmallow's registry
-        value = environ.get(PREFIX + name, "").strip()
-        file = environ.get(f"{PREFIX}{name}_FILE", "").strip()
-        if file:
-            if value:
-                faults[PREFIX + name] = f"is given twice, also as {PREFIX}{name}_FILE."
-            try:
-                value = Path(file).read_text(encoding="utf-8").strip()
-            except OSError as error:
-                faults[f"{PREFIX}{name}_FILE"] = f"cannot be read: {error.strerror}."
-            except UnicodeDecodeError:
-                faults[f"{PREFIX}{name}_FILE"] = "is not text."
-        if value:
-            given[name] = value
-    return given, faults
+class _BadFile(Exception):
+    """A file that should hold a value cannot be read as text."""
 
 
-def _settings(values: Mapping[str, Any]) -> Settings:
-    def value(name: str) -> Any:
-        default = _Environment._declared_fields[name].metadata["default"]  # noqa: SLF001
-        return values.get(name, "" if default is None else default)
-
-    timeout = value("GATEWAY_TIMEOUT_SECONDS")
-    return Settings(
-        database_url=_with_driver(value("DATABASE_URL")),
-        redis_url=value("REDIS_URL"),
-        gateway_url=value("GATEWAY_URL"),
-        gateway_username=value("GATEWAY_USERNAME"),
-        gateway_password=Secret(value("GATEWAY_PASSWORD")),
-        cardgate_url=value("CARDGATE_URL"),
-        gateway_service=value("GATEWAY_SERVICE"),
-        test_mode=bool(value("TEST_MODE")),
-        vault_keys=Secret(value("VAULT_KEYS")),
-        callback_url=value("CALLBACK_URL"),
-        callback_secret=Secret(value("CALLBACK_SECRET")),
-        gateway_timeout_seconds=timeout,
-        gateway_max_requests_per_second=value("GATEWAY_MAX_REQUESTS_PER_SECOND") or None,
-        charge_concurrency=value("CHARGE_CONCURRENCY"),
-        renew_every_seconds=value("RENEW_EVERY_SECONDS"),
-        reconcile_every_seconds=value("RECONCILE_EVERY_SECONDS"),
-        require_synchronous_standby=value("REQUIRE_SYNCHRONOUS_STANDBY") is True,
-        timings=Timings.in_seconds(
-            reconcile_after=value("RECONCILE_AFTER_SECONDS"),
-            stuck_after=value("STUCK_AFTER_SECONDS"),
-            expiry_grace=value("EXPIRY_GRACE_SECONDS"),
-            not_charged_retry=value("NOT_CHARGED_RETRY_SECONDS"),
-            expired_retry=value("EXPIRED_RETRY_SECONDS"),
-            unknown_blocks=value("UNKNOWN_BLOCKS_SECONDS"),
-            # create, sale and look, each with its connection and its whole deadline
-            longest_charge=3 * (timeout + 10),
-        ),
-    )
-
-
-def _with_driver(url: str) -> str:
-    """`postgresql://` means psycopg 3 here; SQLAlchemy would look for psycopg2."""
-    return url.replace("postgresql://", "postgresql+psycopg://", 1)
-
-
-@dataclass(frozen=True, slots=True)
-class SettingInfo:
-    variable: str
-    meaning: str
-    default: str | None  # None: required by the processes that need it
-    secret: bool
-
-
-def described() -> list[SettingInfo]:
-    """Every setting with its meaning and default, in the order of the table in docs/settings.md."""
-    return [
-        SettingInfo(
-            PREFIX + name,
-            kind.metadata["meaning"],
-            None if kind.metadata["default"] is None else str(kind.metadata["default"]),
-            kind.metadata["secret"],
-        )
-        for name, kind in _Environment._declared_fields.items()  # noqa: SLF001
-    ]
+def _text(environ: Mapping[str, str], variable: str) -> str:
+    """The text that is given for a variable, itself or in a file; empty if there is none."""
+    value = environ.get(variable, "").strip()
+    file = environ.get(f"{variable}_FILE", "").strip()
+    if not file:
+        return value
+    if value:
+        raise ValueError(f"is given twice, also as {variable}_FILE.")
+    try:
+        return Path(file).read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise _BadFile(f"cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise _BadFile("is not text.") from None

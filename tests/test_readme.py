@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from billing_worker import config
-from billing_worker.config import described
+from billing_worker.config import SETTINGS
 from billing_worker.entrypoints.cli import _COMMANDS
 from billing_worker.entrypoints.local.embedded_redis import free_port
 from billing_worker.sandbox.card_outcomes import OUTCOMES
@@ -48,16 +48,16 @@ def table(first_column):
     return {row[0].strip("`"): row for row in rows}
 
 
-@pytest.mark.parametrize("info", described(), ids=lambda info: info.variable)
+@pytest.mark.parametrize("info", SETTINGS, ids=lambda info: info.variable)
 def test_the_settings_table_says_what_the_code_says(info):
     _, meaning, default = table("variable")[info.variable]
     assert meaning == info.meaning + (" (secret)" if info.secret else "")
-    expected = {None: "required", "": "empty"}.get(info.default, f"`{info.default}`")
-    assert default == expected
+    shown = f"`{info.default}`" if info.default else "empty"
+    assert default == ("required" if info.required else shown)
 
 
 def test_the_settings_table_has_no_setting_that_does_not_exist():
-    assert set(table("variable")) == {info.variable for info in described()}
+    assert set(table("variable")) == {info.variable for info in SETTINGS}
 
 
 def test_every_command_is_in_the_table_and_no_other():
@@ -88,8 +88,8 @@ def test_compose_runs_every_process_of_the_procfile():
 
 def test_compose_gives_every_required_setting_and_no_unknown_one():
     environment = set(COMPOSE["x-image"]["environment"])
-    known = {info.variable for info in described()}
-    required = {info.variable for info in described() if info.default is None}
+    known = {info.variable for info in SETTINGS}
+    required = {info.variable for info in SETTINGS if info.required}
     assert required <= environment <= known
 
 
@@ -115,8 +115,8 @@ def test_by_hand_starts_every_process_of_the_procfile():
 
 def test_by_hand_gives_every_required_setting_and_no_unknown_one():
     given = {name.removesuffix("_FILE") for name in re.findall(r"(BILLING_\w+)=", BY_HAND)}
-    known = {info.variable for info in described()}
-    required = {info.variable for info in described() if info.default is None}
+    known = {info.variable for info in SETTINGS}
+    required = {info.variable for info in SETTINGS if info.required}
     assert required <= given <= known
 
 

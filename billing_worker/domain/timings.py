@@ -46,25 +46,3 @@ class Timings:
         anyway: declines were seen to become payments within minutes (gateway.md §0 H).
         """
         return min(self.expiry_grace, _DECLINE_STANDS)
-
-    @classmethod
-    def in_seconds(
-        cls,
-        *,
-        reconcile_after: int,
-        stuck_after: int,
-        expiry_grace: int,
-        not_charged_retry: int,
-        expired_retry: int,
-        unknown_blocks: int,
-        longest_charge: int,
-    ) -> Timings:
-        return cls(
-            reconcile_after=timedelta(seconds=reconcile_after),
-            stuck_after=timedelta(seconds=stuck_after),
-            expiry_grace=timedelta(seconds=expiry_grace),
-            not_charged_retry=timedelta(seconds=not_charged_retry),
-            expired_retry=timedelta(seconds=expired_retry),
-            unknown_blocks=timedelta(seconds=unknown_blocks),
-            longest_charge=timedelta(seconds=longest_charge),
-        )

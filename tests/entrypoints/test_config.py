@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 from cryptography.fernet import Fernet
 
-from billing_worker.config import DATABASE, BadSettings, described, load, sources
+from billing_worker.config import DATABASE, SETTINGS, BadSettings, load, sources
 
 GOOD = {
     "BILLING_DATABASE_URL": "postgresql://u:p@db/billing",
@@ -149,7 +149,7 @@ def test_no_secret_is_in_the_repr_of_the_settings():
 
 
 def test_every_setting_says_what_it_means():
-    assert all(info.meaning for info in described())
+    assert all(info.meaning for info in SETTINGS)
 
 
 @pytest.mark.parametrize(

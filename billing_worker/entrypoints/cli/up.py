@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from billing_worker.config import EVERYTHING, Settings, described, load
+from billing_worker.config import EVERYTHING, SETTINGS, Settings, load
 from billing_worker.entrypoints.book_checks import why_nothing_is_sold
 from billing_worker.entrypoints.checks import redis_trouble
 from billing_worker.entrypoints.cli.shared import open_store, shown_url
@@ -74,7 +74,7 @@ def _announce(stack: LocalStack, settings: Settings) -> None:
         "BILLING_REDIS_URL": shown_url(settings.redis_url),
     }
     click.echo(f"Running on {stack.folder}; logs are there. Ctrl-C stops. Settings:")
-    for info in described():
+    for info in SETTINGS:
         source = stack.sources.get(info.variable)
         if source is not None:
             hidden = "***" if info.secret else stack.environ.get(info.variable, "")
