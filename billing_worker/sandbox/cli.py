@@ -80,7 +80,12 @@ def sandbox(
     callback_secret: str,
     as_json: bool,
 ) -> None:
-    """Serve a practice gateway until SIGINT or SIGTERM."""
+    """Serve a practice gateway until SIGINT or SIGTERM.
+
+    \b
+    Example:
+      billing-worker sandbox --port 8088 --callbacks
+    """
     try:
         behaviour = Behaviour(
             latency_seconds=latency,

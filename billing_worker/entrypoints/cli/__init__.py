@@ -12,35 +12,35 @@ _PACKAGE = "billing_worker.entrypoints.cli"
 _COMMANDS = {
     "demo": (
         ".demo",
-        "Bill 60 sample subscriptions on this machine, and check the books.",
+        "Bill 60 sample subscriptions on this machine and compare the books.",
     ),
-    "up": (".up", "The same set-up kept running on a data folder."),
+    "up": (".up", "Run worker and beat on this machine, with a data folder."),
     "migrate": (".migrate", "Bring the database to this version's schema."),
     "check": (
         ".check",
         "Test settings, database, Redis, gateway, keys and callbacks.",
     ),
-    "sandbox": ("billing_worker.sandbox.cli", "A gateway to practise on."),
-    "web": (".web", "Callbacks, pay pages and health endpoints."),
+    "sandbox": ("billing_worker.sandbox.cli", "Serve a practice gateway."),
+    "web": (".web", "Serve callbacks, pay pages and health checks."),
     "subscriptions": (
         ".subscriptions",
         "Import, list, show, change, pause and cancel subscriptions.",
     ),
-    "preview": (".preview", "What will be charged until a date; compare it afterwards."),
-    "catch-up": (".catch_up", "Decide about periods that nobody billed in time."),
-    "commands": (".commands", "What other services asked for, and the answers."),
+    "preview": (".preview", "List coming charges, and compare them afterwards."),
+    "catch-up": (".catch_up", "Decide about periods that were not billed in time."),
+    "commands": (".commands", "List commands of other services and their answers."),
     "cards": (".cards", "List, replace, add and tokenise cards."),
     "invoices": (
         ".invoices",
-        "What people do to one invoice: retry, pay-link, resolve, void, mark-paid.",
+        "Change one invoice: retry, pay-link, resolve, void, mark-paid.",
     ),
-    "status": (".status", "What was charged, what is open, what is unknown."),
+    "status": (".status", "Show what was charged, what is open, what is unknown."),
     "explain": (
         ".explain",
-        "Why one invoice is as it is, what happens next, wire calls.",
+        "Explain one invoice: why, what happens next, gateway calls.",
     ),
-    "sales": (".sales", "The kill switch: stop or start sending sales."),
-    "new-key": (".new_key", "Make a key for BILLING_VAULT_KEYS."),
+    "sales": (".sales", "Stop or start all charges: the kill switch."),
+    "new-key": (".new_key", "Print a new key for BILLING_VAULT_KEYS."),
 }
 
 
@@ -61,7 +61,7 @@ class _OnDemand(click.Group):
 
 
 def _on_demand(module: str) -> ModuleType:
-    """The one import that waits for its need: all of these take half a second."""
+    """Import a command when it is called: importing all takes half a second."""
     return importlib.import_module(module, _PACKAGE)
 
 

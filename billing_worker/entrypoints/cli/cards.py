@@ -33,14 +33,16 @@ from billing_worker.services.import_records.subscription import (
     loaded,
 )
 
-by_option = click.option("--by", default=getpass.getuser, help="Who decides; default: system user.")
+by_option = click.option(
+    "--by", default=getpass.getuser, help="Name in the history; default: the system user."
+)
 card_option = click.option(
     "--card",
     "file",
     type=click.File(),
     default="-",
-    help='JSON with "token" and, where known, mask, brand, expiry_month and expiry_year; '
-    "default: standard input. Never an argument: those are seen by everybody on the machine.",
+    help='JSON with "token" and, if known, mask, brand, expiry_month and expiry_year; '
+    "default: standard input. Not an argument, because every user of the machine sees those.",
 )
 
 
@@ -53,7 +55,12 @@ def cards() -> None:
 @click.argument("subscription")
 @json_option
 def list_(subscription: str, *, as_json: bool) -> None:
-    """List the cards of a subscription's customer, and why one cannot be charged."""
+    """List the cards of a subscription's customer, and why one cannot be charged.
+
+    \b
+    Example:
+      billing-worker cards list sub-1
+    """
     with open_store(settings_for(*config.DATABASE)) as store, store.reading() as connection:
         rows = service.list_cards(connection, subscription, SystemClock().now())
     if rows is None:
@@ -69,11 +76,16 @@ def list_(subscription: str, *, as_json: bool) -> None:
 @click.argument("subscription")
 @card_option
 @by_option
-@click.option("--why", help="Kept in the history.")
+@click.option("--why", help="Reason in the history.")
 @decided_at_option
 @json_option
 def replace(subscription: str, file: IO[str], by: str, *, as_json: bool, **when: Any) -> None:
-    """Give a subscription another default card, and try it at once on what waits for one."""
+    """Give a subscription another default card. Unpaid invoices that wait for a card are charged.
+
+    \b
+    Example:
+      billing-worker cards replace sub-1 --by ann < card.json
+    """
     done = _do(service.replace_card, subscription, file, by=f"operator:{by}", **when)
     if as_json:
         print_json(done)
@@ -91,7 +103,12 @@ def replace(subscription: str, file: IO[str], by: str, *, as_json: bool, **when:
 @click.option("--consent", required=True, help="Where the customer's permission is recorded.")
 @json_option
 def add_backup(subscription: str, file: IO[str], by: str, consent: str, *, as_json: bool) -> None:
-    """Add a card that may be charged when the default one is refused for good."""
+    """Add a card that is charged only when the default card is refused for good.
+
+    \b
+    Example:
+      billing-worker cards add-backup sub-1 --consent "form 17" < card.json
+    """
     done = _do(service.add_backup_card, subscription, file, by=f"operator:{by}", consent=consent)
     if as_json:
         print_json(done)
@@ -100,19 +117,24 @@ def add_backup(subscription: str, file: IO[str], by: str, consent: str, *, as_js
 
 
 @cards.command()
-@click.option("--reference", help="Your key: the same again returns the same page.")
+@click.option("--reference", help="Your own key; repeated, it returns the same page.")
 @click.option("--customer", required=True, help="The customer's reference id.")
-@click.option("--name", help="Kept for a customer who is new.")
-@click.option("--email", help="Kept for a customer who is new.")
+@click.option("--name", help="Stored for a new customer.")
+@click.option("--email", help="Stored for a new customer.")
 @click.option("--amount", help='In major units, such as "1.00"; not needed with --invoice.')
 @click.option("--currency", help="Three letters; not needed with --invoice.")
-@click.option("--invoice", help="An open invoice that the payment is booked to.")
+@click.option("--invoice", help="An open invoice that the payment pays.")
 @click.option("--description")
-@click.option("--return-url", help="Where the customer comes back to.")
+@click.option("--return-url", help="Where the customer returns to.")
 @html_option
 @json_option
 def tokenise(customer: str, name: str | None, email: str | None, **options: Any) -> None:
-    """Open a page on which a customer pays once, so that the card can be charged from then on."""
+    """Open a page on which a customer pays once. The card can be charged from then on.
+
+    \b
+    Example:
+      billing-worker cards tokenise --customer c-1 --amount 1.00 --currency USD
+    """
     as_json, file = options.pop("as_json"), options.pop("html")
     reference = options.pop("reference") or f"card-page-{secrets.token_hex(8)}"
     person = {"reference_id": customer, "name": name, "email": email}

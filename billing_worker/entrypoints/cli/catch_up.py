@@ -30,10 +30,10 @@ SHOWN = 200
 
 @click.group("catch-up")
 def catch_up() -> None:
-    """Decide about periods that nobody billed in time.
+    """Decide about periods that were not billed in time.
 
-    The sweep follows each subscription's own policy. `plan` shows what it is about to do, `apply`
-    does it under caps. Periods that are on hold get their answer with --policy.
+    The sweep follows each subscription's own policy. `plan` shows what it is going to do; `apply`
+    does it at once, up to a limit. --policy also decides about periods that are held.
     """
 
 
@@ -61,8 +61,8 @@ class _CapType(click.ParamType[Money]):
 policy_option = click.option(
     "--policy",
     type=_PolicyType(),
-    help="For all, and for what is on hold: collect_latest, collect_all:DAYS or"
-    " forgive_older_than:DAYS. Default: each subscription's own; what is on hold stays so.",
+    help="For all periods, held ones too: collect_latest, collect_all:DAYS or"
+    " forgive_older_than:DAYS. Default: each subscription's own; held periods stay held.",
 )
 age_option = click.option(
     "--max-age",
@@ -70,7 +70,7 @@ age_option = click.option(
     type=click.IntRange(1, 3650),
     default=AGE_CAP.days,
     show_default=True,
-    help="Days. What is older is not collected but held.",
+    help="Days. An older period is held instead of collected.",
 )
 
 
@@ -86,7 +86,12 @@ def _answer(policy: Policy | None, max_age: int) -> Answer:
 @age_option
 @json_option
 def plan(policy: Policy | None, max_age: int, *, as_json: bool) -> None:
-    """Show who would pay how much, when, and by which rule. Changes nothing."""
+    """Show who is charged how much, when, and by which rule. Changes nothing.
+
+    \b
+    Example:
+      billing-worker catch-up plan --policy collect_all:7
+    """
     with open_store(settings_for(*config.DATABASE)) as store:
         lines = list(service.plan(store, SystemClock().now(), _answer(policy, max_age)))
     if as_json:
@@ -98,16 +103,18 @@ def plan(policy: Policy | None, max_age: int, *, as_json: bool) -> None:
 @catch_up.command()
 @policy_option
 @age_option
-@click.option("--max-count", type=click.IntRange(min=0), help="Debits, all in all.")
+@click.option("--max-count", type=click.IntRange(min=0), help="Most debits in all.")
 @click.option(
     "--max-amount",
     "max_amounts",
     type=_CapType(),
     multiple=True,
-    help="As in '500.00 USD'; once per currency. The other currencies are then not debited.",
+    help="Most money, such as '500.00 USD'; once per currency. Other currencies are not debited.",
 )
-@click.option("--by", default=getpass.getuser, help="Who decides; default: the system user.")
-@click.option("--why", required=True, help="Kept in the history.")
+@click.option(
+    "--by", default=getpass.getuser, help="Name in the history; default: the system user."
+)
+@click.option("--why", required=True, help="Reason in the history.")
 @json_option
 def apply(
     policy: Policy | None,
@@ -119,7 +126,12 @@ def apply(
     *,
     as_json: bool,
 ) -> None:
-    """Do what `plan` shows, in its order, until done or until a customer would pass a cap."""
+    """Do what `plan` shows, in its order. Stops before a customer who would exceed a limit.
+
+    \b
+    Example:
+      billing-worker catch-up apply --max-count 100 --why "outage of May 3"
+    """
     caps = Caps(max_count, {money.currency: money for money in max_amounts})
     answer = _answer(policy, max_age)
     with open_store(settings_for(*config.DATABASE), decides=True) as store:

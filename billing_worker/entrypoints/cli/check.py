@@ -10,11 +10,14 @@ from billing_worker.entrypoints.cli.shared import json_option, print_json, setti
 @click.command()
 @json_option
 def check(*, as_json: bool) -> None:
-    """Test every part that the worker needs; exit 1 if something is wrong with one of them.
+    """Test every part that the worker needs. Exit status 1 if one of them fails.
 
-    Database, schema, book, clock, standby, Redis, gateway, its look-up by reference, cardgate, vault
-    keys, callbacks. Nothing is written and no
-    money moves.
+    The parts are database, schema, book, clock, standby, Redis, gateway, its look-up by reference,
+    cardgate, vault keys and callbacks. The command writes nothing and moves no money.
+
+    \b
+    Example:
+      billing-worker check
     """
     settings = settings_for(*config.EVERYTHING)
     results = run_checks(settings)

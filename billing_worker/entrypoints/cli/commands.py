@@ -17,15 +17,20 @@ from billing_worker.services.commands.execute import FAILED, REFUSED, described
 
 
 @click.command()
-@click.option("--not-done", is_flag=True, help="Only those that were refused or have failed.")
-@click.option("--reference", help="Only those with this reference_id of the caller's.")
-@click.option("--message", help="Only the one with this Celery task id.")
+@click.option("--not-done", is_flag=True, help="Only refused and failed commands.")
+@click.option("--reference", help="Only commands with this reference_id.")
+@click.option("--message", help="Only the command with this Celery task id.")
 @click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 100_000))
 @json_option
 def commands(
     *, not_done: bool, reference: str | None, message: str | None, limit: int, as_json: bool
 ) -> None:
-    """List what other services asked for, newest first: outcome, errors, answer."""
+    """List commands of other services, newest first: outcome, errors, answer.
+
+    \b
+    Example:
+      billing-worker commands --not-done --limit 20
+    """
     with open_store(settings_for(*config.DATABASE)) as store, store.reading() as connection:
         found = [
             described(row)

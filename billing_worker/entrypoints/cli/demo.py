@@ -67,14 +67,18 @@ LATER_SECONDS = 3.0
 @click.option(
     "--folder",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Where to keep the database and the logs. Default: a new temporary folder.",
+    help="For the database and the logs; default: a new temporary folder.",
 )
 @json_option
 def demo(folder: Path | None, *, as_json: bool) -> None:
-    """Bill 60 sample subscriptions on this machine, then compare the books with the gateway's.
+    """Bill 60 sample subscriptions on this machine. Then compare the books with the gateway's.
 
-    BILLING_* settings are ignored. Exit 1 if the books and the gateway's ledger differ, or if
-    something that can be decided was not decided in time.
+    BILLING_* settings are ignored. Exit status 1 if the books and the gateway's ledger differ, or
+    if an outcome that the gateway decides is still open after the time limit.
+
+    \b
+    Example:
+      billing-worker demo
     """
     folder = (folder or Path(tempfile.mkdtemp(prefix="billing-demo-"))).absolute()
     environ = {k: v for k, v in os.environ.items() if not k.startswith("BILLING_")} | QUICK

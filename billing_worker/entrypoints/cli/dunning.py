@@ -22,11 +22,18 @@ from billing_worker.services.dunning import choose_policy
 @click.command()
 @click.argument("reference_id")
 @click.argument("policy", type=click.Choice(list(POLICIES)))
-@click.option("--by", default=getpass.getuser, help="Who decides; default: system user.")
-@click.option("--why", required=True, help="Kept in the history.")
+@click.option(
+    "--by", default=getpass.getuser, help="Name in the history; default: the system user."
+)
+@click.option("--why", required=True, help="Reason in the history.")
 @json_option
 def dunning(reference_id: str, policy: str, by: str, why: str, *, as_json: bool) -> None:
-    """Choose the ladder by which a subscription's failed charges are tried again."""
+    """Choose the schedule of retries after a failed charge.
+
+    \b
+    Example:
+      billing-worker subscriptions dunning sub-1 slow --why "customer asked"
+    """
     with open_store(settings_for(*config.DATABASE), decides=True) as store:
         try:
             done = choose_policy(

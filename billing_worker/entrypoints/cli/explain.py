@@ -23,10 +23,14 @@ _SHOWN_OF_AN_ANSWER = 300
 @click.argument("reference")
 @json_option
 def explain(reference: str, *, as_json: bool) -> None:
-    """Explain one invoice or card page: why it is so, what happens next, and every wire call.
+    """Explain one invoice or card page: its state, why, what happens next, and every gateway call.
 
-    REFERENCE is the invoice's (sub-1-p0), an attempt's (sub-1-p0-a1), a card page's, or the
-    gateway's id (cgi_…).
+    REFERENCE is the reference of an invoice (sub-1-p0), an attempt (sub-1-p0-a1) or a card page, or
+    the gateway's id (cgi_…).
+
+    \b
+    Example:
+      billing-worker explain sub-1-p0
     """
     with open_store(settings_for(*config.DATABASE)) as store, store.reading() as connection:
         data = report.explain(connection, reference)

@@ -20,7 +20,7 @@ from billing_worker.services.ports import Ports
 html_option = click.option(
     "--html",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Also write a page there that sends a browser on to the payment.",
+    help="Also write an HTML file that sends a browser to the payment.",
 )
 
 

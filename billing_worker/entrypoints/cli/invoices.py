@@ -35,7 +35,7 @@ from billing_worker.services.operators.resolve import resolve_unknown
 
 @click.group()
 def invoices() -> None:
-    """What people do to one invoice."""
+    """Change one invoice by hand."""
 
 
 @contextmanager
@@ -61,14 +61,21 @@ def _way_out(error: InvalidInput) -> str:
 
 @invoices.command()
 @click.argument("reference")
-@click.option("--by", default=getpass.getuser, help="Who decides; default: system user.")
-@click.option("--why", required=True, help="Kept in the history.")
+@click.option(
+    "--by", default=getpass.getuser, help="Name in the history; default: the system user."
+)
+@click.option("--why", required=True, help="Reason in the history.")
 @json_option
 def retry(reference: str, by: str, why: str, *, as_json: bool) -> None:
-    """Charge an unpaid invoice now, by its reference or an attempt's, or say which rule forbids it.
+    """Charge an unpaid invoice now, or say which rule forbids it.
 
-    Refused while another attempt is under way. It counts towards the card's network limits, and
-    takes no step of the recovery ladder.
+    REFERENCE is the invoice's or an attempt's. The command is refused while another attempt is in
+    progress. The charge counts towards the card's network limits and uses no step of the retry
+    schedule.
+
+    \b
+    Example:
+      billing-worker invoices retry sub-1-p0 --by ann --why "customer called"
     """
     with (
         open_store(settings_for(*config.DATABASE), decides=True) as store,
@@ -85,13 +92,18 @@ def retry(reference: str, by: str, why: str, *, as_json: bool) -> None:
 
 @invoices.command("pay-link")
 @click.argument("reference")
-@click.option("--return-url", help="Where the customer comes back to.")
+@click.option("--return-url", help="Where the customer returns to.")
 @html_option
 @json_option
 def pay_link(reference: str, return_url: str | None, html: Path | None, *, as_json: bool) -> None:
     """Open a page on which the customer pays an open invoice with the card on file.
 
-    While it is open nothing is charged automatically; the same again returns the same page.
+    Nothing is charged automatically while the page is open. The same command again returns the same
+    page.
+
+    \b
+    Example:
+      billing-worker invoices pay-link sub-1-p0
     """
     record = {"invoice": reference, "return_url": return_url}
     hand_out_page(start_checkout, record, as_json=as_json, file=html)
@@ -100,15 +112,22 @@ def pay_link(reference: str, return_url: str | None, html: Path | None, *, as_js
 @invoices.command()
 @click.argument("reference")
 @click.option("--paid/--not-paid", "paid", default=None, callback=chosen, help="What is known now.")
-@click.option("--evidence", required=True, help="Where it is known from. Kept in the history.")
-@click.option("--by", default=getpass.getuser, help="Who decides; default: system user.")
-@click.option("--why", required=True, help="Kept in the history.")
+@click.option("--evidence", required=True, help="Source of the knowledge, for the history.")
+@click.option(
+    "--by", default=getpass.getuser, help="Name in the history; default: the system user."
+)
+@click.option("--why", required=True, help="Reason in the history.")
 @json_option
 def resolve(reference: str, evidence: str, by: str, why: str, *, paid: bool, as_json: bool) -> None:
-    """Say whether an attempt of unknown outcome was paid, from evidence of your own.
+    """Record whether an attempt of unknown outcome was paid, with your own evidence.
 
-    REFERENCE is the invoice's or the attempt's. The gateway goes on being asked, and its later word
-    wins. After --not-paid nothing is charged by itself: `invoices retry` asks the gateway first.
+    REFERENCE is the invoice's or the attempt's. The worker goes on polling the gateway, and a later
+    answer of the gateway wins. After --not-paid nothing is charged automatically: `invoices retry`
+    asks the gateway first.
+
+    \b
+    Example:
+      billing-worker invoices resolve sub-1-p0 --paid --evidence mail-7 --why t-42
     """
     with open_ports() as (ports, _), _refusals_said(as_json=as_json):
         done = resolve_unknown(
@@ -129,7 +148,7 @@ def resolve(reference: str, evidence: str, by: str, why: str, *, paid: bool, as_
 _EVEN_IF_CHARGED = click.option(
     "--even-if-charged",
     is_flag=True,
-    help="Also while the outcome of a charge is unknown: money that comes of it is surplus.",
+    help="Also while a charge is unknown: its money is then surplus.",
 )
 
 
@@ -139,17 +158,23 @@ _EVEN_IF_CHARGED = click.option(
 @click.option(
     "--if-unpaid",
     is_flag=True,
-    help="While a charge is in flight: void it as soon as that has ended unpaid.",
+    help="During a charge: void it as soon as the charge ends unpaid.",
 )
-@click.option("--by", default=getpass.getuser, help="Who decides; default: system user.")
-@click.option("--why", required=True, help="Kept in the history.")
+@click.option(
+    "--by", default=getpass.getuser, help="Name in the history; default: the system user."
+)
+@click.option("--why", required=True, help="Reason in the history.")
 @json_option
 def void(
     reference: str, by: str, why: str, *, even_if_charged: bool, if_unpaid: bool, as_json: bool
 ) -> None:
-    """Let an invoice be owed no longer. Once it returns, no sale for it can be sent.
+    """Void an invoice: it is owed no longer. No sale for it is sent after this command returns.
 
-    Refused when it is paid, and while the card may have been charged already.
+    The command is refused if the invoice is paid, or while the card may have been charged already.
+
+    \b
+    Example:
+      billing-worker invoices void sub-1-p0 --by ann --why "billed by mistake"
     """
     if even_if_charged and if_unpaid:
         raise click.UsageError("Say --even-if-charged or --if-unpaid.")
@@ -164,18 +189,24 @@ def void(
 
 @invoices.command("mark-paid")
 @click.argument("reference")
-@click.option("--evidence", required=True, help="How it was paid. Kept in the history.")
+@click.option("--evidence", required=True, help="How it was paid, for the history.")
 @_EVEN_IF_CHARGED
-@click.option("--by", default=getpass.getuser, help="Who decides; default: system user.")
-@click.option("--why", required=True, help="Kept in the history.")
+@click.option(
+    "--by", default=getpass.getuser, help="Name in the history; default: the system user."
+)
+@click.option("--why", required=True, help="Reason in the history.")
 @json_option
 def mark_as_paid(
     reference: str, evidence: str, by: str, why: str, *, even_if_charged: bool, as_json: bool
 ) -> None:
-    """Write down that an invoice was paid elsewhere: cash, a bank transfer.
+    """Record that an invoice was paid elsewhere, for example in cash or by bank transfer.
 
-    Once it returns, no sale for it can be sent. Refused while the card may have been charged
-    already: what a charge has paid is said with `invoices resolve`.
+    No sale for it is sent after this command returns. It is refused while the card may have been
+    charged already: use `invoices resolve` for a payment by card.
+
+    \b
+    Example:
+      billing-worker invoices mark-paid sub-1-p0 --evidence transfer-99 --why t-42
     """
     how = IfCharged.ALL_THE_SAME if even_if_charged else IfCharged.REFUSE
     with open_store(settings_for(*config.DATABASE)) as store, _refusals_said(as_json=as_json):

@@ -28,8 +28,10 @@ def _asked_for(command: Callable[..., Any]) -> Callable[..., Any]:
     for decorate in (
         json_option,
         decided_at_option,
-        click.option("--why", help="Kept in the history."),
-        click.option("--by", default=getpass.getuser, help="Who decides; default: system user."),
+        click.option("--why", help="Reason in the history."),
+        click.option(
+            "--by", default=getpass.getuser, help="Name in the history; default: the system user."
+        ),
         click.argument("reference_id"),
     ):
         command = decorate(command)
@@ -63,31 +65,41 @@ _and_void = click.option(
     "--and-void",
     "void_open",
     is_flag=True,
-    help="What is open is void now; what is in flight as soon as it has ended unpaid.",
+    help="Void open invoices now, and one with a charge in flight when that ends unpaid.",
 )
 
 
 @click.command()
 @_asked_for
 @click.option("--amount", help='Decimal text in major units, such as "9.99".')
-@click.option("--currency", help="Needs --amount: prices do not convert themselves.")
+@click.option("--currency", help="Needs --amount, because prices are not converted.")
 @click.option("--interval", help="day, week, month, quarter or year.")
 @click.option("--interval-count", type=int)
 @click.option("--description", help="Empty text removes it.")
 @click.option(
     "--catch-up",
-    help="From now on: collect_latest, collect_all:DAYS, forgive_older_than:DAYS or hold.",
+    help="Catch-up policy: collect_latest, collect_all:DAYS, forgive_older_than:DAYS or hold.",
 )
-@click.option("--ends-at", help="No period begins from this instant on. Empty text removes it.")
+@click.option("--ends-at", help="No period begins at or after this time. Empty text removes it.")
 def change(reference_id: str, by: str, *, as_json: bool, **terms: Any) -> None:
-    """Change the terms from the next period on, never for one that has begun."""
+    """Change the terms from the next period on. A period that has begun keeps its terms.
+
+    \b
+    Example:
+      billing-worker subscriptions change sub-1 --amount 12.50 --why "new price"
+    """
     _do(lifecycle.change, reference_id, by, as_json=as_json, **terms)
 
 
 @click.command()
 @_asked_for
 def pause(reference_id: str, by: str, *, as_json: bool, **when: Any) -> None:
-    """Charge nothing until it is resumed."""
+    """Charge nothing until the subscription is resumed.
+
+    \b
+    Example:
+      billing-worker subscriptions pause sub-1 --by ann --why "on holiday"
+    """
     _do(lifecycle.pause, reference_id, by, as_json=as_json, **when)
 
 
@@ -97,10 +109,15 @@ def pause(reference_id: str, by: str, *, as_json: bool, **when: Any) -> None:
     "--shift-anchor/--keep-anchor",
     default=None,
     callback=chosen,
-    help="Move the dates by the time paused, or keep them and skip the periods in between.",
+    help="Move the dates by the length of the pause, or keep them and skip the paused periods.",
 )
 def resume(reference_id: str, by: str, *, shift_anchor: bool, as_json: bool, **when: Any) -> None:
-    """Go on after a pause."""
+    """End a pause.
+
+    \b
+    Example:
+      billing-worker subscriptions resume sub-1 --shift-anchor
+    """
     _do(lifecycle.resume, reference_id, by, as_json=as_json, shift_anchor=shift_anchor, **when)
 
 
@@ -111,9 +128,14 @@ def resume(reference_id: str, by: str, *, shift_anchor: bool, as_json: bool, **w
 def cancel(
     reference_id: str, by: str, *, now: bool, void_open: bool, as_json: bool, **when: Any
 ) -> None:
-    """Cancel: now, or when the next period would begin. Open invoices are void then.
+    """Cancel now, or when the next period would begin. Its open invoices become void then.
 
-    One that has ended, or a one-off charge, is cancelled with --and-void alone: it still owes.
+    A subscription that has ended, and a one-off charge, still owe what is open. They are cancelled
+    only with --and-void.
+
+    \b
+    Example:
+      billing-worker subscriptions cancel sub-1 --at-period-end --by ann
     """
     how = {"at_period_end": not now, "void_open": void_open}
     _do(lifecycle.cancel, reference_id, by, as_json=as_json, **how, **when)
@@ -122,7 +144,12 @@ def cancel(
 @click.command()
 @_asked_for
 def uncancel(reference_id: str, by: str, *, as_json: bool, **when: Any) -> None:
-    """Withdraw a cancellation that has not taken effect."""
+    """Withdraw a cancellation that has not taken effect.
+
+    \b
+    Example:
+      billing-worker subscriptions uncancel sub-1 --by ann
+    """
     _do(lifecycle.uncancel, reference_id, by, as_json=as_json, **when)
 
 
@@ -130,7 +157,12 @@ def uncancel(reference_id: str, by: str, *, as_json: bool, **when: Any) -> None:
 @_asked_for
 @_and_void
 def end(reference_id: str, by: str, *, void_open: bool, as_json: bool, **when: Any) -> None:
-    """Let no further period begin; what has become due is still collected."""
+    """Let no further period begin. Invoices that are open are still collected.
+
+    \b
+    Example:
+      billing-worker subscriptions end sub-1 --by ann
+    """
     _do(lifecycle.end, reference_id, by, as_json=as_json, void_open=void_open, **when)
 
 

@@ -16,7 +16,12 @@ from billing_worker.persistence.schema import migrate as schema
 @click.command()
 @json_option
 def migrate(*, as_json: bool) -> None:
-    """Bring the database to this version's schema. Safe to run again, and twice at once."""
+    """Bring the database to this version's schema. It is safe to run it again, and twice at once.
+
+    \b
+    Example:
+      billing-worker migrate
+    """
     settings = settings_for(*config.DATABASE)
     with open_store(settings, migrated=False) as store:
         before, after = schema.migrate(store)

@@ -6,5 +6,10 @@ from cryptography.fernet import Fernet
 
 @click.command("new-key")
 def new_key() -> None:
-    """Print a fresh key for BILLING_VAULT_KEYS."""
+    """Print a new key for BILLING_VAULT_KEYS.
+
+    \b
+    Example:
+      billing-worker new-key
+    """
     click.echo(Fernet.generate_key().decode())

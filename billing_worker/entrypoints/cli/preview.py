@@ -47,23 +47,28 @@ class _Instant(click.ParamType[datetime]):
 
 
 @click.command()
-@click.option("--until", type=_Instant(), help="What is due until then, as 2026-03-01T00:00:00Z.")
+@click.option("--until", type=_Instant(), help="End of the preview, such as 2026-03-01T00:00:00Z.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV; the totals go to stderr.")
 @click.option(
     "--save",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Keep the preview in this file, for --diff later.",
+    help="Save the preview in this file for a later --diff.",
 )
 @click.option(
     "--diff",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Compare a saved preview with what has happened; exit 1 if anything is unexplained.",
+    help="Compare a saved preview with what happened; exit status 1 if a difference is unexplained.",
 )
 @json_option
 def preview(
     until: datetime | None, save: Path | None, diff: Path | None, *, as_csv: bool, as_json: bool
 ) -> None:
-    """List every charge until a date, with totals, and why others will not be charged."""
+    """List every charge until a date, with totals, and why other invoices are not charged.
+
+    \b
+    Example:
+      billing-worker preview --until 2026-12-31T00:00:00Z
+    """
     if (until is None) == (diff is None):
         raise click.UsageError("give either --until TIME or --diff FILE")
     settings = settings_for(*config.DATABASE)

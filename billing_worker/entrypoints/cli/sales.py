@@ -15,15 +15,17 @@ from billing_worker.services.kill_switch import switch
 
 @click.command()
 @click.argument("action", type=click.Choice(["stop", "start"]))
-@click.option("--reason", required=True, help="Kept in the history.")
-@click.option("--by", default=getpass.getuser, help="Who decides; default: the system user.")
+@click.option("--reason", required=True, help="Reason in the history.")
+@click.option(
+    "--by", default=getpass.getuser, help="Name in the history; default: the system user."
+)
 @click.option("--service", help="Only this service, such as payment_card_usd_hpp.")
 @click.option(
     "--restored",
     is_flag=True,
-    help="The database is from a backup. With stop: nothing becomes due until what was decided "
-    "since the backup has been said again. With start: it has been, and what was due by now is "
-    "looked for at the gateway before it is created there.",
+    help="The database is from a backup. With stop: no period becomes due until the decisions made "
+    "since the backup are repeated. With start: they are repeated, and the worker asks the gateway "
+    "about everything that was due before it creates it.",
 )
 @click.option(
     "--moved",
@@ -41,10 +43,14 @@ def sales(
     moved: bool,
     as_json: bool,
 ) -> None:
-    """Stop or start sending sales, everywhere. Once it returns, no further charge is armed.
+    """Stop or start all charges, in all processes. No sale is sent after `stop` returns.
 
-    A service is paused by itself when the gateway refuses our configuration: start it again here
-    once that is mended.
+    The worker pauses a single service when the gateway rejects its configuration. Start it again
+    here when that is corrected.
+
+    \b
+    Example:
+      billing-worker sales stop --by ann --reason "wrong amounts"
     """
     now = SystemClock().now()
     on = action == "start"

@@ -40,7 +40,7 @@ def _moment(_: click.Context, option: click.Parameter, value: str | None) -> dat
 decided_at_option = click.option(
     "--decided-at",
     callback=_moment,
-    help="When it was decided, if not now: it takes effect as if it had been carried out then.",
+    help="Time of the decision, if not now: the command takes effect as of then.",
 )
 
 _WIDE = 500

@@ -22,7 +22,12 @@ from billing_worker.services.reports import status as report
 @click.command()
 @json_option
 def status(*, as_json: bool) -> None:
-    """What was charged, what is open, what is unknown and for how long."""
+    """Show what was charged, what is open, and what is unknown since when.
+
+    \b
+    Example:
+      billing-worker status
+    """
     with open_store(settings_for(*config.DATABASE)) as store, store.reading() as connection:
         data = report.status(connection, SystemClock().now())
     if as_json:

@@ -61,14 +61,18 @@ for _command in (*lifecycle.COMMANDS, dunning):
 @click.option(
     "--armed/--held",
     default=True,
-    help="Held ones are not billed before `subscriptions arm`.  [default: armed]",
+    help="Held subscriptions are billed only after `subscriptions arm`.  [default: armed]",
 )
 @json_option
 def import_(file: Path, *, dry_run: bool, armed: bool, as_json: bool) -> None:
-    """Import subscriptions from JSON Lines, or CSV if FILE ends in .csv.
+    """Import subscriptions from JSON Lines, or from CSV if FILE ends in .csv.
 
-    Idempotent by reference_id. A bad line is reported with its number and field, the good ones
+    Idempotent by reference_id. Bad lines are reported with their number and field, the other lines
     are imported, and the exit status is then 1.
+
+    \b
+    Example:
+      billing-worker subscriptions import customers.jsonl --dry-run
     """
     settings = settings_for(*config.DATABASE, *config.VAULT)
     with open_store(settings, decides=True) as store, _progress_bar(file) as progress:
@@ -119,10 +123,15 @@ def _print_report(report: ImportReport, *, dry_run: bool) -> None:
 
 @subscriptions.command()
 @click.argument("references", nargs=-1, metavar="[REFERENCE]...")
-@click.option("--all", "everything", is_flag=True, help="Every subscription that is held.")
+@click.option("--all", "everything", is_flag=True, help="All held subscriptions.")
 @json_option
 def arm(references: tuple[str, ...], *, everything: bool, as_json: bool) -> None:
-    """Let subscriptions be billed that were imported with --held."""
+    """Start billing subscriptions that were imported with --held.
+
+    \b
+    Example:
+      billing-worker subscriptions arm sub-1 sub-2
+    """
     if everything == bool(references):
         raise click.UsageError("give either references or --all")
     by = f"operator:{getpass.getuser()}"
@@ -142,33 +151,41 @@ def arm(references: tuple[str, ...], *, everything: bool, as_json: bool) -> None
 
 
 @subscriptions.command()
-@click.option("--with-tokens", is_flag=True, help="Write card tokens in clear: keep it safe.")
+@click.option(
+    "--with-tokens", is_flag=True, help="Write card tokens in clear text: protect the file."
+)
 @click.option(
     "--format",
     "format_",
     type=click.Choice(["jsonl", "csv"]),
     default="jsonl",
     show_default=True,
-    help="CSV is imported from a file that ends in .csv.",
+    help="`import` reads CSV from a file that ends in .csv.",
 )
 @click.option(
     "--hand-over",
     is_flag=True,
-    help="Another book goes on with this one: bill nothing here any more of what is written, and "
-    "let nothing new begin. Needs --with-tokens and --why. Open invoices are still collected here.",
+    help="Another book continues these subscriptions: they are not billed here any more, and no new "
+    "ones begin. Needs --with-tokens and --why. Open invoices are still collected here.",
 )
-@click.option("--why", help="With --hand-over: kept in the history.")
-@click.option("--by", default=getpass.getuser, help="Who hands over; default: the system user.")
+@click.option("--why", help="With --hand-over: reason in the history.")
+@click.option(
+    "--by", default=getpass.getuser, help="Name in the history; default: the system user."
+)
 def export(*, with_tokens: bool, format_: str, hand_over: bool, why: str | None, by: str) -> None:
-    """Write every subscription that goes on, as `import` reads them.
+    """Write every subscription that continues, in the format that `import` reads.
 
-    Without --with-tokens cards have no token, and `import` refuses them. What is over (cancelled,
-    ended) is left out. So is what no record can say (suspended …): it is counted on stderr, and
-    the exit status is then 1.
+    Cards have no token without --with-tokens, and `import` refuses such records. Cancelled and ended
+    subscriptions are left out. A suspended one cannot be written as a record: it is counted on
+    stderr, and the exit status is then 1.
 
-    With --hand-over each is held here before it is written, and the commands that were carried out
-    here follow: sent again, they are `unchanged` there. One that was broken off is begun again, and
-    writes the same. `subscriptions take-back` undoes it.
+    With --hand-over each subscription stops here before it is written. The commands that were
+    carried out here follow, so that the other book answers `unchanged` when they are sent again. An
+    interrupted export is run again and writes the same. `subscriptions take-back` undoes it.
+
+    \b
+    Example:
+      billing-worker subscriptions export --with-tokens > subscriptions.jsonl
     """
     if hand_over and not (with_tokens and why and format_ == "jsonl"):
         raise click.UsageError("--hand-over needs --with-tokens, --why, and JSON Lines")
@@ -214,14 +231,21 @@ def _export(
 
 @subscriptions.command("take-back")
 @click.argument("references", nargs=-1, metavar="[REFERENCE]...")
-@click.option("--all", "everything", is_flag=True, help="Everything, and let new ones begin again.")
-@click.option("--why", required=True, help="Kept in the history.")
-@click.option("--by", default=getpass.getuser, help="Who decides; default: the system user.")
+@click.option("--all", "everything", is_flag=True, help="All of them; new ones may begin again.")
+@click.option("--why", required=True, help="Reason in the history.")
+@click.option(
+    "--by", default=getpass.getuser, help="Name in the history; default: the system user."
+)
 @json_option
 def take_back(
     references: tuple[str, ...], *, everything: bool, why: str, by: str, as_json: bool
 ) -> None:
-    """Bill here again what was handed over. First make sure that no other book bills it."""
+    """Bill again here what was handed over. First make sure that no other book bills it.
+
+    \b
+    Example:
+      billing-worker subscriptions take-back sub-1 --why "the move was called off"
+    """
     if everything == bool(references):
         raise click.UsageError("give either references or --all")
     named = None if everything else references
@@ -274,7 +298,12 @@ def _every_whole_row(store: Store) -> Iterator[Row[Any]]:
 @subscriptions.command("list")
 @json_option
 def list_(*, as_json: bool) -> None:
-    """List all subscriptions in the order of their creation."""
+    """List all subscriptions in the order of their creation.
+
+    \b
+    Example:
+      billing-worker subscriptions list --json
+    """
     rows: list[dict[str, Any]] = []
     last_id = 0
     with open_store(settings_for(*config.DATABASE)) as store, store.reading() as connection:
@@ -292,7 +321,12 @@ def list_(*, as_json: bool) -> None:
 @click.argument("reference_id")
 @json_option
 def show(reference_id: str, *, as_json: bool) -> None:
-    """Show one subscription with its invoices and its history."""
+    """Show one subscription with its invoices and its history.
+
+    \b
+    Example:
+      billing-worker subscriptions show sub-1
+    """
     with open_store(settings_for(*config.DATABASE)) as store, store.reading() as connection:
         data = status.show(connection, reference_id)
     if data is None:

@@ -30,9 +30,13 @@ _REDIS_AGAIN_SECONDS = 2
 def up(folder: Path) -> None:
     """Run worker and beat on this machine until Ctrl-C.
 
-    Settings that are given (BILLING_* or BILLING_*_FILE) are used and never overridden; SQLite, an
-    embedded Redis, a vault key and the sandbox stand in for the rest. The sandbox stands in for a
-    whole gateway: give its URL, cardgate, user name and password together, or none of them.
+    Settings that are given (BILLING_* or BILLING_*_FILE) are used as they are. SQLite, an embedded
+    Redis, a vault key and the sandbox replace what is missing. The sandbox replaces a whole gateway:
+    give its URL, cardgate, user name and password together, or none of them.
+
+    \b
+    Example:
+      billing-worker up --folder billing-data
     """
     stopping = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

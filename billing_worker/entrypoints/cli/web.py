@@ -22,10 +22,14 @@ from billing_worker.entrypoints.web.app import create_app
     "--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="Processes."
 )
 def web(host: str, port: int, workers: int) -> None:
-    """Serve callbacks, pay pages and health under gunicorn, behind your own TLS.
+    """Serve callbacks, pay pages and health checks under gunicorn, behind your own TLS proxy.
 
-    POST /callbacks/payment-invoices is for the gateway (BILLING_CALLBACK_SECRET switches it on),
-    /pay/… for customers, /health/live and /health/ready for whoever restarts processes.
+    POST /callbacks/payment-invoices is for the gateway (BILLING_CALLBACK_SECRET enables it), /pay/…
+    for customers, /health/live and /health/ready for a process supervisor.
+
+    \b
+    Example:
+      billing-worker web --port 8000 --workers 2
     """
     settings = settings_for(*config.WEB)
     logs.configure()

@@ -1,7 +1,7 @@
-"""The Celery application: its settings with their reasons, its beat table, its process life.
+"""The Celery application: its settings with their reasons, its beat schedule, its process life.
 
-Celery is a doorbell here. The Redis transport loses and repeats messages whatever it is told, so
-every task may run twice, late or never, and the sweeps on the beat find what was missed.
+Celery messages are only wake-ups here. The Redis transport loses and repeats messages, so every
+task may run twice, late or never. The periodic sweeps find what was missed.
 """
 
 from __future__ import annotations
@@ -37,16 +37,19 @@ from billing_worker.services.ports import Bell, Ports
 
 GIVE_UP_EVERY_SECONDS = 300
 WARN_EVERY_SECONDS = 3600
-"""A warning is told once, whenever the sweep comes by: a beat that restarts daily must not miss it."""
+"""Each warning is sent once, whenever the sweep runs: a beat that restarts daily must not
+miss it.
+"""
 
 FREE_THREADS_EVERY_SECONDS = 0.05
 
 TICKS_LIVE_FOR = 3
-"""A tick older than three of its intervals is worthless: newer ones are behind it."""
+"""A beat message older than three intervals is useless: newer ones follow it."""
 
 
-# What is in hand when Redis goes away is not put back: the sweeps ring again. kombu 5.7 would use the
-# connection that it has just closed, and the AttributeError ends the worker (seen in a real storm).
+# Messages in progress are not returned when Redis is lost: the sweeps send them again. kombu 5.7
+# uses the connection that it has just closed, and the AttributeError ends the worker (seen in a
+# storm test).
 Channel.do_restore = False
 
 
@@ -62,7 +65,7 @@ def make_app(settings: Settings) -> Celery:
     app = Celery("billing_worker", include=["billing_worker.entrypoints.worker.tasks"])
     app.conf.update(
         broker_url=settings.redis_url,
-        # Nothing true lives in Redis: a command's answer there is a copy of its row, kept for as
+        # Redis holds no state of record. A command's answer there is a copy of its row, kept as
         # long as a caller may wait. No other task leaves a result.
         result_backend=settings.redis_url,
         result_backend_transport_options={"retry_policy": {"max_retries": 1}},
@@ -70,20 +73,21 @@ def make_app(settings: Settings) -> Celery:
         redis_socket_timeout=5,
         redis_socket_connect_timeout=3,
         task_ignore_result=True,
-        # Ids only; a forged message cannot change what is charged.
+        # Messages hold ids only: a forged one cannot change what is charged.
         task_serializer="json",
         accept_content=["json"],
         timezone="UTC",
         enable_utc=True,
-        # Late acknowledgement repeats tasks and makes 5.7 workers exit on a broker blip.
+        # Late acknowledgement repeats tasks, and 5.7 workers exit when the broker connection
+        # breaks.
         task_acks_late=False,
         task_reject_on_worker_lost=False,
         worker_prefetch_multiplier=1,
         worker_disable_prefetch=True,
         worker_eta_task_limit=100,
-        # A charge in flight must run to its end.
+        # A charge in progress must finish.
         worker_cancel_long_running_tasks_on_connection_loss=False,
-        # The sweep publishes again; a caller must not hang on a dead broker.
+        # The sweep publishes again, and a caller must not wait for a dead broker.
         task_publish_retry=False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
@@ -92,7 +96,7 @@ def make_app(settings: Settings) -> Celery:
         task_queues=[Queue(SWEEPS), Queue(CHARGES), Queue(POLLS), Queue(COMMANDS)],
         task_routes={name: {"queue": COMMANDS} for name in COMMAND_TASKS},
         task_create_missing_queues=False,
-        # Threads ignore time limits; every call has its own deadline instead.
+        # Threads ignore time limits. Every call has its own deadline instead.
         task_time_limit=None,
         task_soft_time_limit=None,
         worker_pool="threads",
@@ -101,7 +105,8 @@ def make_app(settings: Settings) -> Celery:
         worker_soft_shutdown_timeout=0,
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
-        # Only intervals: a missed or doubled tick means nothing, due is a question to the rows.
+        # Only intervals: a missed or repeated message changes nothing, because the rows say what is
+        # due.
         beat_schedule=_beat_table(settings),
         beat_max_loop_interval=5,
     )
@@ -110,10 +115,10 @@ def make_app(settings: Settings) -> Celery:
 
 
 class LooksForFreeThreads(bootsteps.StartStopStep):
-    """Wakes the consumer often enough to fetch the next page as soon as a thread is free.
+    """Wakes the consumer often enough to fetch the next batch as soon as a thread is free.
 
     With prefetching disabled a full worker stops polling, and nothing tells its event loop that a
-    thread has become free: it would look up to a second later, which cost a third of all charges.
+    thread has become free. It then polls up to a second later, which cost a third of all charges.
     """
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
@@ -124,9 +129,10 @@ class LooksForFreeThreads(bootsteps.StartStopStep):
 
 
 def _pages_at_once(settings: Settings) -> int:
-    """Twice what fills the crew: while a page waits for its last charges, others begin theirs.
+    """Return how many batches a worker takes: twice what fills its threads. While one batch waits
+    for its last charges, the next one begins.
 
-    More would be held here, at the end of a busy hour, while another worker has nothing to do.
+    With more, one worker holds batches while another one is idle.
     """
     return 2 * -(-settings.charge_concurrency // PAGE)
 
@@ -184,7 +190,7 @@ app.steps["worker"].add(takes_commands(settings, process.ports))
 @signals.setup_logging.connect
 def _configure_logs(**_: Any) -> None:
     logs.configure()
-    # "Task x received" twice a charge page says nothing that our own events do not say better.
+    # Celery's own lines about each task repeat what our events say.
     logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)
     logging.getLogger("celery.app.trace").setLevel(logging.WARNING)
     logging.getLogger("celery.worker.consumer.consumer").addFilter(_hide_body)
@@ -199,7 +205,7 @@ _TELL_THE_BODY = (
 
 
 def _hide_body(record: logging.LogRecord) -> bool:
-    """Celery logs a message it cannot take with its whole body, which may hold a card token."""
+    """Celery logs a rejected message with its whole body, which may hold a card token."""
     if str(record.msg).startswith(_TELL_THE_BODY):
         record.msg, record.args, record.exc_info = "celery.message_refused", (), None
     return True
@@ -212,7 +218,7 @@ def _try_the_keys(**_: Any) -> None:
 
 @signals.worker_ready.connect
 def _say_why_nothing_is_sold(**_: Any) -> None:
-    """At once, and not only when something is due. The claim goes by it in any case."""
+    """Log at start, not only when a charge is due. The claim checks it in any case."""
     if why := why_nothing_is_sold(settings):
         structlog.get_logger().error("billing.alert", kind="book.refused", reason=why)
 

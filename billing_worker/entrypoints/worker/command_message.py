@@ -1,10 +1,10 @@
-"""Celery messages as other services write them, read without trusting a byte of them.
+"""Reads Celery messages of other services without trusting their content.
 
     {"body": base64 of [args, kwargs, embed], "headers": {"task", "id", …}, "properties": {…}}
 
-That is protocol 2; protocol 1 has task and id in the body (docs/commands.md). Celery's own consumer
-cannot be given a queue that strangers write to: of seven malformed messages five ended the worker,
-charges and all, and the other two were lost (`Unrecoverable error`, Celery 5.7.0).
+This is protocol 2. Protocol 1 has task and id in the body (docs/commands.md). Celery's own consumer
+cannot read a queue that strangers write to: five of seven malformed messages ended the worker with
+its charges, and the other two were lost (`Unrecoverable error`, Celery 5.7.0).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from billing_worker.services.import_records.fields import is_too_deep
 from billing_worker.services.import_records.subscription import Fault
 
 LONGEST = 1_048_576
-"""Bytes. The arguments of a command have at most 65,536 characters, and base64 adds a third; what is
-longer is not parsed, for that takes several times its size.
+"""Bytes. Arguments have at most 65,536 characters, and base64 adds a third. A longer message is not
+parsed, because parsing takes several times its size.
 """
 LONGEST_ENVELOPE = 8 * LONGEST
 
@@ -46,7 +46,7 @@ class _UnreadableError(Exception):
 
 
 def read(raw: bytes, now: datetime) -> Envelope:
-    """Whatever `raw` is, it becomes a message; one that cannot be read names its faults."""
+    """Return a message for any `raw`. An unreadable one names its faults."""
     if len(raw) > LONGEST:
         return _too_long(raw)
     try:
@@ -61,7 +61,9 @@ def read(raw: bytes, now: datetime) -> Envelope:
 
 
 def _too_long(raw: bytes) -> Envelope:
-    """Its sender is answered unless even the envelope is too much to be read."""
+    """Return the message as too long. Its sender gets an answer unless the envelope is too long as
+    well.
+    """
     fault = Fault("", f"must have at most {LONGEST} bytes, and has {len(raw)}.")
     task, id_ = _names(raw) if len(raw) <= LONGEST_ENVELOPE else ("", None)
     message = Message(task, None, id_, (fault,), unreadable=_hidden(raw[:LONGEST]))
@@ -87,7 +89,7 @@ def _envelope(headers: Mapping[str, Any], body: Any, now: datetime) -> Envelope:
 
 
 def _record(args: Any, kwargs: Any) -> tuple[Any, list[Fault]]:
-    """The one record of a command: alone in args, or spread out as kwargs."""
+    """Return the record of a command: the only argument, or all keyword arguments."""
     if is_too_deep([args, kwargs]):
         return None, [Fault("", "is nested too deeply.")]
     if args == [] and isinstance(kwargs, Mapping):
@@ -100,7 +102,7 @@ def _record(args: Any, kwargs: Any) -> tuple[Any, list[Fault]]:
 def _asks_too_much(
     options: Mapping[str, Any], extras: Mapping[str, Any], now: datetime
 ) -> list[Fault]:
-    """What Celery would do with a message, and a command does not do by silently ignoring it."""
+    """Return the faults of a message that asks for Celery features which commands do not have."""
     faults = []
     if options.get("eta") is not None:
         faults.append(Fault("eta", "must be empty: a command is carried out when it arrives."))
@@ -160,7 +162,7 @@ def _body(outer: Mapping[str, Any], headers: Mapping[str, Any]) -> bytes | str:
 
 
 def _names(raw: bytes) -> tuple[str, str | None]:
-    """Task and id of a message whose body cannot be read, if its headers can."""
+    """Return task and id from the headers of a message with an unreadable body."""
     try:
         headers = json.loads(raw)["headers"]
         return _name(headers.get("task")) or "", _name(headers.get("id"))
@@ -173,5 +175,5 @@ def _name(value: Any) -> str | None:
 
 
 def _hidden(raw: bytes) -> str:
-    """The beginning of what could not be read, without anything long enough to be a token."""
+    """Return the beginning of an unreadable message, without anything long enough to be a token."""
     return _MAY_HIDE_A_TOKEN.sub(HIDDEN, excerpt(raw))

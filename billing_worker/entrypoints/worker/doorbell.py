@@ -7,14 +7,14 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 TRANSPORT_OPTIONS = {
-    # Without a timeout a half-open connection hangs a process for ever, silently.
+    # Without a timeout a half-open connection hangs a process for ever, without a log line.
     "socket_timeout": 5,
     "socket_connect_timeout": 3,
     "socket_keepalive": True,
     "health_check_interval": 5,
     "visibility_timeout": 3600,
     "max_connections": 100,
-    "retry_on_timeout": False,  # or a push may be sent twice
+    "retry_on_timeout": False,  # otherwise a push may be sent twice
 }
 
 SWEEPS = "billing.sweeps"
@@ -26,8 +26,8 @@ log = structlog.get_logger()
 
 
 def doorbell_only(redis_url: str) -> Celery:
-    """An application that can send messages: for processes that are no workers, and do not have
-    all of a worker's settings.
+    """Return a Celery application that only sends messages: for processes without a worker's
+    settings.
     """
     app = Celery("billing_worker", set_as_current=False)
     app.conf.update(
@@ -42,7 +42,7 @@ def doorbell_only(redis_url: str) -> Celery:
 
 
 class SilentBell:
-    """For commands that people run: whatever they bring about, the sweeps find."""
+    """Sends nothing: for commands on the command line. The sweeps find what they cause."""
 
     def charge(self, invoice_ids: Sequence[int]) -> None:
         pass
@@ -52,7 +52,9 @@ class SilentBell:
 
 
 class CeleryBell:
-    """Rings by message. A broker that is away costs time, never a charge: the sweep rings again."""
+    """Wakes workers by Celery messages. Without a broker charges are late, never lost: the sweep
+    sends again.
+    """
 
     def __init__(self, app: Celery) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""The tasks: each a few lines, ids in, one service call. If it needs an `if`, it is a service."""
+"""The tasks: each takes ids and makes one service call. A task that needs an `if` is a service."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ log = structlog.get_logger()
 
 
 def task(name: str, *, by_the_clock: bool = True) -> Callable[[Callable[..., Any]], Any]:
-    """A task that a database outage ends with one line of log: the next sweep does its work.
+    """Register a task that a database outage ends with one log line. The next sweep does its work.
 
-    `by_the_clock`: nothing is done while the clock is wrong. A sweep would date and void by it.
+    `by_the_clock`: the task does nothing while the clock is wrong, because it dates and voids by
+    it.
     """
 
     def decorate(work: Callable[..., Any]) -> Any:
@@ -49,8 +50,8 @@ def task(name: str, *, by_the_clock: bool = True) -> Callable[[Callable[..., Any
 
 
 def _pass_on(name: str) -> Any:
-    """A command is carried out from its own queue alone, where it cannot be lost; one that came
-    on another queue goes there.
+    """Pass a command on to its own queue, from which it cannot be lost, if it came through
+    another.
     """
 
     @app.task(name=name, bind=True)
@@ -100,7 +101,7 @@ def warn_of_expiring_cards() -> int:
     return warn_expiring(ports.store, ports.clock)
 
 
-@task("billing.charge", by_the_clock=False)  # the claim compares it, once for all that it needs
+@task("billing.charge", by_the_clock=False)  # the claim compares the clock, once for all charges
 def charge(invoice_ids: list[int]) -> dict[str, int]:
     return charge_batch(process.ports(), invoice_ids)
 
