@@ -30,7 +30,8 @@ def check_book(settings: Settings) -> str:
     if copied is not None:
         raise BillingError(copied)
     charged = {None: "nothing was charged yet", True: "test mode", False: "live mode"}
-    return f"{book.identity}, {charged[book.test_mode]}"
+    references = f"references begin with {book.prefix}" if book.prefix else "references as given"
+    return f"{book.identity}, {references}, {charged[book.test_mode]}"
 
 
 def check_clock(settings: Settings) -> str:

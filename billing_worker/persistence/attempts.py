@@ -16,11 +16,16 @@ from billing_worker.domain.card import Card, other_card
 from billing_worker.domain.errors import ConcurrentChange
 from billing_worker.domain.invoice import Invoice, InvoiceStatus
 from billing_worker.domain.outcome import Case
-from billing_worker.domain.statement import Owner
 from billing_worker.domain.subscription import Subscription, SubscriptionStatus
 from billing_worker.persistence import cards
 from billing_worker.persistence.book import identity
-from billing_worker.persistence.rows import TERMS, attempt_from, invoice_from, subscription_from
+from billing_worker.persistence.rows import (
+    TERMS,
+    attempt_from,
+    invoice_from,
+    owner_from,
+    subscription_from,
+)
 from billing_worker.persistence.schema.tables import attempts, customers, invoices, subscriptions
 
 _T = TypeVar("_T")
@@ -49,9 +54,7 @@ class LockedCases:
         self._connection = connection
         rows = _locked(connection, subscriptions, {key.subscription_id for key in keys}).all()
         self._subscriptions = {row.id: subscription_from(row) for row in rows}
-        self._owners = {
-            row.id: Owner(row.book, row.customer_reference, row.from_book) for row in rows
-        }
+        self._owners = {row.id: owner_from(row) for row in rows}
         self._invoices = {
             row.id: invoice_from(row)
             for row in _locked(connection, invoices, {key.invoice_id for key in keys})
@@ -149,7 +152,7 @@ _LOCK = {
     .order_by(table.c.id)
     .with_for_update()
     for table, columns in (
-        (subscriptions, [*TERMS, _CUSTOMER, identity.IDENTITY]),
+        (subscriptions, [*TERMS, _CUSTOMER, identity.IDENTITY, identity.PREFIX]),
         (invoices, [invoices]),
         (attempts, [attempts]),
     )

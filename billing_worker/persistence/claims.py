@@ -33,7 +33,7 @@ from billing_worker.domain.invoice import VOID_IF_UNPAID, Invoice, is_near
 from billing_worker.domain.statement import Owner
 from billing_worker.persistence.attempts import CaseKey
 from billing_worker.persistence.book import identity as book
-from billing_worker.persistence.rows import attempt_from, invoice_from, trouble_of
+from billing_worker.persistence.rows import attempt_from, invoice_from, owner_from, trouble_of
 from billing_worker.persistence.schema.tables import (
     Instant,
     attempts,
@@ -57,16 +57,16 @@ class DueInvoice:
     """Set when an older invoice of the subscription is in recovery: since when the outcome of its
     last attempt is unknown, or NOT_UNKNOWN if it is known. None: no such invoice.
     """
-    moved_in_at: datetime | None = None
-    """When the subscription was imported from another book; for a held import, when it was
-    activated.
+    elsewhere_until: datetime | None = None
+    """Until when another book may have billed the subscription: the latest of its import, its
+    activation after a held import, and its return from a hand-over. None: never.
     """
     from_prefix: str | None = None  # prefix of the other book's references at the gateway
 
     @property
     def may_be_charged_elsewhere(self) -> bool:
-        """Whether the former book may have charged this invoice."""
-        return self.moved_in_at is not None and is_near(self.invoice, self.moved_in_at)
+        """Whether another book that had the subscription may have charged this invoice."""
+        return self.elsewhere_until is not None and is_near(self.invoice, self.elsewhere_until)
 
     def comes_after_older(self, at: datetime, unknown_blocks: timedelta) -> bool:
         """Return whether the older invoice must be paid first, at the given time.
@@ -148,6 +148,7 @@ OF_SUBSCRIPTION: list[Any] = [
     subscriptions.c.card_id,
     subscriptions.c.dunning_policy,
     subscriptions.c.from_prefix,
+    subscriptions.c.taken_back_at,
     case(
         (
             subscriptions.c.from_book.is_not(None),
@@ -257,7 +258,7 @@ def read_with_attempts(
             made = tuple(attempt_from(one) for one in tries.get(row.id, ()))
             item = DueInvoice(
                 invoice_from(row), made, row.card_id, row.dunning_policy, row.older_since,
-                row.moved_in_at, row.from_prefix,
+                _elsewhere_until(row), row.from_prefix,
             )  # fmt: skip
         except Exception as error:  # noqa: BLE001 - reported by the caller, one row at a time
             unreadable.append(
@@ -269,6 +270,10 @@ def read_with_attempts(
         else:
             read.append(item)
     return read, unreadable
+
+
+def _elsewhere_until(row: Row[Any]) -> datetime | None:
+    return max(filter(None, (row.moved_in_at, row.taken_back_at)), default=None)
 
 
 def prepare(
@@ -530,13 +535,8 @@ class Payer:
     customer_email: str | None
     description: str | None
     card_token: bytes  # encrypted
-    book: str | None = None  # the identity of this book
-    former_book: str | None = None  # see `Owner`
-
-    @property
-    def owner(self) -> Owner:
-        """The owner that an invoice must have to be sold to this payer."""
-        return Owner(self.book, self.customer_reference, self.former_book)
+    owner: Owner
+    """The owner that an invoice must have to be sold to this payer."""
 
 
 _PAYERS = (
@@ -550,7 +550,10 @@ _PAYERS = (
         customers.c.email,
         cards.c.token,
         subscriptions.c.from_book,
+        subscriptions.c.from_prefix,
+        subscriptions.c.taken_back_at,
         book.IDENTITY,
+        book.PREFIX,
     )
     .join(invoices, invoices.c.id == attempts.c.invoice_id)
     .join(subscriptions, subscriptions.c.id == invoices.c.subscription_id)
@@ -574,6 +577,5 @@ def _payer_from(row: Any) -> Payer:
         row.email,
         row.description,
         row.token,
-        row.book,
-        row.from_book,
+        owner_from(row),
     )

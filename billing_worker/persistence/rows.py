@@ -14,6 +14,7 @@ from billing_worker.domain.calendar import Schedule, Unit
 from billing_worker.domain.catch_up_policy import CatchUp, Policy
 from billing_worker.domain.invoice import Invoice, InvoiceStatus
 from billing_worker.domain.money import Money
+from billing_worker.domain.statement import Owner
 from billing_worker.domain.subscription import Subscription, SubscriptionStatus
 from billing_worker.persistence.schema.tables import subscriptions
 
@@ -71,6 +72,16 @@ def invoice_from(row: Row[Any]) -> Invoice:
         first_declined_at=row.first_declined_at,
         give_up_at=row.give_up_at,
     )
+
+
+def owner_from(row: Row[Any]) -> Owner:
+    """Return the owner of a subscription's invoices at the gateway.
+
+    `row` has the subscription's columns, `customer_reference`, and `identity.IDENTITY` and `PREFIX`.
+    """
+    prefix = row.book_prefix if row.from_prefix is None else row.from_prefix
+    was_elsewhere = row.taken_back_at is not None and prefix != ""
+    return Owner(row.book, row.customer_reference, row.from_book, was_elsewhere)
 
 
 LONGEST_TROUBLE = 500

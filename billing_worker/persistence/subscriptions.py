@@ -291,13 +291,15 @@ def hand_over(connection: Connection, ids: Sequence[int], now: datetime) -> None
         )
 
 
-def take_back(connection: Connection, starts: Sequence[tuple[int, datetime | None]]) -> None:
-    """No other book bills these: (subscription id, when its next period is due)."""
+def take_back(
+    connection: Connection, starts: Sequence[tuple[int, datetime | None]], now: datetime
+) -> None:
+    """Bill these here again. `starts`: (subscription id, when its next period is due)."""
     if starts:
         connection.execute(
             update(subscriptions)
             .where(subscriptions.c.id == bindparam("row_id"))
-            .values(handed_over_at=None, next_billing_at=bindparam("start")),
+            .values(handed_over_at=None, taken_back_at=now, next_billing_at=bindparam("start")),
             [{"row_id": row_id, "start": start} for row_id, start in starts],
         )
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import cache
 from typing import Any
 
@@ -28,7 +28,6 @@ _SERVICE = "service:"
 _RESTORED = "restored"
 _WAITS = "decisions"
 _HANDED_OVER = "handed_over"
-_SAID_AGAIN_WITHIN = timedelta(days=31)
 
 WAITS = (
     "these books are from a backup and wait for the decisions that they have forgotten: "
@@ -74,7 +73,7 @@ class Switches:
         if self.restored_at is None:
             return False
         said_again = invoice.period_number == 0 and invoice.period_start <= (
-            self.restored_at + _SAID_AGAIN_WITHIN
+            self.restored_at + books.SAID_AGAIN_WITHIN
         )
         return is_near(invoice, self.restored_at) or said_again
 

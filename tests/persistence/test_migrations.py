@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import threading
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from alembic import command
@@ -86,14 +86,40 @@ def test_a_card_that_did_not_hear_of_its_twins_death_is_dead_after_the_migration
     assert rows == [("stolen", now), ("stolen", now), (None, None), (None, None)]
 
 
-def test_a_subscription_of_before_was_handed_to_nobody_and_comes_from_nowhere(empty_store):
-    now = datetime(2026, 1, 31, tzinfo=UTC)
-    terms = {
+def _terms(now):
+    return {
         "reference_id": "sub-1", "customer_id": 1, "status": "active", "amount_minor": 999,
         "currency": "USD", "interval": "month", "interval_count": 1, "anchor_at": now,
         "timezone": "UTC", "next_period": 0, "next_billing_at": now, "metadata": {},
         "record_digest": "", "created_at": now,
     }  # fmt: skip
+
+
+def test_what_was_taken_back_before_it_was_kept_when_is_looked_for_too(empty_store):
+    now = datetime(2026, 1, 31, tzinfo=UTC)
+    with empty_store.transaction() as connection:
+        config = _config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0012")
+        person = {"id": 1, "reference_id": "ann", "created_at": now}
+        connection.execute(insert(tables.customers).values(person))
+        for number in (1, 2):
+            row = _terms(now) | {"id": number, "reference_id": f"sub-{number}"}
+            connection.execute(insert(tables.subscriptions).values(row))
+        taken = {"kind": "subscription.taken_back", "by": "ann", "alert": False, "data": {}}
+        for at in (now, now + timedelta(days=9)):
+            event = taken | {"at": at, "subscription_id": 2}
+            connection.execute(insert(tables.events).values(event))
+    migrate(empty_store)
+    with empty_store.reading() as connection:
+        c = tables.subscriptions.c
+        rows = connection.execute(select(c.taken_back_at).order_by(c.id)).scalars().all()
+        assert rows == [None, now + timedelta(days=9)]
+
+
+def test_a_subscription_of_before_was_handed_to_nobody_and_comes_from_nowhere(empty_store):
+    now = datetime(2026, 1, 31, tzinfo=UTC)
+    terms = _terms(now)
     with empty_store.transaction() as connection:
         config = _config()
         config.attributes["connection"] = connection

@@ -232,15 +232,29 @@ def _export(
 @subscriptions.command("take-back")
 @click.argument("references", nargs=-1, metavar="[REFERENCE]...")
 @click.option("--all", "everything", is_flag=True, help="All of them; new ones may begin again.")
+@click.option("--from-book", help="With --all: identity of the other book, from `check` there.")
+@click.option("--from-prefix", help="With --all: what its references begin with, from `check`.")
+@click.option("--unused", is_flag=True, help="With --all: the other book never got a command.")
 @click.option("--why", required=True, help="Reason in the history.")
 @click.option(
     "--by", default=getpass.getuser, help="Name in the history; default: the system user."
 )
 @json_option
 def take_back(
-    references: tuple[str, ...], *, everything: bool, why: str, by: str, as_json: bool
+    references: tuple[str, ...],
+    *,
+    everything: bool,
+    from_book: str | None,
+    from_prefix: str | None,
+    unused: bool,
+    why: str,
+    by: str,
+    as_json: bool,
 ) -> None:
     """Bill again here what was handed over. First make sure that no other book bills it.
+
+    What the other book has charged is looked for at the gateway first, and counts. Decisions that
+    were made there have to be made again here: see docs/import.md, "Moving back".
 
     \b
     Example:
@@ -248,10 +262,16 @@ def take_back(
     """
     if everything == bool(references):
         raise click.UsageError("give either references or --all")
+    is_told = from_book is not None and from_prefix is not None
+    if everything and is_told == unused:
+        raise click.UsageError("--all needs either --from-book and --from-prefix, or --unused")
+    other = identity.Other(from_book or "", from_prefix or "") if is_told else None
     named = None if everything else references
     with open_store(settings_for(*config.DATABASE), decides=True) as store:
         try:
-            taken = moving.take_back(store, SystemClock(), named, by=f"operator:{by}", why=why)
+            taken = moving.take_back(
+                store, SystemClock(), named, by=f"operator:{by}", why=why, other=other
+            )
         except InvalidInput as error:
             raise click.ClickException(error.reason) from None
     if as_json:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import (
@@ -147,7 +147,8 @@ _BOOK = select(*COLUMNS)
 
 
 IDENTITY = select(book.c.identity).scalar_subquery().label("book")
-"""A column for other queries: cheaper than a query of its own."""
+PREFIX = select(book.c.prefix).scalar_subquery().label("book_prefix")
+"""Columns for other queries: cheaper than a query of its own."""
 
 
 def identity(connection: Connection) -> str | None:
@@ -170,6 +171,34 @@ def remember_server(connection: Connection, server: Server, now: datetime) -> No
     connection.execute(
         update(book).values(server=server.identity, timeline=server.timeline, server_since=now)
     )
+
+
+SAID_AGAIN_WITHIN = timedelta(days=31)
+"""How long after a loss or a move a service may repeat a command that this book does not know."""
+
+
+@dataclass(frozen=True, slots=True)
+class Other:
+    """A book on the same gateway account."""
+
+    identity: str
+    prefix: str  # of its references at the gateway
+
+
+def remember_other(connection: Connection, other: Other, now: datetime) -> None:
+    """Write that this book was taken back from `other`, which may know commands that it does not."""
+    connection.execute(
+        update(book).values(taken_back_at=now, other_book=other.identity, other_prefix=other.prefix)
+    )
+
+
+def may_have_begun_in(connection: Connection, now: datetime) -> Other | None:
+    """Return the book in which a new charge or subscription may already exist, if there is one."""
+    row = connection.execute(select(book.c.taken_back_at, book.c.other_book, book.c.other_prefix))
+    taken_back_at, identity, prefix = row.one()
+    if taken_back_at is None or now > taken_back_at + SAID_AGAIN_WITHIN:
+        return None
+    return Other(identity, prefix)
 
 
 def set_mode(connection: Connection, *, test_mode: bool) -> bool:

@@ -149,6 +149,7 @@ subscriptions = Table(
     Column("trouble", Text),  # why the sweep cannot plan it; reported once
     Column("plan_again_at", Instant),  # when the sweep tries again, after trouble
     Column("handed_over_at", Instant),  # another book bills it since then; open invoices stay here
+    Column("taken_back_at", Instant),  # until then another book may have billed it
     Column("from_book", String(32)),  # identity of the former book
     Column("from_prefix", String(16)),  # prefix of its references at the gateway, there and here
     _one_of("catch_up", "collect_latest", "collect_all", "forgive_older_than", "hold"),
@@ -368,6 +369,10 @@ book = Table(
     Column("server", Text),  # server of the last claim; see `persistence/book/identity.py`
     Column("timeline", Integer),
     Column("server_since", Instant),
+    # The book that this one was taken back from. A command that is repeated here may have run there.
+    Column("taken_back_at", Instant),
+    Column("other_book", String(32)),
+    Column("other_prefix", String(16)),
 )
 
 switches = Table(

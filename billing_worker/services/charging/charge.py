@@ -275,7 +275,7 @@ def _order(ports: Ports, claimed: Claimed) -> InstantOrder:
         customer_name=payer.customer_name,
         customer_email=payer.customer_email,
         description=payer.description,
-        book=payer.book,
+        book=payer.owner.book,
         create=ports.name_create(),
     )
 

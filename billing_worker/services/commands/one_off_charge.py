@@ -28,6 +28,8 @@ from billing_worker.domain.subscription import (
 )
 from billing_worker.domain.timings import Timings
 from billing_worker.persistence import cards, customers, history, invoices, subscriptions
+from billing_worker.persistence.book import identity as books
+from billing_worker.persistence.book.identity import Other
 from billing_worker.persistence.history import Entry
 from billing_worker.persistence.store import Store
 from billing_worker.services.cards import card_row
@@ -58,7 +60,8 @@ def charge_once(
         customer_id, card_id = _payer(connection, vault, order, now)
         subscription = _subscription(order, customer_id, card_id, begins)
         period, moved = open_next_period(subscription, now)
-        [row_id] = subscriptions.add(connection, [_row(moved, order, now)])
+        began = books.may_have_begun_in(connection, now)
+        [row_id] = subscriptions.add(connection, [_row(moved, order, now, began)])
         enqueue_at = now + max(timings.stuck_after, MESSAGE_LOST_AFTER)
         planned = Planned(period, Action.COLLECT, "one_off", None, now)
         due = [(replace(subscription, id=row_id), planned)]
@@ -98,7 +101,9 @@ def _subscription(order: OneOff, customer_id: int, card_id: int, now: datetime) 
     )
 
 
-def _row(subscription: Subscription, order: OneOff, now: datetime) -> dict[str, Any]:
+def _row(
+    subscription: Subscription, order: OneOff, now: datetime, began: Other | None
+) -> dict[str, Any]:
     schedule = subscription.schedule
     return {
         "reference_id": subscription.reference_id,
@@ -119,6 +124,8 @@ def _row(subscription: Subscription, order: OneOff, now: datetime) -> dict[str, 
         "record_digest": "",  # no import record made it
         "created_at": now,
         "kind": ONE_OFF,
+        "from_book": began.identity if began else None,
+        "from_prefix": began.prefix if began else None,
     }
 
 

@@ -133,7 +133,7 @@ def _checkout_order(ports: Ports, slot: Slot, return_url: str | None) -> Checkou
         customer_name=payer.customer_name,
         customer_email=payer.customer_email,
         description=payer.description,
-        book=payer.book,
+        book=payer.owner.book,
         create=ports.name_create(),
         return_url=return_url,
     )

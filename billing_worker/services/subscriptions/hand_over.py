@@ -16,9 +16,11 @@ from sqlalchemy import Connection, Row
 
 from billing_worker.clock import Clock
 from billing_worker.domain.errors import InvalidInput
-from billing_worker.domain.events import Event, EventKind
+from billing_worker.domain.events import EventKind
 from billing_worker.domain.subscription import BILLABLE, Subscription
 from billing_worker.persistence import history, subscriptions, switches
+from billing_worker.persistence.book import identity as books
+from billing_worker.persistence.book.identity import Other
 from billing_worker.persistence.history import Entry
 from billing_worker.persistence.store import Store
 from billing_worker.services.import_records.export import GOES_ON, why_left_out
@@ -84,9 +86,19 @@ def _hold(connection: Connection, going: Sequence[Subscription], moment: Moment,
 
 
 def take_back(
-    store: Store, clock: Clock, references: Sequence[str] | None, *, by: str, why: str
+    store: Store,
+    clock: Clock,
+    references: Sequence[str] | None,
+    *,
+    by: str,
+    why: str,
+    other: Other | None = None,
 ) -> int:
     """Bill subscriptions here again that no other book bills; None: all, and the book is open again.
+
+    What the other book may have billed until now is looked for before it is charged here. `other`:
+    that book, with all; for a month what is new here is looked for under its references too. None:
+    nothing has begun there.
 
     Returns how many. Raises InvalidInput on `reference_id` for one that was not handed over.
     """
@@ -100,7 +112,7 @@ def take_back(
             break
         last_id = page[-1][0].id
     if references is None:
-        _open_again(store, clock, by, why)
+        _open_again(store, Moment(clock.now(), by), why, other)
     elif taken < len(set(references)):
         raise InvalidInput("reference_id", f"{taken} taken back, the others were not handed over")
     return taken
@@ -113,7 +125,7 @@ def _take_back(
     why: str,
 ) -> None:
     starts = [(s.id, _due_at(s, held=held)) for s, held in page]
-    subscriptions.take_back(connection, starts)
+    subscriptions.take_back(connection, starts, moment.now)
     history.write(
         connection,
         (
@@ -133,11 +145,13 @@ def _due_at(subscription: Subscription, *, held: bool) -> datetime | None:
     return subscription.start_of(subscription.next_period) if becomes_due else None
 
 
-def _open_again(store: Store, clock: Clock, by: str, why: str) -> None:
+def _open_again(store: Store, moment: Moment, why: str, other: Other | None) -> None:
     with store.transaction() as connection:
+        if other is not None:
+            books.remember_other(connection, other, moment.now)
         switches.take_back(connection)
-        event = Event(EventKind.BOOK_TAKEN_BACK, clock.now(), by, {"why": why})
-        history.write(connection, [Entry(event)])
+        told = {"why": why, "other_book": other.identity if other else None}
+        history.write(connection, [Entry(moment.event(EventKind.BOOK_TAKEN_BACK, **told))])
 
 
 def _iso(moment: datetime | None) -> str | None:

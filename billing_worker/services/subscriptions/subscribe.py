@@ -16,11 +16,13 @@ from billing_worker.domain.errors import InvalidInput
 from billing_worker.domain.events import Event, EventKind
 from billing_worker.domain.subscription import ONE_OFF, SubscriptionStatus, refuse_forgotten_start
 from billing_worker.persistence import cards, customers, history, subscriptions, switches
+from billing_worker.persistence.book import identity as books
+from billing_worker.persistence.book.identity import Other
 from billing_worker.persistence.history import Entry
 from billing_worker.persistence.store import Store
 from billing_worker.services.cards import card_row
 from billing_worker.services.import_records.export import Difference, differences, record_from
-from billing_worker.services.import_records.subscription import SubscriptionRecord
+from billing_worker.services.import_records.subscription import State, SubscriptionRecord
 from billing_worker.services.ports import Vault
 
 TRIES = 3
@@ -95,7 +97,8 @@ def _subscribe(
         if not dry_run:
             bad = foreign | refused.keys()
             own = [record for record in new if record.reference_id not in bad]
-            _add(connection, vault, own, by, now, held=held)
+            began = books.may_have_begun_in(connection, now) if own else None
+            _add(connection, vault, own, by, now, held=held, began=began)
     settled = [
         "unchanged" if outcome == "conflict" and not conflicts[position] else outcome
         for position, outcome in enumerate(outcomes)
@@ -210,7 +213,9 @@ def _add(
     now: datetime,
     *,
     held: bool,
+    began: Other | None,
 ) -> None:
+    """`began`: the book that may have begun to bill what no record says to come from another."""
     if not records:
         return
     people = [
@@ -232,7 +237,7 @@ def _add(
     }
     rows = [
         _row(record, customer_ids[record.customer.reference_id],
-             card_of.get(record.reference_id), now, held=held)
+             card_of.get(record.reference_id), now, held=held) | _comes_from(record.state, began)
         for record in records
     ]  # fmt: skip
     ids = subscriptions.add(connection, rows)
@@ -290,9 +295,13 @@ def _row(
         "paused_from": status if paused else None,
         "cancels_at": None if ended else state.cancels_at,
         "ends_at": record.ends_at,
-        "from_book": state.from_book,
-        "from_prefix": state.from_prefix,
     }
+
+
+def _comes_from(state: State, began: Other | None) -> dict[str, Any]:
+    if began is None or state.from_book is not None:
+        return {"from_book": state.from_book, "from_prefix": state.from_prefix}
+    return {"from_book": began.identity, "from_prefix": began.prefix}
 
 
 def _said(row: dict[str, Any]) -> dict[str, Any]:

@@ -217,7 +217,9 @@ def test_nothing_new_begins_in_a_book_that_was_handed_over_until_it_is_taken_bac
         answer = send(world, task, **asked)
         assert answer["status"] == "refused"
         assert "handed over to another one" in answer["errors"][0]["reason"]
-    assert cli("subscriptions", "take-back", "--all", "--why", "stays", "--json").stdout
+    back = ("subscriptions", "take-back", "--all", "--why", "stays", "--json")
+    assert "--all needs either" in cli(*back, status=2).stderr
+    assert cli(*back, "--unused").stdout
     assert send(world, "charge_once", **ORDER)["status"] == "done"
     world.run_for(32 * DAY, step=6 * HOUR)
     assert {"sub-1-p0", "sub-1-p1", "extra-1-p0"} == set(world.debits(everybody=True))
