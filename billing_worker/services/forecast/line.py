@@ -1,4 +1,4 @@
-"""One line of a preview: a charge that is to come, or the reason why there will be none."""
+"""One line of a preview: a coming charge, or the reason why there is none."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from billing_worker.domain.subscription import Subscription
 from billing_worker.persistence.claims import UnreadableInvoice
 
 OPEN = "open"
-"""The rule of a charge whose period has been opened before, unless it was missed."""
+"""The rule of a charge whose period is already open, unless the charge was missed."""
 
 IN_FLIGHT = "in flight: the gateway is asked what became of it"
 PAGE_OPEN = "a page for it is open: the customer decides"
@@ -27,25 +27,25 @@ UNREADABLE = "cannot be read: "
 HELD = "held since its import"
 HANDED_OVER = "handed over to another book"
 CHARGED = "charged"
-"""What becomes of a held one if all are armed at once and now."""
+"""The result for a held import if all held imports are activated now."""
 
 NO_CARD = "no card"
 
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """One charge that is to come, or the reason why there will be none."""
+    """A coming charge, or the reason why there is none."""
 
     subscription: str
     customer: str
     invoice: str
     period: int
-    start: datetime  # of the period
-    at: datetime | None  # when it is charged; None: it is not, or nobody knows when
-    money: Money | None  # None: it cannot be read
+    start: datetime  # start of the period
+    at: datetime | None  # when it is charged; None: not charged, or at an unknown time
+    money: Money | None  # None: unreadable
     rule: str
-    reason: str | None  # why it is not charged; None: it is
-    if_armed: str | None = None  # of what is held: CHARGED, or why not even then
+    reason: str | None  # why it is not charged; None: it is charged
+    if_armed: str | None = None  # for a held import: CHARGED, or why not after its activation
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -65,7 +65,7 @@ class Expected:
 
 
 def needs_a_card(reason: str) -> bool:
-    """Whether another card is all that it takes."""
+    """Return whether only a usable card is missing."""
     return reason == NO_CARD or reason.startswith("card_")
 
 
@@ -140,7 +140,7 @@ def of_period(
 
 
 class Totals:
-    """Counts and sums while the lines pass by."""
+    """Collects counts and sums of lines."""
 
     def __init__(self) -> None:
         self._now = _Sums()
@@ -153,8 +153,8 @@ class Totals:
             self._if_armed.add(expected.money, reason)
 
     def as_dict(self) -> dict[str, Any]:
-        """{charged: [{currency, count, amount}], not_charged: {reason: count}}; and under
-        `if_armed` the same of what is held, if anything is.
+        """Return {charged: [{currency, count, amount}], not_charged: {reason: count}}, and under
+        `if_armed` the same for held imports, if there are any.
         """
         held = self._if_armed.as_dict()
         return self._now.as_dict() | ({"if_armed": held} if any(held.values()) else {})
@@ -162,7 +162,7 @@ class Totals:
 
 class _Sums:
     def __init__(self) -> None:
-        self._charged: dict[str, tuple[int, int]] = {}  # how many, and minor units
+        self._charged: dict[str, tuple[int, int]] = {}  # (count, minor units)
         self._reasons: dict[str, int] = {}
 
     def add(self, money: Money | None, reason: str | None) -> None:

@@ -1,7 +1,7 @@
-"""What will be charged until a date, from the same functions that the sweep uses.
+"""The preview: what will be charged until a date, computed by the functions of the sweep.
 
-A preview is a promise that can be checked: `services/forecast/variance.py` holds it against the books
-afterwards. What cannot be foreseen is left out: an attempt may be declined and tried again.
+A preview can be checked: `services/forecast/variance.py` compares it with the books afterwards. It
+leaves out what cannot be foreseen: an attempt may be declined and tried again.
 """
 
 from __future__ import annotations
@@ -59,15 +59,15 @@ from billing_worker.services.forecast.line import (
 from billing_worker.services.invoicing.missed_forecast import Missed, decided_again, missed_of
 
 PAGE = 500
-"""Customers read at once."""
+"""Customers in one batch."""
 
 
 def preview(
     store: Store, now: datetime, until: datetime, timings: Timings | None = None
 ) -> Iterator[Expected]:
-    """Every charge until and including `until`, customer by customer, in bounded memory.
+    """Yield every charge until and including `until`, customer by customer, in bounded memory.
 
-    Raises InvalidInput on `until` when it has passed.
+    Raises InvalidInput on `until` if it has passed.
     """
     if until < now:
         raise InvalidInput("until", "has passed")
@@ -86,7 +86,7 @@ def preview(
 
 @dataclass(frozen=True, slots=True)
 class _Outcome:
-    """What the next sweep makes of one agreement."""
+    """The result of the next sweep for one subscription."""
 
     plans: Sequence[Plan]
     to_come: Sequence[Expected]
@@ -104,7 +104,7 @@ _NOTHING_OPEN = OpenInvoices([], [])
 
 
 class _Page:
-    """The agreements of some customers, read once."""
+    """The subscriptions of a batch of customers, read once."""
 
     def __init__(
         self,
@@ -138,7 +138,7 @@ class _Page:
         self._owned = cards.of_customers(connection, asked)
 
     def _missed_first_charges(self) -> dict[int, Missed]:
-        """By subscription. While sales are off, nobody decides about them."""
+        """Return missed first charges by subscription. They stay undecided while sales are off."""
         if not self._sales_on:
             return {}
         found = {
@@ -163,8 +163,10 @@ class _Page:
     def _of_agreements(
         self, rows: Sequence[Row[Any]], agreed: Mapping[int, Subscription], diary: Diary
     ) -> Iterator[Expected]:
-        """First what is due is opened, in the order in which the sweep takes it; then what is open
-        is charged, and what of it was missed is decided about.
+        """Yield lines of one customer.
+
+        First due periods are opened, in the order of the sweep. Then open invoices are charged, and
+        missed ones are decided.
         """
         outcomes: dict[int, _Outcome] = {}
         for row in rows:
@@ -201,7 +203,9 @@ class _Page:
         outcomes: Mapping[int, _Outcome],
         diary: Diary,
     ) -> dict[int, Planned]:
-        """By invoice: what becomes of the missed ones once the customer's due periods are opened."""
+        """Return by invoice the decisions about missed charges, after the customer's due periods
+        are opened.
+        """
         missed = {row.id: self._missed[row.id] for row in rows if row.id in self._missed}
         if not missed:
             return {}
@@ -213,7 +217,9 @@ class _Page:
         return decided_again(missed, newest, after, diary)
 
     def _of_held(self, rows: Sequence[Row[Any]], diary: Diary) -> Iterator[Expected]:
-        """All of the customer's are planned anew: late debits keep their distance to each other."""
+        """Yield lines of held imports. All of the customer's are planned again, because late debits
+        keep a distance to each other.
+        """
         agreed = self._if_armed
         due = [row for row in rows if agreed[row.id].next_billing_at is not None]
         due.sort(key=lambda row: (agreed[row.id].next_billing_at, row.id))
@@ -281,7 +287,7 @@ class _Page:
             )
 
     def _why_not_on(self, at: datetime, subscription: Subscription) -> str | None:
-        """What stands against a date: a cancellation voids what is open."""
+        """Return why there is no charge at this date: a cancellation voids open invoices."""
         if subscription.status is SubscriptionStatus.CANCELLED:
             return f"subscription is {subscription.status}"
         if at > self._until:
@@ -290,7 +296,9 @@ class _Page:
         return CANCELLED_BY_THEN if leaves is not None and at >= leaves else None
 
     def _of_periods_to_come(self, row: Row[Any], subscription: Subscription) -> Iterator[Expected]:
-        """Walk on as the sweep will, period by period, and say in the end why it goes no further."""
+        """Yield lines of later periods, one by one as the sweep opens them, and the reason why they
+        end.
+        """
         while (at := subscription.next_billing_at) is not None and at <= self._until:
             if catch_up.cancellation_is_due(subscription):
                 yield of_period(
@@ -312,7 +320,7 @@ class _Page:
             yield from self._why_nothing_follows(row, subscription)
 
     def _why_nothing_follows(self, row: Row[Any], subscription: Subscription) -> Iterator[Expected]:
-        """The first period that would begin by then, if there is one."""
+        """Yield the first period that would begin by then, with the reason why it does not."""
         number = max(subscription.next_period, subscription.first_number_from(self._now))
         start = subscription.start_of(number)
         if start > self._until:
@@ -325,7 +333,7 @@ class _Page:
         yield of_period(row, subscription, number, start, "lifecycle", reason)
 
     def _checked(self, row: Row[Any], expected: Expected) -> Expected:
-        """What stops any charge, however due it is."""
+        """Return the line with a reason if something stops every charge."""
         if expected.reason is not None:
             return expected
         reason = self._why_no_card(row, expected.at or self._now)
@@ -347,14 +355,14 @@ def _is_held(row: Row[Any]) -> bool:
 
 
 def _armed(row: Row[Any], subscription: Subscription) -> Subscription:
-    """As it will be once nobody holds it."""
+    """Return the subscription as it is after its activation."""
     if not _is_held(row):
         return subscription
     return replace(subscription, next_billing_at=subscription.start_of(subscription.next_period))
 
 
 def _why_nobody_charges(item: DueInvoice, subscription: Subscription) -> str | None:
-    """Whatever its date."""
+    """Return why it is not charged on any date, or None."""
     live = item.live
     if live is not None and live.status is AttemptStatus.SUBMITTED:
         return IN_FLIGHT

@@ -1,8 +1,8 @@
-"""A preview held against the books: what happened as planned, and why the rest did not.
+"""Compares a preview with the books: what happened as planned, and why the rest did not.
 
-Each deviation is explained by something on record: the invoice's own reason, the gateway's word,
-or an event after the preview with who, when and why. What nothing explains is a bug or a break-in,
-and somebody has to look.
+A recorded fact explains each deviation: the invoice's own reason, the gateway's answer, or an event
+after the preview with name, time and reason. An unexplained deviation is a bug or an intrusion, and
+a person must look at it.
 """
 
 from __future__ import annotations
@@ -58,14 +58,16 @@ STARTS = frozenset(
     }
 )
 CARDS = frozenset({_K.CARD_ADDED, _K.CARD_STORED})
-"""They start nothing but what only a card kept from being charged."""
+"""These events only start charges that needed a card."""
 
 MOVES = frozenset({_K.SUBSCRIPTION_RESUMED, _K.SUBSCRIPTION_CHANGED})
 CHANGES = frozenset({_K.SUBSCRIPTION_CHANGED})
 AMOUNT = frozenset({"amount"})
 DATES = frozenset({"every", "anchor_at"})
 PERIODS = DATES | {"ends_at"}
-"""What each kind of deviation may come from: a new description explains no missing charge."""
+"""Events that may cause each kind of deviation. A new description, for example, explains no missing
+charge.
+"""
 
 DELAYS = frozenset(
     {
@@ -78,15 +80,17 @@ DELAYS = frozenset(
         _K.RETRY_ORDERED,
     }
 )
-"""What an invoice's own history says about a charge that came on another day, if it gives a reason."""
+"""Events of an invoice that explain another day of its charge, if they give a reason."""
 
 ENDS = frozenset({_K.INVOICE_PAID, _K.INVOICE_VOIDED, _K.RECOVERY_ENDED})
 
 BEING_WRITTEN = timedelta(seconds=30)
-"""A decision has the time at which it was begun; the preview may have been read before its commit."""
+"""A decision carries the time of its beginning. The preview may have been read before its
+commit.
+"""
 
 NOT_DECIDED_HERE = frozenset({"scheduled", "dunning"})
-"""Origins of attempts that nobody asked for by name."""
+"""Origins of attempts without a named person."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +113,7 @@ class Deviation:
 
 @dataclass(slots=True)
 class Comparison:
-    """Counts while the deviations pass by: `counts` of as_planned, not_due_yet and the kinds."""
+    """Collects `counts` of as_planned, not_due_yet and the kinds of deviations."""
 
     counts: Counter[str] = field(default_factory=Counter)
     unexplained: int = 0
@@ -128,11 +132,11 @@ def compare(
     lines: Iterable[Mapping[str, Any]],
     comparison: Comparison,
 ) -> Iterator[Deviation]:
-    """Deviations of the books from a saved preview (`Expected.as_dict` lines), as they are found.
+    """Yield deviations of the books from a saved preview (`Expected.as_dict` lines).
 
-    The preview was begun at `made_at` and had read the whole book at `read_by`: what was paid in
-    between may not be among its lines. Counts land in `comparison`. Memory grows with the
-    references of the preview, nothing else.
+    The preview was begun at `made_at` and had read the whole book at `read_by`; payments in between
+    may be missing from its lines. Counts go to `comparison`. Memory grows only with the references
+    of the preview.
     """
     known: set[str] = set()
     rest = iter(lines)
@@ -159,7 +163,7 @@ def _counted(found: Iterable[Deviation], comparison: Comparison) -> Iterator[Dev
 
 @dataclass(frozen=True, slots=True)
 class _Span:
-    """What is compared: the time from the preview to the end of what it foresees, seen from now."""
+    """The compared time: from the preview to the end of its forecast, seen from now."""
 
     made_at: datetime
     until: datetime
@@ -168,13 +172,13 @@ class _Span:
 
 @dataclass(frozen=True, slots=True)
 class _Fact:
-    """A planned line, with what the books say about it now."""
+    """A planned line with the present state of the books."""
 
     line: Mapping[str, Any]
     subscription: Row[Any]
     invoice: Row[Any] | None
-    paid_by: Row[Any] | None  # the attempt
-    events: Sequence[Row[Any]]  # since the preview, of the subscription and of no subscription
+    paid_by: Row[Any] | None  # the attempt that paid it
+    events: Sequence[Row[Any]]  # since the preview; about it or about no subscription
     span: _Span
 
     @property
@@ -186,7 +190,7 @@ class _Fact:
 
     @property
     def paid_in_time(self) -> bool:
-        """What the preview does not charge may well be charged later than it looks."""
+        """Whether a charge paid it within the compared time: later charges are not compared."""
         if self.invoice is None or is_paid_elsewhere(self.invoice.reason):
             return False
         paid_at = self.invoice.paid_at
@@ -198,22 +202,24 @@ class _Fact:
     def decision(
         self, kinds: AbstractSet[EventKind], terms: AbstractSet[str] = frozenset()
     ) -> str | None:
-        """The newest event that can be the cause: who, when and why."""
+        """Return the newest event that can be the cause: name, time, reason."""
         return _decision(self.events, self.invoice and self.invoice.id, kinds, terms)
 
     def switch(self, *, on: bool) -> str | None:
-        """The newest turn of the sales: it explains what waits, or waited, for it, and no more."""
+        """Return the newest stop or start of sales. It explains only invoices that wait or waited
+        for it.
+        """
         turns = [e for e in self.events if e.kind == _K.SALES_SWITCHED and e.data.get("on") is on]
         return _told(turns[-1]) if turns else None
 
     def own_events(self, kinds: AbstractSet[EventKind]) -> list[str]:
-        """Those of the invoice's own events that give a reason, oldest first."""
+        """Return the invoice's own events that give a reason, oldest first."""
         own = [e for e in self.events if self.invoice and e.invoice_id == self.invoice.id]
         return [_told(event) for event in own if event.kind in kinds and _why(event)]
 
 
 def _until_sent(events: Sequence[Row[Any]], paid_by: Row[Any] | None) -> Sequence[Row[Any]]:
-    """What came after the charge, such as the thanks for it, is no reason why it was made."""
+    """Leave out events after the charge: they are no reason for it."""
     for position, event in enumerate(events):
         sent = paid_by is not None and event.attempt_id == paid_by.id
         if sent and event.kind == _K.ATTEMPT_SUBMITTED:
@@ -302,7 +308,7 @@ def _compared(fact: _Fact, comparison: Comparison) -> Deviation | None:
 
 
 def _is_still_to_come(fact: _Fact) -> bool:
-    """Its time has not come, or it has just come and the next sweep will open it."""
+    """Return whether its time has not come, or the next sweep opens it."""
     at, opens_at = datetime.fromisoformat(fact.line["at"]), fact.subscription.next_billing_at
     waits = opens_at is not None and opens_at <= at and not _is_over_by_then(fact)
     return at > fact.span.now or (waits and fact.span.now - at <= LATE_AFTER)
@@ -314,8 +320,10 @@ def _is_over_by_then(fact: _Fact) -> bool:
 
 
 def _why_not_planned(fact: _Fact) -> str | None:
-    """What stands in the subscription itself: a cancellation that no sweep has carried out yet, or
-    trouble. That is told of once: maybe before the preview, and it was mended meanwhile.
+    """Return a reason stored in the subscription: a cancellation that no sweep has carried out yet,
+    or an error.
+
+    An error is reported once, perhaps before the preview, and may be corrected since.
     """
     if _is_over_by_then(fact):
         return fact.decision(frozenset({_K.CANCELLATION_SCHEDULED}))
@@ -345,7 +353,7 @@ def _sent_before(paid_by: Row[Any] | None, made_at: datetime) -> str | None:
 
 
 def _obstacle_is_gone(fact: _Fact, reason: str) -> str | None:
-    """What stood against the charge, and against others, went away."""
+    """Return the event that removed an obstacle of this and of other charges, or None."""
     if reason == SALES_OFF:
         return fact.switch(on=True)
     if reason == AFTER_OLDER:
@@ -393,7 +401,9 @@ def _opened(fact: _Fact, invoice: Row[Any]) -> Deviation | None:
 
 
 def _paid(fact: _Fact) -> Deviation | None:
-    """As planned, unless it was sent on another day, or a person says that it was paid elsewhere."""
+    """Compare a paid line: as planned, unless the charge was on another day or a person recorded a
+    payment elsewhere.
+    """
     reason = fact.invoice.reason if fact.invoice else None
     if is_paid_elsewhere(reason):
         return fact.deviation("paid_elsewhere", "no charge", reason)
@@ -408,7 +418,7 @@ def _paid(fact: _Fact) -> Deviation | None:
     decision = fact.decision(STOPS | STARTS | MOVES, DATES)
     if sent < planned:
         return fact.deviation("early", happened, _newest(told) or decision)
-    # What kept it at first; in the end it was charged.
+    # The reason for the delay; in the end it was charged.
     because = told[0] if told else decision
     nobody_came = f"nobody came for it before {paid_by.created_at.isoformat()}"
     return fact.deviation("late", happened, because or nobody_came)

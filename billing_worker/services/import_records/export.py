@@ -1,4 +1,6 @@
-"""Stored subscriptions as import records again: for export, and to show both sides of a conflict."""
+"""Turns stored subscriptions into import records, for export and to show both sides of a
+conflict.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ from billing_worker.services.ports import Vault
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One field of two records that should be the same. Never shows a card token."""
+    """One field in which two records differ. Never shows a card token."""
 
     field: str
     stored: Any
@@ -37,10 +39,10 @@ class Difference:
 
 
 def record_from(row: Row[Any], vault: Vault | None) -> SubscriptionRecord:
-    """What to import so that another database would go on where this subscription stands.
+    """Return the record with which another database continues this subscription.
 
-    `row` is one of `subscriptions.whole`; without a vault the card's token stays empty. The record
-    says nothing of what is owed, nor of other cards than the one that is charged.
+    `row` is one of `subscriptions.whole`. Without a vault the card's token stays empty. The record
+    holds no open debts and no cards but the default one.
     """
     subscription = subscription_from(row)
     return SubscriptionRecord(
@@ -71,8 +73,8 @@ def record_from(row: Row[Any], vault: Vault | None) -> SubscriptionRecord:
 
 
 def leaving(row: Row[Any], vault: Vault | None, book: Book) -> SubscriptionRecord:
-    """As `record_from`, with the book that has billed it so far, for an export. Its references at
-    the gateway keep the prefix that they have had from the beginning.
+    """Return `record_from` with the identity of this book, for an export. References at the gateway
+    keep the prefix of the book that created them.
     """
     record = record_from(row, vault)
     prefix = book.prefix if row.from_prefix is None else row.from_prefix
@@ -81,14 +83,16 @@ def leaving(row: Row[Any], vault: Vault | None, book: Book) -> SubscriptionRecor
 
 
 def _ends_at(subscription: Subscription) -> datetime | None:
-    """None once it leaves no further period: a record that says so is a typing error."""
+    """Return `ends_at`, or None if no further period follows: a record that says so is refused."""
     ends_at = subscription.ends_at
     following = subscription.start_of(subscription.next_period)
     return None if ends_at is None or ends_at <= following else ends_at
 
 
 def _trial_end(subscription: Subscription, imported: datetime | None) -> datetime | None:
-    """In a record it is the anchor, which a pause may have moved since."""
+    """Return the end of the trial. In a record it equals the anchor, which a pause may have
+    moved.
+    """
     trialing = SubscriptionStatus.TRIALING in {subscription.status, subscription.paused_from}
     anchor = subscription.schedule.anchor
     if imported == anchor and subscription.series_start == 0:
@@ -98,7 +102,7 @@ def _trial_end(subscription: Subscription, imported: datetime | None) -> datetim
 
 def _paid_through(subscription: Subscription, imported: datetime | None) -> datetime | None:
     following = subscription.next_period
-    # Of another series it says nothing: the anchor is a later one by now.
+    # In another series the anchor is a later one.
     if (
         imported is not None
         and subscription.series_start == 0
@@ -123,24 +127,26 @@ def _card_from(row: Row[Any], vault: Vault | None) -> CardRecord | None:
 GOES_ON = BILLABLE | {SubscriptionStatus.PAUSED}
 
 OVER = frozenset({SubscriptionStatus.CANCELLED, SubscriptionStatus.ENDED})
-"""Left out of an export without a loss: nothing would come of them elsewhere."""
+"""Left out of an export without a loss, because they are billed no more."""
 
 
 def why_left_out(subscription: Subscription) -> str | None:
-    """Why a subscription is not exported: no record says it, or it must not be billed again."""
+    """Return why a subscription is not exported: a record cannot express it, or it must not be
+    billed again.
+    """
     if subscription.handed_over_at is not None and subscription.status not in GOES_ON:
         return f"{subscription.status} since it was handed over"
     last = subscription.ends_after_periods
     all_billed = last is not None and subscription.next_period >= last
     if subscription.status is SubscriptionStatus.ENDED and all_billed:
-        return None  # There it is born ended.
+        return None  # The other book creates it as ended.
     if subscription.paused_at is not None:
         return None
     return None if subscription.status in BILLABLE else str(subscription.status)
 
 
 def differences(stored: SubscriptionRecord, given: SubscriptionRecord) -> tuple[Difference, ...]:
-    """Field by field; empty when both mean the same."""
+    """Return differences by field. Empty if both records mean the same."""
     one, other = stored.card, given.card
     return differences_shown(
         stored.as_json(with_token=False),
@@ -152,8 +158,8 @@ def differences(stored: SubscriptionRecord, given: SubscriptionRecord) -> tuple[
 def differences_shown(
     stored: Mapping[str, Any], given: Mapping[str, Any], *, other_card: bool
 ) -> tuple[Difference, ...]:
-    """As `differences`, of records as they are shown, without their tokens."""
-    if not given["held"]:  # It leaves that to the option of the import.
+    """Return `differences` of shown records, without tokens."""
+    if not given["held"]:  # The record leaves this to the option of the import.
         stored = {**stored, "held": False}
     stored, given = ({n: v for n, v in r.items() if n not in COMES_FROM} for r in (stored, given))
     found = differing(stored, given)

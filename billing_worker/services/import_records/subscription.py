@@ -1,4 +1,4 @@
-"""The import record: how a subscription is described from outside, and what is wrong with it."""
+"""The import record: the outside description of a subscription, and its validation."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ from billing_worker.services.import_records.fields import (
 )
 
 COMES_FROM = frozenset({"from_book", "from_prefix"})
-"""Fields of a record that say which book it was billed in."""
+"""Fields of a record that name the book which has billed it."""
 
 _PREFIX = re.compile("[a-z0-9-]{0,16}")
 
 MAX_PERIODS = 100_000
-"""Every day for 270 years: a larger number is a typing error."""
+"""Daily periods for 270 years: a larger number is a typing error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +66,11 @@ class CardRecord:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What a subscription has become elsewhere, and the policies it was given there.
+    """The state and the policies of a subscription that another book has billed.
 
-    All of it is optional in a record. `first_number` is the number of the period that begins at
-    the anchor: periods before it are in the invoice references of another series or another
-    database, and the gateway would find those again. Raises InvalidInput on the field.
+    All fields are optional. `first_number` is the number of the period that begins at the anchor:
+    earlier numbers are in the references of another series or database, and the gateway would find
+    those again. Raises InvalidInput on the field.
     """
 
     catch_up: Policy = DEFAULT_POLICY
@@ -81,8 +81,9 @@ class State:
     cancels_at: datetime | None = None
     from_book: str | None = field(default=None, compare=False)
     from_prefix: str | None = field(default=None, compare=False)
-    """Identity and prefix of the book that has billed it so far: what that may have charged is
-    looked for at the gateway first. Where a record comes from is no part of what it means."""
+    """Identity and prefix of the book that has billed it so far. The gateway is asked first for its
+    charges. Not part of the digest.
+    """
 
     def __post_init__(self) -> None:
         if self.from_prefix is not None and not _PREFIX.fullmatch(self.from_prefix):
@@ -105,7 +106,7 @@ class State:
         }
 
     def said(self) -> dict[str, Any]:
-        """What differs from a subscription that begins here."""
+        """Return what differs from a subscription that begins here."""
         if self == _BEGINS_HERE:
             return {}
         usual = _BEGINS_HERE.as_json()
@@ -132,21 +133,21 @@ class SubscriptionRecord:
     state: State = field(default_factory=State)
 
     first_period: int = field(init=False, compare=False)
-    """Number of the first period that is charged. Raises InvalidInput where that cannot be."""
+    """Number of the first period to charge. Raises InvalidInput if there is none."""
 
     starts_at: datetime = field(init=False, compare=False)
-    """When that period begins."""
+    """Start of that period."""
 
     digest: str = field(init=False, compare=False)
-    """The same reference with another digest is a conflict.
+    """Digest of the record's meaning. The same reference with another digest is a conflict.
 
-    Of the meaning, not the spelling: "9.90" and "9.9", or two spellings of an instant, agree.
+    "9.90" and "9.9" agree, and two spellings of an instant agree.
     """
 
     def __post_init__(self) -> None:
         paid_through = self.paid_through
         first = self.schedule.first_period_from(paid_through) if paid_through else 0
-        starts_at, _ = self.schedule.period(first)  # A period past the year 9999 has no dates.
+        starts_at, _ = self.schedule.period(first)  # A period after the year 9999 has no dates.
         object.__setattr__(self, "starts_at", starts_at)
         object.__setattr__(self, "first_period", self.state.first_number + first)
         if self.ends_at is not None and self.ends_at <= starts_at:
@@ -155,12 +156,12 @@ class SubscriptionRecord:
 
     @property
     def first_from_anchor(self) -> int:
-        """`first_period`, counted as the schedule counts."""
+        """Return `first_period`, counted from the anchor."""
         return self.first_period - self.state.first_number
 
     @property
     def is_over(self) -> bool:
-        """Whether all its periods have been billed elsewhere."""
+        """Return whether all its periods were billed elsewhere."""
         return self.ends_after_periods is not None and self.first_period >= self.ends_after_periods
 
     def _meaning(self) -> dict[str, Any]:
@@ -176,15 +177,15 @@ class SubscriptionRecord:
             "paid_through": self.paid_through and self.paid_through.timestamp(),
             "ends_after_periods": self.ends_after_periods,
             "metadata": self.metadata,
-            # Absent where nothing is said, as it was before there was anything to say.
+            # Absent if empty, as in records older than these fields.
             **({"ends_at": self.ends_at.timestamp()} if self.ends_at else {}),
             **self.state.said(),
         }
 
     def as_json(self, *, with_token: bool) -> dict[str, Any]:
-        """The record as one writes it: `parse_record` of it has the same digest.
+        """Return the record as JSON: `parse_record` of it has the same digest.
 
-        Without the token it cannot be imported: that refuses a card that has none.
+        Without the token it cannot be imported: an import refuses a card without one.
         """
         card = self.card and _fields_of(self.card)
         if card and self.card and with_token:
@@ -239,12 +240,12 @@ def digest_of(meaning: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    field: str  # dotted path, "" for the record as a whole
+    field: str  # dotted path; "" for the whole record
     reason: str
 
 
 class BadRecord(Exception):
-    """A record that breaks rules: each fault with its field and a reason for a person."""
+    """A record with faults: each has its field and a reason in words."""
 
     def __init__(self, faults: list[Fault]) -> None:
         super().__init__("; ".join(f"{fault.field}: {fault.reason}" for fault in faults))
@@ -296,7 +297,7 @@ class RecordSchema(PlainSchema):
 
     @post_load
     def build(self, data: dict[str, Any], **_: Any) -> dict[str, Any]:
-        """Let the domain check its own values, and report all it finds at once."""
+        """Build domain values from the fields, and collect every error that they raise."""
         faults: dict[str, list[str]] = {}
         if data["trial_end"] is not None and data["trial_end"] < data["anchor_at"]:
             faults["trial_end"] = ["must not be before anchor_at."]
@@ -341,7 +342,7 @@ def _checked(faults: dict[str, list[str]], build: Any) -> Any:
 
 
 def parse_record(raw: Any) -> SubscriptionRecord:
-    """Read one import record. Raises BadRecord with every fault that can be told at once."""
+    """Read one import record. Raises BadRecord with every fault that is found at once."""
     data = loaded(_RECORD, raw)
     try:
         return SubscriptionRecord(
@@ -363,13 +364,13 @@ def parse_record(raw: Any) -> SubscriptionRecord:
 
 
 def loaded(schema: Schema, raw: Any) -> dict[str, Any]:
-    """`raw` as the schema reads it. Raises BadRecord."""
+    """Return `raw` as read by the schema. Raises BadRecord."""
     if not isinstance(raw, Mapping):
         raise BadRecord([Fault("", "must be a JSON object.")])
     if is_too_deep(raw):
         raise BadRecord([Fault(_deep_in(raw), f"must be at most {DEEPEST} levels deep.")])
     if isinstance(schema, PlainSchema):
-        with suppress(NotPlain, ValidationError):  # which is then told in full
+        with suppress(NotPlain, ValidationError):  # which then reports every error
             return schema.plainly(raw)
     try:
         data: dict[str, Any] = schema.load(dict(raw))
@@ -380,7 +381,7 @@ def loaded(schema: Schema, raw: Any) -> dict[str, Any]:
 
 
 def _deep_in(raw: Mapping[Any, Any]) -> str:
-    """The field that is to blame."""
+    """Return the path of the field that nests too deeply."""
     deep = (name for name, value in raw.items() if is_too_deep([value]))
     return legible(str(next(deep, "")))
 

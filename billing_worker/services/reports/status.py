@@ -1,4 +1,4 @@
-"""What operators ask: how do we stand, and why is this invoice as it is?"""
+"""Reports for operators: the state of the whole book, and the story of one invoice."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ SHOWN_SURPLUS = 20
 
 
 def status(connection: Connection, now: datetime) -> dict[str, Any]:
-    """Counts and sums by fate. Shape: {subscriptions, invoices: [{fate, currency, count, amount}],
-    unknown: {what is known: count}, oldest_unknown_seconds, surplus: {totals: [{currency, count,
-    amount}], attempts: the oldest few}, card_pages: [{fate, currency, count, amount}] of those that
-    pay no invoice, next_due_at, sales_on, paused_services, restored_at,
-    waits_for_decisions_since, handed_over: {since, subscriptions, open_invoices}, alerts}.
+    """Return counts and sums by fate.
+
+    Shape: {subscriptions, invoices: [{fate, currency, count, amount}], unknown: {what is known:
+    count}, oldest_unknown_seconds, surplus: {totals: [{currency, count, amount}], attempts: the
+    oldest few}, card_pages: [{fate, currency, count, amount}] of pages without an invoice,
+    next_due_at, sales_on, paused_services, restored_at, waits_for_decisions_since, handed_over:
+    {since, subscriptions, open_invoices}, alerts}.
     """
     unknown_since = invoices.oldest_unknown(connection)
     due = subscriptions.earliest_due(connection)
@@ -123,10 +125,10 @@ def _alert(row: Row[Any]) -> dict[str, Any]:
 
 
 def explain(connection: Connection, reference: str) -> dict[str, Any] | None:
-    """One invoice, whole: states, times, who decided, every wire call (redacted).
+    """Return one invoice with its states, times, decisions and every gateway call (redacted).
 
-    `reference` is the invoice's own, one of its attempts', or the gateway's id; or those of a card
-    page that pays no invoice, which is told with "card_page" in place of "invoice". None: unknown.
+    `reference` is the invoice's, an attempt's or the gateway's id. For a card page without an
+    invoice the answer has "card_page" in place of "invoice". None: the reference is unknown.
     """
     invoice = invoices.find(connection, reference)
     if invoice is not None:
@@ -229,7 +231,7 @@ def _iso(moment: datetime | None) -> str | None:
 
 
 def described(row: Row[Any]) -> dict[str, Any]:
-    """A subscription as `list` and `show` print it."""
+    """Return a subscription in the shape of `list` and `show`."""
     return {
         "reference_id": row.reference_id,
         "status": row.status,
@@ -250,7 +252,7 @@ def described(row: Row[Any]) -> dict[str, Any]:
 
 
 def show(connection: Connection, reference_id: str) -> dict[str, Any] | None:
-    """A subscription with its invoices and its own history, or None."""
+    """Return a subscription with its invoices and its own history, or None."""
     row = subscriptions.find(connection, reference_id)
     if row is None:
         return None

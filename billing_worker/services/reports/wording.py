@@ -1,4 +1,6 @@
-"""One sentence each about an invoice or a card page: why it is so, and what happens next, when."""
+"""One sentence about an invoice or a card page: its state and why, and what happens next
+and when.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ from billing_worker.persistence.invoices import MISFIT, PAGE, REOPENED, SILENT, 
 
 
 class Fate(StrEnum):
-    """Where a period stands: exactly one of these at any time."""
+    """The state of a period: exactly one of these at any time."""
 
     PAID = "paid"
     UNCOLLECTIBLE = "uncollectible"
@@ -62,7 +64,9 @@ def fate_of(
     reason: str | None,
     patient: bool,
 ) -> Fate:
-    """`known` is what is known of an attempt that may still be paid. `waits`: no attempt is dated;
+    """Return the fate.
+
+    `known`: what is known of an attempt that may still be paid. `waits`: no attempt has a date.
     `patient`: the customer is waited for until a date.
     """
     if status != "open":
@@ -103,8 +107,10 @@ def about_invoice(
     payer: Row[Any] | None,
     sales_on: bool,
 ) -> Told:
-    """`newest` is its newest attempt, or the one that may still be paid: what is known of that one
-    is `known`. `payer` is the attempt that paid it.
+    """Return the sentence about an invoice.
+
+    `newest`: its newest attempt, or the one that may still be paid; `known`: what is known of it.
+    `payer`: the attempt that paid the invoice.
     """
     if newest is not None and fate in {Fate.UNKNOWN, Fate.LINK}:
         return _about_submitted(invoice, newest, known or SILENT)
@@ -218,7 +224,7 @@ def _moment(moment: datetime | None) -> str:
 
 
 def reason_in_words(reason: str | None) -> str:
-    """The invoice's reason; where it is a code of the gateway's, with what that means."""
+    """Return the invoice's reason. A code of the gateway is followed by its meaning."""
     kind, _, resolution = (reason or "").partition(": ")
     if kind.startswith("declined_"):
         return f"{decline_for(resolution).reason} ({resolution})"
@@ -255,7 +261,7 @@ FATE_OF_PAGE = {
 
 
 def about_page(payment: HostedPayment) -> Told:
-    """A payment on the gateway's page that is made for a token."""
+    """Return the sentence about a card set-up."""
     again = f"The gateway is asked again at {_moment(payment.next_poll_at)}"
     match payment.status:
         case HostedStatus.PREPARED:
