@@ -1,4 +1,4 @@
-"""One try to collect one invoice: its states, and the only ways between them."""
+"""An attempt is one try to collect one invoice: its states and their allowed transitions."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from billing_worker.domain.money import Money
 
 
 class AttemptStatus(StrEnum):
-    PREPARED = "prepared"  # Written down with its reference; no sale can have been sent.
-    SUBMITTED = "submitted"  # The sale may have been sent: only the gateway's word ends this.
-    SUCCEEDED = "succeeded"  # Paid, and it paid the invoice.
+    PREPARED = "prepared"  # Recorded with its reference; this database has sent no sale.
+    SUBMITTED = "submitted"  # The sale may have been sent; the gateway or a named person ends this.
+    SUCCEEDED = "succeeded"  # The payment paid the invoice.
     DECLINED = "declined"  # The gateway's final "no", with a resolution.
-    NOT_CHARGED = "not_charged"  # Certainly no money moved, and nobody declined it.
-    SURPLUS = "surplus"  # Paid although the invoice no longer needed it: give it back.
+    NOT_CHARGED = "not_charged"  # Ended unpaid, certainly or after the grace, and not declined.
+    SURPLUS = "surplus"  # Paid, but the invoice was no longer owed: to be refunded.
 
 
 class Origin(StrEnum):
-    SCHEDULED = "scheduled"  # The period became due, or its first try never reached the card.
-    DUNNING = "dunning"  # A step of the recovery ladder.
-    MANUAL = "manual"  # A named person asked for it.
-    LINK = "link"  # The customer paid on a page.
+    SCHEDULED = "scheduled"  # First charge of a due period, or its repetition after `not_charged`.
+    DUNNING = "dunning"  # A retry by the dunning policy.
+    MANUAL = "manual"  # A named person ordered it.
+    LINK = "link"  # The customer pays on a page.
     NEW_CARD = "new_card"  # The card was replaced.
-    BACKUP = "backup"  # The card is dead, and the customer has agreed to this other one.
+    BACKUP = "backup"  # The card is dead, and the customer has agreed to a backup card.
 
 
 TRANSITIONS: Mapping[AttemptStatus, frozenset[AttemptStatus]] = {
@@ -40,7 +40,7 @@ TRANSITIONS: Mapping[AttemptStatus, frozenset[AttemptStatus]] = {
             AttemptStatus.SURPLUS,
         }
     ),
-    # Finals of the gateway are not frozen (gateway.md §0 H): late money is money.
+    # A final status of the gateway may still change (gateway.md §0 H): late money is accepted.
     AttemptStatus.DECLINED: frozenset({AttemptStatus.SUCCEEDED, AttemptStatus.SURPLUS}),
     AttemptStatus.NOT_CHARGED: frozenset({AttemptStatus.SUCCEEDED, AttemptStatus.SURPLUS}),
     AttemptStatus.SUCCEEDED: frozenset(),
@@ -48,13 +48,13 @@ TRANSITIONS: Mapping[AttemptStatus, frozenset[AttemptStatus]] = {
 }
 
 LIVE = frozenset({AttemptStatus.PREPARED, AttemptStatus.SUBMITTED})
-"""While one of these stands, no other attempt for the same invoice may start."""
+"""While an attempt is in one of these states, no other attempt of its invoice may start."""
 
 PAID = frozenset({AttemptStatus.SUCCEEDED, AttemptStatus.SURPLUS})
 
 
 def move(current: AttemptStatus, to: AttemptStatus) -> AttemptStatus:
-    """Return `to`, or raise IllegalTransition when the table has no such edge."""
+    """Return `to`. Raises IllegalTransition when TRANSITIONS does not allow the change."""
     if to not in TRANSITIONS[current]:
         raise IllegalTransition(f"attempt: {current} -> {to}")
     return to
@@ -65,37 +65,38 @@ class Attempt:
     id: int
     invoice_id: int
     number: int  # 1, 2, 3 … within its invoice
-    reference_id: str  # what the gateway knows it by
+    reference_id: str  # our reference at the gateway
     status: AttemptStatus
     origin: Origin
     card_id: int | None  # None: the customer types a new card on a page
     money: Money
     test_mode: bool
-    fence: int  # grows with every claim; a write under an older one is refused
-    claims: int  # claims since the last one that was given back alive
+    fence: int  # grows with every claim; a write with an older fence is refused
+    claims: int  # claims since the attempt was last postponed
     created_at: datetime
     lease_until: datetime | None
     gateway_id: str | None
     submitted_at: datetime | None
     settled_at: datetime | None
     next_poll_at: datetime | None  # when the gateway is asked next; None: never again
-    rechecks: int  # how often a settled attempt was asked about again
+    rechecks: int  # polls after the attempt had ended
     unpaid_since: datetime | None  # when the gateway first called it final and unpaid
-    sale_status: str | None  # what the answer to the sale claimed: a hint
+    sale_status: str | None  # status in the answer to the sale: a hint, no proof
     sale_resolution: str | None
-    outcome: str | None  # the gateway's words, or ours, that ended it
-    original_code: str | None = None  # the acquirer's own code of a decline, where it is passed on
-    heard_at: datetime | None = None  # when the gateway was asked for what we know of it
-    undecided_since: datetime | None = None  # when the gateway took its "final and unpaid" back
+    outcome: str | None  # why it ended, in the gateway's words or in ours
+    original_code: str | None = None  # the acquirer's decline code, if the gateway passes it on
+    heard_at: datetime | None = None  # when the newest applied poll was sent
+    undecided_since: datetime | None = None  # when a final, unpaid status became undecided again
     resolved_at: datetime | None = None  # when a named person said whether it was paid
-    resolved_over: str | None = None  # what the gateway said then, as far as it was known
+    resolved_over: str | None = None  # the gateway's last statement at that time, if known
 
 
 def reference_for(invoice_reference: str, number: int, prefix: str = "") -> str:
-    """Deterministic, so that a lost process, or a copy of the database, finds its twin.
+    """Return the attempt's reference at the gateway: `<prefix><invoice_reference>-a<number>`.
 
-    A function of (subscription, period, attempt): the suffix keeps it injective. `prefix` is the
-    book's: two books on one gateway account would find each other's invoices without it.
+    It depends on nothing else, so a restarted worker, or a copy of the database, finds the same
+    gateway invoice by it. `prefix` belongs to the book: without it, two books on one gateway
+    account would find each other's invoices.
     """
     return f"{prefix}{invoice_reference}-a{number}"
 
@@ -104,6 +105,6 @@ _OF_AN_ATTEMPT = re.compile(r"(.+)-a([1-9][0-9]{0,5})", re.DOTALL)
 
 
 def invoice_and_number(reference: str) -> tuple[str, int] | None:
-    """The invoice and the attempt that a reference without a prefix names; None: it names none."""
+    """Split a reference without a prefix into invoice reference and attempt number, or None."""
     named = _OF_AN_ATTEMPT.fullmatch(reference)
     return (named[1], int(named[2])) if named else None

@@ -4,22 +4,21 @@
 
 Boundary n is the anchor plus n intervals on the *local wall clock* of the subscription's zone:
 
-- Counted from the anchor, never from the boundary before, and cut to the month's end:
-  Jan 31 → Feb 28 → Mar 31. Counting from a cut date drifts to the 28th for good
-  (https://github.com/polarsource/polar/issues/10664).
+- The count starts at the anchor, never at the previous boundary. A day that the month does not
+  have becomes its last day: Jan 31 → Feb 28 → Mar 31. Counting from Feb 28 would keep the 28th
+  for good (https://github.com/polarsource/polar/issues/10664).
 - Days and weeks are calendar days, not 24 h; the hour on the customer's clock stays
   (https://github.com/PostHog/posthog/issues/42016).
-- A local time that the clocks jumped over moves forward by the jump: 02:30 becomes 03:30.
-- A local time that occurs twice means the first. Only the anchor is an instant from the start, so
-  boundary 0 is the anchor itself even in the second of two such hours.
-- A day that the zone dropped altogether still counts, as it does within a week or a month. Samoa
-  went from 2011-12-29 to 2011-12-31, and moving the 30th forward by 24 h would put it on the very
-  instant of the 31st: two charges at once and an empty period. So with an interval of one day (no
-  other one can collide) that boundary lies 12 h earlier: half-way between its neighbours, and so
-  strictly between them whatever the hour. The next day's boundary keeps its time and its number.
+- A local time that does not exist moves forward by the gap: 02:30 becomes 03:30.
+- A local time that occurs twice means the first. Boundary 0 is always the anchor itself, even in
+  the second of two such hours.
+- A calendar day that a zone skipped still counts. Samoa went from 2011-12-29 to 2011-12-31. Moving
+  the 30th forward by 24 h would put it on the instant of the 31st: two charges at once and an empty
+  period. With an interval of one day (no other interval can collide) that boundary is therefore
+  12 h earlier, half-way between its neighbours. The next boundary keeps its time and its number.
 
-With that, boundaries strictly increase in every zone of the tz database, so every instant belongs
-to exactly one period. Values are in, values are out: no clock is read here.
+So boundaries strictly increase in every zone of the tz database, and every instant belongs to
+exactly one period. This module reads no clock.
 """
 
 from __future__ import annotations
@@ -35,10 +34,10 @@ from zoneinfo import ZoneInfo
 from billing_worker.domain.errors import InvalidInput
 
 MAX_COUNT = 1000
-"""A larger `interval_count` is a typing error, not a subscription."""
+"""A larger `interval_count` is taken for a typing error."""
 
 _DAY = timedelta(days=1)
-_OUTSIDE = "is outside the years 1 to 9999"  # All that datetime can tell.
+_OUTSIDE = "is outside the years 1 to 9999"  # The range of `datetime`.
 
 
 class Unit(StrEnum):
@@ -58,7 +57,7 @@ _LAST_DAYS = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 class Interval:
     """`count` units of calendar time: (MONTH, 3) is a quarter.
 
-    Knows the calendar and nothing of zones: its datetimes are naive wall-clock times.
+    It knows the calendar but no time zone: its datetimes are naive wall-clock times.
     Raises InvalidInput on `interval` (no such unit) or `interval_count` (not 1 to MAX_COUNT).
     """
 
@@ -123,7 +122,7 @@ class Schedule:
     _local_anchor: datetime = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        keep = partial(object.__setattr__, self)  # The way around `frozen`, for this method only.
+        keep = partial(object.__setattr__, self)  # A frozen dataclass allows no other assignment.
         keep("anchor", _utc("anchor_at", self.anchor))
         keep("interval", Interval(self.unit, self.count))
         keep("unit", self.interval.unit)
@@ -140,14 +139,14 @@ class Schedule:
             raise InvalidInput("period", f"{n} {_OUTSIDE}") from error
 
     def period(self, n: int) -> tuple[datetime, datetime]:
-        """Start, which belongs to period n, and end, which belongs to period n+1."""
+        """Return (start, end) of period n; `end` already belongs to period n+1."""
         return self.boundary(n), self.boundary(n + 1)
 
     def period_at(self, instant: datetime) -> int:
-        """The one n for which `boundary(n) <= instant < boundary(n + 1)`, without a search.
+        """Return the n for which `boundary(n) <= instant < boundary(n + 1)`, without a search.
 
-        The local clock gives n at once, off by one at most: no zone ever moved its clocks by more
-        than a day, and no interval is shorter than one.
+        The local time gives n directly, wrong by one at most: no zone ever moved its clocks by more
+        than a day, and no interval is shorter than a day.
         """
         moment = _utc("instant", instant)
         n = self._guess_period_at(moment)
@@ -158,9 +157,9 @@ class Schedule:
         return n
 
     def first_period_from(self, instant: datetime) -> int:
-        """The first n >= 0 whose period begins at or after `instant`.
+        """Return the first n >= 0 whose period begins at or after `instant`.
 
-        Whoever has paid through `instant` is next charged for that period.
+        A customer who has paid through `instant` is next charged for that period.
         """
         moment = _utc("instant", instant)
         if moment <= self.anchor:
@@ -170,8 +169,8 @@ class Schedule:
 
     def _boundary(self, n: int) -> datetime:
         wall = self.interval.after(self._local_anchor, n)
-        # The sum has fold=0, for which PEP 495 takes the offset before a change: that is the first
-        # of two equal times, and moves a time inside a gap forward by the gap.
+        # `combine` gives fold=0, for which PEP 495 uses the offset before a clock change. That
+        # picks the first of two equal times, and moves a time inside a gap forward by the gap.
         instant = datetime.combine(wall, wall.time(), self._zone).astimezone(UTC)
         if self.interval.is_one_day and _wall("period", instant, self._zone) - wall >= _DAY:
             return instant - _DAY / 2
@@ -186,21 +185,21 @@ class Schedule:
 
 
 def boundary(anchor: datetime, unit: Unit, count: int, n: int, tz: str) -> datetime:
-    """`Schedule.boundary` for one look-up: aware, in UTC; n may be negative."""
+    """`Schedule.boundary` for a single look-up: aware, in UTC; n may be negative."""
     return Schedule(anchor, unit, count, tz).boundary(n)
 
 
 def period_at(anchor: datetime, unit: Unit, count: int, tz: str, instant: datetime) -> int:
-    """`Schedule.period_at` for one look-up."""
+    """`Schedule.period_at` for a single look-up."""
     return Schedule(anchor, unit, count, tz).period_at(instant)
 
 
 def local_hour_after(instant: datetime, days: int, hour: int | None, tz: str) -> datetime:
-    """`days` calendar days after `instant`, at the nearest `hour` o'clock of zone `tz`; in UTC.
+    """Return `instant` plus `days` calendar days, at the nearest `hour` o'clock of `tz`; in UTC.
 
-    Nearest, not next: an attempt at 9:00:03 with "3 days, at 9" comes again after 3 days, not 4
-    (getlago/lago-api dunning_campaign_v1_spec.rb:90-135), and none comes within 12 hours. With
-    `hour` None the time of day stays.
+    It takes the nearest hour, not the next: after an attempt at 9:00:03, "3 days, at 9" means 3
+    days and not 4 (getlago/lago-api dunning_campaign_v1_spec.rb:90-135). With `days` >= 1 the
+    result is at least 12 hours later on the local clock. `hour` None keeps the time of day.
     """
     zone = _zone_named(tz)
     wall = _wall("instant", instant, zone) + timedelta(days=days)
@@ -218,8 +217,8 @@ def _unit(name: str) -> Unit:
         raise InvalidInput("interval", f"must be one of {', '.join(Unit)}") from error
 
 
-# Rules come from the tzdata package and not from the machine: two workers whose systems were
-# updated on different days must not compute different dates for one subscription.
+# Zone rules come from the tzdata package, not from the operating system: two workers with different
+# system updates must not compute different dates for one subscription.
 _TZDATA = resources.files("tzdata")
 
 
@@ -228,7 +227,7 @@ def _zone_names() -> frozenset[str]:
     return frozenset((_TZDATA / "zones").read_text(encoding="ascii").split())
 
 
-# Kept for good: ZoneInfo keeps only its last 8, and a sweep over many customers meets more.
+# This cache has no limit: ZoneInfo's own cache holds 8 zones, and a sweep needs more.
 @cache
 def _load_zone(name: str) -> ZoneInfo:
     with _TZDATA.joinpath("zoneinfo", *name.split("/")).open("rb") as rules:

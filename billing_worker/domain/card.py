@@ -1,4 +1,4 @@
-"""A stored card: whether it may be charged, which of several is, and when it will expire."""
+"""A stored card: whether it may be charged, which other card replaces it, and when it expires."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from billing_worker.domain.attempt import Origin
 from billing_worker.domain.secret import Secret
 
 WARN_DAYS = (60, 15)
-"""How long before its expiry a customer is told, the first and the last time."""
+"""Days before the expiry at which the customer is warned: the first and the last warning."""
 
 EXPIRED = "card_expired"
 
 LAST_MIDNIGHT = timedelta(hours=12)
-"""A month is over everywhere when it is over at UTC-12: an hour too early loses a good charge."""
+"""The printed month ends in the last time zone, UTC-12: earlier, the card may still be valid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +26,13 @@ class Card:
     brand: str | None
     expiry_month: int | None
     expiry_year: int | None
-    unusable_reason: str | None  # a hard decline; no attempt is ever made on it again
-    backup_since: datetime | None  # the customer's consent to charge it instead of a dead one
+    unusable_reason: str | None  # the hard decline after which it is never charged again
+    backup_since: datetime | None  # when the customer agreed to its use in place of a dead card
     declined_at: datetime | None = None  # the last decline of any card with this fingerprint
 
     @property
     def expires_at(self) -> datetime | None:
-        """The end of the printed month; None: unknown, so the bank will tell."""
+        """The end of the printed month, in UTC; None: unknown, and the bank decides."""
         if self.expiry_year is None or self.expiry_month is None:
             return None
         years, month = divmod(self.expiry_month, 12)
@@ -41,17 +41,17 @@ class Card:
 
 
 def fingerprint(token: Secret) -> str:
-    """Equal for equal tokens, so that they share a network budget, and unreadable.
+    """Return a one-way digest of a token. Equal tokens share the network's retry limits by it.
 
-    A plain SHA-256: tokens are random and long (32 characters and more, gateway.md §8), so nobody
-    guesses one back. A key would have to be kept for ever: derived from the vault's keys it would
-    change with them, and every budget would be forgotten on the day of a rotation.
+    SHA-256 without a key is enough: tokens are random and have 32 or more characters (gateway.md
+    §8), so nobody can guess one. A key derived from the vault keys would change at a key rotation,
+    and every card's count of declines would restart at zero.
     """
     return hashlib.sha256(b"billing-worker card " + token.reveal().encode()).hexdigest()
 
 
 def obstacle(card: Card, now: datetime) -> str | None:
-    """Why this card must not be charged, or None. The words are the invoice's reason."""
+    """Return why this card must not be charged, or None. The text becomes the invoice's reason."""
     if card.unusable_reason is not None:
         return f"card_unusable: {card.unusable_reason}"
     if card.expires_at is not None and card.expires_at <= now:
@@ -60,10 +60,10 @@ def obstacle(card: Card, now: datetime) -> str | None:
 
 
 def backup_of(dead: Card, others: Sequence[Card], now: datetime) -> Card | None:
-    """The card that the customer agreed to most recently, if it can still be charged.
+    """Return the backup card with the newest consent that can be charged, or None.
 
-    Only for a card that a bank has refused for good: one that merely has no money today, or whose
-    expiry is near, is no reason to touch another (cf. woocommerce-gateway-stripe issue 37).
+    A backup replaces only a card that a bank has refused for good, never one that merely lacks
+    funds or expires soon (cf. woocommerce-gateway-stripe issue 37).
     """
     if dead.unusable_reason is None:
         return None
@@ -80,13 +80,14 @@ def backup_of(dead: Card, others: Sequence[Card], now: datetime) -> Card | None:
 def other_card(
     card: Card, default_id: int | None, owned: Sequence[Card], now: datetime
 ) -> Origin | None:
-    """As what another card of the customer could be charged if the bank refused this one.
+    """Return the origin with which another card could be charged if the bank refused this one.
 
-    `new_card`: it is the default by now. `backup`: with consent, should this one be dead.
+    `new_card`: another card is the default by now. `backup`: the customer has agreed to a backup
+    card, and this one would be dead. None: there is no other card.
     """
     if any(
         other.id == default_id
-        and other.fingerprint != card.fingerprint  # the same card entered again is no other one
+        and other.fingerprint != card.fingerprint  # the same card stored twice does not count
         and obstacle(other, now) is None
         for other in owned
     ):
@@ -96,9 +97,9 @@ def other_card(
 
 
 def warning_due(card: Card, warned_days: int | None, now: datetime) -> int | None:
-    """Which of WARN_DAYS is to be told now, or None. `warned_days` is the last one told.
+    """Return which of WARN_DAYS to announce now, or None. `warned_days` is the last one announced.
 
-    After a pause of the sweep only the nearer of two missed warnings is told.
+    If the sweep has missed both warnings, only the nearer one is announced.
     """
     if card.expires_at is None or card.expires_at <= now or card.unusable_reason is not None:
         return None

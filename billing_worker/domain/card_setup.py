@@ -1,11 +1,11 @@
-"""A payment that the customer makes on the gateway's page so that we get a token for the card.
+"""A card setup: the customer pays once on the gateway's page, and the card gets a token.
 
     prepared ──▶ open ──▶ stored      paid, and the card has a token
         │          ├────▶ no_card     paid, and there is no token that may be used
-        └──────────┴────▶ unpaid      nobody paid; late money still stores the card
+        └──────────┴────▶ unpaid      not paid; a late payment still stores the card
 
-What it pays of an invoice, if anything, is an attempt of that invoice and goes its own way: this is
-only about the card. Pure; what the gateway said is always held against what was ordered.
+If a setup also pays an invoice, an attempt of that invoice records the payment; this module decides
+only about the card. It is pure and compares every statement of the gateway with what was ordered.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ from billing_worker.domain.statement import (
 class Page:
     """Where the customer's browser goes: submit `params` to `action` with `method`."""
 
-    action: str = field(repr=False)  # whoever has it may pay
+    action: str = field(repr=False)  # secret: anybody who has this URL may pay
     method: str  # GET or POST
     params: Mapping[str, str] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class StoredCard:
-    """The card behind a payment: to be shown, and to be charged again if there is a token."""
+    """The card of a payment: its data for display, and the token to charge it again, if any."""
 
     token: Secret | None = field(default=None, repr=False)
     mask: str | None = None
@@ -67,22 +67,22 @@ class StoredCard:
 
 @dataclass(frozen=True, slots=True)
 class HostedStatement:
-    """An invoice that is paid on a page, as the gateway states it. None: it did not say."""
+    """The gateway's statement about an invoice that is paid on a page. None: not stated."""
 
     statement: Statement
     page: Page | None = None
     card: StoredCard | None = None
     alone: bool = True  # no other one of ours was found under its reference
     made_by_somebody: bool = False
-    """No create of this book has made it: somebody may have its page."""
+    """This book did not create the invoice, so somebody else may have its page."""
 
 
 # --- what we keep -----------------------------------------------------------------------------
 
 
 class HostedStatus(StrEnum):
-    PREPARED = "prepared"  # Written down; nobody has the page.
-    OPEN = "open"  # It may be paid, as a rule on the page: only the gateway's word ends this.
+    PREPARED = "prepared"  # Recorded; nobody has the page.
+    OPEN = "open"  # It may be paid. Only a statement of the gateway ends this.
     STORED = "stored"
     NO_CARD = "no_card"
     UNPAID = "unpaid"
@@ -91,7 +91,7 @@ class HostedStatus(StrEnum):
 TRANSITIONS: Mapping[HostedStatus, frozenset[HostedStatus]] = {
     HostedStatus.PREPARED: frozenset({HostedStatus.OPEN, HostedStatus.UNPAID}),
     HostedStatus.OPEN: frozenset({HostedStatus.STORED, HostedStatus.NO_CARD, HostedStatus.UNPAID}),
-    # Finals of the gateway are not frozen (gateway.md §0 H), and a token may come late.
+    # A final status of the gateway may change (gateway.md §0 H), and a token may come late.
     HostedStatus.UNPAID: frozenset({HostedStatus.STORED, HostedStatus.NO_CARD}),
     HostedStatus.NO_CARD: frozenset({HostedStatus.STORED}),
     HostedStatus.STORED: frozenset(),
@@ -101,7 +101,7 @@ PAID = frozenset({HostedStatus.STORED, HostedStatus.NO_CARD})
 
 
 def move(current: HostedStatus, to: HostedStatus) -> HostedStatus:
-    """Return `to`, or raise IllegalTransition when the table has no such edge."""
+    """Return `to`. Raises IllegalTransition when TRANSITIONS does not allow the change."""
     if to not in TRANSITIONS[current]:
         raise IllegalTransition(f"hosted payment: {current} -> {to}")
     return to
@@ -111,33 +111,35 @@ def move(current: HostedStatus, to: HostedStatus) -> HostedStatus:
 class HostedPayment:
     id: int
     reference_id: str  # the caller's
-    gateway_reference: str  # what the gateway knows it by
+    gateway_reference: str  # our reference at the gateway
     customer_id: int
     customer_reference: str
-    attempt_id: int | None  # which holds the slot of the invoice that it pays
+    attempt_id: int | None  # holds the slot of the invoice that it pays, if any
     money: Money
     test_mode: bool
     status: HostedStatus
-    fence: int  # grows with every caller that takes over; only the newest may hand out the page
+    fence: int  # grows with every take-over; only the newest caller may hand out the page
     created_at: datetime
     gateway_id: str | None
     opened_at: datetime | None
     settled_at: datetime | None
     next_poll_at: datetime | None  # when the gateway is asked next; None: never again
     unpaid_since: datetime | None  # when the gateway first called it final and unpaid
-    outcome: str | None  # why it ended as it did
-    book: str | None = None  # our identity
+    outcome: str | None  # why it ended
+    book: str | None = None  # the identity of our book
 
     @property
     def expected(self) -> Expected:
-        """Without the customer: whoever paid, the money came. Only the card is not kept then."""
+        """What a statement is compared with. The customer is left out: another customer's payment
+        counts too, but their card is not stored.
+        """
         return Expected(
             self.gateway_reference, self.money, test_mode=self.test_mode, owner=Owner(self.book)
         )
 
     @property
     def whose(self) -> Expected:
-        """With the customer: what is found under a reference may have been made for another one."""
+        """`expected` with the customer: an invoice found by reference may be another customer's."""
         return replace(self.expected, owner=Owner(self.book, self.customer_reference))
 
 
@@ -149,7 +151,7 @@ STEPS: Mapping[str, str] = {
     TOKEN_MISSING: "the customer enters the card once more, on a new page",
     FOREIGN_TOKEN: "a person looks: the gateway links this card to somebody else",
 }
-"""What has to happen next, by reason. No payment is repeated by itself."""
+"""What has to happen next, by outcome. No payment is repeated automatically."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,11 +172,12 @@ def conclude(
     token_is_foreign: bool = False,
     not_handed_out: str = NEVER_HANDED_OUT,
 ) -> Concluded:
-    """Apply what the gateway said; None: it gave no answer, which proves nothing. Of a prepared
-    payment None means that the gateway knows no such invoice.
+    """Apply a statement of the gateway.
 
-    `token_is_foreign`: the token that was stated is stored already, for another customer.
-    `not_handed_out`: why a prepared payment's page was given to nobody.
+    `said` None: no answer, which proves nothing. For a prepared payment None means that the gateway
+    knows no such invoice.
+    `token_is_foreign`: the stated token is already stored for another customer.
+    `not_handed_out`: why nobody was given the page of a prepared payment.
     """
     if said is not None and payment.gateway_id is None and _is_foreign(payment, said):
         said = None
@@ -197,7 +200,7 @@ def conclude(
 
 
 def _is_foreign(payment: HostedPayment, said: HostedStatement) -> bool:
-    """Found under our reference, and made for another book or another customer."""
+    """Whether an invoice found by our reference belongs to another book or customer."""
     return foreign(said.statement, payment.whose) is not None
 
 
@@ -211,8 +214,9 @@ def _with_gateway_id(payment: HostedPayment, said: HostedStatement | None) -> Ho
 
 
 def given_up(payment: HostedPayment, reason: str, context: Context) -> Concluded:
-    """End a prepared payment: its page was handed to nobody. It is asked about again like any other
-    that has ended unpaid: the gateway may charge for a page as it is created.
+    """End a prepared payment whose page nobody was given.
+
+    The gateway is polled again later: it may charge a known card when it creates the page.
     """
     return _ended(payment, HostedStatus.UNPAID, reason, context.now + RECHECKS[0], context)
 
@@ -227,7 +231,7 @@ def _paid(
         payment.customer_reference,
     }
     if said.card is None or said.card.token is None:
-        # The token may be minted a moment after the payment, so it is asked for again.
+        # The gateway may create the token a moment after the payment, so it is polled again.
         return _without_card(payment, TOKEN_MISSING, context.now + RECHECKS[0], context)
     if foreign:
         return _without_card(payment, FOREIGN_TOKEN, None, context)
@@ -238,7 +242,7 @@ def _paid(
         settled_at=context.now,
         next_poll_at=None,
     )
-    return Concluded(stored, (), said.card)  # told once the card has a number
+    return Concluded(stored, (), said.card)  # `stored` makes the event, once the card has an id
 
 
 def _without_card(
@@ -251,8 +255,10 @@ def _without_card(
 
 
 def _unpaid(payment: HostedPayment, finding: Finding, context: Context) -> Concluded:
-    """Final for the gateway. A customer may still pay, with another card, on the same page: so it
-    has to stand for the grace first, and is asked about again afterwards.
+    """Apply a final, unpaid statement.
+
+    The customer may still pay on the same page with another card. So the statement has to stand for
+    the grace, and the gateway is polled again afterwards.
     """
     if payment.status is not HostedStatus.OPEN:
         return Concluded(replace(payment, next_poll_at=_next_recheck(payment, context)))

@@ -1,12 +1,11 @@
-"""What becomes of the periods that are due, above all when they are late.
+"""Decides what happens to due periods, above all to late ones.
 
     due periods ──decide──▶ collect │ waive │ hold ──place──▶ the date of each debit
 
-A period on time is charged at once, at its agreed date. Whatever is late (an outage, an import, a
-clock) goes by the subscription's policy, and no customer is debited twice in one go: late debits
-keep a distance to every other debit of that *customer*, over all of their subscriptions, made,
-dated, or coming up on an agreed date (https://github.com/getlago/lago-api/pull/5935 took back a
-catch-up that had no such rule).
+A period on time is charged at once, at its agreed date. A late period (after an outage, an import,
+a wrong clock) follows the subscription's catch-up policy. Late debits keep a distance to every
+other debit of the same *customer*, in all of their subscriptions: made, dated, or coming up on an
+agreed date (https://github.com/getlago/lago-api/pull/5935 reverted a catch-up without that rule).
 """
 
 from __future__ import annotations
@@ -23,25 +22,25 @@ from billing_worker.domain.invoice import Invoice
 from billing_worker.domain.subscription import BILLABLE, DuePeriod, Subscription, open_next_period
 
 LATE_AFTER = timedelta(hours=1)
-"""Sweeps run every few seconds. A deploy or a failover is no outage; an hour is."""
+"""Age from which a period is late. A deploy or a failover takes minutes and makes nothing late."""
 
 AGE_CAP = timedelta(days=62)
-"""Two of the longest months. A debit for something older surprises whoever pays it, and disputes
-of it are won: nothing is collected that is older on its day, unless a named person says so
+"""Two months of 31 days. A period older than this on its debit day is held, unless a named person
+sets another limit: customers dispute such debits and win
 (https://github.com/eileenmcnaughton/nz.co.fuzion.omnipaymultiprocessor/issues/199).
 """
 
 SHORTEST_GAP = timedelta(days=1)
-"""Between late debits of one customer, where the policy names no distance."""
+"""Distance between late debits of one customer when the policy names none."""
 
 HELD = "catch_up."
-"""How every rule here begins, and so the reason of an open invoice that waits for a person."""
+"""Prefix of every rule here, and so of the reason of an open invoice that waits for a person."""
 
 WAIVED_BY = "waived by "
-"""How the reason of an invoice begins that one of these rules has waived."""
+"""Prefix of the reason of an invoice that one of these rules has waived."""
 
 MAX_PERIODS = 1_000
-"""Of one subscription in one go; the next sweep continues."""
+"""Most periods of one subscription in one plan; the next sweep continues."""
 
 ON_TIME = "on_time"
 
@@ -56,21 +55,21 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """What becomes of one due period."""
+    """The decision about one due period."""
 
     period: DuePeriod
     action: Action
     rule: str  # which rule decided: ON_TIME, "catch_up.collect_all" …
-    reason: str | None  # for a person, when it is not simply charged now
+    reason: str | None  # for a person; None when it is simply charged now
     at: datetime | None = None  # when it is debited; None unless collected
 
 
 @dataclass(frozen=True, slots=True)
 class Diary:
-    """Everything about one customer that late debits keep their distance to."""
+    """All debits of one customer to which a late debit keeps its distance."""
 
-    debits: tuple[datetime, ...] = ()  # made a short while ago, or dated
-    calendars: tuple[Subscription, ...] = ()  # billable: their coming dates are agreed
+    debits: tuple[datetime, ...] = ()  # made recently, or already dated
+    calendars: tuple[Subscription, ...] = ()  # billable; their next periods are agreed dates
 
     def with_debit(self, at: datetime) -> Diary:
         return replace(self, debits=(*self.debits, at))
@@ -85,12 +84,12 @@ class Plan:
 
 
 def on_time(period: DuePeriod, now: datetime) -> Planned:
-    """Charged at once, at its agreed date."""
+    """Plan a period that is on time: it is charged now."""
     return Planned(period, Action.COLLECT, ON_TIME, None, now)
 
 
 def is_late(subscription: Subscription, now: datetime) -> bool:
-    """Whether the plan depends on the policy, and on what else the customer pays."""
+    """Whether the next period is late: then the policy and the customer's diary decide about it."""
     start = subscription.next_billing_at
     return start is not None and now - start > LATE_AFTER
 
@@ -102,7 +101,7 @@ def plan(
     policy: Policy | None = None,
     age_cap: timedelta = AGE_CAP,
 ) -> Plan:
-    """Decide about every due period. `policy` overrides the subscription's own."""
+    """Decide about the due periods, at most MAX_PERIODS. `policy` overrides the subscription's."""
     policy = policy or subscription.catch_up
     periods, after = _due_periods(subscription, now)
     complete = after.next_billing_at is None or after.next_billing_at > now
@@ -118,7 +117,7 @@ def plans(
     policy: Policy | None = None,
     age_cap: timedelta = AGE_CAP,
 ) -> Iterator[Plan]:
-    """Plan after plan until nothing is due: what one sweep after the other makes of a backlog."""
+    """Yield plans until nothing is due, as one sweep after the other would make them."""
     while True:
         done = plan(subscription, now, diary, policy, age_cap)
         yield done
@@ -135,17 +134,17 @@ def plan_held(
     policy: Policy,
     age_cap: timedelta = AGE_CAP,
 ) -> tuple[tuple[Planned, ...], Diary]:
-    """Decide anew about periods on hold (oldest first), now that a person has named a policy."""
+    """Decide again about held periods (oldest first), by a policy that a person has named."""
     newest = subscription.next_period - 1
     latest = held[-1] if held[-1].number == newest and not is_due(subscription, now) else None
     return _decided(held, latest, policy, now, diary, age_cap)
 
 
 def was_missed(invoice: Invoice, attempts: Sequence[Attempt], now: datetime) -> bool:
-    """Whether its first charge should have been made long ago, and was never sent.
+    """Whether the invoice's first charge is late and was never sent.
 
-    However that came about (dead workers, an unreachable gateway, switched-off sales, a pause):
-    it is late, and goes by the rules for what is late. A step of recovery has a date of its own.
+    The cause does not matter (dead workers, an unreachable gateway, the kill switch, a pause): the
+    catch-up rules decide about it. Dunning steps are never "missed"; they have their own dates.
     """
     at = invoice.next_attempt_at
     return (
@@ -165,11 +164,11 @@ def plan_missed(
     *,
     waited_for_older: bool = False,
 ) -> tuple[tuple[Planned, ...], Diary]:
-    """Decide anew about opened periods (oldest first) whose first charge `was_missed`.
+    """Decide again about opened periods (oldest first) whose first charge `was_missed`.
 
-    `newest` is the number of the latest period that was opened. Those that waited for an older
-    one to be recovered are late by our rules and not by an outage: none of them is waived, but
-    they keep their distance.
+    `newest` is the number of the latest opened period. `waited_for_older`: the periods are late
+    because an older invoice was in recovery, not because of an outage. None of them is waived; they
+    only keep their distance.
     """
     policy = subscription.catch_up
     if waited_for_older and policy.rule is not CatchUp.COLLECT_ALL:
@@ -193,7 +192,7 @@ def _decided(
         if decided.action is Action.COLLECT:
             decided = place(decided, policy, now, diary)
             if decided.at is not None and decided.at - period.start > age_cap:
-                decided = _too_old(period, age_cap)  # by the time it would be its turn
+                decided = _too_old(period, age_cap)  # on its debit day
             else:
                 diary = diary.with_debit(decided.at or now)
         planned.append(decided)
@@ -211,12 +210,12 @@ def _due_periods(subscription: Subscription, now: datetime) -> tuple[list[DuePer
 
 
 def is_due(subscription: Subscription, now: datetime) -> bool:
-    """Whether a period is due, or the cancellation that stands before it."""
+    """Whether the next period is due, or a cancellation in its place."""
     return subscription.next_billing_at is not None and subscription.next_billing_at <= now
 
 
 def cancellation_is_due(subscription: Subscription) -> bool:
-    """Whether the cancellation stands before the next period."""
+    """Whether a cancellation takes effect at or before the start of the next period."""
     start, cancels_at = subscription.next_billing_at, subscription.cancels_at
     return start is not None and cancels_at is not None and start >= cancels_at
 
@@ -232,7 +231,7 @@ def decide(
     is_latest: bool,
     age_cap: timedelta = AGE_CAP,
 ) -> Planned:
-    """What the policy says about one due period, without a date."""
+    """Apply the policy to one due period. The debit has no date yet: `place` sets it."""
     age = now - period.start
     if is_latest and age <= LATE_AFTER:
         return Planned(period, Action.COLLECT, ON_TIME, None)
@@ -260,7 +259,7 @@ def _too_old(period: DuePeriod, age_cap: timedelta) -> Planned:
 
 
 def place(planned: Planned, policy: Policy, now: datetime, diary: Diary) -> Planned:
-    """Date a debit."""
+    """Set the date of a debit."""
     if planned.rule == ON_TIME:
         return replace(planned, at=now)
     gap = SHORTEST_GAP
@@ -272,9 +271,9 @@ def place(planned: Planned, policy: Policy, now: datetime, diary: Diary) -> Plan
 
 
 def _free_moment(now: datetime, gap: timedelta, diary: Diary) -> datetime:
-    """The first moment from `now` on that keeps the distance to everything in the diary.
+    """Return the first moment from `now` on that keeps the distance to everything in the diary.
 
-    Agreed dates of several subscriptions may leave no room at all. Then the debits alone count.
+    The agreed dates of several subscriptions may leave no room. Then only the debits count.
     """
     debits = sorted(diary.debits)
     at = now
@@ -288,7 +287,7 @@ def _free_moment(now: datetime, gap: timedelta, diary: Diary) -> datetime:
 
 
 def _after_debits(at: datetime, gap: timedelta, debits: Sequence[datetime]) -> datetime:
-    """The first moment from `at` on that keeps the distance to debits, which are in order."""
+    """Return the first moment from `at` on that keeps the distance to all debits (ascending)."""
     for debit in debits:
         if abs(at - debit) < gap:
             at = debit + gap
@@ -298,7 +297,7 @@ def _after_debits(at: datetime, gap: timedelta, debits: Sequence[datetime]) -> d
 def _after_agreed_date(
     at: datetime, now: datetime, gap: timedelta, calendars: Sequence[Subscription]
 ) -> datetime | None:
-    """When the first agreed date found too close to `at` lets go of it, or None."""
+    """Return the end of the distance to an agreed date that is too close to `at`, or None."""
     for subscription in calendars:
         for date, room in _agreed_dates_around(subscription, at, now, gap):
             if abs(at - date) < room:
@@ -309,8 +308,10 @@ def _after_agreed_date(
 def _agreed_dates_around(
     subscription: Subscription, at: datetime, now: datetime, gap: timedelta
 ) -> Iterator[tuple[datetime, timedelta]]:
-    """The agreed dates on both sides of `at`, each with the distance to keep: `gap`, or half the
-    period where that is shorter, or there would be no moment left between two daily debits.
+    """Yield the agreed dates on both sides of `at`, each with the distance to keep.
+
+    The distance is `gap` or half the period, whichever is shorter: otherwise daily debits would
+    leave no moment between them.
     """
     if subscription.status not in BILLABLE:
         return

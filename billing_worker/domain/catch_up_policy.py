@@ -1,4 +1,4 @@
-"""What the merchant chose to do about periods that nobody billed in time."""
+"""The merchant's choice about periods that were not billed in time."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ MAX_DAYS = 365
 
 class CatchUp(StrEnum):
     COLLECT_LATEST = "collect_latest"  # The latest period is collected, earlier ones are waived.
-    COLLECT_ALL = "collect_all"  # All are, with at least `days` between debits of one customer.
-    FORGIVE_OLDER_THAN = "forgive_older_than"  # What is older than `days` is waived.
-    HOLD = "hold"  # Nothing that is late is collected before a person has decided.
+    COLLECT_ALL = "collect_all"  # All are collected, at least `days` apart per customer.
+    FORGIVE_OLDER_THAN = "forgive_older_than"  # Periods older than `days` are waived.
+    HOLD = "hold"  # Late periods wait for a person's decision.
 
 
 WITH_DAYS = frozenset({CatchUp.COLLECT_ALL, CatchUp.FORGIVE_OLDER_THAN})
@@ -22,7 +22,10 @@ WITH_DAYS = frozenset({CatchUp.COLLECT_ALL, CatchUp.FORGIVE_OLDER_THAN})
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Raises InvalidInput on `catch_up` for an unknown rule, or `days` missing, wrong or useless."""
+    """A rule, with `days` (1 to MAX_DAYS) if it is one of WITH_DAYS; else `days` is None.
+
+    Raises InvalidInput on `catch_up` for anything else.
+    """
 
     rule: CatchUp
     days: int | None = None
@@ -49,9 +52,9 @@ class Policy:
 
 
 DEFAULT_POLICY = Policy(CatchUp.COLLECT_LATEST)
-"""One debit, for the period the customer is in: what they expect to pay today, and no more.
+"""One debit, for the current period: what the customer expects to pay today, and no more.
 
-Collecting every missed period at once is what peers had to take back
-(https://github.com/getlago/lago-api/pull/5935), and holding would stop the whole book after each
-outage. An outage shorter than the interval waives nothing.
+Collecting all missed periods at once had to be reverted elsewhere
+(https://github.com/getlago/lago-api/pull/5935). `HOLD` would stop all billing after each outage. An
+outage shorter than the interval waives nothing.
 """

@@ -1,9 +1,9 @@
-"""Gateway resolution -> what kind of "no" it is.
+"""Classifies the gateway's resolution of a declined charge.
 
-The provider publishes no classification. Every class here is our own reading of the names, by
-usual card-scheme practice (gateway.md §3.2); each row says why, where the code was seen, and when
-we read that. Seen: T test-card table, R release notes with their version, S dashboard screenshot,
-M resolutions page. A code that is not listed is `UNKNOWN`: no automatic charge, a person looks.
+The provider publishes no classification. Every class here is our own reading of the names, by usual
+card-scheme practice (gateway.md §3.2). Each row gives the meaning, the source and the day we read
+it. Sources: T test-card table, R release notes with their version, S dashboard screenshot, M
+resolutions page. A code that is not listed is `UNKNOWN`: no automatic charge; a person decides.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from enum import StrEnum
 class DeclineClass(StrEnum):
     SOFT = "soft"  # May work on another day.
     HARD = "hard"  # Never again with this card.
-    NEEDS_CUSTOMER = "needs_customer"  # A person has to take part.
-    CONFIGURATION = "configuration"  # Ours or the merchant account's fault, not the card's.
+    NEEDS_CUSTOMER = "needs_customer"  # The customer has to take part.
+    CONFIGURATION = "configuration"  # Our fault or the merchant account's, not the card's.
     TECHNICAL = "technical"  # Ended without a reason about the card.
-    UNKNOWN = "unknown"  # May even have succeeded somewhere: investigate.
+    UNKNOWN = "unknown"  # It may even have been paid: a person investigates.
 
 
 @dataclass(frozen=True, slots=True)
 class Decline:
-    """One row: what a resolution means for the next attempt, and who says so."""
+    """What one resolution means for the next attempt, and the source for it."""
 
     kind: DeclineClass
     reason: str  # for a person
     seen: str
     read: date
-    once: bool = False  # soft, but at most one retry: repeating it harms more than it brings
+    once: bool = False  # soft, but one retry at most: more retries do more harm than good
     pauses: bool = False  # every charge through this service would fail the same way
 
 
@@ -41,7 +41,7 @@ CONFIG, TECHNICAL, UNKNOWN = (
     DeclineClass.TECHNICAL,
     DeclineClass.UNKNOWN,
 )
-FIRST = date(2026, 11, 22)  # when gateway.md was read for the first time
+FIRST = date(2026, 11, 22)  # the first reading of the sources
 
 # A configuration row that one card, customer or amount can cause does not pause: a single
 # subscriber must not be able to stop everybody else's charges.
@@ -50,7 +50,7 @@ DECLINES: Mapping[str, Decline] = {
     "insufficient_funds": Decline(SOFT, "not enough money on the account", "T", FIRST),
     "limit_violation": Decline(SOFT, "a limit of the card is reached", "T", FIRST),
     "issuer_unavailable": Decline(SOFT, "the bank did not answer", "S", FIRST),
-    # Of these three one bank demands that the card be blocked, and two say nothing at all.
+    # These three get one retry: the first may ask to block the card, the others give no reason.
     "fatal_issuer_unavailable": Decline(
         SOFT,
         "the bank did not answer and may want the card blocked",

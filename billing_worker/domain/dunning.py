@@ -1,12 +1,12 @@
-"""What happens after an attempt ended without money: what, when, and which rule said so.
+"""Decides what follows an attempt that ended without a payment: the step, its date and its rule.
 
     scheduled charge ─▶ declined ─▶ step 1 ─▶ declined ─▶ step 2 … ─▶ declined ─▶ the policy's end
-                                    └── a day after any attempt at the earliest, at the local hour
+                                    └── at the local hour, a day or more after any attempt
 
-Only attempts of origin `dunning` use up steps: a manual retry, a pay link, a new or a backup card
-neither shortens the ladder (https://github.com/polarsource/polar/issues/10811) nor moves a date
-that is still ahead. Everything is a function of the policy and of the declines so far, so a
-redelivered message cannot climb.
+The *ladder* is the policy's sequence of retries. Only attempts of origin `dunning` use up steps. A
+manual retry, a pay link, a new or a backup card neither shortens the ladder
+(https://github.com/polarsource/polar/issues/10811) nor moves a date more than a day ahead. The
+result depends only on the policy and the declines so far: a repeated message cannot skip a step.
 """
 
 from __future__ import annotations
@@ -27,33 +27,35 @@ STEP_LATE_AFTER = timedelta(hours=1)
 """Sweeps run every few seconds: a step that was dated within the policy's age is made all the same."""
 
 MAX_NOT_CHARGED_IN_A_ROW = 5
-"""Five attempts whose sale certainly never left mean that none ever will: a person has to look."""
+"""After so many attempts whose sale was certainly not sent, a person has to decide."""
 
 REST_DAYS = 1
-"""Between two attempts on a card that refused, whoever asked for the first of them."""
+"""Days between any attempt on a declined card and the next step of the ladder."""
 
 CONFIGURATION_RETRY = timedelta(hours=1)
-"""The service is paused by then; this is when the invoice is due again once it is resumed."""
+"""Wait after a configuration decline. The gateway service is paused then: the attempt is repeated
+after this time, but not before the service is resumed.
+"""
 
 LADDER_ORIGINS = frozenset({Origin.SCHEDULED, Origin.DUNNING})
 ASKED_FOR = frozenset({Origin.MANUAL, Origin.NEW_CARD, Origin.LINK})
-"""What a suspended subscription owes is charged when somebody asks for it, never by a clock."""
+"""Origins of attempts on request. Only these charge what a suspended subscription still owes."""
 
 
 # --- policies -------------------------------------------------------------------------------
 
 
 class End(StrEnum):
-    """What becomes of the debt and the subscription when the ladder is used up."""
+    """What happens to invoice and subscription when the ladder is used up."""
 
-    SUSPEND = "suspend"  # Invoice uncollectible, nothing more becomes due; money brings it back.
-    CANCEL = "cancel"  # Invoice uncollectible, subscription over for good.
-    LEAVE_OPEN = "leave_open"  # Invoice stays open for a person, the subscription past due.
+    SUSPEND = "suspend"  # Invoice uncollectible; no period becomes due before a payment.
+    CANCEL = "cancel"  # Invoice uncollectible, subscription cancelled.
+    LEAVE_OPEN = "leave_open"  # Invoice open for a person to decide, subscription past due.
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A recovery ladder. Days count from the ladder's previous attempt, never from the first.
+    """A ladder of retries. Each delay counts from the ladder's previous attempt.
 
     `max_attempts` counts the scheduled charge too; `max_age` counts from the first decline.
     """
@@ -68,7 +70,7 @@ class Policy:
 
     @property
     def attempts(self) -> int:
-        """The m of "attempt n of m": the scheduled charge and every step."""
+        """The m of "attempt n of m": the scheduled charge and all steps."""
         return min(self.max_attempts, len(self.delays_days) + 1)
 
 
@@ -93,13 +95,14 @@ POLICIES: Mapping[str, Policy] = {
     )
 }
 DEFAULT = POLICIES["standard"]
-"""Polar's: it begins while most causes pass by themselves, is over before the next monthly bill, and
-in `tests/benchmarks/recovery_table.py` recovers more than any ladder that begins as early.
+"""Polar's schedule. It begins early, when most causes pass without help, and ends before the next
+monthly charge. In `tests/benchmarks/recovery_table.py` it recovers more than any other that begins
+as early.
 """
 
 
 def policy_named(name: str | None) -> Policy:
-    """The subscription's own policy. A name that is gone falls back: money must not stop for it."""
+    """Return the policy of that name; DEFAULT for None and for a name that no longer exists."""
     return POLICIES.get(name or "", DEFAULT)
 
 
@@ -107,25 +110,25 @@ def policy_named(name: str | None) -> Policy:
 
 
 class Turn(StrEnum):
-    """Whose turn it is."""
+    """Who has to act next."""
 
-    OURS = "retry"  # An attempt follows at `at`.
+    OURS = "retry"  # The worker: an attempt follows at `at`.
     CARD = "card_needed"  # The customer has to give another card.
     CUSTOMER = "customer_step_needed"  # The customer has to take part, with this card or another.
-    PERSON = "person"  # Somebody of the merchant has to look.
+    PERSON = "person"  # A person at the merchant has to decide.
     NOBODY = "end"  # The ladder is used up: the policy's end applies.
 
 
 @dataclass(frozen=True, slots=True)
 class NextStep:
-    """`at` None means nothing happens by itself; `reason` then says whose turn it is."""
+    """What follows an attempt. `at` None: nothing happens automatically, and `turn` has to act."""
 
     at: datetime | None
     reason: str
     rule: str
     turn: Turn = Turn.PERSON
     origin: Origin | None = None  # of the attempt at `at`; None: the same as the one that ended
-    gives_up_at: datetime | None = None  # how long a customer is waited for
+    gives_up_at: datetime | None = None  # until when to wait for the customer
     kills_card: bool = False
     pauses_service: bool = False
 
@@ -164,7 +167,7 @@ class _Situation:
         return f"declined_{self.row.kind}: {self.last.resolution or 'no resolution'}"
 
     def how_often(self, belongs: Callable[[Decline], bool]) -> int:
-        """Among the ladder's own attempts: what somebody asked for between them is not a retry."""
+        """Count such declines of the ladder's own attempts. Attempts on request do not count."""
         return sum(
             declined.origin in LADDER_ORIGINS and belongs(decline_for(declined.resolution))
             for declined in self.declines
@@ -185,9 +188,9 @@ def after_decline(
 ) -> NextStep:
     """Decide what follows the last of an invoice's declines (oldest first, at least one).
 
-    `tz` is the customer's zone. `other_card` says that another card could be charged now: the one
-    that has replaced this one meanwhile (`new_card`), or one the customer agreed to (`backup`).
-    `never` names the network rule, if any, by which the acquirer's code forbids the card for ever.
+    `tz` is the customer's zone. `other_card`: another card could be charged now, either the new
+    default card (`new_card`) or one with the customer's consent (`backup`). `never`: the network
+    rule, if any, by which the acquirer's code forbids the card for ever.
     """
     situation = _Situation(policy, declines, tz, other_card, never)
     step = _RULE_OF_CLASS[situation.kind](situation)
@@ -207,10 +210,11 @@ def after_page_declined(
     other_card: Origin | None = None,
     never: str | None = None,
 ) -> NextStep | None:
-    """What a decline on a page changes. None: what was planned before stands as it was.
+    """Decide what a decline on a pay page changes. None: the planned step stays.
 
-    The arguments are those of `after_decline`. A page takes any card: only a network's code that
-    says never is held against the card on file. Another hard decline just ends its automatic tries.
+    The arguments are those of `after_decline`. The customer may use any card on a page. So only a
+    network's "never" code marks the stored card as dead; another hard decline merely ends its
+    automatic attempts.
     """
     situation = _Situation(policy, declines, tz, other_card, never)
     if never is not None:
@@ -245,7 +249,7 @@ def _after_customer(situation: _Situation) -> NextStep:
 
 
 def _after_configuration(situation: _Situation) -> NextStep:
-    """The same attempt again once the service is resumed; no step of the ladder is used up."""
+    """Repeat the attempt once the service is resumed. No step of the ladder is used up."""
     if not situation.row.pauses:
         return hold(situation.reason, "configuration.person")
     return NextStep(
@@ -279,7 +283,7 @@ _RULE_OF_CLASS: Mapping[DeclineClass, Callable[[_Situation], NextStep]] = {
 
 
 def steps_used(declines: Sequence[Declined]) -> int:
-    """A refusal of our configuration was no answer about the card: its step comes again."""
+    """Count the used steps. A configuration decline says nothing about the card and uses none."""
     return sum(
         declined.origin is Origin.DUNNING
         and decline_for(declined.resolution).kind is not DeclineClass.CONFIGURATION
@@ -288,7 +292,7 @@ def steps_used(declines: Sequence[Declined]) -> int:
 
 
 def after_not_charged(now: datetime, not_charged_in_a_row: int, timings: Timings) -> NextStep:
-    """Nothing was ever sent, so a new attempt harms nobody; but not for ever."""
+    """Decide what follows when no sale was sent: a new attempt, up to a limit in a row."""
     if not_charged_in_a_row >= MAX_NOT_CHARGED_IN_A_ROW:
         return NextStep(None, "not_charged_repeatedly", "not_charged.limit")
     at = now + timings.not_charged_retry
@@ -296,10 +300,11 @@ def after_not_charged(now: datetime, not_charged_in_a_row: int, timings: Timings
 
 
 def after_expired(since: datetime, timings: Timings, *, again: bool) -> NextStep:
-    """The sale may have arrived, and the gateway's invoice has `expired` at `since`: no proof that
-    nothing was charged. One more attempt comes by itself, late; after that somebody decides.
+    """Decide what follows when a sale may have arrived and the gateway's invoice has expired.
 
-    `again`: it is not the first such attempt of the invoice.
+    That is no proof that nothing was charged. One more attempt follows automatically,
+    `timings.expired_retry` after `since`, the time of the gateway's `expired`. `again`: the invoice
+    has had such an attempt before; a person decides.
     """
     if again:
         return hold(invoices.EXPIRED_AGAIN, "expired.person")
@@ -329,18 +334,18 @@ def comes_too_late(
 
 
 def after_refusal(rule: str, reason: str, again_at: datetime | None) -> NextStep:
-    """A rule forbade the attempt. It comes again when the rule allows it, or with another card."""
+    """Decide what follows a forbidden attempt: a retry at `again_at`; None: another card."""
     turn = Turn.CARD if again_at is None else Turn.OURS
     return NextStep(again_at, reason, rule, turn)
 
 
 def hold(reason: str, rule: str) -> NextStep:
-    """Nothing may happen before a person has looked."""
+    """Wait for a person's decision."""
     return NextStep(None, reason, rule)
 
 
 def _climb(situation: _Situation, rule: str, *, delay_days: int | None = None) -> NextStep:
-    """The next step of the ladder, on its own day or after `delay_days`, or the end."""
+    """Return the next step of the ladder, or its end. `delay_days` replaces the policy's delay."""
     policy, used = situation.policy, steps_used(situation.declines)
     if used + 1 >= policy.attempts:
         return NextStep(None, situation.reason, "ladder.used_up", Turn.NOBODY)

@@ -1,22 +1,22 @@
-"""Everything that can go wrong, by what the caller may conclude from it.
+"""All errors of this package, by what the caller may conclude from them.
 
 BillingError
-├── InvalidInput          somebody's data is wrong: which field, and why
-├── InvariantBroken       our bug: stop, page
+├── InvalidInput          a value from outside is wrong: which field, and why
+├── InvariantBroken       a bug of ours: stop and alert
 │   ├── IllegalTransition
 │   ├── CurrencyMismatch
 │   ├── AmountMismatch
-│   └── WrongKey          none of the vault keys opens what is stored
-│       └── KeysInDoubt   … nor anything else so far: nothing is encrypted with them
-├── ConcurrentChange      someone else moved the row: leave quietly, the sweep returns
-├── NotPayable            no page can be handed to the customer, and why
+│   └── WrongKey          no vault key decrypts a stored secret
+│       └── KeysInDoubt   … nor any other one so far: nothing may be encrypted with these keys
+├── ConcurrentChange      another process changed the row first: stop; the next sweep continues
+├── NotPayable            no page can be given to the customer, and why
 │   ├── AlreadyPaid       there is nothing left to pay
-│   └── SlotTaken         another attempt of the invoice is live: its end comes first
+│   └── SlotTaken         another attempt of the invoice is live and has to end first
 └── GatewayError
     ├── NotSent           certain: nothing reached the gateway
     ├── Refused           certain: a clear 4xx, in the gateway's own shape, on a first send
     └── OutcomeUnknown    the default: anything else
-        └── LookUpUnreliable   the list by reference shows that its filter was not obeyed
+        └── LookUpUnreliable   the list by reference was not filtered by it
 
 A decline is an answer, not an exception.
 """
@@ -26,7 +26,7 @@ from __future__ import annotations
 from typing import Final
 
 AMBIGUOUS_STATUSES: Final = frozenset({408, 409, 425, 429})
-"""4xx that do not say "nothing happened": 409 and 429 may mean a duplicate (gateway.md §1.2)."""
+"""4xx that do not prove "nothing happened": 409 and 429 may mean a duplicate (gateway.md §1.2)."""
 
 
 class BillingError(Exception):
@@ -46,15 +46,15 @@ class InvalidInput(BillingError):
 
 
 class InvariantBroken(BillingError):
-    """Our own bug. Nobody may continue as if nothing had happened."""
+    """A bug of this package. The caller must not continue."""
 
 
 class IllegalTransition(InvariantBroken):
-    """A state was asked to move along an edge that its table does not have."""
+    """A change of state that the transition table does not allow."""
 
 
 class CurrencyMismatch(InvariantBroken):
-    """Two amounts of different currencies met in one calculation."""
+    """A calculation with amounts of two currencies."""
 
 
 class AmountMismatch(InvariantBroken):
@@ -62,21 +62,23 @@ class AmountMismatch(InvariantBroken):
 
 
 class WrongKey(InvariantBroken):
-    """None of the vault keys opens a stored secret: the configuration is wrong, or a key was taken
-    away while something was still encrypted with it.
+    """No vault key decrypts a stored secret: the configuration is wrong, or a key was removed while
+    secrets were still encrypted with it.
     """
 
 
 class KeysInDoubt(WrongKey):
-    """The vault keys have opened nothing of what is stored: what they encrypt, nobody may open."""
+    """The vault keys have decrypted no stored secret so far, so they may be the wrong ones: nothing
+    may be encrypted with them.
+    """
 
 
 class ConcurrentChange(BillingError):
-    """Someone else moved the row first. Leave quietly: the sweep returns."""
+    """Another process changed the row first. Stop without an alert: the next sweep continues."""
 
 
 class NotPayable(BillingError):
-    """No page for the customer: `reason` says why, in words for a person."""
+    """No page can be given to the customer. `reason` says why, in words for a person."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -84,15 +86,15 @@ class NotPayable(BillingError):
 
 
 class AlreadyPaid(NotPayable):
-    """It is paid. Nobody may be asked to pay it once more, under another reference either."""
+    """It is paid. The customer must not be asked again, not even under another reference."""
 
 
 class SlotTaken(NotPayable):
-    """Another attempt for the same invoice may still move money."""
+    """Another attempt of the same invoice may still be paid."""
 
 
 class GatewayError(BillingError):
-    """A gateway call that did not end in an answer we can use.
+    """A gateway call without a usable answer.
 
     `reason` names the cause in a few words and never contains a secret.
     """
@@ -116,8 +118,8 @@ class NotSent(GatewayError):
 class Refused(GatewayError):
     """Certain: the gateway answered a clear 4xx in its own error shape.
 
-    Only a *first* send proves that nothing was created: a repeated one may be refused
-    because its twin succeeded.
+    It proves that nothing was created only for a *first* send: a repeated send may be refused
+    because the first one succeeded.
     """
 
     def __init__(self, reason: str, *, http_status: int) -> None:
@@ -137,14 +139,14 @@ class OutcomeUnknown(GatewayError):
 
     @property
     def reads_like_a_refusal(self) -> bool:
-        """A 4xx in a shape that is not the gateway's own: a proxy's page, perhaps. Together with a
-        look-up that finds nothing it is as good as a refusal.
+        """Whether the answer was a 4xx in another shape than the gateway's, perhaps from a proxy.
+        Together with a look-up that finds nothing, it counts as a refusal.
         """
         return self.is_client_error and self.http_status not in AMBIGUOUS_STATUSES
 
 
 class LookUpUnreliable(OutcomeUnknown):
-    """The list by reference was answered, and the answer shows that its filter was not obeyed.
+    """The gateway's list by reference was not filtered by the reference.
 
-    So what is not in it may be there all the same.
+    So an invoice that is not in the list may exist all the same.
     """

@@ -13,9 +13,7 @@ from billing_worker.domain.money import Money
 class InvoiceStatus(StrEnum):
     OPEN = "open"  # Owed. Has a next attempt, a live attempt, or a reason why neither.
     PAID = "paid"  # Collected once.
-    UNCOLLECTIBLE = (
-        "uncollectible"  # Given up by the policy; money that arrives late still pays it.
-    )
+    UNCOLLECTIBLE = "uncollectible"  # Given up by the policy; a late payment still pays it.
     VOID = "void"  # No longer owed.
 
 
@@ -36,7 +34,7 @@ TRANSITIONS: Mapping[InvoiceStatus, frozenset[InvoiceStatus]] = {
 
 
 def move(current: InvoiceStatus, to: InvoiceStatus) -> InvoiceStatus:
-    """Return `to`, or raise IllegalTransition when the table has no such edge."""
+    """Return `to`. Raises IllegalTransition when TRANSITIONS does not allow the change."""
     if to not in TRANSITIONS[current]:
         raise IllegalTransition(f"invoice: {current} -> {to}")
     return to
@@ -53,78 +51,78 @@ class Invoice:
     money: Money
     status: InvoiceStatus
     reason: str | None  # why an open one waits, or why a void one is void
-    next_attempt_at: datetime | None  # the next step's date; None: nothing happens by itself
-    enqueue_at: datetime | None  # when the sweep next rings for it; pushed on while it is worked on
-    not_charged_count: int  # attempts that certainly never reached the card
+    next_attempt_at: datetime | None  # date of the next step; None: no step is planned
+    enqueue_at: datetime | None  # when a sweep next enqueues it; later while a worker has it
+    not_charged_count: int  # submitted attempts that ended as not charged
     created_at: datetime
     paid_at: datetime | None
-    paused_attempt_at: datetime | None = None  # the next step's date, kept aside during a pause
-    next_origin: Origin = Origin.SCHEDULED  # of the next attempt: what decided that there is one
+    paused_attempt_at: datetime | None = None  # date of the next step, kept during a pause
+    next_origin: Origin = Origin.SCHEDULED  # the origin of the next attempt
     first_declined_at: datetime | None = None
-    give_up_at: datetime | None = None  # how long the customer is waited for
+    give_up_at: datetime | None = None  # until when to wait for the customer
 
 
 def is_near(invoice: Invoice, instant: datetime) -> bool:
-    """Whether its period begins by then, or at most one period later."""
+    """Whether the invoice's period begins at most one period length after `instant`."""
     one_earlier = invoice.period_start - (invoice.period_end - invoice.period_start)
     return one_earlier <= instant
 
 
 PAUSED = "paused"
-"""Why an invoice waits whose subscription is paused."""
+"""Reason of an invoice that waits because its subscription is paused."""
 
 CANCELLED = "cancelled"
-"""Why an invoice is void whose subscription was cancelled."""
+"""Reason of a void invoice whose subscription was cancelled."""
 
 
 SUSPENDED = "suspended"
-"""Why an invoice waits whose subscription was suspended for an older one."""
+"""Reason of an invoice that waits because an older one suspended its subscription."""
 
 
 TAKEN_BACK = "taken back: it became due after a decision that was told of later"
-"""Why an invoice is void that an earlier decision would have prevented. Its period may become due
-again, on other terms or another date: it is then opened anew under the same number."""
+"""Reason of a void invoice: it was opened before an earlier decision became known. Its period may
+become due again, with other terms or another date, under the same number."""
 
 
 VOIDED = "voided: "
-"""Begins the reason of an invoice that a named person has voided."""
+"""Prefix of the reason of an invoice that a named person has voided."""
 
 VOID_IF_UNPAID = "void if it ends unpaid"
-"""Why an invoice in flight is not to be collected any further."""
+"""Reason of an invoice with a live attempt that is void as soon as the attempt ends unpaid."""
 
 PAID_ELSEWHERE = "paid elsewhere: "
-"""Begins the reason of an invoice that a named person has marked as paid; evidence follows."""
+"""Prefix of the reason of an invoice that a named person has marked as paid; evidence follows."""
 
 
 RECOVERY_ENDED = "recovery_ended: "
-"""Begins the reason of an invoice whose ladder is used up, or whose customer was waited for."""
+"""Prefix of the reason of an invoice whose retries, or whose wait for the customer, have ended."""
 
 OVER_AGE = "its first attempt without money is older than"
 """In the reason of an invoice whose next step came when its recovery was over; the days follow."""
 
 KEEPS_CRASHING = "keeps_crashing"
-"""Begins the reason of an invoice whose charges crashed, and others' did not."""
+"""Prefix of the reason of an invoice whose charges crash the worker while others' do not."""
 
 REFUSED = "gateway refused the invoice"
-"""In the reason of an invoice for which the gateway created none: the fault may be the token's."""
+"""Part of the reason when the gateway refused to create its invoice; the token may be the cause."""
 
 
 EXPIRED = "expired_unproven"
-"""Why an invoice waits whose sale may have arrived before the gateway's invoice expired."""
+"""Reason of a wait: a sale may have arrived before the gateway's invoice expired."""
 
 EXPIRED_AGAIN = "expired_unproven_again"
-"""Why an invoice waits for a person: its second such attempt has ended like the first."""
+"""Reason of a wait for a person: a second attempt has ended as `EXPIRED`."""
 
 
 LATE_MONEY = "late_money_may_come"
-"""Why an invoice waits for which an attempt was asked, while an earlier one may still be paid."""
+"""Reason of a wait: an attempt was ordered, but an earlier one may still turn out paid."""
 
 LATE_MONEY_WAITS = "late_money.wait"
-"""The rule that says so, and dates the next attempt."""
+"""The rule that sets the date of an attempt that waits for `LATE_MONEY`."""
 
 
 def put_aside(invoice: Invoice, reason: str = PAUSED) -> Invoice:
-    """Stop what was to happen next, and remember its date. What waits for a person still does."""
+    """Cancel the next step but keep its date. An invoice without a next step is unchanged."""
     if invoice.next_attempt_at is None:
         return invoice
     return replace(
@@ -137,10 +135,10 @@ def put_aside(invoice: Invoice, reason: str = PAUSED) -> Invoice:
 
 
 def take_up_again(invoice: Invoice, now: datetime, waited: timedelta) -> Invoice:
-    """Undo `put_aside` after `waited`, by which the customer's own time is longer.
+    """Undo `put_aside`. The customer's deadline moves by `waited`.
 
-    The next step keeps its date. Where that has passed, the sweep rings now, and whoever claims a
-    first charge finds that it `was_missed`: the catch-up rules decide about it.
+    The next step keeps its date. If that date has passed, the invoice is enqueued now. The claim of
+    a first charge then finds that it `was_missed`, and the catch-up rules decide about it.
     """
     if invoice.give_up_at is not None:
         invoice = replace(invoice, give_up_at=invoice.give_up_at + waited)
@@ -153,7 +151,7 @@ def take_up_again(invoice: Invoice, now: datetime, waited: timedelta) -> Invoice
 
 
 def owed_again(invoice: Invoice, now: datetime) -> Invoice:
-    """Due now, because somebody gave a card or asked for an attempt; also when it was given up."""
+    """Make an open or uncollectible invoice due now: a card was given or an attempt ordered."""
     open_ = InvoiceStatus.OPEN
     return replace(
         invoice,
@@ -166,7 +164,7 @@ def owed_again(invoice: Invoice, now: datetime) -> Invoice:
 
 
 def given_up_if_unpaid(invoice: Invoice) -> Invoice:
-    """What is in flight cannot be taken back: it is void as soon as it has ended without money."""
+    """Give up an invoice with a live attempt: it is void as soon as the attempt ends unpaid."""
     return replace(
         invoice,
         reason=VOID_IF_UNPAID,
@@ -178,7 +176,7 @@ def given_up_if_unpaid(invoice: Invoice) -> Invoice:
 
 
 def paid_elsewhere(invoice: Invoice, evidence: str, now: datetime) -> Invoice:
-    """Cash, a bank transfer. Money that the gateway takes all the same is surplus."""
+    """Mark as paid in cash or by bank transfer. A payment at the gateway is surplus then."""
     return replace(
         invoice,
         status=move(invoice.status, InvoiceStatus.PAID),
@@ -196,14 +194,15 @@ def is_paid_elsewhere(reason: str | None) -> bool:
 
 
 def owed_after_all(invoice: Invoice) -> Invoice:
-    """A person takes back that it was paid. No edge of the table, where `paid` is final: nothing
-    that the gateway or a clock says may come this way.
+    """Reopen a paid invoice: a person withdraws their own statement that it was paid.
+
+    TRANSITIONS has no such change: neither the gateway nor a timer may reopen a paid invoice.
     """
     return replace(invoice, status=InvoiceStatus.OPEN, paid_at=None)
 
 
 def voided(invoice: Invoice, reason: str) -> Invoice:
-    """No longer owed. Money that arrives all the same is surplus, and goes back."""
+    """Void the invoice: it is no longer owed. A later payment is surplus, to be refunded."""
     return replace(
         invoice,
         status=move(invoice.status, InvoiceStatus.VOID),

@@ -1,9 +1,9 @@
 """What people may do to a subscription, and what follows for its periods.
 
-Callers open what is already due before they ask: a decision is about periods that have not begun.
-There is no proration. A change never touches a period that has begun; what was paid is kept, and
-the next period simply has the new terms. All functions raise InvalidInput on `status` for what
-the subscription's state does not allow.
+Callers first open all due periods: a decision is about periods that have not begun. There is no
+proration. A change never touches a period that has begun: what was paid is kept, and the next
+period has the new terms. All functions raise InvalidInput on `status` when the subscription's
+status does not allow the change.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ OVER = frozenset({_S.CANCELLED, _S.ENDED})
 def changed(
     subscription: Subscription, *, money: Money, interval: Interval, now: datetime
 ) -> Subscription:
-    """New terms from the next period on.
+    """Set new terms from the next period on.
 
-    Another interval starts a new series, anchored at the start of the next period: its dates
-    cannot be counted from the old anchor. Another amount or currency leaves the calendar alone,
-    because moving the anchor to a month's end that was cut would drift for good (31st -> 28th).
+    A new interval starts a new series of periods, anchored at the start of the next period. A new
+    amount or currency keeps the anchor: an anchor at a shortened month's end would keep that day
+    for good (31st -> 28th).
 
     While nothing becomes due (paused, suspended), the next period is the first of the old series
-    from `now` on: those before it are skipped by their old length, and a pause counts anew.
+    from `now` on. Earlier ones are skipped, and the pause counts from `now`.
     """
     _require(subscription, set(_S) - OVER)
     after = replace(subscription, money=money)
@@ -49,9 +49,9 @@ def changed(
 
 
 def ending(subscription: Subscription, ends_at: datetime | None) -> Subscription:
-    """No period that begins at `ends_at` or later becomes due; None: there is no such date.
+    """Set the date from which no period becomes due; None: no such date.
 
-    Raises InvalidInput on `ends_at` when it leaves no further period: that is what `end` is for.
+    Raises InvalidInput on `ends_at` when no further period would be left.
     """
     _require(subscription, set(_S) - OVER)
     if ends_at is not None and ends_at <= subscription.start_of(subscription.next_period):
@@ -60,8 +60,10 @@ def ending(subscription: Subscription, ends_at: datetime | None) -> Subscription
 
 
 def before_period(subscription: Subscription, number: int) -> Subscription:
-    """As it stood before the period of that number became due, by time alone: no decision and no
-    suspension lies in between. One that has ended since, because it was its last period, goes on.
+    """Return the subscription as it was before period `number` became due.
+
+    Only time has passed since then: no decision and no suspension. If the period was the last one,
+    the ended subscription is active again.
     """
     ended = subscription.status is _S.ENDED
     return replace(
@@ -73,7 +75,7 @@ def before_period(subscription: Subscription, number: int) -> Subscription:
 
 
 def paused(subscription: Subscription, now: datetime) -> Subscription:
-    """No period becomes due until `resumed`."""
+    """Pause: no period becomes due until `resumed`."""
     _require(subscription, BILLABLE)
     if subscription.cancels_at is not None:
         raise InvalidInput("status", "is about to be cancelled: withdraw the cancellation first")
@@ -91,16 +93,16 @@ def paused(subscription: Subscription, now: datetime) -> Subscription:
 @dataclass(frozen=True, slots=True)
 class Resumed:
     subscription: Subscription
-    skipped: range  # numbers of the periods that fell into the pause: never due, never billed
+    skipped: range  # numbers of the periods that fell into the pause and are never billed
 
 
 def resumed(subscription: Subscription, now: datetime, *, shift: bool, owes: bool) -> Resumed:
-    """Go on, in one of two ways, which the caller chooses.
+    """End a pause.
 
-    `shift`: the next period begins later by exactly the time that was paused, and is the new
-    anchor, so that what was paid for is used up. Otherwise the calendar stays, and periods that
-    would have begun during the pause are skipped: they count towards `ends_after_periods`, and
-    service from now to the next boundary is free.
+    `shift` True: the next period begins later by the length of the pause and is the new anchor, so
+    the customer gets all the time that was paid for. False: the calendar stays. Periods that would
+    have begun during the pause are skipped and count towards `ends_after_periods`; service until
+    the next boundary is free. `owes`: the subscription is past due afterwards.
     """
     _require(subscription, {_S.PAUSED})
     paused_for = now - (subscription.paused_at or now)
@@ -123,25 +125,25 @@ def resumed(subscription: Subscription, now: datetime, *, shift: bool, owes: boo
 
 
 def cancelled(subscription: Subscription) -> Subscription:
-    """Over, now: nothing becomes due, and nothing that is open may be charged."""
+    """Cancel now: no period becomes due, and no open invoice may be charged."""
     return _closed(subscription, _S.CANCELLED)
 
 
 def called_off(subscription: Subscription) -> Subscription:
-    """One that has ended is cancelled after all: what it still owes is not collected any more."""
+    """Cancel a subscription that has ended: its open invoices are no longer collected."""
     _require(subscription, {_S.ENDED})
     return replace(subscription, status=move(subscription.status, _S.CANCELLED))
 
 
 def ended(subscription: Subscription) -> Subscription:
-    """Over, now, but what has become due is still owed and collected."""
+    """End now: no period becomes due, but open invoices are still owed and collected."""
     return _closed(subscription, _S.ENDED)
 
 
 def cancelling(subscription: Subscription) -> Subscription:
-    """To be cancelled when the next period would begin.
+    """Cancel when the next period would begin.
 
-    A subscription for which no period is to begin (paused, suspended) is cancelled at once.
+    A subscription without a next period (paused, suspended) is cancelled at once.
     """
     _require(subscription, set(_S) - OVER)
     if subscription.next_billing_at is None:

@@ -1,4 +1,4 @@
-"""Amounts as whole minor units: no float and no rounding anywhere near money."""
+"""Amounts as whole minor units, without floats and without rounding."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LONGEST_TEXT = 32
 _EXPONENTS = {c.code: c.exponent for c in Currency if c.exponent is not None}
 _MILLION = 1_000_000
 _WIDE = Context(prec=60)
-"""Digits enough for every amount that an answer may hold: the default context would round."""
+"""Enough digits for every amount in an answer; the default context would round."""
 
 
 @functools.total_ordering
@@ -31,16 +31,16 @@ _WIDE = Context(prec=60)
 class Money:
     """`minor` whole minor units (cents, yen, fils) of one ISO 4217 currency, never negative.
 
-    Equal when both fields are equal. Order and sum exist only within one currency; across two
-    they raise CurrencyMismatch. The currency may have been withdrawn: what was agreed and paid in
-    it stays on the books. Only `parse` takes nothing but what can be paid in today.
+    Two amounts are equal when both fields are equal. Comparing by order or adding two currencies
+    raises CurrencyMismatch. A withdrawn currency is allowed, because old amounts stay stored; only
+    `parse` requires a current one. Raises InvalidInput on `amount` or `currency`.
     """
 
     minor: int
     currency: str
 
     def __post_init__(self) -> None:
-        # bool is an int to isinstance, and True is nobody's price.
+        # `isinstance(True, int)` is true, and True is no amount.
         if type(self.minor) is not int or self.minor < 0:
             raise InvalidInput("amount", "must be a whole number of minor units, zero or more")
         _decimals(self.currency)
@@ -50,8 +50,8 @@ class Money:
         """Read a price in major units: `parse("9.99", "USD")` is 999 cents.
 
         Takes plain decimal text only, above zero, at most MAX_MAJOR_UNITS and with no more
-        decimals than the currency has, not even zeros: "5.00" JPY is a price somebody wrote for
-        another currency. Raises InvalidInput on `amount` or `currency`.
+        decimals than the currency has, not even zeros: "5.00" JPY was written for another
+        currency. Raises InvalidInput on `amount` or `currency`.
         """
         digits = exponent(currency)
         whole, decimals = _split(text)
@@ -80,9 +80,9 @@ class Money:
         return Decimal(f"{self.minor}e-{_decimals(self.currency)}")
 
     def is_stated_by(self, amount: Decimal) -> bool:
-        """Whether a gateway that computes with floats means this amount: 9.9900000000000002 for 9.99.
+        """Whether `amount` (major units) is this amount with a float's error: 9.9900000000000002.
 
-        Closer than a millionth of a minor unit, and so never a neighbour.
+        The tolerance is a millionth of a minor unit, so no other amount ever matches.
         """
         distance = abs(amount.scaleb(_decimals(self.currency), _WIDE) - self.minor)
         return distance * _MILLION <= 1
@@ -111,7 +111,7 @@ def exponent(currency: object) -> int:
     """How many decimals the currency has: 2 for USD, 0 for JPY, 3 for KWD.
 
     Raises InvalidInput on `currency` for anything that is not an upper-case ISO 4217 code, and
-    for codes without a minor unit (gold XAU, tests XTS, none XXX), in which nobody pays.
+    for codes without a minor unit (gold XAU, tests XTS, none XXX): they are no means of payment.
     """
     digits = _EXPONENTS.get(currency) if isinstance(currency, str) else None
     if digits is None:
@@ -123,17 +123,17 @@ WITHDRAWN: Mapping[str, int] = {
     "ANG": 2, "BGN": 2, "BYR": 0, "CUC": 2, "EEK": 2, "HRK": 2, "LTL": 2, "LVL": 2, "MRO": 2,
     "SLL": 2, "STD": 2, "VEF": 2, "ZMK": 2, "ZWL": 2,
 }  # fmt: skip
-"""Withdrawn since 2011, with the decimals that ISO 4217 list one gave them while they were in it
-(list three, "historic denominations", names them without:
+"""Currencies withdrawn since 2011, with their decimals as ISO 4217 list one stated them then (list
+three, "historic denominations", has no decimals:
 https://www.six-group.com/en/products-services/financial-information/data-standards.html).
 
-Whoever upgrades `iso4217` adds what its new list leaves out: the guess that every currency has two
-decimals is the one that must not be made.
+Together with an upgrade of `iso4217`, add the codes that its new list drops. Never assume two
+decimals.
 """
 
 
 def _decimals(currency: str) -> int:
-    """As `exponent`, also for a currency that was withdrawn."""
+    """Like `exponent`, but also for a withdrawn currency."""
     digits = WITHDRAWN.get(currency)
     return exponent(currency) if digits is None else digits
 

@@ -1,14 +1,14 @@
-"""What the card networks allow after a decline: rows with dates and sources, and one engine.
+"""Retry limits of the card networks: a table of rules with dates and sources.
 
-Every row says the same sentence: *among the declines of this card within `window` that carry one
-of `codes` (any decline when there are none), and have our amount if `same_amount`, there may be at
-most `most`*. An attempt that could become one more is refused, until the oldest has left the window.
-So "never again" is at most one, for ever; "retry after 4 days" is at most one in 4 days.
+Each rule allows at most `most` declines of one card within `window`. It counts the declines with
+one of its `codes` (all declines if it has none), and with the same amount if `same_amount`. An
+attempt that could become one more is refused until the oldest has left the window. So "never again"
+is at most one, for ever; "retry after 4 days" is at most one in 4 days.
 
-An attempt that is still open counts as a decline: it may become one. Rows with codes apply only
-when the acquirer's code reaches us (`original_data.original_resolution`, gateway.md §2.2), and
-nothing says that this gateway passes it on: the gateway's own resolutions prove no network code.
-Where the network of a card is unknown, or a word that nobody listed, the rows of all apply.
+An open attempt counts as a decline, because it may become one. Rules with codes apply only when the
+acquirer's code reaches us (`original_data.original_resolution`, gateway.md §2.2). The gateway does
+not document that it passes this code on, and its own resolutions prove no network code. If the
+network of a card is unknown or not listed, the rules of all networks apply.
 """
 
 from __future__ import annotations
@@ -54,15 +54,15 @@ _EVERONET = (
 )
 
 UNDATED = date(2023, 1, 1)
-"""For rows whose source names no day: all of them have been in force for years."""
+"""`since` of rules whose source names no day; all of them have been in force for years."""
 
 RULES: tuple[Rule, ...] = (
     Rule(
         "visa.category_1_never", VISA, 1, None, _EVOLVED, date(2022, 4, 1),
         codes=frozenset({"04", "07", "12", "14", "15", "41", "43", "46", "57", "R0", "R1", "R3"}),
     ),
-    # The first decline, and then 15 re-attempts, since May 2025 20. A decline whose category is
-    # not known counts as well: it is of one of them.
+    # The first decline and 15 re-attempts (20 since May 2025). A decline of unknown category counts
+    # too.
     Rule(
         "visa.15_reattempts_in_30_days", VISA, 1 + 15, 30 * DAY, _CARDPOINTE, date(2022, 4, 1),
         until=date(2025, 5, 25), same_amount=True,
@@ -98,13 +98,13 @@ RULES: tuple[Rule, ...] = (
 )  # fmt: skip
 
 LONGEST_COUNTED = 30 * DAY
-"""A card without a decline for so long has nothing that counts: a code that says never has made
-it unusable (`never_again`)."""
+"""The longest window: older declines do not count. A "never" code needs no window, because it has
+made the card unusable (`never_again`)."""
 
 
 OPEN_ENDS_WITHIN = timedelta(hours=1)
-"""Most open attempts are known by then: whoever pays a dozen subscriptions at once with one card need
-not wait for a day because ten of them were still open for a second."""
+"""Longest refusal that only open attempts cause: most of them are decided by then. A customer who
+pays a dozen subscriptions at once with one card must not wait a day for ten short open attempts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,13 +113,13 @@ class Try:
 
     at: datetime
     money: Money
-    code: str | None = None  # the acquirer's, verbatim
-    open: bool = False  # it may still be paid, and then it counts no more
+    code: str | None = None  # the acquirer's code, verbatim
+    open: bool = False  # it may still be paid, and then no longer counts
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why an attempt must not be made, and when the rule will allow it. None: never."""
+    """Why an attempt must not be made, and from when the rule allows it (`until` None: never)."""
 
     rule: str
     until: datetime | None
@@ -132,10 +132,10 @@ class Refusal:
 
 
 def refusal(brand: str | None, money: Money, tries: Sequence[Try], now: datetime) -> Refusal | None:
-    """The rule that forbids an attempt of this amount now, or None.
+    """Return the rule that forbids an attempt of this amount now, or None.
 
-    `tries` are those of the card, by its fingerprint. Of several rules the one that forbids it
-    longest is told; for an hour only, where no rule would without the open ones among the tries.
+    `tries` are those of the card, by its fingerprint. Of several rules, the one that forbids the
+    attempt longest is returned. If only open attempts cause the refusal, it ends within an hour.
     """
     longest = max(_refusals(brand, money, tries, now), key=_duration, default=None)
     ended = [one for one in tries if not one.open]
@@ -145,7 +145,7 @@ def refusal(brand: str | None, money: Money, tries: Sequence[Try], now: datetime
 
 
 def never_again(brand: str | None, code: str | None, now: datetime) -> Refusal | None:
-    """The rule by which this decline's code forbids the card for ever, or None."""
+    """Return the rule that forbids the card for ever because of this decline code, or None."""
     if code is None:
         return None
     networks = _networks(brand)
@@ -165,7 +165,7 @@ def _refusals(
             continue
         counted = sorted(_counted(rule, money, tries, now))
         if len(counted) >= rule.most:
-            # When this one has left the window, one fewer than `most` are in it.
+            # Once this one has left the window, fewer than `most` remain in it.
             leaves = counted[len(counted) - rule.most]
             until = leaves + rule.window if rule.window is not None else None
             yield Refusal(rule.name, until, rule.source)
@@ -189,12 +189,12 @@ _OTHERS = frozenset(
         "hipercard", "troy", "rupay", "interac", "uatp", "humo", "uzcard", "belkart", "prostir",
     }
 )  # fmt: skip
-"""Networks of their own, without rows here. Not those whose cards also bear a Visa or Mastercard
-sign (Cartes Bancaires, Dankort, EFTPOS): an attempt may go either way."""
+"""Networks without rules here. Co-badged ones (Cartes Bancaires, Dankort, EFTPOS) are not listed:
+an attempt may go through Visa or Mastercard."""
 
 
 def _networks(brand: str | None) -> frozenset[str]:
-    """A card whose brand is unknown, or a word that is not listed, may be of either network."""
+    """Return the networks whose rules apply. An unknown or unlisted brand may be either network."""
     name = "".join(letter for letter in (brand or "").lower() if letter.isalnum())
     if name.startswith("visa"):
         return frozenset({VISA})
@@ -210,7 +210,7 @@ _ADVICE = re.compile(r"\bMAC[ :=_-]*([0-9]{2})\b", re.IGNORECASE)
 
 
 def _has_code(rule: Rule, code: str | None) -> bool:
-    """A bare `03` is a response code: an advice code counts only where it is named as one."""
+    """Whether `code` is one of the rule's. A bare `03` is a response code, never an advice code."""
     if not rule.codes:
         return True
     if code is None:

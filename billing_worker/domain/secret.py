@@ -5,8 +5,8 @@ class Secret:
     """A card token or bearer that cannot be printed by accident.
 
     `repr`, `str`, f-strings and tracebacks show `***`; pickling is refused so that it cannot
-    travel in a message. Only `reveal()` gives the text, and only the gateway adapter and the
-    vault call it.
+    travel in a message. Only `reveal()` gives the text: for the gateway, for encryption and for
+    digests.
     """
 
     __slots__ = ("_text",)

@@ -17,14 +17,14 @@ from billing_worker.domain.secret import Secret
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Whose an invoice is. None: not said, which proves nothing."""
+    """To which book and customer an invoice belongs. None: not stated, which proves nothing."""
 
-    book: str | None = None  # the identity that its create carried; two books may share an account
+    book: str | None = None  # the identity sent with the create; two books may share an account
     customer: str | None = None  # our reference of the customer
-    former_book: str | None = None  # which has billed it before the subscription moved to ours
+    former_book: str | None = None  # the book that billed it before the subscription moved to ours
     was_elsewhere: bool = False
     """The subscription was handed over and taken back, and its references have a prefix that no
-    other book makes. So another book that created an invoice under them billed it in our place.
+    other book uses. So another book that created an invoice under them billed it in our place.
     """
 
 
@@ -35,7 +35,7 @@ NOT_SAID = Owner()
 class Statement:
     """One payment invoice as the gateway states it, already parsed and typed.
 
-    Amounts are exact decimals in major units. None means the gateway did not say.
+    Amounts are exact decimals in major units. None: not stated.
     """
 
     gateway_id: str
@@ -57,18 +57,18 @@ class Statement:
 
 @dataclass(frozen=True, slots=True)
 class SaleAnswer:
-    """What the answer to POST /payment/sale claimed: a hint, never a verdict about money."""
+    """What the answer to POST /payment/sale claims: a hint, never a proof about money."""
 
     http_status: int
     status: str | None = None
     resolution: str | None = None
     needs_customer: bool = False
-    """A 3-D Secure step is asked for: nobody is there to take it."""
+    """The answer asks for a 3-D Secure step, and no customer is present to take it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What we ordered: every statement is held against it."""
+    """What we ordered: every statement is compared with it."""
 
     reference_id: str
     money: Money
@@ -77,11 +77,11 @@ class Expected:
 
 
 class Verdict(StrEnum):
-    PAID = "paid"  # The full amount moved, by the gateway's own word.
+    PAID = "paid"  # The gateway states that the full amount was paid.
     DECLINED = "declined"  # Final failure with a resolution: nothing moved.
-    UNPAID_FINAL = "unpaid_final"  # Ended unpaid (expired, terminated, rejected): true after grace.
+    UNPAID_FINAL = "unpaid_final"  # Ended unpaid (expired, terminated, rejected); true after grace.
     PENDING = "pending"  # Not decided; ask again.
-    CONTRADICTORY = "contradictory"  # Does not fit what we ordered: hold, keep the evidence, alert.
+    CONTRADICTORY = "contradictory"  # Does not match the order: hold, keep the evidence, alert.
 
 
 PAID_STATUSES = frozenset(
@@ -114,20 +114,19 @@ UNSOLD_STATUSES = frozenset({"created", "process_pending"})  # what a fresh invo
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A verdict with the words that explain it to a person."""
+    """A verdict, and a reason for a person to read."""
 
     verdict: Verdict
     reason: str
     refusal: str | None = None
-    """Of UNPAID_FINAL: the resolution, where it says why the charge was refused."""
+    """With UNPAID_FINAL: the resolution, if it says why the charge was refused."""
 
 
 def mismatch(statement: Statement, expected: Expected) -> str | None:
-    """Name the first field that is not what we ordered, or None.
+    """Describe the first field that is not what we ordered, or return None.
 
     `payment_amount` counts too: with some fee strategies the card is charged `amount + fee`
-    (§11.5), which nobody agreed to. A field the gateway left out is a mismatch: nothing about
-    money is assumed.
+    (§11.5), which the customer has not agreed to. A missing field is a mismatch.
     """
     ours = {
         "reference_id": expected.reference_id,
@@ -147,10 +146,10 @@ def mismatch(statement: Statement, expected: Expected) -> str | None:
 
 
 def foreign(statement: Statement, expected: Expected) -> str | None:
-    """Say whose this invoice is if it is somebody else's, or None.
+    """Describe the owner if the invoice belongs to another book or customer, or return None.
 
-    Two books on one gateway account may use one reference. What either side leaves out proves
-    nothing: invoices older than book identities carry none, and not every answer names the customer.
+    Two books on one gateway account may use the same reference. A missing value proves nothing:
+    old invoices carry no book identity, and not every answer names the customer.
     """
     ours = expected.owner
     for name, theirs, mine in (
@@ -182,8 +181,8 @@ def is_of_another_create(answered: Statement, create: str | None, sent_at: datet
 def judge(statement: Statement, expected: Expected) -> Finding:
     """Decide what a statement proves about the money.
 
-    Only the status of the gateway's own invoice decides (§0 A, J); the resolution merely
-    classifies a failure. Wrong in any deciding field: contradictory, whatever the status.
+    Only the status of the gateway's own invoice decides (§0 A, J); the resolution merely classifies
+    a failure. A `mismatch` in any field makes the statement contradictory, whatever its status.
     """
     wrong = mismatch(statement, expected)
     if wrong:
@@ -202,12 +201,12 @@ def judge(statement: Statement, expected: Expected) -> Finding:
 
 
 def refusal_of(statement: Statement) -> str | None:
-    """Why an ended charge was refused. Nothing and `ok` say that it merely ended."""
+    """Return why an ended charge was refused, or None: no resolution and `ok` are no refusal."""
     return None if statement.resolution in {None, "", "ok"} else statement.resolution
 
 
 def _judge_paid(statement: Statement, expected: Expected) -> Finding:
-    # Some labels leave processed_amount out; a different one is a partial payment (§0 I).
+    # Some gateways leave processed_amount out; a different one is a partial payment (§0 I).
     processed = statement.processed_amount
     if processed is not None and not expected.money.is_stated_by(processed):
         return Finding(
@@ -221,7 +220,7 @@ NO_BEARER = "no bearer for the sale"
 
 
 def may_be_sold(statement: Statement, expected: Expected) -> str | None:
-    """Say why this invoice must not be sold, or None when it may.
+    """Return why no sale may be sent for this invoice, or None.
 
     Called right before `submitted` is committed.
     """
@@ -231,10 +230,10 @@ def may_be_sold(statement: Statement, expected: Expected) -> str | None:
 
 
 def may_be_paid(statement: Statement, expected: Expected) -> str | None:
-    """Say why this invoice must not be sold, nor its page handed out, or None when it may.
+    """Return why neither a sale may be sent nor the page be handed out, or None.
 
-    An invoice held for moderation is blocked (§2.2) and would sit there; anything but a fresh
-    pending status means that somebody else has touched it.
+    Moderation blocks an invoice (§2.2). Any status but that of a fresh invoice means that somebody
+    else has used it.
     """
     wrong = mismatch(statement, expected)
     if wrong:
@@ -247,20 +246,20 @@ def may_be_paid(statement: Statement, expected: Expected) -> str | None:
 
 
 def page_may_be_paid(statement: Statement) -> bool:
-    """Whether money has moved, or may be moving, on a page that was given to nobody.
+    """Whether a page that nobody was given has been paid, or may be.
 
-    A gateway may charge a card that it knows as soon as the page is created. A payment that is
-    held for moderation goes on when a person releases it.
+    A gateway may charge a known card as soon as the page is created. A payment in moderation
+    continues when a person at the gateway releases it.
     """
     untouched = statement.status in UNSOLD_STATUSES | UNPAID_FINAL_STATUSES
     return statement.moderation_required or not untouched
 
 
 def most_telling(matches: Sequence[Statement]) -> Statement:
-    """Of several invoices under one reference, newest last, the one that counts.
+    """Return the invoice that counts among several with one reference (newest last).
 
-    A create may be repeated, and at most one of its invoices was ever sold: the further one has
-    come towards money, the more it tells, and among equals the newest is as good as any.
+    A repeated create leaves several invoices, of which at most one was sold. The one that is
+    nearest to a payment counts; among equals, the newest.
     """
     return max(enumerate(matches), key=lambda match: (_tells(match[1]), match[0]))[1]
 
@@ -274,4 +273,4 @@ def _tells(statement: Statement) -> int:
         return 2
     if status in UNSOLD_STATUSES:
         return 1
-    return 0 if status in UNPAID_FINAL_STATUSES else 3  # somebody has touched it, undecided
+    return 0 if status in UNPAID_FINAL_STATUSES else 3  # in progress, or unclear

@@ -16,41 +16,41 @@ from billing_worker.domain.money import Money
 class SubscriptionStatus(StrEnum):
     TRIALING = "trialing"  # Before its first charge.
     ACTIVE = "active"
-    PAST_DUE = "past_due"  # Owes a period; the next ones still become due.
-    SUSPENDED = "suspended"  # Recovery ended without money; nothing becomes due.
+    PAST_DUE = "past_due"  # Owes for a period; further periods still become due.
+    SUSPENDED = "suspended"  # Dunning ended without a payment; no period becomes due.
     PAUSED = "paused"
     CANCELLED = "cancelled"
-    ENDED = "ended"  # All its periods have been billed.
+    ENDED = "ended"  # No further period; open invoices are still collected.
 
 
 _S = SubscriptionStatus
 TRANSITIONS: Mapping[SubscriptionStatus, frozenset[SubscriptionStatus]] = {
     _S.TRIALING: frozenset({_S.ACTIVE, _S.PAST_DUE, _S.PAUSED, _S.CANCELLED, _S.ENDED}),
-    # Suspended without being past due: nothing was tried, because there was no card to charge.
+    # To suspended without being past due: there was no card, so no attempt was made.
     _S.ACTIVE: frozenset({_S.PAST_DUE, _S.SUSPENDED, _S.PAUSED, _S.CANCELLED, _S.ENDED}),
     _S.PAST_DUE: frozenset({_S.ACTIVE, _S.SUSPENDED, _S.PAUSED, _S.CANCELLED, _S.ENDED}),
     _S.SUSPENDED: frozenset({_S.ACTIVE, _S.CANCELLED, _S.ENDED}),
     _S.PAUSED: frozenset({_S.TRIALING, _S.ACTIVE, _S.PAST_DUE, _S.CANCELLED, _S.ENDED}),
     _S.CANCELLED: frozenset(),
-    _S.ENDED: frozenset({_S.CANCELLED}),  # what it still owes is called off
+    _S.ENDED: frozenset({_S.CANCELLED}),  # its open invoices are given up
 }
 
 BILLABLE = frozenset({_S.TRIALING, _S.ACTIVE, _S.PAST_DUE})
-"""In these a new period may become due."""
+"""States in which a new period may become due."""
 
 COLLECTABLE = frozenset({_S.TRIALING, _S.ACTIVE, _S.PAST_DUE, _S.ENDED})
-"""In these an open invoice may be charged: an ended subscription still owes what it used."""
+"""States in which an open invoice may be charged. An ended subscription still owes what it used."""
 
 
 def move(current: SubscriptionStatus, to: SubscriptionStatus) -> SubscriptionStatus:
-    """Return `to`, or raise IllegalTransition when the table has no such edge."""
+    """Return `to`. Raises IllegalTransition when TRANSITIONS does not allow the change."""
     if to not in TRANSITIONS[current]:
         raise IllegalTransition(f"subscription: {current} -> {to}")
     return to
 
 
 ONE_OFF = "one_off"
-"""The kind of a subscription that stands for a single charge: one period, ended from the start."""
+"""Kind of a subscription that represents one single charge: one period, ended from the start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,22 +72,22 @@ class Subscription:
     cancels_at: datetime | None = None  # no period that begins then or later becomes due
     catch_up: Policy = DEFAULT_POLICY
     dunning_policy: str | None = None  # None: the default ladder
-    ends_at: datetime | None = None  # agreed: no period that begins then or later is charged
-    handed_over_at: datetime | None = None  # another book bills it; what is open stays here
+    ends_at: datetime | None = None  # agreed end: no period that begins then or later is charged
+    handed_over_at: datetime | None = None  # another book bills it; open invoices stay here
 
     def period(self, number: int) -> tuple[datetime, datetime]:
-        """Start and end of a period. Numbers go on through all series, so none is used twice."""
+        """Return (start, end) of a period. Numbers continue across series: none is used twice."""
         return self.schedule.period(number - self.series_start)
 
     def start_of(self, number: int) -> datetime:
         return self.schedule.boundary(number - self.series_start)
 
     def first_number_from(self, instant: datetime) -> int:
-        """The first number of this series whose period begins at or after `instant`."""
+        """Return the first number of this series whose period begins at or after `instant`."""
         return self.series_start + self.schedule.first_period_from(instant)
 
     def is_past_end(self, number: int, start: datetime) -> bool:
-        """Whether the agreement ends before the period of that number and beginning."""
+        """Whether the subscription ends before period `number`, which would begin at `start`."""
         last, ends_at = self.ends_after_periods, self.ends_at
         return (last is not None and number >= last) or (ends_at is not None and start >= ends_at)
 
@@ -102,8 +102,9 @@ class DuePeriod:
 def open_next_period(subscription: Subscription, now: datetime) -> tuple[DuePeriod, Subscription]:
     """Take the next due period and return it with the subscription moved past it.
 
-    One period a call: what to do with a backlog is the catch-up policy's decision. The caller
-    writes both in one transaction, so that a period is opened exactly once.
+    One period per call: the catch-up policy decides about a backlog. The caller writes both in one
+    transaction, so that a period is opened exactly once. Raises IllegalTransition when the period
+    begins after `now`.
     """
     number = subscription.next_period
     start, end = subscription.period(number)
@@ -126,10 +127,10 @@ def open_next_period(subscription: Subscription, now: datetime) -> tuple[DuePeri
 
 
 def reactivate(subscription: Subscription, now: datetime) -> Subscription:
-    """Money came for a suspended one. Periods that began meanwhile were not served: not billed.
+    """Reactivate a suspended subscription after a payment.
 
-    A cancellation that stood for a date that has passed takes effect now; the sweep carries out
-    one that is still to come, where the next period would begin.
+    Periods that began during the suspension are not billed. A scheduled cancellation whose date has
+    passed takes effect now; a later one, when the next period would begin.
     """
     number = max(subscription.next_period, subscription.first_number_from(now))
     start = subscription.start_of(number)
@@ -153,11 +154,11 @@ MOST_YEARS_BACK = 5
 
 
 def refuse_forgotten_start(schedule: Schedule, first: int, now: datetime) -> None:
-    """An anchor so old that it must be a typing error (0026, 1926) would open thousands of periods.
+    """Raise InvalidInput on `anchor_at` when too many past periods would be charged.
 
-    `first` is the number of the first period to be charged, counted from the anchor: whoever moves
-    in with older agreements says with `paid_through` what was charged before. Raises InvalidInput
-    on `anchor_at`.
+    An anchor in the year 0026 or 1926 is a typing error and would open thousands of periods.
+    `first` is the number of the first period to be charged, counted from the anchor. For an older
+    agreement the caller states with `paid_through` what has been charged.
     """
     start = schedule.boundary(first)
     if start >= now:

@@ -1,18 +1,19 @@
-"""The one place where news about an attempt becomes a new state of attempt, invoice, subscription.
+"""Turns news about an attempt into new states of attempt, invoice and subscription.
 
-Response, poll, callback, operator: all news passes through `conclude`, which is pure. Late and
-repeated news never moves a state back; what does not fit is written down and shown to a person.
+All news (answer to a sale, poll, callback, operator) passes through `conclude`, which is pure. Late
+or repeated news never moves a state back. News that contradicts the state is recorded and alerts a
+person.
 
-    news      what may be heard, what it is about, what is concluded
-    dispatch  which rules apply to which news
-    paid      money came
-    unpaid    a charge ended without money, or is not decided
-    link      a pay page ended without money
-    late      news about an attempt that had ended
-    resolved  a named person's word on an attempt that the gateway leaves undecided
-    distance  how long its money may still come, and what waits for it
-    recovery  what becomes of the debt, and of its subscription
-    moves     the attempt itself, and when the gateway is asked about it next
+    attempt_result   the kinds of news, what they are about, and the conclusion
+    conclude         chooses the rules for a piece of news
+    paid             the gateway states that money was paid
+    unpaid           a charge ended unpaid, or is undecided
+    pay_link_unpaid  a pay page ended unpaid
+    recheck          news about an attempt that has ended
+    resolved         a named person decides an attempt that the gateway leaves undecided
+    distance         how long an ended attempt may still be paid, and what waits for that
+    next_step        what happens to an unpaid invoice and its subscription
+    attempt_changes  changes of the attempt itself, and the date of its next poll
 """
 
 from billing_worker.domain.outcome.attempt_changes import (

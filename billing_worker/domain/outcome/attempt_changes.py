@@ -1,4 +1,4 @@
-"""How an attempt itself moves, and when the gateway is asked about it next."""
+"""Changes of an attempt itself, and the date of its next poll."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ RECHECKS = (
     timedelta(days=7),
     timedelta(days=30),
 )
-"""When a final, unpaid attempt is asked about again, counted from its end (gateway.md §11.8)."""
+"""When an attempt that ended unpaid is polled again, counted from its end (gateway.md §11.8)."""
 
 NEEDS_CUSTOMER = "needs_customer"
-"""Kept as the sale's status when its answer asks for a step that only the customer can take."""
+"""Stored as `sale_status` when the answer asks for a step that only the customer can take."""
 
 EAGER_POLLS_FOR = timedelta(days=1)
 
 LONGEST_EAGER_WAIT = timedelta(minutes=5)
-"""An outage of hours must not stretch the wait: 10 minutes after it heals everything is known."""
+"""Longest wait between polls on the first day: soon after a long outage everything is known."""
 
 PATIENT_WAIT = timedelta(hours=1)
 
 
 def heard(case: Case, statement: Statement, asked_at: datetime | None = None) -> Case:
-    """Keep what every statement tells of its attempt, whatever it proves about the money."""
+    """Store what a statement tells about its attempt, whatever it proves about the money."""
     attempt = replace(case.attempt, heard_at=asked_at or case.attempt.heard_at)
     # The answer to our own create may leave the reference out.
     named = statement.reference_id in {None, attempt.reference_id}
@@ -52,7 +52,7 @@ def end_attempt(
     *,
     may_exist: bool = False,
 ) -> Attempt:
-    """`may_exist`: the gateway may have an invoice for it, although we know of no id."""
+    """End the attempt. `may_exist`: the gateway may have an invoice whose id we do not know."""
     return replace(
         attempt,
         status=attempts.move(attempt.status, status),
@@ -64,22 +64,25 @@ def end_attempt(
 
 
 def _first_recheck(attempt: Attempt, now: datetime, *, may_exist: bool) -> datetime | None:
-    """An invoice that never existed cannot turn out paid. A page may: the gateway may charge for
-    it as it is created, and its create may have arrived although nobody has told us.
+    """Return the date of the first recheck, or None if the gateway has no invoice to be paid.
+
+    A pay link is always rechecked: its create may have arrived without an answer, and the gateway
+    may charge a known card when it creates the page.
     """
     may_exist = may_exist or attempt.gateway_id is not None or attempt.origin is Origin.LINK
     return now + RECHECKS[0] if may_exist else None
 
 
 def next_recheck(ended: datetime, now: datetime) -> datetime | None:
-    """By the clock and not by the count: a callback brings looks of its own."""
+    """Return the next date of RECHECKS. Time counts, not polls: a callback causes extra polls."""
     return next((ended + after for after in RECHECKS if ended + after > now), None)
 
 
 def withdrawn(attempt: Attempt, reason: str, now: datetime) -> Attempt:
-    """A prepared attempt that a pause or a cancellation overtook. These books have sent no sale, for
-    sure: the caller holds the locks without which it cannot be submitted. A life that they have
-    forgotten, or another book, may have sent one: it is asked about by its reference.
+    """End a prepared attempt because of a pause or a cancellation.
+
+    This database has sent no sale: the caller holds the locks that a submit needs. Another book, or
+    the database before a restore, may have sent one: so the attempt is polled by its reference.
     """
     return replace(
         attempt,
@@ -92,10 +95,10 @@ def withdrawn(attempt: Attempt, reason: str, now: datetime) -> Attempt:
 
 
 def sold_by_a_twin(case: Case, context: Context) -> tuple[Case, Event]:
-    """A copy of this database, or its life before a restore, has sold what we only prepared; or the
-    gateway has charged for a page that was given to nobody.
+    """Mark a prepared attempt as submitted: it may have been charged, although we sent no sale.
 
-    It counts as submitted from now on, as if we had sold it: it may have been charged.
+    A copy of this database, or the database before a restore, has sold it; or the gateway has
+    charged for a page that nobody was given.
     """
     submitted = replace(
         case.attempt,
@@ -108,7 +111,7 @@ def sold_by_a_twin(case: Case, context: Context) -> tuple[Case, Event]:
     )
     invoice = case.invoice
     if submitted.origin is Origin.LINK:
-        # Its next step is kept for when nobody pays; nobody is rung for it meanwhile.
+        # The next step is kept in case the page ends unpaid, but is not enqueued meanwhile.
         invoice = replace(invoice, enqueue_at=None)
     elif invoice.status is InvoiceStatus.OPEN:
         invoice = replace(invoice, reason=None, next_attempt_at=None, enqueue_at=None)
@@ -123,18 +126,18 @@ def ask_again(case: Case, context: Context) -> Case:
         )
     elif _is_held(attempt, context.now):
         attempt = replace(attempt, next_poll_at=attempt.lease_until)
-    elif attempt.next_poll_at is not None:  # a recheck that brought no answer
+    elif attempt.next_poll_at is not None:  # a recheck without an answer
         attempt = replace(attempt, next_poll_at=context.now + LONGEST_EAGER_WAIT)
     return replace(case, attempt=attempt)
 
 
 def _is_held(attempt: Attempt, now: datetime) -> bool:
-    """A prepared link whose caller, or the next one, may still go on with it."""
+    """Whether a caller still holds the lease of a prepared pay link."""
     return attempt.lease_until is not None and attempt.lease_until > now
 
 
 def _wait_before_next_poll(attempt: Attempt, context: Context) -> timedelta:
-    """A quarter of the attempt's age, so that young ones are asked often and old ones rarely."""
+    """A quarter of the attempt's age: young attempts are polled often, old ones rarely."""
     age = context.now - (attempt.submitted_at or attempt.created_at)
     if age > EAGER_POLLS_FOR:
         return PATIENT_WAIT

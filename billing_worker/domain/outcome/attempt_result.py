@@ -1,4 +1,4 @@
-"""What may be heard about an attempt, what it is about, and what is concluded from it."""
+"""The kinds of news about an attempt, what they are about, and what is concluded from them."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ class Stated:
 
     statement: Statement
     asked_at: datetime | None = None
-    """When it was asked: a slow answer must not undo a newer one. None: nobody could be slower."""
+    """When the poll was sent: a slow answer must not undo a newer one. None: not compared."""
     maybe_sold: bool = False
-    """No create of this book is known to have made this invoice: it may have been sold too."""
+    """This book has no record of creating the invoice, so somebody else may have sold it."""
 
 
 @dataclass(frozen=True, slots=True)
 class NothingSent:
-    """The frame that owns the attempt knows that no sale left it, and gives the attempt up."""
+    """The worker that holds the claim gives the attempt up and is certain that it sent no sale."""
 
     reason: str
-    hold: bool = False  # True: repeating it would fail the same way
+    hold: bool = False  # True: a repetition would fail in the same way
     statement: Statement | None = None  # the gateway's invoice that was not sold, if any
 
 
 @dataclass(frozen=True, slots=True)
 class Postponed:
-    """The frame gives a prepared attempt back: same attempt, later. No money call was made."""
+    """The worker gives a prepared attempt back, to continue later. It sent no sale."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Forbidden:
-    """A rule stands against a prepared attempt, so nothing was sold. `again_at` None: for ever."""
+    """A rule forbids a prepared attempt, so no sale was sent. `again_at` None: for ever."""
 
     rule: str
     reason: str
@@ -52,26 +52,26 @@ class Forbidden:
 
 @dataclass(frozen=True, slots=True)
 class NoAnswer:
-    """Asking, or selling, brought no usable answer. Proves nothing."""
+    """A poll or a sale had no usable answer. It proves nothing."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class NeverHandedOut:
-    """Nobody was given the page of this link, and the gateway has nothing under its reference. Or of
-    a withdrawn charge: nothing there that says whether it was sold.
+    """Nobody was given the page of this pay link, and the gateway lists nothing for its reference.
+    For a withdrawn charge: the gateway lists nothing that tells whether it was sold.
     """
 
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A named person says whether an attempt of unknown outcome was paid."""
+    """A named person decides whether an attempt of unknown outcome was paid."""
 
     paid: bool
     evidence: str
     why: str
-    over: str | None = None  # what the gateway last said of it, which the person has seen
+    over: str | None = None  # the gateway's last statement, as the person saw it
 
 
 News = Stated | NothingSent | Postponed | Forbidden | NoAnswer | NeverHandedOut | Resolved
@@ -81,8 +81,8 @@ News = Stated | NothingSent | Postponed | Forbidden | NoAnswer | NeverHandedOut 
 class Case:
     """An attempt with the invoice and the subscription that it belongs to.
 
-    What follows an end without money also depends on the invoice's earlier attempts and on the
-    customer's cards: they are read when the news may be such an end, and only then.
+    The next step after an unpaid end also depends on the invoice's previous attempts and on the
+    customer's cards. These are read only when the news may be such an end.
     """
 
     attempt: Attempt
@@ -90,9 +90,9 @@ class Case:
     subscription: Subscription
     earlier: tuple[Attempt, ...] = ()
     card: Card | None = None
-    other_card: Origin | None = None  # another card that may be charged now, and as what
-    default_card: Card | None = None  # what the subscription is charged with by now
-    owes_more: bool = False  # another invoice of the subscription is in recovery, or held
+    other_card: Origin | None = None  # the origin of a charge with another card, if there is one
+    default_card: Card | None = None  # the subscription's card by now
+    owes_more: bool = False  # another invoice is in recovery, or waits for a person
     owner: Owner = NOT_SAID  # our book, and the customer of the subscription
 
     @property
@@ -107,7 +107,7 @@ class Conclusion:
     case: Case
     events: tuple[Event, ...]
     kills_card: str | None = None  # why the attempt's card must never be charged again
-    pauses_service: str | None = None  # why nothing may be charged through the service for now
+    pauses_service: str | None = None  # why the gateway service may charge nothing for now
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Which rules apply to which news."""
+"""Chooses the rules for a piece of news about an attempt."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ from billing_worker.domain.subscription import SubscriptionStatus
 
 def conclude(case: Case, news: News, context: Context) -> Conclusion:
     """Apply one piece of news. Pure; raises IllegalTransition only for a bug of ours."""
-    return _while_not_collected(case, _told(case, news, context), context)
+    return _after_a_decision(case, _apply(case, news, context), context)
 
 
-def _while_not_collected(before: Case, concluded: Conclusion, context: Context) -> Conclusion:
-    """What was in flight when its subscription was paused or cancelled, or when a person voided it
-    for the case that it ends unpaid, has ended without money.
+def _after_a_decision(before: Case, concluded: Conclusion, context: Context) -> Conclusion:
+    """Carry out a decision that waited for the live attempt, once that has ended unpaid: a pause, a
+    cancellation, or an order to void the invoice if it ends unpaid.
     """
     case = concluded.case
     just_ended = before.attempt.status in attempts.LIVE and case.attempt.status not in attempts.LIVE
@@ -73,7 +73,7 @@ def _while_not_collected(before: Case, concluded: Conclusion, context: Context) 
 
 
 def _owes_no_longer(void: Conclusion, context: Context) -> Conclusion:
-    """The end without money has made its subscription past due; nothing of it is owed any more."""
+    """Undo that the unpaid end made the subscription past due: the voided invoice is not owed."""
     case = void.case
     current, moved = owes_no_longer(case.subscription, context, owes_more=case.owes_more)
     case = replace(case, subscription=current)
@@ -87,7 +87,7 @@ def _voided(concluded: Conclusion, reason: str, context: Context) -> Conclusion:
     return replace(concluded, case=case, events=(*concluded.events, said))
 
 
-def _told(  # noqa: PLR0911, C901 - a case each
+def _apply(  # noqa: PLR0911, C901 - a case each
     case: Case, news: News, context: Context
 ) -> Conclusion:
     match news:
@@ -120,7 +120,7 @@ def _told(  # noqa: PLR0911, C901 - a case each
 
 
 def _about_another_invoice(case: Case, statement: Statement, context: Context) -> Conclusion:
-    """A repeated create left a second invoice under our reference: it says nothing of the sold one."""
+    """A repeated create left a second invoice with our reference. It proves nothing about ours."""
     evidence = f"{statement.gateway_id} is {statement.status}, ours is {case.attempt.gateway_id}"
     said = context.event(EventKind.ATTEMPT_QUARANTINED, alert=True, evidence=evidence)
     return Conclusion(case, (said,))
@@ -129,11 +129,11 @@ def _about_another_invoice(case: Case, statement: Statement, context: Context) -
 def _is_older_than_known(
     case: Case, statement: Statement, asked_at: datetime | None, now: datetime
 ) -> bool:
-    """Two looks overtook each other. Money that we do not know of yet is never too old to hear."""
+    """Whether a newer poll was applied first. A payment that is not known yet is never too old."""
     known = case.attempt.heard_at
     if asked_at is None or known is None or asked_at >= known:
         return False
-    if known > now:  # A clock that was ahead wrote it: it proves nothing about the order.
+    if known > now:  # Written by a clock that was ahead, so the order is unknown.
         return False
     return statement.status not in PAID_STATUSES or case.attempt.status in attempts.PAID
 
@@ -161,8 +161,10 @@ def _stated(case: Case, news: Stated, context: Context) -> Conclusion:  # noqa: 
 
 
 def _was_sold(news: Stated, finding: Finding) -> bool:
-    """Nobody here has sold it, and it has ended as only a sale ends, or may have been sold by a life
-    that this book has forgotten.
+    """Whether somebody else has sold a prepared attempt that the gateway states as ended unpaid.
+
+    Only a sale ends with a decline or a refusal. Without one, `maybe_sold` decides: another book,
+    or this database before a restore, may have sold it.
     """
     ended = finding.verdict in {Verdict.DECLINED, Verdict.UNPAID_FINAL}
     told = finding.verdict is Verdict.DECLINED or finding.refusal is not None

@@ -1,19 +1,20 @@
-"""How long the money of an ended attempt may still come, and what has to wait for it.
+"""How long an ended attempt may still be paid, and how long the next attempt waits for that.
 
-    the attempt that ended                      what comes by itself   asked for      a page
-    nothing of it was ever sold                 -                      -              -
-    a named person says that it is not paid     -                      -              -
-    our sale, `expired`, no refusal is known    72 h                   72 h           72 h
-    our sale, `expired`, a refusal is known     72 h                   -              -
-    a page, `expired`                           72 h                   -              -
-    declined by the gateway's own final word    10 minutes             10 minutes     -
-    declined on a page (it stood for the grace) -                      -              -
+    the ended attempt                            next: automatic   on request    pay page
+    no sale was sent                             -                 -             -
+    a named person decided that it is not paid   -                 -             -
+    our sale, `expired`, no refusal is known     72 h              72 h          72 h
+    our sale, `expired`, a refusal is known      72 h              10 minutes    -
+    a pay page, `expired`                        72 h              -             -
+    our sale, declined by a final status         10 minutes        10 minutes    -
+    a pay page, declined (stood for the grace)   -                 -             -
 
-"72 h" is `BILLING_EXPIRED_RETRY_SECONDS`, counted from the gateway's `expired`: a sale that may have
-arrived can still be approved after it (gateway.md §0 H). Asked for is what a person orders
-(`invoices retry`) or a customer's new card. Pages that a customer opens after a page of theirs, or
-after a refusal that they know of, do not wait: they know whether they paid. Whatever waits is
-asked about once more right before the next attempt (`services/charging/previous_attempts.py`).
+"72 h" is `BILLING_EXPIRED_RETRY_SECONDS`, counted from the gateway's `expired`: a sale that arrived
+can still be approved after it (gateway.md §0 H). "10 minutes" count from the end of the attempt and
+are never longer than the grace. "On request" is an order of a person (`invoices retry`) or a new
+card. A customer who opens a pay page after an earlier page or a known refusal does not wait: they
+know whether they paid. Right before the next attempt the ended ones are polled once more
+(`services/charging/previous_attempts.py`).
 """
 
 from __future__ import annotations
@@ -26,25 +27,26 @@ from billing_worker.domain.dunning import ASKED_FOR
 from billing_worker.domain.timings import Timings
 
 NOT_SENT = "not_sent"
-"""Kept as the sale's status when the frame that armed the attempt knows that no sale left it."""
+"""Stored as `sale_status` when the worker that submitted the attempt is certain it sent no sale."""
 
 _ENDED_UNPAID = frozenset({AttemptStatus.DECLINED, AttemptStatus.NOT_CHARGED})
 
 
 def was_never_sold(attempt: Attempt) -> bool:
-    """Then its invoice at the gateway is pending until it expires, which means nothing."""
+    """Whether no sale was sent. Its gateway invoice then stays pending until it expires."""
     return attempt.submitted_at is None or attempt.sale_status == NOT_SENT
 
 
 def ended_unproven(attempt: Attempt) -> bool:
-    """Our own sale may have arrived, and nobody has ever refused it: it just expired."""
+    """Whether our own sale may have arrived and expired without a refusal."""
     is_ours = attempt.origin is not Origin.LINK and not was_never_sold(attempt)
     return attempt.status is AttemptStatus.NOT_CHARGED and is_ours and attempt.resolved_at is None
 
 
 def not_before(origin: Origin, ended: Iterable[Attempt], timings: Timings) -> datetime | None:
-    """The earliest moment for an attempt of this origin on the invoice of the attempts that
-    `ended`. None: now.
+    """Return the earliest time for the next attempt of an invoice, or None for now.
+
+    `origin` is that of the next attempt; `ended` are the invoice's ended attempts.
     """
     waits = (_not_before(origin, attempt, timings) for attempt in ended)
     return max((until for until in waits if until is not None), default=None)

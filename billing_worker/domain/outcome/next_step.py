@@ -1,4 +1,4 @@
-"""What becomes of the debt when an attempt brought no money, and of its subscription."""
+"""Decides what happens to an invoice and its subscription after an attempt ended unpaid."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def next_step(
     if status is SubscriptionStatus.CANCELLED:
         return replace(step, at=None, turn=Turn.PERSON, rule="subscription.cancelled")
     if status is SubscriptionStatus.SUSPENDED and step.turn is Turn.OURS:
-        # Somebody asked for this attempt; the clock asks for no other.
+        # This attempt was on request. A suspended subscription gets no automatic attempt.
         return replace(step, at=None, turn=Turn.NOBODY, rule="subscription.suspended")
     return step
 
 
 def _not_too_early(step: NextStep, case: Case, attempt: Attempt, context: Context) -> NextStep:
-    """Late money of this attempt, or of an earlier one, is waited for before the next."""
+    """Delay the step while this attempt, or a previous one, may still be paid."""
     origin = step.origin or attempt.origin
     others = [one for one in case.earlier if one.id != attempt.id]
     earliest = not_before(origin, [*others, attempt], context.timings)
@@ -60,8 +60,10 @@ def _not_too_early(step: NextStep, case: Case, attempt: Attempt, context: Contex
 
 
 def why_never_again(case: Case, attempt: Attempt, resolution: str, context: Context) -> str | None:
-    """Why this decline forbids its card for ever, or None. On a page any card may be typed: there
-    only a network's own code is held against the card on file.
+    """Return why this decline forbids the stored card for ever, or None.
+
+    The customer may use any card on a pay page: there only a network's code counts against the
+    stored card.
     """
     hard = decline_for(resolution).kind is DeclineClass.HARD and attempt.origin is not Origin.LINK
     brand = case.card.brand if case.card else None
@@ -71,7 +73,7 @@ def why_never_again(case: Case, attempt: Attempt, resolution: str, context: Cont
 
 
 def declines_of(case: Case, attempt: Attempt) -> list[Declined]:
-    """Of the invoice, oldest first, the newest being this attempt's."""
+    """Return the invoice's declines, oldest first; the last one is this attempt's."""
     tries = [a for a in case.earlier if a.status is AttemptStatus.DECLINED and a.id != attempt.id]
     tries.sort(key=lambda earlier: earlier.number)
     return [Declined(a.origin, a.settled_at or a.created_at, a.outcome) for a in (*tries, attempt)]
@@ -80,7 +82,7 @@ def declines_of(case: Case, attempt: Attempt) -> list[Declined]:
 def payment_failed(
     policy: Policy, declines: list[Declined], step: NextStep, context: Context
 ) -> Event:
-    """The notice that a payment failed, never without what follows (pains: mails that hid it)."""
+    """Return the notice of a failed payment. It always tells what follows."""
     resolution = declines[-1].resolution
     return context.event(
         EventKind.PAYMENT_FAILED,
@@ -100,11 +102,11 @@ def payment_failed(
 def stays_owed(
     case: Case, attempt: Attempt, step: NextStep, said: tuple[Event, ...], context: Context
 ) -> Conclusion:
-    """The invoice stays owed (if it still is) and waits for its next step."""
+    """Let an open invoice wait for its next step. Any other invoice is unchanged."""
     if case.invoice.status is not InvoiceStatus.OPEN:
         return Conclusion(replace(case, attempt=attempt), said[:1])
     step = _not_too_early(step, case, attempt, context)
-    # The reason of such an invoice is a person's order: it stands until what is in flight ends.
+    # This reason is a person's order, which must stand until the live attempt has ended.
     is_to_be_void = case.invoice.reason == invoices.VOID_IF_UNPAID
     invoice = replace(
         case.invoice,
@@ -153,7 +155,7 @@ def _asked_of_the_customer(invoice: Invoice, step: NextStep, context: Context) -
 def give_up(
     invoice: Invoice, subscription: Subscription, rule: str, context: Context
 ) -> tuple[Invoice, Subscription, list[Event]]:
-    """End the recovery of an open invoice as its policy says. Late money still pays it."""
+    """End the recovery of an open invoice as its policy says. A late payment still pays it."""
     policy = policy_named(subscription.dunning_policy)
     stays = policy.end is End.LEAVE_OPEN
     invoice = replace(
@@ -190,13 +192,16 @@ _STATUS_AT_END = {
 }
 
 _STILL_BILLED = frozenset({SubscriptionStatus.ACTIVE, SubscriptionStatus.PAST_DUE})
-"""Only these move: one that was paused, cancelled or has ended meanwhile keeps its state."""
+"""States that the policy's end changes. A paused, cancelled or ended subscription keeps its own."""
 
 
 def owes_no_longer(
     subscription: Subscription, context: Context, *, owes_more: bool
 ) -> tuple[Subscription, tuple[Event, ...]]:
-    """An invoice was voided. That is no payment: what is suspended stays so."""
+    """Return the subscription after an invoice was voided.
+
+    It is no longer past due unless it `owes_more`. A suspended one stays so: this is no payment.
+    """
     if subscription.status is not SubscriptionStatus.PAST_DUE or owes_more:
         return subscription, ()
     return move_subscription(subscription, SubscriptionStatus.ACTIVE, "nothing is owed", context)

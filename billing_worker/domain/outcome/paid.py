@@ -1,4 +1,4 @@
-"""Money came."""
+"""Applies a statement that money was paid."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from billing_worker.domain.subscription import Subscription, SubscriptionStatus
 
 
 def pay(case: Case, finding: Finding, context: Context) -> Conclusion:
-    """Money moved: it pays the invoice if that is still owed, and is surplus otherwise."""
+    """Apply a payment: it pays the invoice if that is still owed, and is surplus otherwise."""
     case = _no_longer_surplus(case, finding)
     if case.attempt.status in attempts.PAID:
         return _paid_already(case, finding, context)
@@ -62,17 +62,17 @@ def pay(case: Case, finding: Finding, context: Context) -> Conclusion:
 
 
 def _no_longer_surplus(case: Case, finding: Finding) -> Case:
-    """A person has taken back that another attempt paid the invoice: this money pays it."""
+    """Let surplus money pay the invoice after a person has withdrawn that another attempt did."""
     is_owed = case.invoice.status in {InvoiceStatus.OPEN, InvoiceStatus.UNCOLLECTIBLE}
     is_surplus = case.attempt.status is AttemptStatus.SURPLUS
     if not (is_surplus and is_owed) or finding.reason in GIVEN_BACK_STATUSES:
         return case
-    # No edge of the table: nothing else makes an invoice owed that surplus money was there for.
+    # TRANSITIONS has no such change: nothing else makes an invoice with surplus money owed again.
     return replace(case, attempt=replace(case.attempt, status=AttemptStatus.NOT_CHARGED))
 
 
 def _paid_already(case: Case, finding: Finding, context: Context) -> Conclusion:
-    """What becomes of the money afterwards: each new status is told once, and the books stand."""
+    """Record each later status of a payment once. Attempt and invoice keep their states."""
     attempt = case.attempt
     if finding.reason == attempt.outcome:
         return Conclusion(asked_for_the_last_time(case), ())
@@ -86,7 +86,7 @@ def _paid_already(case: Case, finding: Finding, context: Context) -> Conclusion:
 def _given_back(attempt: Attempt, status: str, context: Context) -> tuple[Event, ...]:
     if status not in GIVEN_BACK_STATUSES:
         return ()
-    # A surplus that is refunded is what its own alert has asked for.
+    # The alert of a surplus has asked for its refund, so the refund alerts nobody.
     asked_for = attempt.status is AttemptStatus.SURPLUS and status not in CHARGED_BACK_STATUSES
     return (context.event(EventKind.ATTEMPT_GIVEN_BACK, alert=not asked_for, status=status),)
 
@@ -105,8 +105,9 @@ def _recovered(invoice: Invoice, attempt: Attempt, context: Context) -> Event:
 def current_again(
     subscription: Subscription, context: Context, *, owes_more: bool
 ) -> tuple[Subscription, tuple[Event, ...]]:
-    """What a payment means for the subscription. `owes_more`: another invoice of it is in recovery,
-    or held for a person.
+    """Return the subscription after a payment, with the events of its change.
+
+    `owes_more`: another of its invoices is in recovery, or waits for a person.
     """
     if subscription.status is SubscriptionStatus.SUSPENDED:
         return _reactivated(subscription, context, owes_more=owes_more)

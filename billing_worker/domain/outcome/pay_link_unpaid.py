@@ -1,4 +1,4 @@
-"""A pay page that has ended without money."""
+"""Applies the unpaid end of a pay page."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ NEVER_HANDED_OUT = "never handed out"
 def link_unpaid(
     case: Case, status: AttemptStatus, outcome: str, context: Context, *, alert: bool = False
 ) -> Conclusion:
-    """A page that nobody paid on is no failed charge: the next step that the invoice had before,
-    and kept while the page held the slot, stands as it was, unless the card on file is known to be
-    of no more use, or another one has come meanwhile. Only its date moves on, as long as the page
-    may still turn out paid.
+    """End the attempt of a pay page. An unpaid pay page is not a failed charge.
+
+    The invoice keeps the next step that it had before the page, unless the page has shown that the
+    stored card is dead, or the card was replaced meanwhile. The date of the step moves as long as
+    the page may still turn out paid.
     """
     attempt = end_attempt(case.attempt, status, outcome, context)
     declined = status is AttemptStatus.DECLINED
@@ -58,7 +59,7 @@ def _after_refusal(case: Case, attempt: Attempt, context: Context) -> NextStep |
 def _freed(
     case: Case, attempt: Attempt, refused: NextStep | None, said: Event, context: Context
 ) -> Conclusion:
-    """The invoice has its slot back."""
+    """Free the invoice slot and set the next step."""
     invoice = case.invoice
     if invoice.status is not InvoiceStatus.OPEN:
         return Conclusion(replace(case, attempt=attempt), (said,))
@@ -69,14 +70,14 @@ def _freed(
         return _as_it_was(case, attempt, said, context)
     if refused is not None and invoice.first_declined_at is None:
         invoice = replace(invoice, first_declined_at=context.now)
-    # What a pause has put aside is the step that no longer stands.
+    # The step that a pause has kept no longer stands.
     planned = replace(case, invoice=replace(invoice, paused_attempt_at=None))
     return stays_owed(planned, attempt, step, (said,), context)
 
 
 def _replaced(case: Case, attempt: Attempt, context: Context) -> bool:
-    """Has the customer given another card while the page was open? Whoever stored it could not try
-    it then: the page held the slot.
+    """Whether the customer has given another card while the page was open. It could not be charged
+    at that time, because the page held the invoice slot.
     """
     invoice, card = case.invoice, case.default_card
     dated = invoice.next_attempt_at or invoice.paused_attempt_at
@@ -91,7 +92,7 @@ def _replaced(case: Case, attempt: Attempt, context: Context) -> bool:
 
 
 def _waits_for_a_person(invoice: Invoice) -> bool:
-    """It may have been paid, or worse: nothing that happens on a page ends that."""
+    """Whether a person has to decide about the invoice. A pay page does not end that wait."""
     dated = invoice.next_attempt_at or invoice.paused_attempt_at
     return dated is None and invoice.give_up_at is None and invoice.reason is not None
 
@@ -116,7 +117,10 @@ def _as_it_was(case: Case, attempt: Attempt, said: Event, context: Context) -> C
 
 
 def never_handed_out(case: Case, context: Context) -> Conclusion:
-    """The gateway tells nothing of this reference. It is asked again: a create may arrive late."""
+    """Handle an attempt for whose reference the gateway lists nothing.
+
+    A prepared one ends once its lease has run out. It is polled again: a create may arrive late.
+    """
     attempt = case.attempt
     if attempt.status is AttemptStatus.NOT_CHARGED and attempt.gateway_id is None:
         again = next_recheck(attempt.settled_at or attempt.created_at, context.now)

@@ -1,4 +1,4 @@
-"""News about an attempt that had ended."""
+"""Applies news about an attempt that has ended."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from billing_worker.domain.statement import UNSOLD_STATUSES, Finding, Verdict
 
 
 def recheck(case: Case, finding: Finding, context: Context) -> Conclusion:
-    """A settled attempt was asked about again and is still not paid."""
+    """Apply a statement about an ended attempt that is still not paid."""
     attempt = case.attempt
     done = attempt.rechecks + 1
     ended = attempt.settled_at or attempt.created_at
     following = next_recheck(ended, context.now)
     if following is None and attempt.undecided_since is not None:
-        # A final that has been seen to move is asked for once more after it stands again.
+        # A final status that has changed once is polled again after it is final again.
         following = context.now + RECHECKS[0]
     asked = replace(attempt, rechecks=done, next_poll_at=following, undecided_since=None)
     case = replace(case, attempt=asked)
@@ -36,20 +36,20 @@ def recheck(case: Case, finding: Finding, context: Context) -> Conclusion:
     if unpaid or (was_never_sold(attempt) and finding.reason in UNSOLD_STATUSES):
         polled = context.event(EventKind.ATTEMPT_POLLED, found=finding.reason, recheck=done)
         return Conclusion(case, (polled,), kills_card=_refused_for_good(case, finding, context))
-    # Undecided again: asked about until it is final once more, however long that takes.
+    # Undecided again: polled until it is final again, however long that takes.
     since = attempt.undecided_since or context.now
     undecided = replace(
         case.attempt,
         next_poll_at=context.now + PATIENT_WAIT,
         undecided_since=since,
-        unpaid_since=None,  # what waits for late money waits anew once it is final again
+        unpaid_since=None,  # the wait for late money restarts once it is final again
     )
     case = replace(case, attempt=undecided)
     return _reopened(case, finding, context)
 
 
 def _refused_for_good(case: Case, finding: Finding, context: Context) -> str | None:
-    """A hard decline that is first told after the attempt has ended still marks its card."""
+    """Return why the card is dead, if a hard decline becomes known only after the attempt's end."""
     refusal = finding.reason if finding.verdict is Verdict.DECLINED else finding.refusal
     if refusal is None or case.card is None or case.card.unusable_reason:
         return None
@@ -57,7 +57,7 @@ def _refused_for_good(case: Case, finding: Finding, context: Context) -> str | N
 
 
 def _reopened(case: Case, finding: Finding, context: Context) -> Conclusion:
-    """A "final" that is pending again may still become money: nothing else may be tried."""
+    """Hold the invoice: an attempt that was final and is undecided again may still be paid."""
     said = context.event(EventKind.ATTEMPT_CONTRADICTED, alert=True, evidence=finding.reason)
     if case.invoice.status is not InvoiceStatus.OPEN:
         return Conclusion(case, (said,))
@@ -66,6 +66,6 @@ def _reopened(case: Case, finding: Finding, context: Context) -> Conclusion:
 
 
 def contradict(case: Case, finding: Finding, context: Context) -> Conclusion:
-    """We know it was paid; the gateway now says otherwise. A person decides, not a poll."""
+    """Alert a person: the gateway no longer states a payment that it stated before."""
     said = context.event(EventKind.ATTEMPT_CONTRADICTED, alert=True, evidence=finding.reason)
     return Conclusion(asked_for_the_last_time(case), (said,))

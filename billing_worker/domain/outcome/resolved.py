@@ -1,11 +1,11 @@
-"""A named person's word on an attempt that the gateway leaves undecided.
+"""Applies the decision of a named person about an attempt that the gateway leaves undecided.
 
-    --paid      as if the gateway had said so: succeeded, or surplus where nothing is owed any more
+    --paid      like a payment stated by the gateway: succeeded, or surplus if nothing is owed
     --not-paid  the attempt ends as not charged; the invoice waits for that person's next order
 
-The gateway goes on being asked, and its later word wins. Money that comes after `--not-paid` pays
-the invoice, or is surplus. A "no" after `--paid` alerts a person and changes nothing: nobody is
-debited again for it unless the person takes their word back.
+The gateway is still polled, and its later statement wins. A payment after `--not-paid` pays the
+invoice, or is surplus. A refusal after `--paid` alerts a person and changes nothing: the customer
+is not debited again unless the person withdraws the decision.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ NOT_PAID_BY_WORD = "not paid, as a person states"
 
 
 def is_unknown(attempt: Attempt) -> bool:
-    """Whether money may have moved, and the gateway does not decide it."""
+    """Whether the attempt may have been paid and the gateway leaves it undecided."""
     if attempt.status is AttemptStatus.SUBMITTED or attempt.undecided_since is not None:
         return True
     unlisted = attempt.status is AttemptStatus.DECLINED and attempt.resolved_at is None
@@ -38,7 +38,7 @@ def is_unknown(attempt: Attempt) -> bool:
 
 
 def is_overruled(attempt: Attempt, finding: Finding) -> bool:
-    """Whether the gateway still says what the person knew who resolved the attempt."""
+    """Whether a person's decision stands, because the gateway states nothing new since then."""
     if attempt.resolved_at is None:
         return False
     known = finding.verdict is Verdict.CONTRADICTORY and finding.reason == attempt.resolved_over
@@ -46,15 +46,15 @@ def is_overruled(attempt: Attempt, finding: Finding) -> bool:
 
 
 def still_undecided(case: Case, finding: Finding, context: Context) -> Conclusion:
-    """Asked about until the gateway decides, however long that takes."""
+    """Poll on until the gateway decides, however long that takes."""
     polled = context.event(EventKind.ATTEMPT_POLLED, found=finding.reason)
     asked = replace(case.attempt, next_poll_at=context.now + PATIENT_WAIT)
     return Conclusion(replace(case, attempt=asked), (polled,))
 
 
 def may_be_resolved(attempt: Attempt, *, paid: bool) -> bool:
-    """An unknown one may; and a person may take their own word back, as long as the gateway has not
-    said so too.
+    """Whether a person may decide: the attempt is unknown, or an earlier decision of a person about
+    it is changed before the gateway has confirmed it.
     """
     if is_unknown(attempt):
         return True
@@ -65,14 +65,14 @@ def may_be_resolved(attempt: Attempt, *, paid: bool) -> bool:
 
 
 def is_resolved(attempt: Attempt, *, paid: bool) -> bool:
-    """Whether this very word stands already."""
+    """Whether the same decision has been made already."""
     if attempt.resolved_at is None or attempt.undecided_since is not None:
         return False
     return (attempt.status in attempts.PAID) is paid
 
 
 def resolve(case: Case, news: Resolved, context: Context) -> Conclusion:
-    """Apply the word, or change nothing where it is not for a person to say."""
+    """Apply the decision. Where a person may not decide, nothing changes."""
     if not may_be_resolved(case.attempt, paid=news.paid):
         return Conclusion(case, ())
     if news.paid:
@@ -102,10 +102,10 @@ def _not_paid(case: Case, news: Resolved, context: Context) -> Conclusion:
 
 
 def _taken_back(case: Case, news: Resolved, context: Context) -> Conclusion:
-    """The person was wrong: what they called paid is owed again, and waits for their next order."""
+    """Withdraw the decision "paid": the invoice is owed again and waits for the person's order."""
     said = _said(case, news, context)
     surplus = case.attempt.status is AttemptStatus.SURPLUS
-    # No edge of the table: the gateway's own "paid" must never be taken back like this.
+    # TRANSITIONS has no such change: the gateway's own "paid" must never be withdrawn like this.
     attempt = replace(case.attempt, status=AttemptStatus.NOT_CHARGED, outcome=NOT_PAID_BY_WORD)
     if not surplus and case.invoice.status is InvoiceStatus.PAID:
         case = replace(case, invoice=invoices.owed_after_all(case.invoice))
@@ -113,7 +113,7 @@ def _taken_back(case: Case, news: Resolved, context: Context) -> Conclusion:
 
 
 def _another_goes_on(case: Case) -> bool:
-    """A later attempt of the invoice is under way, or its date is set: that one is not touched."""
+    """Whether another attempt of the invoice is live or has a date. It is not touched."""
     others = (other for other in case.earlier if other.id != case.attempt.id)
     return case.invoice.next_attempt_at is not None or any(
         other.status in attempts.LIVE for other in others
@@ -121,19 +121,19 @@ def _another_goes_on(case: Case) -> bool:
 
 
 def _waits(case: Case, attempt: Attempt, context: Context) -> Conclusion:
-    """No attempt follows by itself: the person orders it, and the gateway is asked right before."""
+    """Let the invoice wait for the person's order. The gateway is polled before that attempt."""
     attempt = replace(attempt, undecided_since=None)
     step = hold(NOT_PAID_BY_WORD, "resolved.not_paid")
     return _quietly(stays_owed(case, attempt, step, (), context))
 
 
 def _quietly(concluded: Conclusion) -> Conclusion:
-    """Whoever has just decided need not be alerted about it."""
+    """Remove the alerts: the person has just decided it."""
     return replace(concluded, events=tuple(replace(e, alert=False) for e in concluded.events))
 
 
 def _by_word(concluded: Conclusion, said: Event, news: Resolved, context: Context) -> Conclusion:
-    """The gateway is asked again at once: should it decide by now, its word wins."""
+    """Record the decision and poll at once: if the gateway has decided by now, that wins."""
     attempt = replace(
         concluded.case.attempt,
         next_poll_at=context.now,

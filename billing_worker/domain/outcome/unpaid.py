@@ -1,4 +1,4 @@
-"""A charge that is not decided, or has ended without money."""
+"""Applies news of a charge that is undecided or has ended unpaid."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ from billing_worker.domain.statement import (
 def undecided_or_unpaid(case: Case, finding: Finding, context: Context) -> Conclusion:
     match finding.verdict:
         case Verdict.DECLINED if case.attempt.origin is Origin.LINK:
-            # A customer whose card was refused tries the next one, on the same page.
+            # The customer may try another card on the same page.
             return _unpaid_final(case, finding, context)
         case Verdict.DECLINED:
             return decline(case, finding.reason, context)
@@ -68,7 +68,7 @@ def undecided_or_unpaid(case: Case, finding: Finding, context: Context) -> Concl
 
 
 def _held_as_unknown(case: Case, finding: Finding, context: Context) -> Conclusion:
-    """Kept with its evidence and asked about again; a person is told once per new finding."""
+    """Store the evidence and poll again. A person is alerted once per new finding."""
     news = _quarantined(finding, context, alert=case.attempt.outcome != finding.reason)
     kept = replace(case, attempt=replace(case.attempt, outcome=finding.reason))
     return Conclusion(ask_again(kept, context), (news,))
@@ -79,7 +79,7 @@ def _quarantined(finding: Finding, context: Context, *, alert: bool = True) -> E
 
 
 def _unpaid_no_longer(case: Case) -> Case:
-    # The gateway took its "final" back: the grace starts anew when it ends again.
+    # The status is no longer final. The grace starts again with the next final status.
     return replace(case, attempt=replace(case.attempt, unpaid_since=None))
 
 
@@ -97,7 +97,7 @@ def _unpaid_final(case: Case, finding: Finding, context: Context) -> Conclusion:
         )
         return Conclusion(replace(case, attempt=waiting), (said,))
     if finding.verdict is Verdict.DECLINED:
-        # `unpaid_since` of an ended attempt says that it expired: what waits for that is longer.
+        # On an ended attempt `unpaid_since` means "expired", for which the next step waits longer.
         return decline(_unpaid_no_longer(case), finding.reason, context)
     if finding.refusal is not None:
         return decline(case, finding.refusal, context)
@@ -108,10 +108,10 @@ def _unpaid_final(case: Case, finding: Finding, context: Context) -> Conclusion:
 
 
 def _refused_by_the_sale(attempt: Attempt) -> str | None:
-    """What the sale's own answer refused it for, when only the clock has ended its invoice."""
+    """Return the refusal in the answer to the sale, for an invoice that has only expired."""
     said = attempt.sale_resolution
     if attempt.sale_status == NEEDS_CUSTOMER:
-        # Nobody was there to take the step: the same sale again would only ask for it again.
+        # No customer was present for the step, and another sale would ask for it again.
         return said if said and classify(said) is DeclineClass.NEEDS_CUSTOMER else _3DS_REQUIRED
     return (said or "expired") if attempt.sale_status == "process_failed" else None
 
@@ -143,7 +143,7 @@ def _not_charged(case: Case, reason: str, *, hold_it: bool, context: Context) ->
     if case.attempt.origin is Origin.LINK:
         return link_unpaid(case, AttemptStatus.NOT_CHARGED, reason, context, alert=hold_it)
     attempt = end_attempt(case.attempt, AttemptStatus.NOT_CHARGED, reason, context)
-    # Only what was armed counts: a switched-off night of prepared attempts is nobody's failure.
+    # Only submitted attempts count: a prepared one may have met nothing but the kill switch.
     count = case.invoice.not_charged_count + (attempt.submitted_at is not None)
     if hold_it:
         step = hold(f"not_charged: {reason}", "not_charged.hold")
@@ -165,7 +165,7 @@ def _after_expired(case: Case, attempt: Attempt, context: Context) -> NextStep:
 
 
 def unsold(case: Case, news: Stated, finding: Finding, context: Context) -> Conclusion:
-    """A prepared attempt whose invoice at the gateway is neither paid nor declined."""
+    """Apply a statement about a prepared attempt that is neither paid nor declined."""
     if news.maybe_sold and finding.verdict is Verdict.PENDING:
         return sold_by_somebody(case, MADE_BY_SOMEBODY, context)
     return nothing_sent(
@@ -181,7 +181,7 @@ def unsold(case: Case, news: Stated, finding: Finding, context: Context) -> Conc
 
 def nothing_sent(case: Case, news: NothingSent, context: Context) -> Conclusion:
     if case.attempt.status not in attempts.LIVE:
-        return Conclusion(case, ())  # It slept so long that others have ended the attempt.
+        return Conclusion(case, ())  # Another process has ended the attempt meanwhile.
     if news.statement is not None:
         case = heard(case, news.statement)
         if _may_have_been_sold(case.attempt, news.statement):
@@ -195,8 +195,9 @@ def nothing_sent(case: Case, news: NothingSent, context: Context) -> Conclusion:
 
 
 def of_another_owner(case: Case, whose: str, context: Context) -> Conclusion:
-    """Under our reference there is an invoice of another book, or of another customer. Whatever its
-    status, it is none of ours: its id is not kept, and a person is told.
+    """Handle an invoice that has our reference but belongs to another book or customer.
+
+    Whatever its status, its id is not stored, and a person is alerted.
     """
     if case.attempt.status is AttemptStatus.PREPARED:
         return nothing_sent(case, NothingSent(whose, hold=True), context)
@@ -204,8 +205,9 @@ def of_another_owner(case: Case, whose: str, context: Context) -> Conclusion:
 
 
 def _may_have_been_sold(attempt: Attempt, statement: Statement) -> bool:
-    """Somebody has touched an invoice that we have only prepared. One that has ended is another
-    matter: whoever never sold it sees it expire.
+    """Whether the gateway's invoice of a prepared attempt may have been sold by somebody else.
+
+    An invoice that has ended is no sign of that: every unsold invoice expires.
     """
     if attempt.status is not AttemptStatus.PREPARED or attempt.gateway_id != statement.gateway_id:
         return False
@@ -215,14 +217,14 @@ def _may_have_been_sold(attempt: Attempt, statement: Statement) -> bool:
 
 
 def sold_by_somebody(case: Case, reason: str, context: Context) -> Conclusion:
-    """Unknown, therefore: nothing else is tried before the gateway tells how it ended."""
+    """Treat the attempt as unknown: no other attempt starts before the gateway states its end."""
     case, sold = sold_by_a_twin(case, context)
     held = _held_as_unknown(case, Finding(Verdict.CONTRADICTORY, reason), context)
     return replace(held, events=(sold, *held.events))
 
 
 def forbid(case: Case, news: Forbidden, context: Context) -> Conclusion:
-    """The step is not used up, and it was no failure of the wire: the rule names the next date."""
+    """End a forbidden attempt. It uses up no step of the ladder; the rule sets the next date."""
     if case.attempt.status is not AttemptStatus.PREPARED:
         return Conclusion(case, ())
     attempt = end_attempt(case.attempt, AttemptStatus.NOT_CHARGED, news.reason, context)
@@ -237,7 +239,7 @@ def postpone(case: Case, reason: str, context: Context) -> Conclusion:
     if attempt.status is not AttemptStatus.PREPARED:
         return Conclusion(case, ())
     if case.invoice.status is not InvoiceStatus.OPEN or case.invoice.next_attempt_at is None:
-        # Paid or held meanwhile: to come back to it would ring for nothing, for ever.
+        # Paid or held meanwhile: to continue later would enqueue it in vain, for ever.
         ended = end_attempt(attempt, AttemptStatus.NOT_CHARGED, reason, context, may_exist=True)
         said = context.event(EventKind.ATTEMPT_NOT_CHARGED, reason=reason)
         return Conclusion(replace(case, attempt=ended), (said,))
