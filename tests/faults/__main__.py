@@ -7,7 +7,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.faults.boundaries import Tally, pairs, singles, sqlite_bench
+from tests.faults.bench import sqlite_bench
 from tests.faults.scenarios import (
     BREAKS,
     DIES,
@@ -19,6 +19,7 @@ from tests.faults.scenarios import (
     MAIN,
     NAPS,
 )
+from tests.faults.tally import Tally, pairs, singles
 
 
 def main(*, long: bool) -> int:

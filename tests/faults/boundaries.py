@@ -10,35 +10,31 @@ Nothing here is random: the same scenario and the same faults give the same run.
 
 from __future__ import annotations
 
-import sqlite3
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Self
+from typing import Any
 
-import structlog
 from sqlalchemy import func, select, text
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from billing_worker.domain.errors import OutcomeUnknown
 from billing_worker.domain.timings import Timings
-from billing_worker.gateway.http import Request, RequestsTransport, Response
+from billing_worker.gateway.http import Request, Response
 from billing_worker.persistence.schema import tables
-from billing_worker.persistence.schema.migrate import migrate
 from billing_worker.persistence.store import CommitUnknown, Store
 from billing_worker.sandbox.gateway import Behaviour
-from billing_worker.sandbox.server import SandboxServer
 from billing_worker.services.charging.charge import charge_batch
 from billing_worker.services.charging.reconcile import poll_batch
 from billing_worker.services.doorbell import poll_due, ring_due
 from billing_worker.services.invoicing.renew import renew_due
 from billing_worker.services.ports import Ports
 from tests.faults.killing_worker import use_case_of
-from tests.support.books import name_book
-from tests.support.world import START, World
+from tests.support.backup import Backup, restore
+from tests.support.world import World
 
 MINUTE = timedelta(minutes=1)
 HOUR = timedelta(hours=1)
@@ -357,6 +353,7 @@ class Run:
         self.struck: list[str] = []
         self.seen: list[str] = []
         """Violations that were seen while it ran."""
+        self.kept: Backup = {}
         self._armed_at: dict[str, datetime] = {}
         self._plan = list(plan)
         self._number = 0
@@ -409,6 +406,11 @@ class Run:
             clock=_Clock(self),
             bell=_Bell(self),
         )
+
+    def go_back(self) -> None:
+        """The database is as it was when the backup was taken."""
+        restore(self.world.store, self.kept)
+        self._armed_at.clear()
 
     def others_carry_on(self, span: timedelta) -> None:
         """Another process runs the same world for this long, then the first one goes on."""
@@ -512,238 +514,3 @@ class Run:
                 self.seen.append(f"{reference} was armed although {subscription}")
             if not sales_on:
                 self.seen.append(f"{reference} was armed although sales are switched off")
-
-
-# --- databases that are emptied quickly ------------------------------------------------------
-
-
-class Bench:
-    """One database, reset before every run; engine and compiled statements are kept."""
-
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self.runs = 0
-        self._prepared: dict[str, sqlite3.Connection] = {}
-        self.sabotage: tuple[str, ...] = ()
-        """SQL that takes a guard out of the database before a run."""
-
-    def run(self, scenario: Scenario, plan: Plan = ()) -> Outcome:
-        self.runs += 1
-        return self._finish(self.start(scenario, plan), plan)
-
-    def run_on_the_wire(self, scenario: Scenario, plan: Plan = ()) -> Outcome:
-        """The same over the real HTTP client and a socket. The clock stands still meanwhile."""
-        self.runs += 1
-        run = self.start(scenario, plan)
-        client = RequestsTransport(read_timeout=5)
-        with SandboxServer(run.world.sandbox) as server:
-
-            def carry(request: Request, *, moves_money: bool) -> Response:
-                path = request.url.partition("://")[2].partition("/")[2]
-                there = replace(request, url=f"{server.url}/{path}")
-                return client.send(there, moves_money=moves_money)
-
-            run.carry = carry
-            try:
-                return self._finish(run, plan)
-            finally:
-                client.close()
-
-    def forget(self) -> None:
-        """Databases that were prepared before the vault was changed are of no use."""
-        for key in [key for key in self._prepared if key != "empty"]:
-            self._prepared.pop(key).close()
-
-    def _finish(self, run: Run, plan: Plan) -> Outcome:
-        from tests.faults import verdicts  # noqa: PLC0415 - it judges what is defined here
-
-        with listening() as heard:
-            try:
-                run.drive(START + run.scenario.horizon)
-            except RuntimeError as error:
-                run.seen.append(str(error))
-        run.seen += heard
-        return verdicts.judge(run, plan)
-
-    def start(self, scenario: Scenario, plan: Plan = ()) -> Run:
-        if self.store.is_sqlite:
-            self._restore(scenario)
-        else:
-            self._clear()
-        run = Run(scenario, self.store, plan)
-        if not self.store.is_sqlite:
-            _subscribe(run.world, scenario)
-        for statement in self.sabotage:
-            with self.store.engine.begin() as connection:
-                connection.execute(text(statement))
-        return run
-
-    def _restore(self, scenario: Scenario) -> None:
-        key = scenario.card_token
-        if key not in self._prepared:
-            with _raw(self.store) as connection:
-                if "empty" not in self._prepared:
-                    self._prepared["empty"] = _copied(connection)
-                self._prepared["empty"].backup(connection)
-            _subscribe(World(self.store), scenario)
-            with _raw(self.store) as connection:
-                self._prepared[key] = _copied(connection)
-        with _raw(self.store) as connection:
-            self._prepared[key].backup(connection)
-
-    def _clear(self) -> None:
-        with self.store.engine.begin() as connection:
-            # Triggers and foreign keys off: the history refuses to be deleted otherwise.
-            connection.execute(text("SET session_replication_role = replica"))
-            for table in ("events", "attempts", "invoices", "subscriptions", "cards", "customers"):
-                connection.execute(text(f"DELETE FROM {table}"))  # noqa: S608 - our own names
-            connection.execute(text("UPDATE switches SET is_on = true"))
-            connection.execute(text("SET session_replication_role = DEFAULT"))
-
-
-def _subscribe(world: World, scenario: Scenario) -> None:
-    world.subscribe(scenario.card_token, ends_after_periods=1)
-
-
-@contextmanager
-def _raw(store: Store) -> Iterator[sqlite3.Connection]:
-    connection = store.engine.raw_connection()
-    try:
-        yield connection.driver_connection
-    finally:
-        connection.close()
-
-
-def _copied(source: sqlite3.Connection) -> sqlite3.Connection:
-    copy = sqlite3.connect(":memory:")
-    source.backup(copy)
-    return copy
-
-
-@contextmanager
-def sqlite_bench(path: Any) -> Iterator[Bench]:
-    with Store(f"sqlite:///{path}") as store:
-        migrate(store)
-        name_book(store, prefix="")
-        bench = Bench(store)
-        yield bench
-        for copy in bench._prepared.values():
-            copy.close()
-
-
-@contextmanager
-def listening() -> Iterator[list[str]]:
-    """Swallow the logs; keep what says that our own code broke."""
-    heard: list[str] = []
-
-    def hear(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:
-        if event.get("kind") == "charge.crashed":
-            error = sys.exc_info()[1]
-            heard.append(f"a charge crashed: {error!r}")
-        raise structlog.DropEvent
-
-    before = structlog.get_config()
-    structlog.configure(processors=[hear])
-    try:
-        yield heard
-    finally:
-        structlog.configure(**before)
-
-
-# --- every crossing, every pair ----------------------------------------------------------------
-
-
-KNOWN: tuple[tuple[str, ...], ...] = ()
-"""Words of violations that wait to be mended. Each has its test in test_regressions.py."""
-
-
-@dataclass(slots=True)
-class Tally:
-    """What a sweep over faults has shown."""
-
-    boundaries: int = 0  # crossings of the run without a fault
-    singles: int = 0  # faults struck once
-    pairs: int = 0  # ordered pairs
-    runs: int = 0  # distinct worlds that were run to their end
-    charged_twice: int = 0
-    lost: int = 0
-    bad: list[str] = field(default_factory=list)
-    known: list[str] = field(default_factory=list)
-
-    def add(self, outcome: Outcome) -> None:
-        self.runs += 1
-        said = str(outcome)
-        if outcome.violations and any(all(word in said for word in words) for words in KNOWN):
-            self.known.append(said)
-            return
-        self.charged_twice += outcome.charged_twice
-        self.lost += outcome.lost
-        if outcome.violations:
-            self.bad.append(said)
-
-    def __iadd__(self, other: Tally) -> Self:
-        for name in ("boundaries", "singles", "pairs", "runs", "charged_twice", "lost"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.bad += other.bad
-        self.known += other.known
-        return self
-
-    def __str__(self) -> str:
-        return (
-            f"{self.boundaries} boundaries, {self.singles:,} singles, {self.pairs:,} pairs, "
-            f"{self.runs:,} runs; charged twice: {self.charged_twice}, lost: {self.lost}"
-            + (f"; {len(self.known)} known violations" if self.known else "")
-        )
-
-
-def strikes(
-    crossings: Sequence[Crossing], fault: Fault, *, all_of_them: bool
-) -> Iterator[tuple[int, int]]:
-    """(number, how many crossings it stands for) of every place where the fault can strike.
-
-    A death leaves nothing but the world outside. Crossings between which nothing outside happened
-    leave the same one, so unless `all_of_them` the first stands for the rest.
-    """
-    fitting = [crossing for crossing in crossings if fault.applies_to(crossing)]
-    if all_of_them or not fault.depends_on_the_world_alone:
-        yield from ((crossing.number, 1) for crossing in fitting)
-        return
-    alike = Counter(crossing.world for crossing in fitting)
-    first = {crossing.world: crossing.number for crossing in reversed(fitting)}
-    yield from ((first[world], alike[world]) for world in alike)
-
-
-def singles(
-    bench: Bench, scenario: Scenario, faults: Sequence[Fault], *, all_of_them: bool = False
-) -> Tally:
-    tally = Tally()
-    calm = bench.run(scenario)
-    tally.add(calm)
-    tally.boundaries = len(calm.crossings)
-    for fault in faults:
-        for number, stands_for in strikes(calm.crossings, fault, all_of_them=all_of_them):
-            tally.singles += stands_for
-            tally.add(bench.run(scenario, [(number, fault)]))
-    return tally
-
-
-def pairs(
-    bench: Bench,
-    scenario: Scenario,
-    firsts: Sequence[Fault],
-    seconds: Sequence[Fault],
-    *,
-    all_of_them: bool = False,
-) -> Tally:
-    """Every ordered pair: the second fault is counted from the first, or from the restart."""
-    tally = Tally()
-    calm = bench.run(scenario)
-    tally.boundaries = len(calm.crossings)
-    for first in firsts:
-        for number, stands_for in strikes(calm.crossings, first, all_of_them=all_of_them):
-            once = bench.run(scenario, [(number, first)])
-            for second in seconds:
-                for then, also in strikes(once.crossings, second, all_of_them=all_of_them):
-                    tally.pairs += stands_for * also
-                    tally.add(bench.run(scenario, [(number, first), (then, second)]))
-    return tally

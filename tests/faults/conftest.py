@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from billing_worker.persistence.store import Store
-from tests.faults.boundaries import Bench, sqlite_bench
+from tests.faults.bench import Bench, sqlite_bench
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,6 @@ from collections import defaultdict
 
 import pytest
 
-from tests.faults.boundaries import pairs, singles, strikes
 from tests.faults.scenarios import (
     ANSWERS,
     BREAKS,
@@ -25,6 +24,7 @@ from tests.faults.scenarios import (
     NAPS,
     SECOND_SALES,
 )
+from tests.faults.tally import pairs, singles, strikes
 
 
 def named(scenarios):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import timedelta
 
 from tests.faults.boundaries import HOUR, MINUTE, Sleeps
-from tests.faults.safeguards import Trial
 from tests.faults.scenarios import BREAKS, DIES, scenario
+from tests.faults.trials import Trial
 
 LONGER_THAN_THE_GATE = Sleeps(timedelta(seconds=6))
 LONGER_THAN_THE_LEASE = Sleeps(2 * MINUTE)
