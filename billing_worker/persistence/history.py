@@ -12,8 +12,10 @@ from typing import Any
 from sqlalchemy import Connection, Row, Select, Subquery, bindparam, case, func, or_, select
 
 from billing_worker.domain.events import Event, EventKind
+from billing_worker.domain.public_events import told_by
 from billing_worker.persistence.bulk import insert_many
 from billing_worker.persistence.schema.tables import attempts, events, invoices
+from billing_worker.persistence.told import outbox
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,8 @@ class Entry:
 
 
 def write(connection: Connection, entries: Iterable[Entry]) -> None:
+    """Also what other systems are told of it: whatever is in the history is told, or neither is."""
+    entries = list(entries)
     rows = [
         {
             "at": entry.event.at,
@@ -40,8 +44,15 @@ def write(connection: Connection, entries: Iterable[Entry]) -> None:
         }
         for entry in entries
     ]
-    if rows:
-        insert_many(connection, events, rows)
+    insert_many(connection, events, rows)
+    outbox.add(
+        connection,
+        [
+            (told, entry.subscription_id, entry.invoice_id)
+            for entry in entries
+            for told in told_by(entry.event)
+        ],
+    )
 
 
 def of_invoice(connection: Connection, invoice_id: int) -> Sequence[Row[Any]]:

@@ -36,6 +36,7 @@ from billing_worker.services.doorbell import PAGE
 from billing_worker.services.ports import Bell, Ports
 
 GIVE_UP_EVERY_SECONDS = 300
+PUBLISH_EVERY_SECONDS = 1
 WARN_EVERY_SECONDS = 3600
 """Each warning is sent once, whenever the sweep runs: a beat that restarts daily must not
 miss it.
@@ -140,6 +141,7 @@ def _pages_at_once(settings: Settings) -> int:
 def _beat_table(settings: Settings) -> dict[str, dict[str, Any]]:
     renew, reconcile = settings.renew_every_seconds, settings.reconcile_every_seconds
     return {
+        "number what is told": _every(PUBLISH_EVERY_SECONDS, "billing.publish"),
         "renew due subscriptions": _every(renew, "billing.renew"),
         "ring for open invoices": _every(renew, "billing.ring"),
         "ask the gateway": _every(reconcile, "billing.reconcile"),

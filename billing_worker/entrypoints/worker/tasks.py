@@ -20,6 +20,7 @@ from billing_worker.services.dunning import give_up_overdue
 from billing_worker.services.guards.lost_memory import clock_is_wrong
 from billing_worker.services.hosted_pages.poll import poll_due_pages
 from billing_worker.services.invoicing.renew import renew_due
+from billing_worker.services.outbox.publish import publish
 
 log = structlog.get_logger()
 
@@ -99,6 +100,12 @@ def give_up() -> int:
 def warn_of_expiring_cards() -> int:
     ports = process.ports()
     return warn_expiring(ports.store, ports.clock)
+
+
+@task("billing.publish", by_the_clock=False)
+def publish_events() -> int:
+    ports = process.ports()
+    return publish(ports.store, ports.clock)
 
 
 @task("billing.charge", by_the_clock=False)  # the claim compares the clock, once for all charges

@@ -477,3 +477,55 @@ counters = Table(
     Column("total", BigInteger, nullable=False),
     Column("changed_at", Instant, nullable=False),
 )
+
+# What other systems are told. History may change freely; see domain/public_events.py.
+
+outbox = Table(
+    "outbox",
+    metadata,
+    # Written in the transaction of the fact, taken out in the one that gives it a number.
+    Column("id", Key, primary_key=True),
+    Column("at", Instant, nullable=False),
+    Column("type", String(48), nullable=False),
+    Column("stream", Key, nullable=False),  # the subscription's id; 0: about none
+    Column("invoice_id", Key),
+    Column("details", Json, nullable=False),
+    Column("trouble", Text),  # why it could not be rendered; it holds back its stream
+    Column("again_at", Instant),  # when that is tried again
+    Index(
+        "ix_outbox_trouble",
+        "stream",
+        postgresql_where=text("again_at IS NOT NULL"),
+        sqlite_where=text("again_at IS NOT NULL"),
+    ),
+)
+
+public_events = Table(
+    "public_events",
+    metadata,
+    # Without gaps and in the order of commit: one writer at a time, see `feed`.
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("event_id", String(64), nullable=False, unique=True),
+    Column("type", String(48), nullable=False),
+    Column("at", Instant, nullable=False),
+    Column("stream", BigInteger, nullable=False),
+    Column("sequence", BigInteger, nullable=False),
+    Column("body", Text, nullable=False),  # the bytes that are signed, at each try the same
+    Column("published_at", Instant, nullable=False, index=True),
+    UniqueConstraint("stream", "sequence"),
+)
+
+streams = Table(
+    "streams",
+    metadata,
+    Column("stream", BigInteger, primary_key=True, autoincrement=False),
+    Column("sequence", BigInteger, nullable=False),  # the last one; outlives its events
+)
+
+feed = Table(
+    "feed",
+    metadata,
+    # One row, made by the migration. Its lock is the right to give out numbers.
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("number", BigInteger, nullable=False),  # the last one
+)

@@ -244,6 +244,8 @@ def _said(subscription: Subscription, planned: Planned, moment: Moment) -> Event
             "reason": planned.reason,
             "at": planned.at.isoformat() if planned.at else None,
         }
+    if subscription.is_past_end(planned.period.number + 1, planned.period.end):
+        data["last_period"] = True
     return moment.event(kind, **data)
 
 

@@ -1,0 +1,129 @@
+"""Gives each fact of the outbox its number, its place in its subscription, and its body.
+
+One writer at a time numbers what is committed by then, and commits: whoever sees a number sees all
+smaller ones. Sequences of a database are handed out before they are committed, and could not do it.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import structlog
+from sqlalchemy import Connection, Row
+
+from billing_worker.clock import Clock
+from billing_worker.domain.public_events import Numbered, PublicType, Told, body, refuse_large
+from billing_worker.persistence.store import Store
+from billing_worker.persistence.told import feed, outbox, states
+from billing_worker.services.outbox.states import invoice_state, subscription_state
+
+BATCH = 500
+"""Facts that one transaction numbers. It holds no lock that a charge waits for."""
+
+TRY_AGAIN = timedelta(minutes=10)
+"""Until an event that could not be rendered is tried again. It holds back its own stream only."""
+
+log = structlog.get_logger()
+
+
+def publish(store: Store, clock: Clock) -> int:
+    """Number everything that is committed. Returns how many events were published."""
+    published = 0
+    while True:
+        with store.transaction() as connection:
+            taken, done = _publish_batch(connection, clock.now())
+        published += done
+        if taken < BATCH:
+            return published
+
+
+def _publish_batch(connection: Connection, now: datetime) -> tuple[int, int]:
+    number = feed.lock(connection)
+    facts = outbox.waiting(connection, now, BATCH)
+    if not facts:
+        return 0, 0
+    rendered = _Batch(connection, facts, number, now).rendered()
+    if rendered:
+        feed.publish(connection, [row for _, row in rendered])
+        outbox.remove(connection, [fact_id for fact_id, _ in rendered])
+    return len(facts), len(rendered)
+
+
+@dataclass(slots=True)
+class _Batch:
+    connection: Connection
+    facts: Sequence[Row[Any]]
+    number: int
+    now: datetime
+
+    def rendered(self) -> list[tuple[int, dict[str, Any]]]:
+        """(id of the fact, row of the event), without the streams that are in trouble."""
+        streams = {fact.stream for fact in self.facts}
+        sequences = feed.last_sequences(self.connection, streams)
+        current = _Current(self.connection, self.facts)
+        done: list[tuple[int, dict[str, Any]]] = []
+        stuck: set[int] = set()
+        for fact in self.facts:
+            if fact.stream in stuck:
+                continue
+            place = self.number + 1, sequences.get(fact.stream, 0) + 1
+            try:
+                row = _row(fact, place, current.of(fact), self.now)
+            except Exception as error:  # noqa: BLE001 - kept and shown; others must not wait for it
+                stuck.add(fact.stream)
+                self._tell_trouble(fact, error)
+                continue
+            self.number, sequences[fact.stream] = place
+            done.append((fact.id, row))
+        return done
+
+    def _tell_trouble(self, fact: Row[Any], error: Exception) -> None:
+        why = f"{type(error).__name__}: {error}"
+        if fact.trouble is None:
+            log.error("billing.alert", kind="event.not_rendered", type=fact.type, reason=why)
+        outbox.put_off(self.connection, fact.id, why, self.now + TRY_AGAIN)
+
+
+class _Current:
+    """The states of all that a batch is about, read once, after its facts."""
+
+    def __init__(self, connection: Connection, facts: Sequence[Row[Any]]) -> None:
+        ids = {fact.stream for fact in facts if fact.stream != outbox.NO_SUBSCRIPTION}
+        invoice_ids = {fact.invoice_id for fact in facts if fact.invoice_id is not None}
+        self._subscriptions = states.of_subscriptions(connection, ids) if ids else {}
+        self._invoices = states.of_invoices(connection, invoice_ids) if invoice_ids else {}
+
+    def of(self, fact: Row[Any]) -> Mapping[str, Any]:
+        subscription = self._subscriptions.get(fact.stream)
+        invoice = self._invoices.get(fact.invoice_id)
+        return {
+            "customer": subscription.customer_reference if subscription else None,
+            "subscription": subscription_state(subscription) if subscription else None,
+            "invoice": invoice_state(invoice) if invoice else None,
+        }
+
+
+def _row(
+    fact: Row[Any], place: tuple[int, int], state: Mapping[str, Any], now: datetime
+) -> dict[str, Any]:
+    number, sequence = place
+    told = Told(PublicType(fact.type), fact.at, fact.details)
+    # Random: after a restore from a backup numbers are given out once more, and a receiver that
+    # drops what it has seen must not drop another event.
+    event = Numbered(f"evt_{uuid.uuid4().hex}", told, number, sequence)
+    text = json.dumps(body(event, state), ensure_ascii=False, separators=(",", ":"))
+    return {
+        "number": number,
+        "event_id": event.id,
+        "type": fact.type,
+        "at": fact.at,
+        "stream": fact.stream,
+        "sequence": sequence,
+        "body": refuse_large(text),
+        "published_at": now,
+    }
