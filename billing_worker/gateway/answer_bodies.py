@@ -1,10 +1,10 @@
-"""Every body that comes from the gateway, as marshmallow schemas.
+"""All answer bodies of the gateway, as marshmallow schemas.
 
-Tolerant of what gateway.md shows: unknown keys, missing optional keys, and PHP's empties, where
-an empty object is `[]` or null. Strict on what decides about money: no float, no NaN, no number
-that is really a boolean, no key said twice. Whatever does not fit raises `UnreadableError`.
+They tolerate what gateway.md shows: unknown keys, missing optional keys, and PHP's `[]` or null for
+an empty object. They are strict about fields that decide about money: no float, no NaN, no boolean
+as a number, no duplicate key. A body that does not fit raises `UnreadableError`.
 
-Schemas are made once, at the end of their section: making one costs more than using it.
+Each schema is made once: making one costs more than using it.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from billing_worker.domain.statement import Owner, SaleAnswer, Statement
 from billing_worker.gateway import request_bodies
 
 GATEWAY_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
-"""What we accept as an id: it becomes part of a path, so it must not be able to change it."""
+"""Accepted ids. An id becomes part of a path and must not be able to change the path."""
 
 BEARER: Final = re.compile(r"[\x21-\x7e]{1,8192}")
-"""What can stand in an Authorization header."""
+"""Characters that an Authorization header can hold."""
 
 
 class UnreadableError(Exception):
-    """A body is not what gateway.md shows. The message names the field, never a value."""
+    """A body does not have the shape of gateway.md. The message names the field, never a value."""
 
 
 class UnfilteredError(Exception):
-    """A list shows that it is not the one that was asked for. The message says by what."""
+    """A list by reference is wrong or incomplete. The message says how that shows."""
 
 
 # ---------------------------------------------------------------- the fields of answers
@@ -48,7 +48,7 @@ class _Amount(fields.Field[Decimal]):
     _TEXT: Final = re.compile(r"-?[0-9]{1,16}(?:\.[0-9]{1,24})?")
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> Decimal:
-        # `type` and not isinstance, to which True is an int.
+        # Exact types, because `isinstance(True, int)` is true.
         if type(value) is int and abs(value) < 10**16:
             return Decimal(value)
         if type(value) is Decimal and _is_plain(value):
@@ -59,15 +59,15 @@ class _Amount(fields.Field[Decimal]):
 
 
 def _is_plain(value: Decimal) -> bool:
-    """Whether it has few enough digits to be money: 1E+999999 is exact too. A float of PHP has 17
-    digits that count: 0.0030000000000000001.
+    """Whether the number of digits is that of an amount: 1E+999999 is exact too. A float of PHP has
+    up to 17 significant digits: 0.0030000000000000001.
     """
     exponent = value.as_tuple().exponent
     return isinstance(exponent, int) and exponent >= -24 and value.adjusted() < 16  # noqa: PLR2004
 
 
 class _Text(fields.Field[str]):
-    """Text that fits a database column: printable, hence without NUL or half a surrogate."""
+    """Text that fits a database column: short and printable, so without NUL or lone surrogates."""
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> str:
         if type(value) is str and 0 < len(value) <= 255 and value.isprintable():  # noqa: PLR2004
@@ -76,7 +76,7 @@ class _Text(fields.Field[str]):
 
 
 class _TrueOrFalse(fields.Field[bool]):
-    """Also 1 and 0, as PHP writes them; marshmallow's own Boolean takes "on" and "yes" too."""
+    """Accepts 1 and 0 too, as PHP writes them; marshmallow's Boolean also accepts "on", "yes"."""
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> bool:
         if type(value) in {bool, int} and value in {0, 1}:
@@ -85,14 +85,14 @@ class _TrueOrFalse(fields.Field[bool]):
 
 
 class _TextOrEmpty(_Text):
-    """Empty text says nothing. For what only explains: the status has decided about the money."""
+    """Reads empty text as None. It is for explanations; only the status decides about money."""
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> Any:
         return None if value == "" else super()._deserialize(value)
 
 
 class _Currency(_Text):
-    """Some labels write it in lower case."""
+    """Accepts lower case, as some white labels write it."""
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> str:
         text = super()._deserialize(value)
@@ -107,7 +107,7 @@ class _Id(fields.Field[str]):
 
 
 class _Lenient(fields.Field[Any]):
-    """A value that decides nothing: what does not fit counts as not given."""
+    """A value that decides nothing: an invalid one counts as missing."""
 
     def __init__(self, convert: Callable[[Any], Any]) -> None:
         super().__init__(load_default=None)
@@ -131,14 +131,14 @@ def _token_or_none(value: Any) -> Secret | None:
 
 
 def _whole_number_or_none(value: Any) -> int | None:
-    """From 12 and from "12"; the gateway writes both."""
+    """Accept 12 and "12"; the gateway writes both."""
     if isinstance(value, str) and re.fullmatch("[0-9]{1,12}", value):
         return int(value)
     return value if type(value) is int and 0 <= value < 10**12 else None
 
 
 def _object(value: Any) -> dict[str, Any]:
-    """An object; PHP's empties, and anything else in its place, count as an empty one."""
+    """Return an object. PHP's `[]` and null, and any other value, count as an empty object."""
     return value if isinstance(value, dict) else {}
 
 
@@ -153,8 +153,8 @@ class _Incoming(Schema):
 class _InvoiceAnswer(_Incoming):
     """The deciding fields of one payment invoice.
 
-    Flattened first, `data.attributes` and three keys around them: nested schemas take twice as
-    long, and this one is loaded for each answer.
+    The document is flattened before loading, because nested schemas take twice as long and this one
+    is loaded for every answer.
     """
 
     id = _Id(required=True)
@@ -198,7 +198,7 @@ _INVOICE: Final = _InvoiceAnswer()
 
 
 def created_invoice(body: bytes) -> Statement:
-    """The answer to a create. Its `links.self`, when given, must agree with its id."""
+    """Read the answer to a create. Its `links.self`, if given, must match its id."""
     document = _parse_object(body)
     invoice = _load(_INVOICE, document.get("data"))
     link = invoice["self_link"]
@@ -208,14 +208,14 @@ def created_invoice(body: bytes) -> Statement:
 
 
 def invoice(body: bytes) -> Statement:
-    """The answer to a look-up by id."""
+    """Read the answer to a poll by id."""
     document = _parse_object(body)
     return _statement(_load(_INVOICE, document.get("data")), _customer_reference(document))
 
 
 @dataclass(frozen=True, slots=True)
 class Hint:
-    """All that is read from a callback: whom to ask about."""
+    """All that is read from a callback: which invoice to poll."""
 
     gateway_id: str
     test_mode: bool
@@ -237,22 +237,22 @@ _CALLBACK: Final = _Callback()
 
 
 def called_back(body: bytes) -> Hint:
-    """Which invoice a callback is about. It is asked for, so the rest may be as it likes."""
+    """Read which invoice a callback is about. The rest may have any shape: nothing reads it."""
     hint = _load(_CALLBACK, _data(body))
     return Hint(hint["id"], hint["test_mode"])
 
 
 FULL_PAGE: Final = 10
-"""Rows from which on a list may have been cut off. No page is known to be smaller, and one reference
-has as many invoices as creates were sent for it: one, seldom two."""
+"""A list with so many rows may be incomplete: no smaller page size is known. One reference has one
+invoice per create: usually one, seldom two."""
 
 
 def invoices_of(body: bytes, reference_id: str) -> list[Statement]:
-    """The invoices of a list that carry exactly this reference, newest last. Raises UnreadableError,
-    and UnfilteredError when ours may be missing from it.
+    """Return the invoices of a list by reference, newest last.
 
-    The vendor's public list library ignores a filter that it does not know and answers the newest
-    invoices of all (docs/gateway.md §4). Not to be in such a list means nothing.
+    Raises UnreadableError, or UnfilteredError when our invoice may be missing from the list. The
+    vendor's public list library ignores an unknown filter and returns the newest invoices of all
+    (docs/gateway.md §4). Such a list proves nothing about a missing invoice.
     """
     document = _parse_object(body)
     resources = document.get("data")
@@ -273,7 +273,7 @@ def _why_incomplete(
     if any(invoice["reference_id"] != reference_id for invoice in found):
         return "the list by reference holds other references: its filter was not obeyed"
     if _object(document.get("links")).get("next"):
-        return "the list by reference goes on on another page"
+        return "the list by reference continues on another page"
     if len(found) >= FULL_PAGE:
         return f"the list by reference holds {len(found)} invoices: it may have been cut off"
     if not found and reads_as_expression(reference_id):
@@ -282,12 +282,12 @@ def _why_incomplete(
 
 
 def reads_as_expression(reference_id: str) -> bool:
-    """The vendor's list library reads a leading `-` as "not", and splits at a comma."""
+    """Whether the vendor's list library misreads it: a leading `-` means "not", a comma "or"."""
     return reference_id.startswith("-") or "," in reference_id
 
 
 def _creation_time(invoice: dict[str, Any]) -> int:
-    """UNIX seconds; the gateway's own order decides between equals, which sorting keeps."""
+    """Return UNIX seconds as sort key. Sorting keeps the gateway's order for equal times."""
     return invoice["created"] or 0
 
 
@@ -328,10 +328,10 @@ def _instant_or_none(seconds: int | None) -> datetime | None:
 
 
 def _customer_reference(document: dict[str, Any]) -> str | None:
-    """Our reference of the customer whom the invoice belongs to, where the gateway says so.
+    """Return our reference of the invoice's customer, or None if the gateway does not state it.
 
-    Bodies of one generation link the customer that they include, older ones leave the
-    relationships empty: then the only customer that is included is the invoice's own.
+    Newer bodies link the customer that they include. Older ones have empty relationships; then the
+    only included customer is the invoice's own.
     """
     related = _object(_object(document.get("data")).get("relationships"))
     linked = _object(_object(related.get("customer")).get("data")).get("id")
@@ -355,7 +355,7 @@ def _month_or_none(value: Any) -> int | None:
 
 
 def _year_or_none(value: Any) -> int | None:
-    """The gateway prints "32" for 2032. What is no year of a card is not known."""
+    """Read a card's year; the gateway writes "32" for 2032. None: not a plausible year."""
     year = _whole_number_or_none(value)
     if year is None:
         return None
@@ -382,9 +382,9 @@ _CARD: Final = _CardAnswer()
 
 
 def stored_card(body: bytes) -> StoredCard | None:
-    """The card of a payment invoice, or None when it names neither a card nor a token.
+    """Read the card of a payment invoice; None if it names neither a card nor a token.
 
-    Old bodies say `brand: "mastercard"`, new ones `brand: null, network: "MASTERCARD"`.
+    Older bodies have `brand: "mastercard"`, newer ones `brand: null, network: "MASTERCARD"`.
     """
     attributes = _object(_object(_data(body)).get("attributes"))
     payload = _object(attributes.get("payload"))
@@ -398,7 +398,7 @@ def stored_card(body: bytes) -> StoredCard | None:
 
 
 def hosted_invoice(body: bytes, *, just_created: bool = False) -> HostedStatement:
-    """An invoice that is paid on a page, with all that it tells: page, card and customer."""
+    """Read an invoice that is paid on a page, with its page, card and customer."""
     return HostedStatement(
         created_invoice(body) if just_created else invoice(body),
         page=_page(body),
@@ -410,7 +410,7 @@ _PAGE_URL: Final = re.compile(r"https?://[\x21-\x7e]{1,2000}")
 
 
 def _page(body: bytes) -> Page | None:
-    """Where the customer goes, or None when that is nowhere a browser can be sent to."""
+    """Return the page to send the customer's browser to, or None if there is no usable one."""
     flow = _object(_object(_object(_data(body)).get("attributes")).get("flow_data"))
     action, method, params = flow.get("action"), flow.get("method"), _object(flow.get("params"))
     if not isinstance(action, str) or not _PAGE_URL.fullmatch(action):
@@ -431,7 +431,7 @@ def _is_form_value(value: Any) -> bool:
 
 
 class _SaleOutcome(_Incoming):
-    """Nested as in the only official example, or flat as six clients read it (gateway.md §6)."""
+    """Nested as in the only official example, or flat as in six clients (gateway.md §6)."""
 
     status = _Lenient(_short_text_or_none)
     resolution = _Lenient(_short_text_or_none)
@@ -447,7 +447,7 @@ _SALE_OUTCOME: Final = _SaleOutcome()
 
 
 def sale_answer(body: bytes, *, http_status: int) -> SaleAnswer:
-    """Any JSON object will do: the answer is a hint, and the invoice is asked for anyway."""
+    """Read any JSON object: the answer is only a hint, and the invoice is polled afterwards."""
     outcome = _load(_SALE_OUTCOME, _parse_object(body))
     to_authorise = outcome["active_payment"].get("status") == "authorize_required"
     return SaleAnswer(
@@ -470,9 +470,7 @@ _ERROR_ITEM: Final = _ErrorItem()
 
 
 def _said_in_errors(value: Any) -> str | None:
-    """Of a list of error objects the first one's title; of sentences by field the first, with its
-    field.
-    """
+    """Return the title of the first error object, or the first sentence of the first field."""
     if isinstance(value, list) and value and isinstance(value[0], dict):
         item = _load(_ERROR_ITEM, value[0])
         return item["title"] or item["detail"] or "no title"
@@ -483,8 +481,8 @@ def _said_in_errors(value: Any) -> str | None:
 
 
 class _ErrorAnswer(_Incoming):
-    """The three shapes of gateway.md §1.3, and what other labels answer: `{"message", "errors":
-    {field: [sentences]}}` and `{"code", "message"}`. What is in none of these places is not said.
+    """The three shapes of gateway.md §1.3, and two of other white labels: `{"message", "errors":
+    {field: [sentences]}}` and `{"code", "message"}`. Text in other places is not read.
     """
 
     errors = _Lenient(_said_in_errors)
@@ -497,9 +495,9 @@ _ERROR: Final = _ErrorAnswer()
 
 
 def error_title(body: bytes) -> str | None:
-    """What the gateway says is wrong, or None when the body does not say it.
+    """Return what the gateway says is wrong, or None.
 
-    A body that also has `data` contradicts itself and says nothing.
+    A body that also has `data` contradicts itself: None.
     """
     try:
         parsed = _parse_object(body)
@@ -529,7 +527,7 @@ def _parse_object(body: bytes) -> dict[str, Any]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # Of a key that is said twice each reader takes another one: refuse instead of choosing.
+    # Parsers differ on duplicate keys (first or last value), so a duplicate is refused.
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("duplicate key")

@@ -1,8 +1,8 @@
-"""A total deadline for one HTTP call: name look-up to last byte of the body.
+"""A total deadline for one HTTP call, from name look-up to the last byte of the body.
 
-The `timeout=` of requests bounds every single socket operation, so a server that drips one byte
-a second keeps a call alive for as long as it likes. Here each wait for bytes is cut short by what
-is left until the deadline, in headers and body alike, on plain sockets and on TLS.
+The `timeout=` of requests limits each socket operation, so a server that sends one byte a second
+keeps a call alive for ever. Here each wait for bytes ends at the deadline at the latest, in headers
+and body, on plain sockets and on TLS.
 """
 
 from __future__ import annotations
@@ -22,14 +22,12 @@ from urllib3.exceptions import ConnectTimeoutError
 
 
 class DeadlineError(TimeoutError):
-    """A TimeoutError, so that urllib3 treats it as one of its own."""
+    """The total deadline has passed. urllib3 handles a TimeoutError like its own timeouts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """`ends_at` and `connect_ends_at` are on the scale of `monotonic`: seconds, as is
-    `read_timeout`.
-    """
+    """`ends_at` and `connect_ends_at` are readings of `monotonic`. All values are in seconds."""
 
     ends_at: float
     connect_ends_at: float
@@ -40,15 +38,15 @@ class Deadline:
         return self.ends_at - self.monotonic()
 
     def next_wait(self) -> float:
-        """Seconds the next read may block. Raises DeadlineError when none are left."""
+        """Return for how many seconds the next read may block. Raises DeadlineError at zero."""
         remaining = self.remaining()
         if remaining <= 0:
             raise DeadlineError
         return min(self.read_timeout, remaining)
 
 
-# Connections are made deep inside requests, which passes nothing of ours on to them. Without a
-# deadline `get` raises LookupError: a connection of this module never waits without limit.
+# requests makes the connections and cannot pass our deadline on to them. Without a deadline `get`
+# raises LookupError: a connection of this module never waits without limit.
 _current: ContextVar[Deadline] = ContextVar("deadline")
 
 
@@ -56,8 +54,9 @@ _current: ContextVar[Deadline] = ContextVar("deadline")
 def within(
     total: float, *, connect: float, read_timeout: float, monotonic: Callable[[], float]
 ) -> Iterator[Deadline]:
-    """Bound everything that this thread reads inside the block to `total` seconds, of which
-    `connect` until a new connection stands. Later nothing is sent on it.
+    """Limit everything that this thread reads inside the block to `total` seconds.
+
+    A new connection must be made within `connect` seconds, or nothing is sent on it.
     """
     now = monotonic()
     deadline = Deadline(now + total, now + connect, read_timeout, monotonic)
@@ -69,7 +68,7 @@ def within(
 
 
 class _BoundedReader(io.RawIOBase):
-    """The unbuffered bytes of a socket, each wait for them bounded by the current deadline."""
+    """Unbuffered bytes of a socket. The current deadline limits each wait for them."""
 
     def __init__(self, sock: socket.socket, raw: io.RawIOBase) -> None:
         self._sock = sock
@@ -84,7 +83,7 @@ class _BoundedReader(io.RawIOBase):
         try:
             return self._raw.readinto(buffer)
         except TimeoutError:
-            deadline.next_wait()  # Raises the error that says so when it was the deadline.
+            deadline.next_wait()  # Raises DeadlineError if the deadline was the cause.
             raise
 
     def close(self) -> None:
@@ -102,11 +101,10 @@ class _BoundedConnection(HTTPConnection):
     response_class = _BoundedResponse
 
     def connect(self) -> None:
-        """Connect, or raise ConnectTimeoutError when that took until after the deadline.
+        """Connect. Raises ConnectTimeoutError when the connection is made after the deadline.
 
-        The operating system's name look-up and a list of dead addresses cannot be interrupted.
-        The request is written after this method, so a call that is late here is certainly not
-        sent.
+        A name look-up and a list of dead addresses cannot be interrupted. The request is written
+        after this method, so a call that is late here is certainly not sent.
         """
         super().connect()
         deadline = _current.get()
@@ -115,7 +113,7 @@ class _BoundedConnection(HTTPConnection):
 
 
 class _BoundedTLSConnection(_BoundedConnection, HTTPSConnection):
-    """The check above runs after the TLS handshake, which has sent nothing of the request."""
+    """Makes the same check after the TLS handshake, which sends nothing of the request."""
 
 
 class _BoundedPool(HTTPConnectionPool):
@@ -130,4 +128,4 @@ POOLS_BY_SCHEME: Final[dict[str, type[HTTPConnectionPool]]] = {
     "http": _BoundedPool,
     "https": _BoundedTLSPool,
 }
-"""For a urllib3 PoolManager: it then makes bounded connections only."""
+"""For a urllib3 PoolManager, which then makes only connections with a deadline."""

@@ -1,8 +1,8 @@
-"""One HTTP call, told apart by what its end proves.
+"""One HTTP call, and what its result proves.
 
-`NotSent` when urllib3 proves that no byte of the request left; an answer when one arrived whole;
-`OutcomeUnknown` for everything else. `requests.ConnectionError` alone proves nothing: it covers
-a refused connection and a server that read our POST and then hung up.
+The result is `NotSent` when urllib3 proves that no byte of the request was sent, an answer when the
+whole answer arrived, and `OutcomeUnknown` otherwise. `requests.ConnectionError` alone proves
+nothing: it covers a refused connection and a server that read our POST and then hung up.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from billing_worker.domain.errors import GatewayError, NotSent, OutcomeUnknown
 from billing_worker.gateway.deadline import POOLS_BY_SCHEME, DeadlineError, within
 
 LONGEST_ANSWER: Final = 1024 * 1024
-"""Bytes. The fullest invoice seen has 5 KB; a list by reference holds a handful of them."""
+"""In bytes. The largest invoice seen has 5 KB; a list by reference holds a handful of them."""
 
 _CHUNK: Final = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to send, byte for byte. Headers and body hold secrets, so `repr` leaves them out."""
+    """A request, byte for byte. Headers and body hold secrets, so `repr` leaves them out."""
 
     method: str
     url: str
@@ -53,16 +53,16 @@ class Response:
 
 class Transport(Protocol):
     def send(self, request: Request, *, moves_money: bool) -> Response:
-        """Send once, and never again. Raises NotSent or OutcomeUnknown, and nothing else."""
+        """Send exactly once, without a retry. Raises only NotSent or OutcomeUnknown."""
         ...
 
 
 class RequestsTransport:
     """Transport on requests. Safe to share between threads and across a fork.
 
-    Seconds everywhere. `connect_timeout` bounds the connection and the TLS handshake (to one
-    address; for a sale everything before its first byte, name look-up included), `read_timeout`
-    each silence of the server, and both together the whole call. `ca_bundle` is
+    All times are in seconds. `connect_timeout` limits the connection and TLS handshake to one
+    address; for a sale it limits everything before the first byte, name look-up included.
+    `read_timeout` limits each wait for the server. Their sum limits the whole call. `ca_bundle` is
     a PEM file to trust in place of Mozilla's list.
     """
 
@@ -83,29 +83,29 @@ class RequestsTransport:
         self._of_thread = threading.local()
 
     def send(self, request: Request, *, moves_money: bool) -> Response:
-        # A failure comes back as a value and is raised here: raised where it happened, it would
-        # carry the exception of requests as its context, and that holds the Authorization header.
+        # A failure is returned as a value and raised here. Raised where it happens, it would carry
+        # the exception of requests as its context, and that holds the Authorization header.
         outcome = self._attempt(request, moves_money=moves_money)
         if isinstance(outcome, GatewayError):
             raise outcome
         return outcome
 
     def close(self) -> None:
-        """Close the connections that the calling thread keeps alive. It may go on calling."""
+        """Close the calling thread's open connections. It may send further requests."""
         for session in getattr(self._of_thread, "sessions", {}).values():
             session.close()
 
     def _attempt(self, request: Request, *, moves_money: bool) -> Response | GatewayError:
         total = self._connect_timeout + self._read_timeout
-        # A sale leaves within seconds of its commit, or not at all: a slow name look-up and a list
-        # of dead addresses, which no timeout of theirs bounds, count too.
+        # A sale is sent within seconds of its commit, or not at all. The time counts a slow name
+        # look-up and a list of dead addresses too, which no socket timeout limits.
         connect = self._connect_timeout if moves_money else total
         with within(
             total, connect=connect, read_timeout=self._read_timeout, monotonic=self._monotonic
         ):
             try:
                 return self._exchange(request, moves_money=moves_money)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the request may be out.
+            except Exception as error:  # noqa: BLE001 - after any error the request may be sent.
                 return _verdict(error)
 
     def _exchange(self, request: Request, *, moves_money: bool) -> Response | OutcomeUnknown:
@@ -120,8 +120,8 @@ class RequestsTransport:
             with closing(answer):
                 return _whole(answer)
         finally:
-            # A kept connection may be dropped by the gateway just as the sale leaves, and then
-            # nobody knows. Closing the session forgets its pools: the next sale must connect.
+            # The gateway may close a kept connection just as the sale is sent, and then the outcome
+            # is unknown. Closing the session drops its pools, so the next sale must connect.
             if moves_money:
                 session.close()
 
@@ -140,10 +140,10 @@ class RequestsTransport:
 
 class _Session(requests.Session):
     def get_redirect_target(self, resp: requests.Response) -> None:
-        """Say that nothing ever redirects.
+        """Report no redirect.
 
-        Even with allow_redirects=False requests would read the whole body of a 3xx, however
-        large, in order to prepare the next hop.
+        Even with allow_redirects=False, requests would read the whole body of a 3xx, however large,
+        to prepare the next request.
         """
         return
 
@@ -158,9 +158,9 @@ class _Adapter(HTTPAdapter):
         self.poolmanager.pool_classes_by_scheme = POOLS_BY_SCHEME
 
     def cert_verify(self, *_: Any) -> None:
-        """Leave the certificates to the shared context: it has read them already.
+        """Load no certificates: the shared context has loaded them.
 
-        The pool still demands a valid one; `verify=True` has put CERT_REQUIRED in its key.
+        The pool still requires a valid one, because `verify=True` sets CERT_REQUIRED in its key.
         """
 
 
@@ -169,7 +169,7 @@ def _new_session(tls: ssl.SSLContext) -> requests.Session:
     session.adapters.clear()
     session.mount("https://", _Adapter(tls))
     session.mount("http://", _Adapter(tls))
-    # The environment may name a proxy, and a .netrc replaces our Authorization by its own.
+    # The environment may name a proxy, and a .netrc would replace our Authorization header.
     session.trust_env = False
     # A cookie set for one customer's invoice must not travel with another's.
     session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
@@ -186,7 +186,7 @@ def _prepared(request: Request, *, moves_money: bool) -> requests.PreparedReques
 
 
 def _whole(answer: requests.Response) -> Response | OutcomeUnknown:
-    """The answer with its body read, or what is wrong with it."""
+    """Read the body and return the answer, or what is wrong with it."""
     status = answer.status_code
     if 300 <= status < 400:  # noqa: PLR2004
         return OutcomeUnknown(f"{status} redirect, not followed", http_status=status)
@@ -206,7 +206,7 @@ def _verdict(error: Exception) -> GatewayError:
 
 
 def _proof_of_not_sent(error: Exception) -> str | None:
-    """Why no byte of the request can have left, or None when that is not certain."""
+    """Return why certainly no byte of the request was sent, or None when that is not certain."""
     retries = error.args[0] if isinstance(error, requests.ConnectionError) and error.args else None
     match retries.reason if isinstance(retries, urllib3.exceptions.MaxRetryError) else None:
         case urllib3.exceptions.NameResolutionError():
@@ -219,7 +219,7 @@ def _proof_of_not_sent(error: Exception) -> str | None:
             return None
 
 
-# The most special class first.
+# Subclasses stand before their base classes.
 _WORDS: Final[tuple[tuple[type[BaseException], str], ...]] = (
     (DeadlineError, "total deadline passed"),
     (TimeoutError, "timeout"),
@@ -232,14 +232,14 @@ _WORDS: Final[tuple[tuple[type[BaseException], str], ...]] = (
 
 
 def _in_words(error: Exception) -> str:
-    """A few words without a message: messages quote addresses and bytes of the answer."""
+    """Describe the error without its message: messages quote addresses and bytes of the answer."""
     origin = _origin(error)
     words = next((words for kind, words in _WORDS if isinstance(origin, kind)), "call failed")
     return f"{words} ({type(origin).__name__})"
 
 
 def _origin(error: BaseException) -> BaseException:
-    """The first exception in the chain that is not a wrapper by requests or urllib3."""
+    """Return the first exception in the chain that is no wrapper of requests or urllib3."""
     chain = list(_chain(error))
     return next((link for link in chain if not isinstance(link, _WRAPPERS)), chain[-1])
 

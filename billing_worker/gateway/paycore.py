@@ -1,6 +1,7 @@
-"""The gateway of the page "Card Payments with Tokenisation": PayCore.io, Corefy, white labels.
+"""Adapter for the gateway of the page "Card Payments with Tokenisation": PayCore.io, Corefy and
+their white labels.
 
-Section numbers are those of `gateway.md` among the project's design papers.
+§ numbers refer to `gateway.md` of the project's design papers.
 """
 
 from __future__ import annotations
@@ -45,11 +46,11 @@ _HEADERS: Final = {"Accept": "application/json", "User-Agent": "billing-worker"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewaySettings:
-    """Where the gateway is and who we are there. Raises InvalidInput for what cannot work.
+    """Addresses and credentials of the gateway. Raises InvalidInput for values that cannot work.
 
-    `api_url` is used as it stands, with or without `/api`: labels differ, and `links.self` does
-    not tell which (§0 M). When `test_mode` is given, an order of the other mode is never sent: a
-    copy of the live database on a test machine must not charge anybody.
+    `api_url` is used as given, with or without `/api`: white labels differ, and `links.self` does
+    not show which form works (§0 M). If `test_mode` is given, an order of the other mode is never
+    sent: a copy of the live database on a test machine must charge nobody.
     """
 
     api_url: str
@@ -67,11 +68,11 @@ class GatewaySettings:
             raise InvalidInput("username", "Basic authentication cannot carry a colon")
 
     def service(self, currency: str) -> str:
-        """The gateway's code for card payments in this currency: payment_card_usd_hpp."""
+        """Return the gateway's code for card payments in a currency, as payment_card_usd_hpp."""
         return self.service_template.replace("{currency}", currency.lower())
 
 
-# No credentials, query or fragment; a path may end in the prefix that the label uses.
+# No credentials, query or fragment. The path may hold the prefix of a white label.
 _BASE_URL: Final = re.compile(r"https?://[A-Za-z0-9._\[\]:-]+(?:/[A-Za-z0-9._~/-]*)?")
 
 
@@ -82,7 +83,7 @@ def _require_base_url(field: str, url: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """One request to make, what of it may be shown, and what must be hidden in the answer."""
+    """One request, the part of it that may be shown, and the secrets to hide in the answer."""
 
     operation: str
     request: Request
@@ -94,8 +95,8 @@ class _Call:
 class PaycoreGateway:
     """The `Gateway` port over HTTP. Safe to share between threads if the transport is.
 
-    Some error collectors keep the local variables of a traceback. So no frame that an exception
-    passes through has a secret in a variable, except inside a value whose `repr` hides it.
+    Some error trackers store the local variables of a traceback. So no function that an exception
+    passes through holds a secret in a variable, except in a value whose `repr` hides it.
     """
 
     def __init__(self, transport: Transport, clock: Clock, settings: GatewaySettings) -> None:
@@ -128,7 +129,7 @@ class PaycoreGateway:
         except OutcomeUnknown as unknown:
             if not _says_no_such_route(unknown):
                 raise
-        # The slash is documented by a single third party (§4).
+        # Only one third party documents the slash before the query (§4).
         return self._ask(self._question("find", "/payment-invoices" + query), calls, read)
 
     def poll(self, gateway_id: str, calls: CallLog) -> Statement:
@@ -149,7 +150,7 @@ class PaycoreGateway:
         call = self._sale_call(bearer)
         return self._ask(call, calls, partial(_sold, call))
 
-    # --- requests: every URL is made of configuration, and of ids that were checked ---
+    # --- requests: URLs consist of configuration and checked ids only ---
 
     def _require_our_mode(self, order: Order) -> None:
         if self._settings.test_mode not in {None, order.test_mode}:
@@ -190,10 +191,10 @@ class PaycoreGateway:
     def _own_secrets(self) -> tuple[Secret, ...]:
         return self._settings.password, self._credential
 
-    # --- the one place that calls ---
+    # --- the only place that sends requests ---
 
     def _ask(self, call: _Call, calls: CallLog, read: Callable[[Response], T]) -> T:
-        """Send the request, log it whatever happens, and return what `read` makes of the answer."""
+        """Send the request, always log the call, and return what `read` makes of the answer."""
         at, started = self._clock.now(), self._clock.monotonic()
         response = None
         outcome = "unknown: interrupted"
@@ -240,7 +241,7 @@ def _found(reference_id: str, response: Response) -> list[Statement]:
 
 
 def _seen(gateway_id: str, response: Response) -> Statement:
-    # Not even a 404 says "not charged": the prefix or the account may be wrong (§1.2).
+    # Not even a 404 proves "not charged": the prefix or the account may be wrong (§1.2).
     if not _is_success(response):
         raise _proves_nothing(response)
     statement = _understood(answer_bodies.invoice, response)
@@ -277,12 +278,14 @@ def _understood(parse: Callable[[bytes], T], response: Response) -> T:
         return parse(response.body)
     except answer_bodies.UnreadableError as error:
         reason = str(error)
-    # Raised out here it has no context, whose frames hold the parsed body.
+    # Raised outside of `except`, it has no context, whose local variables hold the parsed body.
     raise OutcomeUnknown(f"{response.status}, {reason}", http_status=response.status)
 
 
 def _refusal(call: _Call, response: Response) -> Refused | OutcomeUnknown:
-    """Refused for a 4xx that says why, in JSON; a web page may be a proxy's and proves nothing."""
+    """Return Refused for a 4xx with a reason in JSON. A web page may come from a proxy and proves
+    nothing.
+    """
     status = response.status
     title = answer_bodies.error_title(response.body)
     unknown = _proves_nothing(response)
@@ -325,7 +328,10 @@ def _wire_call(
 
 
 def _shown_of(call: _Call, response: Response) -> str:
-    """A look knows no card token that it could hide: only what decides is shown of its answer."""
+    """Return the part of an answer that may be shown.
+
+    A poll has no card token at hand to hide. So only the deciding fields of its answer are shown.
+    """
     if call.shown is None:
         return stated(response.body, _DECIDING)
     return excerpt(response.body, call.secrets)

@@ -1,4 +1,4 @@
-"""What the services may ask of a gateway. Only `sale` moves money; on a page the customer does."""
+"""The gateway port of the services. Only `sale` moves money; on a page the customer does."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from billing_worker.domain.statement import SaleAnswer, Statement
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Order:
-    """What every invoice to create says."""
+    """What all orders for a gateway invoice have in common."""
 
     reference_id: str
     money: Money
@@ -23,20 +23,20 @@ class _Order:
     customer_name: str | None = None
     customer_email: str | None = None
     description: str | None = None
-    book: str | None = None  # identity of the book that orders; the gateway echoes it
-    create: str | None = None  # name of this very request; the gateway echoes it too
+    book: str | None = None  # identity of our book; the gateway echoes it
+    create: str | None = None  # name of this one request; the gateway echoes it too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstantOrder(_Order):
-    """An instant token invoice to create. The token appears nowhere but in the request body."""
+    """Order for an instant token invoice. The token appears only in the request body."""
 
     card_token: Secret = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenisationOrder(_Order):
-    """A first payment on the gateway's page, after which the card has a token."""
+    """Order for a first payment on the gateway's page, after which the card has a token."""
 
     customer_phone: str | None = None
     return_url: str | None = None
@@ -44,7 +44,7 @@ class TokenisationOrder(_Order):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckoutOrder(_Order):
-    """A payment on the gateway's page with the card filled in already."""
+    """Order for a payment on the gateway's page with a card that is already filled in."""
 
     card_token: Secret = field(repr=False)
     return_url: str | None = None
@@ -56,7 +56,7 @@ Order = InstantOrder | HostedOrder
 
 @dataclass(frozen=True, slots=True)
 class WireCall:
-    """One call as it may be shown to a person: no token, no bearer, no credentials."""
+    """One call as a person may see it: no token, no bearer, no credentials."""
 
     operation: str  # create, find, look or sale
     method: str
@@ -69,17 +69,17 @@ class WireCall:
 
 
 CallLog = list[WireCall]
-"""Filled by the gateway as it calls, written down by the caller with its next commit."""
+"""The gateway appends its calls. The caller stores them with its next commit."""
 
 
 class Gateway(Protocol):
-    """Raises `NotSent`, `Refused` or `OutcomeUnknown`, and nothing else, for a failed call.
+    """A failed call raises `NotSent`, `Refused` or `OutcomeUnknown`, and nothing else.
 
-    Every call, failed or not, appends exactly one `WireCall` per request sent to `calls`.
+    Every call, failed or not, appends exactly one `WireCall` per sent request to `calls`.
     """
 
     def service(self, currency: str) -> str:
-        """The code of the service that charges this currency. No call."""
+        """Return the code of the service that charges this currency. Sends no request."""
         ...
 
     def create(self, order: InstantOrder, calls: CallLog) -> Statement:
@@ -87,14 +87,14 @@ class Gateway(Protocol):
         ...
 
     def find(self, reference_id: str, calls: CallLog) -> list[Statement]:
-        """GET /payment-invoices by our own reference; only exact matches, newest last.
+        """GET /payment-invoices by our own reference. Returns exact matches, newest last.
 
-        Statements from this list may lack fields and the bearer: `look` before deciding.
+        Statements from this list may lack fields and the bearer: `poll` before a decision.
         """
         ...
 
     def poll(self, gateway_id: str, calls: CallLog) -> Statement:
-        """GET one invoice."""
+        """GET one invoice by its gateway id."""
         ...
 
     def create_hosted(self, order: HostedOrder, calls: CallLog) -> HostedStatement:
@@ -106,5 +106,5 @@ class Gateway(Protocol):
         ...
 
     def sale(self, bearer: Secret, calls: CallLog) -> SaleAnswer:
-        """POST /payment/sale. MOVES MONEY: one fresh connection, never repeated."""
+        """POST /payment/sale. MOVES MONEY: on a new connection, never repeated."""
         ...

@@ -1,4 +1,4 @@
-"""The shared cap on requests per second: all workers together, whatever machine they run on."""
+"""The shared cap on requests per second of all workers on all machines."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Meanwhile = Callable[[], None]
 
 class Pace(Protocol):
     def wait(self, n: int = 1, meanwhile: Meanwhile | None = None) -> None:
-        """Block until `n` more requests may be sent. Never raises.
+        """Block until `n` more requests may be sent. Raises only what `meanwhile` raises.
 
-        Bounded by the work in flight: at most the permits that others took before this call,
-        divided by the cap. Take the permits of a sale before its commit, because the sale must
-        follow its commit within seconds.
+        The longest wait is the number of permits that others took before, divided by the cap. Take
+        the permits of a sale before its commit, because the sale must follow its commit within
+        seconds.
 
-        A wait that is long calls `meanwhile` every quarter of a second. What that raises ends the
-        wait; its permits are lost.
+        A long wait calls `meanwhile` every quarter of a second. If that raises, the wait ends and
+        the permits are lost.
         """
         ...
 
@@ -49,14 +49,14 @@ def _wait_out(sleep: Sleep, seconds: float, meanwhile: Meanwhile | None) -> None
 
 
 LONGEST_LEAD_SECONDS: Final = 60
-"""How far ahead permits are given out. Whoever finds the minute full comes back for the next.
+"""How far ahead permits are given out. A caller that finds this minute full asks again later.
 
-So a permit more than two minutes ahead was never given: then Redis' clock was set back, and
-billing does not stand still until it has caught up.
+So no permit lies more than two minutes ahead. If one does, Redis' clock was set back, and the
+script starts again from now instead of waiting until the clock has caught up.
 """
 
-# GCRA: the key holds the microsecond at which the next request is due. Redis' own clock counts,
-# because those of the workers differ. Answers the microseconds to wait, or -1 for a full minute.
+# GCRA: the key holds the microsecond at which the next request is due. The script uses the clock of
+# Redis, because the workers' clocks differ. It returns the wait in microseconds; -1: minute full.
 _RESERVE: Final = """
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -76,9 +76,9 @@ _FULL: Final = -1
 class RedisPace:
     """One cap for all processes that share a Redis and a `key`.
 
-    Requests are spaced evenly; `wait(n)` lets its n go together and makes the next caller wait
-    for all of them. When Redis does not answer, each process keeps the cap by itself: charging
-    goes on, and never without a cap.
+    Requests are spaced evenly. `wait(n)` releases n requests together, and the next caller waits
+    for all of them. When Redis does not answer, each process applies the cap alone: charging
+    continues, and never without a cap.
     """
 
     ASK_REDIS_AGAIN_AFTER_SECONDS: Final = 5.0
@@ -101,7 +101,7 @@ class RedisPace:
         self._ask_again_at = self._monotonic()
 
     def wait(self, n: int = 1, meanwhile: Meanwhile | None = None) -> None:
-        """Block for as long as the permits that others took before last under the cap."""
+        """Block until the permits that others took before are used up at the rate of the cap."""
         cost = round(n * self._microseconds_each)
         while (microseconds := self._reserve_at_redis(cost)) == _FULL:
             _wait_out(self._sleep, LONGEST_LEAD_SECONDS / 2, meanwhile)
@@ -111,13 +111,13 @@ class RedisPace:
             _wait_out(self._sleep, microseconds / 1_000_000, meanwhile)
 
     def _reserve_at_redis(self, cost: int) -> int | None:
-        """Microseconds to wait or _FULL; None while Redis does not answer."""
+        """Return the microseconds to wait, or _FULL; None while Redis does not answer."""
         if self._monotonic() < self._ask_again_at:
             return None
         try:
             answer = self._reserve(keys=[self._key], args=[cost, LONGEST_LEAD_SECONDS * 1_000_000])
         except redis.RedisError:
-            # Each vain attempt costs a socket timeout, which a charge should not pay every time.
+            # Each failed attempt costs a socket timeout, which not every charge should pay.
             self._ask_again_at = self._monotonic() + self.ASK_REDIS_AGAIN_AFTER_SECONDS
             return None
         return int(answer)
@@ -136,7 +136,7 @@ class LocalPace:
         self._lock = threading.Lock()
 
     def wait(self, n: int = 1, meanwhile: Meanwhile | None = None) -> None:
-        """Block for the permits that this process took before, divided by the cap."""
+        """Block until this process's earlier permits are used up at the rate of the cap."""
         with self._lock:
             now = self._monotonic()
             seconds = max(self._due - now, 0.0)

@@ -1,10 +1,10 @@
-"""Takes out of a text what must never be written down.
+"""Removes secrets from texts before they are stored or logged.
 
-Works on text and not on parsed JSON: an answer that was cut short, or an error page that echoes
-our request, leaks just as well.
+It works on text, not on parsed JSON: a truncated answer, or an error page that echoes our request,
+can hold secrets too.
 
-It runs once per call on what a stranger sent, so it is linear in the text, and every pattern
-starts with a literal or one class of characters: that is what `re` can search for quickly.
+It runs on each answer, and a stranger may send any text. So it takes linear time, and every pattern
+starts with a literal or one class of characters, which `re` finds quickly.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from billing_worker.domain.secret import Secret
 HIDDEN: Final = "***"
 
 LONGEST_EXCERPT: Final = 4000
-"""Characters, as `WireCall.answer` promises."""
+"""In characters, as `WireCall.answer` promises."""
 
 _SECRET_NAME: Final = re.compile(
     r".*(?:token|passw(?:or)?d|secret|authorization|api[_-]?key)"
     r"|cvv2?|cvc2?|pan|card_?number",
     re.IGNORECASE,
 )
-# Of an answer: whoever has the address of a page may pay there, and with it comes what it needs.
+# The address of a page and its parameters in an answer: anybody who has them may pay there.
 _PAGE_NAME: Final = re.compile(r"action|params|sid|hpp_?url", re.IGNORECASE)
 # `"name":`, and `\"name\":` as it looks in JSON inside a JSON string (`callback_logs`).
 _NAME: Final = re.compile(r'"([\w-]{1,64}+)\\{0,3}+"\s{0,9}+:\s{0,9}+')
 # A string up to its own kind of quote, a number, a list up to its first end, or an object up to its
 # first end outside of a string.
-# Not null, true and false: whether there is a token at all may be known.
+# Not null, true and false: it is no secret whether there is a token.
 _VALUE: Final = re.compile(
     r'(?P<quote>\\{0,3}")(?:(?!(?P=quote))(?:\\.|.))*(?P=quote)?'
     r"|-?[0-9][^\s,}\]]*|\[[^\]]*\]?"
@@ -45,21 +45,21 @@ _VALUE: Final = re.compile(
 _FORM_VALUE: Final = re.compile(r"=[^&\s\"'<>\\]+")
 _LAST_WORD: Final = re.compile(r"[\w-]+\Z")
 _AUTHORIZATION: Final = re.compile(r"[Bb](?:earer|asic|EARER|ASIC)\s{1,9}[^\s\"'<>,;\\]+")
-# `eyJ` is the base64 of `{"`: how every JSON web token starts.
+# `eyJ` is the base64 of `{"`, with which every JSON web token starts.
 _JWT: Final = re.compile(r"eyJ[\w-]{6,}[\w.=*+/-]*")
 _DIGITS: Final = re.compile(r"[0-9][0-9 -]{11,}[0-9]")
-# A run of 13 to 19 digits, or the groups that are printed on cards.
+# 13 to 19 digits, or the groups of digits that are printed on cards.
 _CARD_NUMBER: Final = re.compile(
     r"(?<![0-9])(?:[0-9]{13,19}"
     r"|[0-9]{4}(?P<gap>[ -])[0-9]{4}(?P=gap)[0-9]{4}(?P=gap)[0-9]{4}"
     r"|[0-9]{4}[ -][0-9]{6}[ -][0-9]{5})(?![0-9])"
 )
-# PostgreSQL takes no NUL, and a terminal obeys the others.
+# PostgreSQL accepts no NUL, and a terminal executes the others.
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def redact(text: str, secrets: Iterable[Secret] = ()) -> str:
-    """`text` without the given secrets and without anything that looks like one."""
+    """Return `text` without the given secrets and without anything that looks like a secret."""
     if "&quot;" in text or "&#34;" in text:
         text = html.unescape(text)
     text = hide(text, secrets)
@@ -71,7 +71,7 @@ def redact(text: str, secrets: Iterable[Secret] = ()) -> str:
 
 
 def hide(text: str, secrets: Iterable[Secret]) -> str:
-    """`text` without the given secrets, and otherwise as it is."""
+    """Return `text` without the given secrets, otherwise unchanged."""
     for secret in secrets:
         for spelling in _spellings(secret.reveal()):
             text = text.replace(spelling, HIDDEN)
@@ -79,9 +79,9 @@ def hide(text: str, secrets: Iterable[Secret]) -> str:
 
 
 def stated(body: bytes, names: Collection[str]) -> str:
-    """What an answer says under these names, and whatever else it holds left out.
+    """Return only the fields of an answer that have one of these names, as JSON.
 
-    For answers about a card whose token is not at hand: free text may quote it.
+    It is for answers about a card whose token is not at hand: their free text may quote the token.
     """
     try:
         said = json.dumps(_named(json.loads(body), names), ensure_ascii=False)
@@ -103,7 +103,7 @@ def _named(value: Any, names: Collection[str]) -> Any:
 
 
 def redact_body(value: Any, secrets: Iterable[Secret] = ()) -> Any:
-    """A JSON value with secrets hidden and exact decimals as text, so that any JSON column fits."""
+    """Return a JSON value with hidden secrets, and with decimals as text for any JSON column."""
     if isinstance(value, dict):
         return {
             name: HIDDEN if _names_a_secret(name) else redact_body(item, secrets)
@@ -117,15 +117,15 @@ def redact_body(value: Any, secrets: Iterable[Secret] = ()) -> Any:
 
 
 def excerpt(body: bytes, secrets: Iterable[Secret] = ()) -> str:
-    """The beginning of an answer, fit to be stored and shown.
+    """Return the start of an answer, safe to store and show.
 
-    Redacted before it is cut: half a secret at the cut would not be recognised any more.
+    The text is redacted before it is cut: half a secret at the cut would not be recognised.
     """
     return legible(redact(body.decode("utf-8", "replace"), secrets))[:LONGEST_EXCERPT]
 
 
 def legible(text: str) -> str:
-    """`text` with each character that a database or a terminal would choke on replaced."""
+    """Return `text` with each character replaced that a database or a terminal cannot take."""
     if text.isprintable():
         return text
     encodable = text.encode("utf-8", "replace").decode("utf-8")
@@ -133,7 +133,7 @@ def legible(text: str) -> str:
 
 
 def _spellings(secret: str) -> set[str]:
-    """The secret as it looks raw, in JSON by Python and by PHP, and in a URL."""
+    """Return the secret as it looks raw, in the JSON of Python and of PHP, and in a URL."""
     if secret.isascii() and secret.isalnum():
         return {secret}
     in_json = json.dumps(secret)[1:-1]

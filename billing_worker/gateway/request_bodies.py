@@ -1,6 +1,6 @@
-"""Every body that goes to the gateway, as marshmallow schemas.
+"""All request bodies for the gateway, as marshmallow schemas.
 
-Schemas are made once, at the end of their section: making one costs more than using it.
+Each schema is made once: making one costs more than using it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from billing_worker.gateway.port import CheckoutOrder, InstantOrder, Order, Toke
 
 
 class _ExactNumber(fields.Field[Decimal]):
-    """A Decimal as the JSON number the seed shows: `1`, not `1.00`; `9.99`, never a float."""
+    """A Decimal as a JSON number, as in the gateway's page: `1`, not `1.00`; never a float."""
 
     def _serialize(self, value: Decimal | None, *_: Any, **__: Any) -> int | Decimal | None:
         if value is None:
@@ -44,7 +44,7 @@ class _CustomerRequest(_Outgoing):
 
 
 class _CreateRequest(_Outgoing):
-    """What the three kinds of payment invoice have in common; dumps a `_Posting`."""
+    """The fields that all three kinds of payment invoice share. Dumps a `_Posting`."""
 
     test_mode = fields.Boolean(attribute="order.test_mode")
     reference_id = fields.String(attribute="order.reference_id")
@@ -53,7 +53,7 @@ class _CreateRequest(_Outgoing):
     amount = _ExactNumber(attribute="order.money.amount")
     service = fields.String()
     customer = fields.Nested(_CustomerRequest, attribute="order")
-    # Inside the attributes: the one page that prints it outside slipped (gateway.md §2.1).
+    # Inside the attributes; the one page that prints it outside is wrong (gateway.md §2.1).
     callback_url = fields.String()
     metadata = fields.Function(lambda posting: _metadata(posting.order))
 
@@ -79,10 +79,10 @@ class _SaleRequest(_Outgoing):
 
 
 BOOK: Final = "book"
-"""The key of our metadata under which the gateway echoes which book made an invoice."""
+"""Key in our metadata, which the gateway echoes: the book that created the invoice."""
 
 CREATE: Final = "create"
-"""The key under which it echoes which create did."""
+"""Key in our metadata: the create request that created the invoice."""
 
 
 def _metadata(order: Order) -> dict[str, str] | None:
@@ -108,7 +108,7 @@ _SALE: Final = _SaleRequest()
 def create_request(
     order: Order, *, service: str, callback_url: str | None = None
 ) -> dict[str, Any]:
-    """The request that this kind of order is created by."""
+    """Return the body of the create request for this kind of order."""
     attributes = _CREATE[type(order)].dump(_Posting(order, service, callback_url))
     return {"data": {"type": "payment-invoices", "attributes": attributes}}
 
@@ -118,5 +118,5 @@ def sale_request() -> dict[str, Any]:
 
 
 def encode(body: dict[str, Any]) -> bytes:
-    """JSON on the wire; decimals keep every digit."""
+    """Encode as JSON; decimals keep every digit."""
     return simplejson.dumps(body, use_decimal=True).encode()
