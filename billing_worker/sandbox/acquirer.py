@@ -1,4 +1,4 @@
-"""The bank behind the gateway: moves the money when and how the card's script says."""
+"""The bank behind the gateway: it charges or declines as the card token's script says."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ _Event = Callable[[Invoice, datetime], None]
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class _Appointment:
+class _Scheduled:
     due: datetime
-    sequence: int  # Keeps simultaneous events in the order in which they were arranged.
+    sequence: int  # Keeps simultaneous events in the order of scheduling.
     invoice: Invoice
     event: _Event
 
 
 class Acquirer:
-    """Not thread-safe: the gateway calls it under its own lock.
+    """Charges, declines and expires invoices. Not thread-safe: the gateway calls it under a lock.
 
-    Nothing runs in the background. What time brings is written in a diary, and `advance` makes it
-    happen at the instant it was due, however late anybody looks.
+    Nothing runs in the background. Later events are scheduled, and `advance` carries out the due
+    ones, each dated at the instant at which it was due.
     """
 
     def __init__(
@@ -40,21 +40,21 @@ class Acquirer:
         self.behaviour = behaviour
         self._ledger = ledger
         self._on_change = on_change
-        self._diary: list[_Appointment] = []
-        self._arranged = 0
+        self._schedule: list[_Scheduled] = []
+        self._scheduled = 0
 
     def advance(self, now: datetime) -> None:
-        while self._diary and self._diary[0].due <= now:
-            appointment = heapq.heappop(self._diary)
-            appointment.event(appointment.invoice, appointment.due)
+        while self._schedule and self._schedule[0].due <= now:
+            scheduled = heapq.heappop(self._schedule)
+            scheduled.event(scheduled.invoice, scheduled.due)
 
     def admit(self, invoice: Invoice, now: datetime) -> None:
         """Start the lifetime of a new invoice."""
-        self._arrange(now, self.behaviour.lifetime_seconds, invoice, self._expire)
+        self._schedule_event(now, self.behaviour.lifetime_seconds, invoice, self._expire)
         self._on_change(invoice)
 
     def sell(self, invoice: Invoice, now: datetime) -> None:
-        """Take up one sale. Selling twice has its effect twice: refusing is up to the gateway."""
+        """Carry out one sale. A second sale has its effect again; the gateway has to refuse it."""
         ending = invoice.outcome.ending
         if ending is Ending.NOT_RECEIVED:
             return
@@ -66,12 +66,12 @@ class Acquirer:
             case Ending.CHARGED_IN_PART:
                 self._charge_half(invoice, now)
             case Ending.CHARGED_LATER:
-                self._arrange(now, later, invoice, self.charge)
+                self._schedule_event(now, later, invoice, self.charge)
             case Ending.DECLINED:
                 self._decline(invoice, now)
             case Ending.DECLINED_THEN_CHARGED:
                 self._decline(invoice, now)
-                self._arrange(now, later, invoice, self.charge)
+                self._schedule_event(now, later, invoice, self.charge)
             case Ending.UNDECIDED | Ending.CHARGED_AFTER_EXPIRY:
                 self._wait(invoice, now)
 
@@ -84,7 +84,7 @@ class Acquirer:
         self._settle(invoice, "partially_processed", "ok", now)
 
     def _debit(self, invoice: Invoice, amount: Decimal, now: datetime) -> None:
-        # A second debit of one invoice moves money but shows nowhere on it: the worst case.
+        # The worst case: a second debit of one invoice moves money but does not show on it.
         invoice.processed_amount = amount
         invoice.processed_at = now
         self._ledger.record(
@@ -113,7 +113,7 @@ class Acquirer:
         outcome = invoice.outcome
         self._settle(invoice, "expired", outcome.expires_with if invoice.sales else "ok", now)
         if outcome.ending is Ending.CHARGED_AFTER_EXPIRY and invoice.sales:
-            self._arrange(now, self._later(invoice), invoice, self.charge)
+            self._schedule_event(now, self._later(invoice), invoice, self.charge)
 
     def _later(self, invoice: Invoice) -> float:
         own = invoice.outcome.later_seconds
@@ -125,7 +125,9 @@ class Acquirer:
         invoice.updated_at = now
         self._on_change(invoice)
 
-    def _arrange(self, now: datetime, seconds: float, invoice: Invoice, event: _Event) -> None:
+    def _schedule_event(
+        self, now: datetime, seconds: float, invoice: Invoice, event: _Event
+    ) -> None:
         due = now + timedelta(seconds=seconds)
-        self._arranged += 1
-        heapq.heappush(self._diary, _Appointment(due, self._arranged, invoice, event))
+        self._scheduled += 1
+        heapq.heappush(self._schedule, _Scheduled(due, self._scheduled, invoice, event))

@@ -1,4 +1,4 @@
-"""How the sandbox acts where the documents are silent: every switch is a question of gateway.md §12."""
+"""Switches for what the gateway's documents leave open: each is a question of gateway.md §12."""
 
 from __future__ import annotations
 
@@ -23,34 +23,34 @@ _CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "refusal_shape": get_args(RefusalShape),
 }
 
-# Ten years: whatever is longer is a typing error, and would overflow a date.
+# Ten years. A longer time is a typing error and would overflow a date.
 _LONGEST_SECONDS = 315_360_000.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Behaviour:
-    """One way for the gateway to be. Raises ValueError for a value that no switch has."""
+    """The settings of all switches. Raises ValueError for a value that a switch does not have."""
 
     duplicate_create: DuplicateCreate = "accept_new"
-    """A create whose reference_id is known: the default is the worst case (§0 D)."""
+    """Answer to a create with a known reference_id. The default is the worst case (§0 D)."""
 
     second_sale: SecondSale = "refuse"
-    """A sale of an invoice that was sold before: refuse (422), ignore (the answer is repeated and
-    nothing moves) or charge (a second real debit, §0 F)."""
+    """Reaction to a second sale of an invoice: refuse (422), ignore (repeat the answer, no debit)
+    or charge (a second real debit, §0 F)."""
 
     sale_on_final: SaleOnFinal = "refuse"
-    """A sale of an invoice that ended unpaid. `charge` breaks the one assumption the worker makes
-    about its gateway; the bearer's expiry then protects nobody either."""
+    """Reaction to a sale of an invoice that ended unpaid. `charge` breaks the one assumption that
+    the worker makes about the gateway; the bearer then never expires."""
 
     sale_shape: SaleShape = "flat"
-    """Both shapes were seen on real labels (§6)."""
+    """Shape of the answer to a sale. Both were seen on real white labels (§6)."""
 
     list_filter: ListFilter = "exact"
-    """What a list by reference_id answers. `ignored`: the newest invoices of all, 20 a page. `expression`:
-    a leading `-` means "not", and a comma "or", as the vendor's public list library has it."""
+    """How a list by reference_id is filtered. `ignored`: not at all, 20 newest invoices a page.
+    `expression`: a leading `-` means "not" and a comma "or", as in the vendor's list library."""
 
     refusal_shape: RefusalShape = "jsonapi"
-    """The body of a 4xx to a create: JSON:API, two shapes of other labels, or a web page."""
+    """Body of a 4xx answer to a create: JSON:API, shapes of other white labels, or a web page."""
 
     lifetime_seconds: float = 3600.0
     """Age at which an undecided invoice expires. A change applies to invoices created after it."""
@@ -59,10 +59,10 @@ class Behaviour:
     """What "later" means in the token table."""
 
     slow_seconds: float = 5.0
-    """How long the sale of a `slow` token takes to be answered."""
+    """Time until the sale of a `slow` token is answered."""
 
     latency_seconds: float = 0.0
-    """Added to every answer of the two documented APIs."""
+    """Delay of every answer of the two documented APIs."""
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
@@ -87,7 +87,7 @@ SECONDS: Final = tuple(
 
 
 def _typed(name: str, value: object) -> float | str:
-    """Forgive `409` for `"409"` and `"3"` for `3`: people type these by hand."""
+    """Accept `409` for `"409"` and `"3"` for `3`: people type these by hand."""
     if name in _CHOICES:
         return str(value)
     if name not in SECONDS:

@@ -1,4 +1,4 @@
-"""Signed callbacks (gateway.md §5): each state change is posted to the invoice's callback URL."""
+"""Posts each state change of an invoice to its callback URL, signed (gateway.md §5)."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from billing_worker.sandbox.gateway import SandboxGateway
 
 # The documented timeouts of test mode: connect, read.
 _TIMEOUT_SECONDS: Final = (10.0, 10.0)
-# How late a change that comes with time, and no request, may be told.
+# Longest delay until a change that no request has caused is noticed.
 _TICK_SECONDS: Final = 0.1
 
 
 def sign(body: bytes, secret: str) -> str:
     """Return the value of `X-Signature` for a raw body."""
     key = secret.encode()
-    # SHA-1 is what the gateway prescribes.
+    # The gateway prescribes SHA-1.
     return base64.b64encode(hashlib.sha1(key + body + key).digest()).decode()  # noqa: S324
 
 
 @dataclass(slots=True, order=True)
-class _Letter:
+class _Callback:
     due: float  # Monotonic seconds.
     sequence: int
     url: str = field(compare=False)
@@ -40,11 +40,11 @@ class _Letter:
 
 
 class CallbackSender:
-    """Posts callbacks from one background thread for as long as the `with` block lasts.
+    """Posts callbacks from one background thread while the `with` block lasts.
 
-    Anything but a 200 is a failure; the n-th retry comes n times `retry_seconds` after the attempt
-    before it, until `attempts` are used up. A letter that waits for its retry holds up no other,
-    so news can arrive out of order, as it does from the real gateway.
+    Any answer but 200 is a failure. The n-th retry follows n times `retry_seconds` after the post
+    before it, until `attempts` are used up. A callback that waits for its retry delays no other, so
+    callbacks can arrive out of order, as they do from the real gateway.
     """
 
     def __init__(
@@ -54,8 +54,8 @@ class CallbackSender:
         self._retry_seconds = retry_seconds
         self._attempts = attempts
         self._news: queue.SimpleQueue[tuple[str, bytes]] = queue.SimpleQueue()
-        self._waiting: list[_Letter] = []
-        self._written = 0
+        self._waiting: list[_Callback] = []
+        self._sequence = 0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sandbox-callbacks", daemon=True)
         gateway.listen(lambda url, body: self._news.put((url, body)))
@@ -75,7 +75,7 @@ class CallbackSender:
 
     def _run(self) -> None:
         with requests.Session() as session:
-            # A proxy or a .netrc of this machine is none of the gateway's.
+            # Ignore a proxy or a .netrc of this machine: the real gateway has neither.
             session.trust_env = False
             while not self._stopping.is_set():
                 self._gateway.advance()
@@ -83,33 +83,33 @@ class CallbackSender:
                 self._post_what_is_due(session)
 
     def _collect(self) -> None:
-        """Wait one tick for news at most, then take whatever there is."""
+        """Wait up to one tick for a state change, then take all that have arrived."""
         try:
             news = self._news.get(timeout=_TICK_SECONDS)
             while True:
-                self._written += 1
-                heapq.heappush(self._waiting, _Letter(time.monotonic(), self._written, *news))
+                self._sequence += 1
+                heapq.heappush(self._waiting, _Callback(time.monotonic(), self._sequence, *news))
                 news = self._news.get_nowait()
         except queue.Empty:
             pass
 
     def _post_what_is_due(self, session: requests.Session) -> None:
         while self._waiting and self._waiting[0].due <= time.monotonic():
-            letter = heapq.heappop(self._waiting)
-            letter.attempts += 1
-            if not self._post(letter, session) and letter.attempts < self._attempts:
-                letter.due = time.monotonic() + letter.attempts * self._retry_seconds
-                heapq.heappush(self._waiting, letter)
+            callback = heapq.heappop(self._waiting)
+            callback.attempts += 1
+            if not self._post(callback, session) and callback.attempts < self._attempts:
+                callback.due = time.monotonic() + callback.attempts * self._retry_seconds
+                heapq.heappush(self._waiting, callback)
             if self._stopping.is_set():
                 return
 
-    def _post(self, letter: _Letter, session: requests.Session) -> bool:
-        signature = sign(letter.body, self._gateway.callback_secret)
+    def _post(self, callback: _Callback, session: requests.Session) -> bool:
+        signature = sign(callback.body, self._gateway.callback_secret)
         headers = {"Content-Type": "application/json", "X-Signature": signature}
         try:
             answer = session.post(
-                letter.url,
-                data=letter.body,
+                callback.url,
+                data=callback.body,
                 headers=headers,
                 timeout=_TIMEOUT_SECONDS,
                 allow_redirects=False,

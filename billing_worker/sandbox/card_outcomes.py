@@ -1,8 +1,8 @@
-"""The play: what happens to an invoice is written in its card token.
+"""Card tokens that script what happens to their invoices.
 
-A token reads `<outcome>` or `<outcome>.<anything>`, for instance `approved.17`. Nothing is drawn at
-random, so a run can be repeated byte by byte. A failing token cannot be minted in the provider's
-own test mode (gateway.md §7), which is why this table exists.
+A token reads `<outcome>` or `<outcome>.<anything>`, for instance `approved.17`. Nothing is random,
+so a run can be repeated byte by byte. This table exists because the provider's own test mode
+creates no token that fails (gateway.md §7).
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from typing import Final, Literal
 
 
 class Creation(Enum):
-    """What the create call meets."""
+    """What happens to the create request."""
 
     NORMAL = auto()
     ANSWER_LOST = auto()
-    """Created, then the line goes dead: once per reference_id."""
+    """The invoice is created, but the connection closes before an answer; once per reference_id."""
     ERROR_500 = auto()
-    """Nothing is created: once per reference_id."""
+    """Nothing is created; once per reference_id."""
     TOKEN_REJECTED = auto()
 
 
 class Ending(Enum):
-    """What the sale does to the money."""
+    """What the sale does to the customer's money."""
 
     CHARGED = auto()
     CHARGED_IN_PART = auto()
@@ -34,13 +34,13 @@ class Ending(Enum):
     DECLINED = auto()
     DECLINED_THEN_CHARGED = auto()
     UNDECIDED = auto()
-    """The gateway took the sale and never learns how it ended."""
+    """The gateway has accepted the sale and never states how it ended."""
     NOT_RECEIVED = auto()
-    """The gateway never saw the sale, whatever the client believes."""
+    """The gateway never receives the sale, whatever the client gets as an answer."""
 
 
 class SaleAnswer(Enum):
-    """What the client gets to see of its sale."""
+    """What the client receives as the answer to its sale."""
 
     STATUS = auto()
     ASKS_FOR_3DS = auto()
@@ -55,7 +55,7 @@ Misstatement = Literal["amount", "currency", "payment_amount", "test_mode", "ref
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """One row of the table: the token's first word and everything that follows from it."""
+    """One row of the table: the first word of a token, and what it makes happen."""
 
     name: str
     meaning: str
@@ -67,14 +67,14 @@ class Outcome:
     moderated: bool = False
     slow: bool = False
     later_seconds: int | None = None
-    """What "later" means for this token alone. None: what the behaviour says."""
+    """What "later" means for this token. None: `Behaviour.later_seconds`."""
     expires_with: str = "ok"
-    """The resolution of an invoice that was sold and expires."""
+    """Resolution of an invoice that expires after its sale."""
 
 
 _HOUR: Final = 3600
 
-_SCENES: Final = (
+_SCRIPTED: Final = (
     Outcome(name="approved", meaning="charged at once"),
     Outcome(
         name="approved_later",
@@ -286,7 +286,7 @@ RESOLUTIONS: Final = (
     "provider_fatal_error",
 )
 
-# The list is open (§3.2, "anything else"): this one stands for all that will be invented.
+# The gateway's list is open (§3.2, "anything else"): this one stands for every future resolution.
 _INVENTED_RESOLUTION = "never_documented"
 
 
@@ -301,12 +301,12 @@ def _decline(resolution: str) -> Outcome:
 
 OUTCOMES: Final[Mapping[str, Outcome]] = {
     outcome.name: outcome
-    for outcome in (*_SCENES, *map(_decline, (*RESOLUTIONS, _INVENTED_RESOLUTION)))
+    for outcome in (*_SCRIPTED, *map(_decline, (*RESOLUTIONS, _INVENTED_RESOLUTION)))
 }
 
 
 def outcome_of(token: str) -> Outcome | None:
-    """Return what this card token is scripted to do, or None for a token nobody wrote."""
+    """Return the outcome that a card token scripts, or None for a token outside of the table."""
     return OUTCOMES.get(token.partition(".")[0])
 
 

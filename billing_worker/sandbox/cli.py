@@ -1,4 +1,4 @@
-"""`billing-worker sandbox`: the practice gateway as a program of its own."""
+"""`billing-worker sandbox`: the practice gateway as a separate program."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""The bodies of the documented answers, key by key, with PHP's `[]` for whatever is empty.
+"""The bodies of the documented answers, key by key, with PHP's `[]` for an empty object.
 
-The shapes are those of real bodies: the create answer as the page "Card Payments with Tokenisation"
-prints it, the look-up as the fullest captured body has it (the newest generation of this API), the
-sale as the clients of several labels read it. tests/sandbox holds them against those bodies.
+The shapes are those of real bodies. The answer to a create is that of the page "Card Payments with
+Tokenisation". The answer to a poll is that of the fullest captured body (the newest generation of
+this API). The answer to a sale is as the clients of several white labels read it. tests/sandbox
+compares all of them with those bodies.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ _AUTH_PAYLOAD: Final[Json] = {
 
 
 def created(invoice: Invoice) -> Json:
-    """Answer a create."""
+    """Return the answer to a create."""
     attributes: Json = {
         "serial_number": serial(invoice.number),
         "status": invoice.status,
@@ -77,7 +78,7 @@ def created(invoice: Invoice) -> Json:
 
 
 def looked_up(invoice: Invoice) -> Json:
-    """Answer a look at one invoice; a callback carries the same body (gateway.md §5)."""
+    """Return the answer to a poll; a callback has the same body (gateway.md §5)."""
     attributes: Json = {
         "status": invoice.status,
         "resolution": invoice.resolution,
@@ -133,8 +134,9 @@ def looked_up(invoice: Invoice) -> Json:
 
 
 def listed(invoices: list[Invoice]) -> Json:
-    """Answer a search. Deliberately poor, as in the only body known of it: whoever wants the
-    test mode or the bearer has to look at the invoice itself.
+    """Return the answer to a list request.
+
+    It has few fields on purpose, like the only known body: test mode and bearer need a poll.
     """
     return {"data": [_summary(invoice) for invoice in invoices]}
 
@@ -191,7 +193,7 @@ def sold_nested(invoice: Invoice) -> Json:
 
 
 def payment_page(invoice: Invoice) -> str:
-    """Return the hosted page as HTML: one button that plays the customer."""
+    """Return the hosted page as HTML, with a button that pays as the customer."""
     title = html.escape(f"Pay {invoice.payment_amount} {invoice.currency}")
     reference = html.escape(invoice.reference_id)
     return (
@@ -217,7 +219,7 @@ def _relationships(invoice: Invoice) -> Json:
         "payment-method": _link("payment-methods", "payment_card"),
         "customer": _link("customers", invoice.customer_id),
     }
-    # Only the processed sample has it (gateway.md §2.2).
+    # Only the sample of a processed invoice has it (gateway.md §2.2).
     if invoice.processed_at:
         related["active-payment"] = _link("payments", f"pay_{serial(invoice.number)}")
     return related

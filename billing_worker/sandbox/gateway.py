@@ -1,7 +1,7 @@
-"""A gateway to practise on: the documented wire format without a socket, and without chance.
+"""A gateway to practise on: it answers in the documented wire format, without a socket.
 
-It is a stranger to the rest of the package on purpose: code it shared with the client would hide
-the bugs of both. The same calls at the same times give the same bytes.
+It shares no code with the rest of the package on purpose: shared code would hide the bugs of client
+and gateway. The same calls at the same times give the same bytes.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from billing_worker.sandbox.wire import Delivery, Reply
 __all__ = ["Behaviour", "Delivery", "Listener", "Reply", "SandboxGateway"]
 
 Listener = Callable[[str, bytes], None]
-"""Told of every state change of an invoice with a callback URL: (URL, raw body).
+"""Called with (URL, raw body) on every state change of an invoice that has a callback URL.
 
-Called under the gateway's lock: hand the news over and return.
+The gateway holds its lock during the call, so a listener must return at once.
 """
 
 _LONGEST_LIST: Final = 100
@@ -48,11 +48,11 @@ class _Request:
 
 
 class SandboxGateway:
-    """Thread-safe: one request happens at a time.
+    """The practice gateway. It is thread-safe and handles one request at a time.
 
     `now` returns aware datetimes. Basic auth of the private API is `username:password`; callbacks
-    are signed with `callback_secret`. Invoices are numbered from `first_number`: a sandbox that is
-    started anew beside a lasting database must not give its ids a second time.
+    are signed with `callback_secret`. Invoices are numbered from `first_number`: after a restart
+    beside a lasting database, no id may be used a second time.
     """
 
     def __init__(
@@ -77,9 +77,9 @@ class SandboxGateway:
         self._books = Books(behaviour, self._announce, first_number)
 
     def handle(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Reply:
-        """Answer one HTTP request; `target` is path and query as on the request line.
+        """Answer one HTTP request; `target` is path and query as in the request line.
 
-        Whatever the reply's delivery says, its effect has happened when this returns.
+        The request has taken effect when this returns, whatever the reply's `delivery` is.
         """
         path, _, query = target.partition("?")
         lowered = {name.lower(): value for name, value in headers.items()}
@@ -91,13 +91,13 @@ class SandboxGateway:
 
     @property
     def ledger(self) -> Ledger:
-        """Every debit up to now."""
+        """All debits up to now."""
         with self._lock:
             self._advance()
             return self._books.ledger
 
     def metadata_of(self, gateway_id: str) -> Mapping[str, Any]:
-        """What the create of an invoice has said about itself."""
+        """Return the metadata that the create of an invoice sent."""
         invoice = self._books.with_id(gateway_id)
         return invoice.order.metadata if invoice else {}
 
@@ -115,16 +115,16 @@ class SandboxGateway:
             self._books.acquirer.behaviour = behaviour
 
     def pay_hosted(self, gateway_id: str) -> Reply:
-        """Play the customer who pays on the hosted page: 200 and the invoice, 404 or 409.
+        """Pay on the hosted page as the customer. Replies 200 with the invoice, 404 or 409.
 
-        The customer passes whatever is asked for, so the token's script plays no part. An invoice
-        that tokenises gets a new token in its payload.
+        The payment always succeeds; the token's script does not apply. A tokenising invoice gets a
+        new token in its payload.
         """
         with self._lock:
             return self._pay(gateway_id, self._advance())
 
     def reset(self) -> None:
-        """Forget everything, changed behaviour included. Listeners stay."""
+        """Delete all data and restore the first behaviour. Listeners stay."""
         with self._lock:
             self._books = Books(self._first_behaviour, self._announce, self._first_number)
 
@@ -133,9 +133,7 @@ class SandboxGateway:
             self._listeners.append(listener)
 
     def advance(self) -> None:
-        """Let everything happen that is due: for listeners, who would otherwise hear of a late
-        change only with the next request.
-        """
+        """Carry out all due events now. Otherwise listeners learn of them with the next request."""
         with self._lock:
             self._advance()
 
@@ -251,7 +249,7 @@ class SandboxGateway:
         return wire.answer(200, documents.listed(found))
 
     def _first_page(self) -> Reply:
-        """Newest first, with a link to the others."""
+        """Return the newest invoices, newest first, with a link to the next page."""
         newest = self._books.latest(_PAGE + 1)[::-1]
         document = documents.listed(newest[:_PAGE])
         if len(newest) > _PAGE:
@@ -282,7 +280,7 @@ class SandboxGateway:
                 return self._sale_answer(invoice)
 
     def _bearer_is_stale(self, invoice: Invoice, now: datetime) -> bool:
-        # Without this exception the expiry would hide what `sale_on_final` is there to show.
+        # Without this exception, the expired bearer would hide the effect of `sale_on_final`.
         if self.behaviour.sale_on_final == "charge":
             return False
         return now.timestamp() >= bearer_expires(invoice)
@@ -336,7 +334,7 @@ class SandboxGateway:
         return wire.answer(200, documents.looked_up(invoice))
 
     def _control(self, request: _Request, rest: list[str]) -> Reply:
-        """Serve the sandbox's own endpoints: no part of the gateway, hence no auth, no latency."""
+        """Serve the sandbox's own endpoints, which need no auth and have no latency."""
         match request.method, rest:
             case "GET", ["ledger"]:
                 return wire.answer(200, self._books.ledger.as_json())
@@ -373,7 +371,7 @@ def _named_reference(document: Any) -> str | None:
 
 
 def _is_sale_operation(body: bytes) -> bool:
-    """`attributes` is an empty object, never PHP's [] (the documented request of §6)."""
+    """Whether `attributes` is an object and not PHP's [] (the documented request of §6)."""
     try:
         data = wire.as_object(wire.as_object(wire.load(body)).get("data"))
     except ValueError:

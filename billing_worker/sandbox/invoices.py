@@ -1,4 +1,4 @@
-"""The gateway's own record of a payment invoice."""
+"""The sandbox's record of a payment invoice."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _ONE_UNIT = Decimal(1)
 
 @dataclass(slots=True, kw_only=True)
 class Invoice:
-    """Mutable; only `Acquirer` changes what is said about the money.
+    """One payment invoice. Only `Acquirer` changes its status and amounts.
 
-    `reference_id` to `test_mode` are what the gateway *states*, which a `wrong_*` token makes
-    differ from the order. Amounts are exact, in major units.
+    `reference_id` to `test_mode` are what the gateway *states*; a `wrong_*` token makes them differ
+    from the order. Amounts are exact, in major units.
     """
 
     number: int
@@ -33,7 +33,7 @@ class Invoice:
     order: Order
     outcome: Outcome
     origin: str
-    """Scheme and host under which the client knows us: the start of the payment page's URL."""
+    """Scheme and host that the client has called: the start of the payment page's URL."""
     customer_id: str
     created_at: datetime
 
@@ -51,7 +51,7 @@ class Invoice:
     failed_at: datetime | None = None
     processed_amount: Decimal | None = None
     sales: int = 0
-    """Sales that the gateway took up: the ones it never received are not among them."""
+    """Number of sales that the gateway received."""
     minted_token: str | None = field(default=None, repr=False)
 
     @property
@@ -105,13 +105,14 @@ def _misstate(invoice: Invoice, what: Misstatement) -> None:
 
 
 def serial(number: int) -> str:
-    """Shape a counter like the 16 characters of real ids, and readable in a log."""
+    """Return a counter in the form of real ids, with 16 characters, and readable in a log."""
     return f"sandbox{number:09d}"
 
 
 def bearer_expires(invoice: Invoice) -> int:
-    """Return the UNIX second from which the cardgate refuses the bearer. A look never renews it:
-    whether it does is unknown (§6), so the worse case is practised.
+    """Return the UNIX second from which the cardgate refuses the bearer.
+
+    A poll never renews it: the real behaviour is unknown (§6), so the worse case is assumed.
     """
     return int(invoice.created_at.timestamp()) + BEARER_SECONDS
 

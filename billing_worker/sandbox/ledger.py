@@ -1,4 +1,4 @@
-"""What really happened, for tests and people to hold the client's books against."""
+"""All debits and requests of the sandbox, to compare the client's records with."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _OPERATIONS: tuple[Operation, ...] = ("create", "find", "look", "sale")
 
 @dataclass(frozen=True, slots=True)
 class Debit:
-    """One movement of money from a customer's card. The amount is exact, in major units.
+    """One debit of a customer's card. The amount is exact, in major units.
 
-    `reference_id` is the one that was ordered, even where the gateway states another.
+    `reference_id` is that of the order, even if the gateway states another one.
     """
 
     reference_id: str
@@ -43,7 +43,7 @@ class Debit:
 
 
 class Ledger:
-    """Every debit in the order of happening. Debits are only ever added."""
+    """All debits in order of time. Debits are only ever added."""
 
     def __init__(self) -> None:
         self._debits: list[Debit] = []
@@ -63,7 +63,7 @@ class Ledger:
         return tuple(self._by_reference.get(reference_id, ()))
 
     def by_reference(self) -> dict[str, tuple[Debit, ...]]:
-        # From a snapshot: another thread may record while this one reads.
+        # From a snapshot, because another thread may record at the same time.
         return {debit.reference_id: self.debits_for(debit.reference_id) for debit in self}
 
     def totals(self) -> dict[str, Decimal]:
@@ -81,14 +81,14 @@ class Ledger:
 
 
 class Requests:
-    """How often each operation was asked for, whatever became of it."""
+    """How often each operation was requested, whatever its result."""
 
     def __init__(self) -> None:
         self._total: Counter[Operation] = Counter()
         self._by_reference: defaultdict[str, Counter[Operation]] = defaultdict(Counter)
 
     def count(self, operation: Operation, reference_id: str | None) -> None:
-        """None where the request names no invoice we know: it counts in the total only."""
+        """Count a request. Without a `reference_id` (no known invoice) it counts in total only."""
         self._total[operation] += 1
         if reference_id is not None:
             self._by_reference[reference_id][operation] += 1

@@ -1,4 +1,4 @@
-"""Reading `POST /payment-invoices` as strictly as the documents are (gateway.md §2.1)."""
+"""Reads `POST /payment-invoices` as strictly as the documents are (gateway.md §2.1)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MOST_METADATA_KEYS: Final = 20
 
 
 class OrderError(Exception):
-    """The order breaks rules: `faults` names each of them in a sentence."""
+    """The order breaks rules; `faults` has one sentence for each."""
 
     def __init__(self, faults: list[str]) -> None:
         super().__init__("; ".join(faults))
@@ -36,7 +36,7 @@ class Customer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """A request that is fit to become an invoice. The amount is exact, in major units."""
+    """A valid create request. The amount is exact, in major units."""
 
     reference_id: str
     amount: Decimal
@@ -55,7 +55,7 @@ class Order:
 
 
 def read_order(document: Any) -> Order:
-    """Turn a parsed body into an order. Raises OrderError with every fault at once."""
+    """Read a parsed body. Raises OrderError with all faults at once."""
     data = wire.as_object(wire.as_object(document).get("data"))
     form = _Form(wire.as_object(data.get("attributes")))
     if data.get("type") != "payment-invoices":
@@ -87,7 +87,7 @@ def _read(form: _Form) -> Order:
         tokenize=cardgate.flag("tokenize"),
         description=form.text("description"),
         metadata=form.metadata(),
-        # SEED's second example puts it outside `attributes`: a slip, and without effect (§2.1).
+        # The second example of the gateway's page has it outside `attributes`: a mistake (§2.1).
         callback_url=form.url("callback_url"),
         return_url=form.text("return_url"),
         return_urls=form.section("return_urls").fields,
@@ -98,7 +98,7 @@ def _read(form: _Form) -> Order:
 
 
 class _Form:
-    """The fields of one JSON object. Faults are collected, so that one answer names them all."""
+    """Reads the fields of one JSON object and collects all faults, so that one answer has them."""
 
     def __init__(
         self, fields: dict[str, Any], path: str = "", faults: list[str] | None = None

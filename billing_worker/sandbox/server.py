@@ -1,7 +1,7 @@
-"""The sandbox on a socket: HTTP/1.1 with keep-alive, one thread a connection.
+"""The sandbox as an HTTP/1.1 server with keep-alive and one thread per connection.
 
-The stdlib's own request handler parses headers with the e-mail package, which costs more than the
-whole sandbox does. This one reads what a JSON API needs and refuses the rest.
+The stdlib's request handler parses headers with the e-mail package, which costs more CPU than the
+whole sandbox. This server reads what a JSON API needs and refuses the rest.
 """
 
 from __future__ import annotations
@@ -26,15 +26,16 @@ from billing_worker.sandbox.wire import Delivery, Reply
 _LARGEST_BODY: Final = 1024 * 1024
 _LONGEST_LINE: Final = 16 * 1024
 _MOST_HEADERS: Final = 100
-# A client that is still sending would see a reset instead of the 413: read this much past it.
+# A client that is still sending would get a connection reset instead of the 413. So up to this
+# many bytes are read first.
 _LARGEST_DRAIN: Final = 16 * _LARGEST_BODY
 _STOP_WITHIN_SECONDS: Final = 5.0
 
 
 class SandboxServer:
-    """A gateway served from a thread of its own, for as long as the `with` block lasts.
+    """Serves a gateway from its own thread while the `with` block lasts.
 
-    `url` is known from the start of the block; port 0 lets the system choose one.
+    `url` is known from the start of the block; with port 0 the system chooses a port.
     """
 
     def __init__(self, gateway: SandboxGateway, host: str = "127.0.0.1", port: int = 0) -> None:
@@ -49,7 +50,7 @@ class SandboxServer:
     def __enter__(self) -> Self:
         self._listener = _Listener(self._address, self._gateway)
         self._thread = threading.Thread(
-            # Half a poll is what a stop costs on average; the default is 0.5 s.
+            # A stop takes half a poll interval on average; the default interval is 0.5 s.
             target=lambda: self._listener.serve_forever(poll_interval=0.05),
             name="sandbox",
             daemon=True,
@@ -75,7 +76,7 @@ def serve(
     port: int,
     announce: Callable[[str], None] = lambda _url: None,
 ) -> None:
-    """Serve until SIGINT or SIGTERM; `announce` is told the URL. For a program's main thread."""
+    """Serve until SIGINT or SIGTERM; `announce` is called with the URL. Needs the main thread."""
     stop = threading.Event()
     former = {
         number: signal.signal(number, lambda _number, _frame: stop.set())
@@ -91,7 +92,7 @@ def serve(
 
 
 class _Listener(socketserver.ThreadingTCPServer):
-    """Not http.server's: that one asks the DNS for its own name before it listens."""
+    """Used in place of http.server's, which asks the DNS for its own name before it listens."""
 
     allow_reuse_address = True
     request_queue_size = 1024  # A benchmark opens hundreds of connections at once.
@@ -101,11 +102,11 @@ class _Listener(socketserver.ThreadingTCPServer):
         self.stopping = threading.Event()
         self._connections: set[socket.socket] = set()
         self._changed = threading.Condition()
-        super().__init__(address, _Conversation)
+        super().__init__(address, _ConnectionHandler)
 
     def process_request(self, request: socket.socket, client_address: object) -> None:  # type: ignore[override]
-        # A sale comes on a connection of its own. threading.Thread waits for its thread to start,
-        # which at 16 clients costs a third of the throughput; these are daemons all the same.
+        # Every sale opens a new connection. threading.Thread waits until its thread has started,
+        # which costs a third of the throughput with 16 clients. These threads are daemons too.
         _thread.start_new_thread(self.process_request_thread, (request, client_address))
 
     def joined(self, connection: socket.socket) -> None:
@@ -118,7 +119,7 @@ class _Listener(socketserver.ThreadingTCPServer):
             self._changed.notify_all()
 
     def drop_connections(self) -> None:
-        """Wake every thread that reads or waits, and see them go."""
+        """Shut all connections down and wait until their threads have ended."""
         self.stopping.set()
         with self._changed:
             for connection in self._connections:
@@ -126,8 +127,8 @@ class _Listener(socketserver.ThreadingTCPServer):
             self._changed.wait_for(lambda: not self._connections, _STOP_WITHIN_SECONDS)
 
 
-class _Conversation(socketserver.StreamRequestHandler):
-    """One connection, request after request."""
+class _ConnectionHandler(socketserver.StreamRequestHandler):
+    """Handles the requests of one connection, one after another."""
 
     disable_nagle_algorithm = True
     server: _Listener
@@ -142,13 +143,13 @@ class _Conversation(socketserver.StreamRequestHandler):
 
     def handle(self) -> None:
         try:
-            while not self.server.stopping.is_set() and self._take_turn():
+            while not self.server.stopping.is_set() and self._answer_one():
                 pass
         except (ConnectionError, TimeoutError):
-            pass  # The client left in the middle of something: its good right.
+            pass  # The client may close the connection at any time.
 
-    def _take_turn(self) -> bool:
-        """Answer one request. Return whether there may be another on this connection."""
+    def _answer_one(self) -> bool:
+        """Answer one request. Return whether another may follow on this connection."""
         try:
             request = _read_request(self.rfile, self.connection)
         except _BadRequestError as error:
@@ -169,13 +170,13 @@ class _Conversation(socketserver.StreamRequestHandler):
                 self._send(reply, keep_alive=keep_alive)
                 return keep_alive
             case Delivery.HANG_UP:
-                return False  # The connection ends with the conversation.
+                return False  # Ending the handler closes the connection.
             case Delivery.NEVER:
                 self._stay_silent()
                 return False
 
     def _send(self, reply: Reply, *, keep_alive: bool) -> None:
-        """Write everything in one packet: two would make the client wait for both."""
+        """Send head and body in one packet: with two, the client would have to wait for both."""
         lines = [_status_line(reply.status)]
         lines += [f"{name}: {value}\r\n" for name, value in reply.headers.items()]
         lines.append(f"Content-Length: {len(reply.body)}\r\n")
@@ -183,7 +184,7 @@ class _Conversation(socketserver.StreamRequestHandler):
         self.connection.sendall("".join(lines).encode("latin-1") + reply.body)
 
     def _stay_silent(self) -> None:
-        """Hold the socket until the client leaves or the server stops, whatever it still sends."""
+        """Keep the socket open without an answer until the client closes it or the server stops."""
         while self.rfile.read1(_LONGEST_LINE):
             pass
 
@@ -198,7 +199,7 @@ class _Request:
 
 
 class _BadRequestError(Exception):
-    """The bytes cannot be read as a request of the supported kind; the connection is given up."""
+    """The bytes are no supported request; the connection is closed after the answer."""
 
     def __init__(self, status: int, sentence: str) -> None:
         super().__init__(sentence)
@@ -206,7 +207,7 @@ class _BadRequestError(Exception):
 
 
 def _read_request(stream: BufferedIOBase, connection: socket.socket) -> _Request | None:
-    """Return None where the client has closed the connection between two requests."""
+    """Read one request; None if the client has closed the connection between two requests."""
     line = stream.readline(_LONGEST_LINE)
     if not line:
         return None
@@ -268,5 +269,5 @@ _PHRASES: Final = {int(status): status.phrase for status in HTTPStatus}
 
 
 def _shut(connection: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # The other side may have been faster.
+    with contextlib.suppress(OSError):  # The client may have closed it first.
         connection.shutdown(socket.SHUT_RDWR)

@@ -1,4 +1,4 @@
-"""Everything the sandbox remembers; a reset throws it away and opens new books."""
+"""All data of the sandbox; a reset replaces it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from billing_worker.sandbox.orders import Order
 
 
 class Books:
-    """Ids come from counters, so equal calls make equal ids."""
+    """Invoices, customers, tokens, ledger and request counts. Ids come from counters, so that the
+    same calls make the same ids.
+    """
 
     def __init__(
         self, behaviour: Behaviour, on_change: Callable[[Invoice], None], first_number: int
@@ -58,32 +60,32 @@ class Books:
         return self._by_bearer.get(bearer)
 
     def with_reference(self, reference_id: str) -> list[Invoice]:
-        """Oldest first, by the reference that was ordered."""
+        """Return the invoices whose order had this reference, oldest first."""
         return list(self._by_reference.get(reference_id, ()))
 
     def matching(self, expression: str) -> list[Invoice]:
-        """Oldest first: of any of the references between commas; after a `-` of every other one."""
+        """Return invoices, oldest first: those of the listed references, or after `-` all others."""
         named = set(expression.removeprefix("-").split(","))
         negated = expression.startswith("-")
         return [one for one in self._by_id.values() if (one.order.reference_id in named) != negated]
 
     def latest(self, count: int) -> list[Invoice]:
-        """Oldest of them first."""
+        """Return the newest `count` invoices, oldest first."""
         return list(islice(reversed(self._by_id.values()), count))[::-1]
 
     def is_first_try(self, reference_id: str) -> bool:
-        """True once per reference_id: some creates fail the first time only."""
+        """Return True once per reference_id: some creates fail the first time only."""
         first = reference_id not in self._tried
         self._tried.add(reference_id)
         return first
 
     def mint_token(self, invoice: Invoice) -> None:
-        """Save the card under a token that reads like a script: charged at once, ever after."""
+        """Give the card a token that is charged at once: `approved.minted.<serial>`."""
         invoice.minted_token = f"approved.minted.{serial(invoice.number)}"
         self._minted_for[invoice.minted_token] = invoice.order.customer.reference_id
 
     def may_use(self, token: str, customer_reference_id: str) -> bool:
-        """Tell whether a token may pay for this customer: a minted one is linked to its owner
-        (gateway.md §8), a scripted one plays for anybody.
+        """Whether a token may pay for this customer. A minted token belongs to one customer
+        (gateway.md §8); a scripted one works for every customer.
         """
         return self._minted_for.get(token, customer_reference_id) == customer_reference_id

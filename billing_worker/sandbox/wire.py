@@ -1,4 +1,4 @@
-"""JSON as a PHP gateway writes it, and what the sandbox hands to whoever carries it to the client."""
+"""JSON as a PHP gateway writes it, and the replies that a transport delivers to the client."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ import simplejson
 
 
 class Delivery(Enum):
-    """What becomes of a reply on its way. Its effect has happened in every case."""
+    """How a reply is delivered. The request has taken effect in every case."""
 
     ANSWER = "answer"
-    HANG_UP = "hang_up"  # The socket is closed without a byte.
-    NEVER = "never"  # The socket stays open without a byte.
+    HANG_UP = "hang_up"  # The socket is closed before the first byte.
+    NEVER = "never"  # The socket stays open, but no byte is sent.
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer. `status` is 0 and `body` empty where the client gets none: there is no peeking.
+    """An answer. Without a delivery, `status` is 0 and `body` empty, so that no test can read them.
 
     `delay_seconds` passes between the effect and the delivery.
     """
@@ -37,7 +37,7 @@ class Reply:
 
 _JSON: Final = {"Content-Type": "application/json"}
 
-# Made once: a benchmark against the sandbox should measure the client.
+# Made once, so that a benchmark against the sandbox measures the client.
 _ENCODER: Final = simplejson.JSONEncoder(use_decimal=True, separators=(",", ":"))
 _DECODER: Final = json.JSONDecoder(parse_float=Decimal)
 
@@ -48,7 +48,7 @@ def answer(status: int, document: Mapping[str, Any]) -> Reply:
 
 def refusal(status: int, *details: str, headers: Mapping[str, str] | None = None) -> Reply:
     """Build the JSON:API error shape that most clients read (gateway.md §1.3)."""
-    # 3.11 still says "Unprocessable Entity", but a client was seen to match this title (§0 E).
+    # Python 3.11 says "Unprocessable Entity", but a known client matches this title (§0 E).
     title = "Unprocessable Content" if status == 422 else HTTPStatus(status).phrase  # noqa: PLR2004
     errors = [{"title": title, "status": str(status), "detail": detail} for detail in details]
     return Reply(status, dump({"errors": errors}), {**_JSON, **(headers or {})})
@@ -80,10 +80,10 @@ def load(body: bytes) -> Any:
 
 
 def as_object(value: Any) -> dict[str, Any]:
-    """Read a JSON object the way PHP means it: null and [] are empty ones (gateway.md §1.1)."""
+    """Read a JSON object as PHP writes it: null and [] are empty objects (gateway.md §1.1)."""
     return value if isinstance(value, dict) else {}
 
 
 def number(amount: Decimal) -> int | Decimal:
-    """Write 10.00 as 10 and 9.90 as 9.9, as a PHP float comes out: clients compare values."""
+    """Write 10.00 as 10 and 9.90 as 9.9, like a PHP float: clients must compare values."""
     return int(amount) if amount == amount.to_integral_value() else amount.normalize()
