@@ -17,13 +17,13 @@ from billing_worker.domain.errors import InvalidInput
 from billing_worker.domain.money import Money
 from billing_worker.domain.subscription import (
     BILLABLE,
+    OVER,
     Subscription,
     SubscriptionStatus,
     move,
 )
 
 _S = SubscriptionStatus
-OVER = frozenset({_S.CANCELLED, _S.ENDED})
 
 
 def changed(

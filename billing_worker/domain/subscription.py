@@ -42,6 +42,21 @@ COLLECTABLE = frozenset({_S.TRIALING, _S.ACTIVE, _S.PAST_DUE, _S.ENDED})
 """States in which an open invoice may be charged. An ended subscription still owes what it used."""
 
 
+OVER = frozenset({_S.CANCELLED, _S.ENDED})
+"""For good: nothing becomes due any more, whoever asks."""
+
+
+def refuse_again(status: SubscriptionStatus) -> None:
+    """Refuse to subscribe to what is over: nothing would ever be billed. Raises InvalidInput on
+    `reference_id`, because each agreement has a reference of its own.
+    """
+    if status in OVER:
+        reason = (
+            f"is {status}: nothing is billed under it any more; a new agreement needs a new one"
+        )
+        raise InvalidInput("reference_id", reason)
+
+
 def move(current: SubscriptionStatus, to: SubscriptionStatus) -> SubscriptionStatus:
     """Return `to`. Raises IllegalTransition when TRANSITIONS does not allow the change."""
     if to not in TRANSITIONS[current]:

@@ -16,7 +16,7 @@ from sqlalchemy import (
 )
 
 from billing_worker.domain.errors import InvariantBroken
-from billing_worker.domain.subscription import ONE_OFF, Subscription
+from billing_worker.domain.subscription import BILLABLE, ONE_OFF, Subscription
 from billing_worker.persistence.bulk import among, insert_rows
 from billing_worker.persistence.rows import TERMS, Unreadable, readable, subscription_from
 from billing_worker.persistence.schema.tables import cards, customers, invoices, subscriptions
@@ -224,14 +224,29 @@ def earliest_due(connection: Connection) -> datetime | None:
     return connection.execute(select(func.min(subscriptions.c.next_billing_at))).scalar()
 
 
-def digests(connection: Connection, references: Sequence[str]) -> dict[str, str]:
-    """Return the known ones of these references, with the digest of the record that created
-    them.
+def known(connection: Connection, references: Sequence[str]) -> dict[str, Row[Any]]:
+    """Return the known ones of these references: the digest of the record that created each, and
+    how it stands.
     """
-    query = select(subscriptions.c.reference_id, subscriptions.c.record_digest).where(
-        among(connection, subscriptions.c.reference_id, references)
+    query: Any = select(
+        subscriptions.c.reference_id,
+        subscriptions.c.record_digest,
+        subscriptions.c.status,
+        subscriptions.c.held,
+        subscriptions.c.next_billing_at,
+        subscriptions.c.cancels_at,
+    ).where(among(connection, subscriptions.c.reference_id, references))
+    return {row.reference_id: row for row in connection.execute(query)}
+
+
+def count_held(connection: Connection) -> int:
+    """Return how many imports are held, and so not billed, before somebody arms them."""
+    query = select(func.count()).where(
+        subscriptions.c.held.is_(True),
+        subscriptions.c.handed_over_at.is_(None),
+        subscriptions.c.status.in_(sorted(BILLABLE)),
     )
-    return {row.reference_id: row.record_digest for row in connection.execute(query)}
+    return connection.execute(query).scalar_one()
 
 
 def whole(connection: Connection, references: Sequence[str]) -> Sequence[Row[Any]]:

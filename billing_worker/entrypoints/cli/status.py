@@ -44,6 +44,11 @@ def print_status(data: dict[str, Any]) -> None:
     )
     counts = ", ".join(f"{count} {name}" for name, count in sorted(data["subscriptions"].items()))
     click.echo(f"Subscriptions: {counts or 'none'}. Next period due: {data['next_due_at'] or '-'}.")
+    if data["held_imports"]:
+        click.echo(
+            f"HELD: {data['held_imports']} of them are imports that are not billed: "
+            "`billing-worker subscriptions arm` lets them be."
+        )
     if data["unknown"]:
         kinds = ", ".join(f"{count} {name}" for name, count in sorted(data["unknown"].items()))
         age = timedelta(seconds=int(data["oldest_unknown_seconds"] or 0))

@@ -90,7 +90,7 @@ def import_(file: Path, *, dry_run: bool, armed: bool, as_json: bool) -> None:
         print_json(report.as_dict())
     else:
         _print_report(report, dry_run=dry_run)
-    if report.faults:
+    if report.faults or report.still_held:
         raise SystemExit(1)
 
 
@@ -115,6 +115,17 @@ def _print_report(report: ImportReport, *, dry_run: bool) -> None:
     click.echo(
         f"{report.added} {verb}, {report.unchanged} unchanged, {report.bad_lines} line(s) refused."
     )
+    if report.still_held:
+        click.echo(
+            f"{report.still_held} of them are held since their import, and not billed: "
+            "`billing-worker subscriptions arm REFERENCE...`, or `arm --all`, lets them be.",
+            err=True,
+        )
+    if report.to_be_cancelled:
+        click.echo(
+            f"{report.to_be_cancelled} of them are about to be cancelled: "
+            "`billing-worker subscriptions uncancel REFERENCE` keeps one."
+        )
     if report.done_commands:
         click.echo(f"{report.done_commands} command(s) that another book has carried out.")
     for currency, total in report.totals().items():
@@ -334,7 +345,9 @@ def list_(*, as_json: bool) -> None:
         print_json(rows)
         return
     columns = ("reference_id", "status", "amount", "currency", "every", "next_billing_at")
-    print_table("", columns, [[row[column] for column in columns] for row in rows])
+    shown = [row | {"status": f"{row['status']}, held" if row["held"] else row["status"]}
+             for row in rows]  # fmt: skip
+    print_table("", columns, [[row[column] for column in columns] for row in shown])
 
 
 @subscriptions.command()

@@ -29,7 +29,12 @@ from billing_worker.services.import_records.subscription import (
     parse_record,
 )
 from billing_worker.services.ports import Vault
-from billing_worker.services.subscriptions.subscribe import FOREIGN, Subscribed, subscribe
+from billing_worker.services.subscriptions.subscribe import (
+    FOREIGN,
+    Standing,
+    Subscribed,
+    subscribe,
+)
 
 BATCH = 500
 LONGEST_LINE = 1_048_576
@@ -58,6 +63,8 @@ class ImportReport:
     counts: Counter[str] = field(default_factory=Counter)  # of what was added, by currency
     sums: Counter[str] = field(default_factory=Counter)  # minor units a period, by currency
     done_commands: int = 0  # lines that say what another book has carried out
+    still_held: int = 0  # asked to be billed, and held since an earlier import
+    to_be_cancelled: int = 0  # asked to be billed, and about to be cancelled
 
     def refuse(self, line: int, faults: Sequence[tuple[str, str]]) -> None:
         self.bad_lines += 1
@@ -69,6 +76,14 @@ class ImportReport:
         self.counts[money.currency] += 1
         self.sums[money.currency] += money.minor
 
+    def keep(self, record: SubscriptionRecord, standing: Standing | None, *, held: bool) -> None:
+        """Count a record that changes nothing, and what keeps it from being billed."""
+        self.unchanged += 1
+        if standing is not None:
+            wanted = not held and not record.state.held
+            self.still_held += standing.held and wanted
+            self.to_be_cancelled += standing.cancels_at != record.state.cancels_at
+
     def totals(self) -> dict[str, dict[str, Any]]:
         """Return totals of what was added: {"USD": {"count": 2, "amount": "19.98"}}."""
         return {
@@ -79,8 +94,9 @@ class ImportReport:
     def as_dict(self) -> dict[str, Any]:
         shown = asdict(self)
         del shown["counts"], shown["sums"]
-        if not self.done_commands:
-            del shown["done_commands"]
+        for name in ("done_commands", "still_held", "to_be_cancelled"):
+            if not shown[name]:
+                del shown[name]
         return shown | ({"totals": self.totals()} if self.added else {})
 
 
@@ -113,7 +129,10 @@ def import_file(
                 if (refused := done.refused.get(position)) is not None:
                     report.refuse(line, [(refused.field, f"{refused.reason}.")])
                     continue
-                _account(report, line, record, outcome, conflict)
+                if outcome == "unchanged":
+                    report.keep(record, done.standing.get(position), held=held)
+                else:
+                    _account(report, line, record, outcome, conflict)
             progress(file.tell())
     report.faults.sort(key=lambda fault: fault.line)
     return report
@@ -155,8 +174,6 @@ def _account(
 ) -> None:
     if outcome == "added":
         report.add(record.money)
-    elif outcome == "unchanged":
-        report.unchanged += 1
     elif outcome == FOREIGN:
         report.refuse(line, [("card.token", f"{FOREIGN_CARD}.")])
     else:

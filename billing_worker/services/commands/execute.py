@@ -58,7 +58,12 @@ from billing_worker.services.import_records.subscription import (
 from billing_worker.services.operators.debts import cancel_charge
 from billing_worker.services.ports import Ports
 from billing_worker.services.subscriptions import lifecycle
-from billing_worker.services.subscriptions.subscribe import FOREIGN, TRIES, subscribe
+from billing_worker.services.subscriptions.subscribe import (
+    FOREIGN,
+    TRIES,
+    standing_again,
+    subscribe,
+)
 
 DONE, UNCHANGED, REFUSED, FAILED = "done", "unchanged", "refused", "failed"
 
@@ -174,7 +179,7 @@ def _done_once(ports: Ports, row: dict[str, Any], command: Command) -> Answer:
     with ports.store.transaction() as connection:
         row_id = rows.claim(connection, row)
         if row_id is None:
-            answer = _again(connection, row)
+            answer = _again(connection, row, command)
             rows.add(connection, _with(row, answer))
             return answer
         try:
@@ -203,13 +208,18 @@ def _rung(ports: Ports, invoice_ids: Sequence[int]) -> None:
         log.warning("command.not_rung", invoices=len(invoice_ids), reason=type(error).__name__)
 
 
-def _again(connection: Connection, row: dict[str, Any]) -> Answer:
+def _again(connection: Connection, row: dict[str, Any], command: Command) -> Answer:
     """The reference has been used: for the same, which is done, or for something else."""
     known = rows.done(connection, row["task"], row["reference_id"])
     assert known is not None  # noqa: S101 - it kept us from claiming, and rows are never deleted
-    if known.digest == row["digest"]:
+    if known.digest != row["digest"]:
+        return Answer(REFUSED, _conflict(known.arguments, row["arguments"]))
+    if command.task != SUBSCRIBE:
         return Answer(UNCHANGED, (), known.answer)
-    return Answer(REFUSED, _conflict(known.arguments, row["arguments"]))
+    try:
+        return Answer(UNCHANGED, (), _subscribed(connection, command.record, UNCHANGED))
+    except InvalidInput as error:
+        return Answer(REFUSED, (Fault(error.field, error.reason),))
 
 
 def _conflict(known: Any, given: Any) -> tuple[Fault, ...]:
@@ -244,9 +254,16 @@ def _subscribe(ports: Ports, record: SubscriptionRecord) -> Effect:
         raise InvalidInput("card.token", FOREIGN_CARD)
     if done.refused:
         raise done.refused[0]
-    return Effect(
-        {"subscription": {"reference_id": record.reference_id, "outcome": done.outcomes[0]}}
-    )
+    with ports.store.reading() as connection:
+        return Effect(_subscribed(connection, record, done.outcomes[0]))
+
+
+def _subscribed(connection: Connection, record: SubscriptionRecord, outcome: str) -> dict[str, Any]:
+    """What a caller is told: also whether, and when, anything becomes due. Raises InvalidInput."""
+    standing = standing_again(connection, record)
+    told = {"reference_id": record.reference_id, "outcome": outcome}
+    # None: a book that has moved here carried the command out, and left out what was over there.
+    return {"subscription": told | (standing.as_dict() if standing else {"status": None})}
 
 
 def _charge_once(ports: Ports, order: OneOff) -> Effect:

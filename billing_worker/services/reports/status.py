@@ -20,8 +20,8 @@ SHOWN_SURPLUS = 20
 def status(connection: Connection, now: datetime) -> dict[str, Any]:
     """Return counts and sums by fate.
 
-    Shape: {subscriptions, invoices: [{fate, currency, count, amount}], unknown: {what is known:
-    count}, oldest_unknown_seconds, surplus: {totals: [{currency, count, amount}], attempts: the
+    Shape: {subscriptions, held_imports, invoices: [{fate, currency, count, amount}], unknown: {what
+    is known: count}, oldest_unknown_seconds, surplus: {totals: [{currency, count, amount}], attempts: the
     oldest few}, card_pages: [{fate, currency, count, amount}] of pages without an invoice,
     next_due_at, sales_on, paused_services, restored_at, waits_for_decisions_since, handed_over:
     {since, subscriptions, open_invoices}, alerts}.
@@ -33,6 +33,7 @@ def status(connection: Connection, now: datetime) -> dict[str, Any]:
     handed_over, still_open = subscriptions.count_handed_over(connection)
     return {
         "subscriptions": subscriptions.count_by_status(connection),
+        "held_imports": subscriptions.count_held(connection),
         "invoices": _by_fate(summary),
         "unknown": _by_knowledge(summary),
         "oldest_unknown_seconds": (now - unknown_since).total_seconds() if unknown_since else None,

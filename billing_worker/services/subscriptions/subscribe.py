@@ -14,7 +14,12 @@ from billing_worker.clock import Clock
 from billing_worker.domain.card import fingerprint
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.domain.events import Event, EventKind
-from billing_worker.domain.subscription import ONE_OFF, SubscriptionStatus, refuse_forgotten_start
+from billing_worker.domain.subscription import (
+    ONE_OFF,
+    SubscriptionStatus,
+    refuse_again,
+    refuse_forgotten_start,
+)
 from billing_worker.persistence import cards, customers, history, subscriptions, switches
 from billing_worker.persistence.book import identity as books
 from billing_worker.persistence.book.identity import Other
@@ -49,6 +54,32 @@ class Subscribed:
     refused: Mapping[int, InvalidInput] = field(default_factory=dict)
     """By the position of the record: field and reason."""
 
+    standing: Mapping[int, Standing] = field(default_factory=dict)
+    """By the position of the record that was known before: how it stands."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a subscription stands, for whoever asks for it to be billed."""
+
+    status: SubscriptionStatus
+    held: bool  # imported with --held: not billed before somebody arms it
+    next_billing_at: datetime | None
+    cancels_at: datetime | None
+
+    @classmethod
+    def of(cls, row: Row[Any]) -> Standing:
+        status = SubscriptionStatus(row.status)
+        return cls(status, row.held, row.next_billing_at, row.cancels_at)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "status": str(self.status),
+            "held": self.held,
+            "next_billing_at": self.next_billing_at and self.next_billing_at.isoformat(),
+            "cancels_at": self.cancels_at and self.cancels_at.isoformat(),
+        }
+
 
 def subscribe(
     store: Store,
@@ -64,7 +95,8 @@ def subscribe(
 
     Idempotent by reference id: the same record again is `unchanged`, another one under a known
     reference is a `conflict` and changes nothing. The same is what made the subscription, or what
-    `stored_records` says it is now.
+    `stored_records` says it is now. A record whose subscription is over is REFUSED, unless the record
+    says so itself: nothing would be billed for it.
     """
     for tries_left in reversed(range(TRIES)):
         try:
@@ -87,18 +119,19 @@ def _subscribe(
 ) -> Subscribed:
     with store.transaction() as connection:
         references = [record.reference_id for record in records]
-        known = subscriptions.digests(connection, references)
+        known = subscriptions.known(connection, references)
         outcomes, new = _sorted_out(records, known)
         conflicts = _conflicts(connection, vault, records, outcomes)
         foreign = _with_foreign_tokens(connection, new)
-        refused = _refused(new, now)
+        refused = _refused(new, now) | _over(records, known)
         if new and (fault := moved_away(connection)) is not None:
-            refused = {record.reference_id: fault for record in new}
+            refused |= {record.reference_id: fault for record in new}
         if not dry_run:
             bad = foreign | refused.keys()
             own = [record for record in new if record.reference_id not in bad]
             began = books.may_have_begun_in(connection, now) if own else None
             _add(connection, vault, own, by, now, held=held, began=began)
+        standing = {reference: Standing.of(row) for reference, row in known.items()}
     settled = [
         "unchanged" if outcome == "conflict" and not conflicts[position] else outcome
         for position, outcome in enumerate(outcomes)
@@ -115,7 +148,38 @@ def _subscribe(
         tuple(settled),
         {position: found for position, found in conflicts.items() if found},
         {n: refused[records[n].reference_id] for n, o in enumerate(settled) if o == REFUSED},
+        {n: standing[r.reference_id] for n, r in enumerate(records) if r.reference_id in standing},
     )
+
+
+def standing_again(connection: Connection, record: SubscriptionRecord) -> Standing | None:
+    """How the subscription stands that this record has made before; None: it is not in this book.
+
+    Raises InvalidInput on `reference_id` when it is over.
+    """
+    row = subscriptions.known(connection, [record.reference_id]).get(record.reference_id)
+    if row is None:
+        return None
+    standing = Standing.of(row)
+    if not record.is_over:
+        refuse_again(standing.status)
+    return standing
+
+
+def _over(
+    records: Sequence[SubscriptionRecord], known: Mapping[str, Row[Any]]
+) -> dict[str, InvalidInput]:
+    """By reference: what would be subscribed to again although it is over."""
+    refused: dict[str, InvalidInput] = {}
+    for record in records:
+        row = known.get(record.reference_id)
+        if row is None or record.is_over:
+            continue
+        try:
+            refuse_again(SubscriptionStatus(row.status))
+        except InvalidInput as error:
+            refused[record.reference_id] = error
+    return refused
 
 
 def moved_away(connection: Connection) -> InvalidInput | None:
@@ -141,11 +205,11 @@ def _refused(new: Sequence[SubscriptionRecord], now: datetime) -> dict[str, Inva
 
 
 def _sorted_out(
-    records: Sequence[SubscriptionRecord], known: dict[str, str]
+    records: Sequence[SubscriptionRecord], known: Mapping[str, Row[Any]]
 ) -> tuple[list[str], list[SubscriptionRecord]]:
     outcomes: list[str] = []
     new: list[SubscriptionRecord] = []
-    seen = dict(known)
+    seen = {reference: row.record_digest for reference, row in known.items()}
     for record in records:
         if record.reference_id not in seen:
             seen[record.reference_id] = record.digest

@@ -201,9 +201,12 @@ def test_commands_that_the_old_book_has_carried_out_are_unchanged_in_the_new_one
     world.run_for(HOUR)
     before = world.debits(everybody=True)
     assert moved_to(other, handed_over(cli), tmp_path).done_commands == 3
-    for task, asked in (("charge_once", ORDER), ("subscribe", over), ("cancel", leaves)):
+    for task, asked in (("charge_once", ORDER), ("cancel", leaves)):
         assert send(other, task, **asked)["status"] == "unchanged"
         assert send(world, task, **asked)["status"] == "unchanged"
+    assert send(world, "subscribe", **over)["status"] == "refused"  # it is over there
+    again = send(other, "subscribe", **over)  # and not in this book, because it was over
+    assert (again["status"], again["subscription"]["status"]) == ("unchanged", None)
     changed = send(other, "charge_once", **ORDER | {"amount": "6.00"})
     assert "was '5.00', is now '6.00'." in [error["reason"] for error in changed["errors"]]
     both(world, other, 2 * DAY)

@@ -519,10 +519,41 @@ def test_arming_names_what_cannot_be_armed(run, lines):
     assert set(report["refused"]) == {"sub-2", "nobody"}
 
 
-def test_held_is_the_choice_of_the_first_import(run, lines):
-    imported(run, lines(RECORD), 0, "--held")
-    assert imported(run, lines(RECORD), 0, "--armed")["unchanged"] == 1
+def test_an_armed_import_of_held_ones_arms_nothing_and_says_how_to(run, lines):
+    path = lines(*BOOK[:2])
+    imported(run, path, 0, "--held")
+    assert imported(run, path, 0, "--held")["unchanged"] == 2
+    report = imported(run, path, 1, "--armed")
+    assert (report["unchanged"], report["still_held"]) == (2, 2)
     assert listed(run)[0]["held"] is True
+    told = run("subscriptions", "import", path, status=1).stderr
+    assert "2 of them are held" in told
+    assert "subscriptions arm" in told
+    assert "HELD: 2 of them" in run("status").stdout
+    run("subscriptions", "arm", "--all")
+    assert "HELD" not in run("status").stdout
+    assert imported(run, path, 0, "--armed")["unchanged"] == 2
+
+
+@pytest.mark.parametrize("how", ["cancel", "end"])
+def test_an_import_of_what_is_over_is_refused_and_asks_for_a_new_reference(run, lines, how):
+    path = lines(*BOOK[:2])
+    imported(run, path)
+    run("subscriptions", how, "sub-1", "--by", "ann", *(["--now"] if how == "cancel" else []))
+    for options in ([], ["--dry-run"]):
+        report = imported(run, path, 1, *options)
+        assert (report["unchanged"], report["bad_lines"]) == (1, 1)
+        [fault] = report["faults"]
+        assert (fault["line"], fault["field"]) == (1, "reference_id")
+        assert "a new agreement needs a new one" in fault["reason"]
+
+
+def test_an_import_of_what_is_about_to_be_cancelled_says_so(run, lines):
+    path = lines(RECORD | {"anchor_at": "2099-01-31T00:00:00Z"})
+    imported(run, path)
+    run("subscriptions", "cancel", "sub-1", "--by", "ann", "--at-period-end")
+    assert imported(run, path)["to_be_cancelled"] == 1
+    assert "uncancel" in run("subscriptions", "import", path).stdout
 
 
 def test_arm_wants_either_references_or_all(run):

@@ -57,6 +57,59 @@ def fields_of(answer):
     return {error["field"] for error in answer["errors"]}
 
 
+# --- subscribing again --------------------------------------------------------------------------
+
+
+def cancel(send, number, **how):
+    asked = {"reference_id": f"cancel-{number}", "subscription": "sub-1"}
+    return send("cancel", asked | {"at_period_end": False} | how)
+
+
+def test_a_subscribe_answer_tells_whether_and_when_anything_becomes_due(send):
+    record = RECORD | {"anchor_at": "2026-02-28T00:00:00Z"}
+    for outcome in ("added", "unchanged"):
+        told = send("subscribe", record)["subscription"]
+        assert told == {
+            "reference_id": "sub-1", "outcome": outcome, "status": "active", "held": False,
+            "next_billing_at": "2026-02-28T00:00:00+00:00", "cancels_at": None,
+        }  # fmt: skip
+    cancel(send, 1, at_period_end=True)
+    again = send("subscribe", record)
+    assert again["status"] == "unchanged"
+    assert again["subscription"]["cancels_at"] == "2026-02-28T00:00:00+00:00"
+
+
+@pytest.mark.parametrize("by_import", [False, True])
+def test_subscribing_again_to_what_is_over_is_refused_and_asks_for_a_new_reference(
+    world, send, by_import
+):
+    record = RECORD | {"anchor_at": "2026-02-28T00:00:00Z"}
+    if by_import:
+        subscribe(world.store, world.vault, world.clock, [parse_record(record)], by="import")
+    else:
+        send("subscribe", record)
+    cancel(send, 1)
+    for _ in range(2):
+        again = send("subscribe", record)
+        assert again["status"] == "refused"
+        assert fields_of(again) == {"reference_id"}
+        assert "is cancelled" in again["errors"][0]["reason"]
+    assert send("subscribe", record | {"reference_id": "sub-2"})["status"] == "done"
+
+
+def test_a_message_that_comes_twice_is_answered_as_it_was_although_it_is_over_by_now(send):
+    first = send("subscribe", RECORD, "message-1")
+    cancel(send, 1)
+    assert send("subscribe", RECORD, "message-1") == first
+
+
+def test_subscribing_to_a_held_import_says_that_it_is_held(world, send):
+    record = parse_record(RECORD)
+    subscribe(world.store, world.vault, world.clock, [record], by="import", held=True)
+    told = send("subscribe", RECORD)["subscription"]
+    assert (told["outcome"], told["held"], told["next_billing_at"]) == ("unchanged", True, None)
+
+
 def test_a_subscribe_command_adds_the_subscription_and_is_recorded_as_done(world, send):
     assert send("subscribe", RECORD)["status"] == "done"
     [subscription] = rows_of(world, tables.subscriptions)
