@@ -1,4 +1,4 @@
-"""The composition root: builds every collaborator from the settings, once per process."""
+"""The composition root: builds all services and adapters from the settings, once per process."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def build_pace(settings: Settings) -> Pace:
 
 
 def build_outside(settings: Settings) -> list[Outside]:
-    """Where the book's record is kept outside of its database."""
+    """Return the stores that keep a record of the book outside of its database."""
     keepers: list[Outside] = []
     if settings.redis_url:
         keepers.append(RedisRecord(_impatient_redis(settings)))
@@ -62,12 +62,12 @@ def _impatient_redis(settings: Settings) -> Redis:
         settings.redis_url,
         socket_timeout=1,
         socket_connect_timeout=1,
-        retry=Retry(NoBackoff(), 0),  # A charge does not wait for it.
+        retry=Retry(NoBackoff(), 0),  # A charge does not wait for Redis.
     )
 
 
 def build_inbox(settings: Settings, bell: Bell) -> Inbox:
-    """What taking callbacks needs: no gateway, whom only workers call."""
+    """Return what the callback endpoint needs. It has no gateway: only workers call the gateway."""
     return Inbox(
         store=build_store(settings),
         clock=SystemClock(),
@@ -79,7 +79,7 @@ def build_inbox(settings: Settings, bell: Bell) -> Inbox:
 
 
 def build_ports(settings: Settings, bell: Bell) -> tuple[Ports, ThreadPool]:
-    """Everything the worker's use cases need, and the crew so that it can be told to leave."""
+    """Return everything that the worker's use cases need, and the thread pool, to stop it."""
     pool = ThreadPool(settings.charge_concurrency)
     ports = Ports(
         store=build_store(settings),

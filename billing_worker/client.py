@@ -1,4 +1,4 @@
-"""For other services: asks the billing worker to do things. Needs Celery and nothing else of ours.
+"""The client for other services: it sends commands to the billing worker. It needs only Celery.
 
     from billing_worker.client import BillingClient
 
@@ -6,9 +6,10 @@
     sent = billing.pause(reference_id="pause-7781", subscription="sub-1", why="holiday")
     sent.answer(timeout=10)  # {"status": "done", "errors": [], "subscription": {…}}
 
-`reference_id` is your own key for the command: sent again, it is carried out once. A command is
-certain when it is answered; without an answer send the same one again. `decided_at` is when a
-command was first decided, if it is sent later than that. See docs/commands.md.
+`reference_id` is your own key for the command: a command with the same key is carried out only
+once. Only the answer proves that a command was carried out; without an answer, send the same
+command again. `decided_at` is the time of the decision, if the command is sent later. See
+docs/commands.md.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Error(TypedDict):
 
 
 class Answer(TypedDict):
-    """What became of a command; what else is in it depends on the command."""
+    """The result of a command. Further keys depend on the command."""
 
     status: Literal["done", "unchanged", "refused", "failed"]
     errors: list[Error]
@@ -62,15 +63,16 @@ class Answer(TypedDict):
 @dataclass(frozen=True, slots=True)
 class Sent:
     id: str
-    """Celery's task id: `billing-worker commands --message ID` shows what became of it."""
+    """Celery's task id. `billing-worker commands --message ID` shows the result."""
 
     _result: AsyncResult[Any] = field(repr=False)
 
     def answer(self, timeout: float) -> Answer:
-        """Wait for the answer. Raises TimeoutError after `timeout` seconds: then nothing is known,
-        and sending the same command again is the way to learn.
+        """Wait for the answer. Raises TimeoutError after `timeout` seconds.
+
+        Then the command may or may not have been carried out: send the same command again.
         """
-        # Asked for, not subscribed to: a subscription does not outlive a restart of Redis.
+        # Polled, because a subscription does not survive a restart of Redis.
         deadline = time.monotonic() + timeout
         for wait in chain(_EAGER_WAITS, repeat(_PATIENT_WAIT)):
             if self._result.ready():
@@ -83,16 +85,16 @@ class Sent:
 
 class BillingClient:
     def __init__(self, broker_url: str, *, answers: bool = True) -> None:
-        """`answers=False` for a sender that never waits: then no answer is left in Redis."""
+        """`answers=False` is for a sender that never waits: no answers are stored in Redis."""
         self._wants_answers = answers
         self._app = Celery("billing_client", set_as_current=False)
         self._app.conf.update(
             broker_url=broker_url,
             task_serializer="json",
-            # A sender must not hang on a broker that is away.
+            # A sender must not block while the broker is down.
             broker_transport_options={"socket_timeout": 5, "socket_connect_timeout": 3},
         )
-        # An application of its own: one with a result backend subscribes with every send.
+        # A second application, because one with a result backend subscribes with every send.
         self._answers = Celery("billing_answers", set_as_current=False)
         self._answers.conf.update(
             result_backend=broker_url if answers else None,
@@ -122,9 +124,9 @@ class BillingClient:
         catch_up: str | None = None,
         dunning: str | None = None,
     ) -> Sent:
-        """`amount` is decimal text in major units: "9.99". Datetimes need a time zone.
+        """Add a subscription. `amount` is decimal text in major units: "9.99". Datetimes are aware.
 
-        `catch_up` and `dunning` name policies; None means the default of the worker.
+        `catch_up` and `dunning` name policies; None: the worker's default.
         """
         optional = {"ends_at": _instant(ends_at), "catch_up": catch_up, "dunning": dunning}
         return self._send(
@@ -144,7 +146,7 @@ class BillingClient:
                 "ends_after_periods": ends_after_periods,
                 "description": description,
                 "metadata": dict(metadata or {}),
-                # A worker that is older than this file knows only the names above.
+                # A worker of an older version knows only the names above.
                 **{name: value for name, value in optional.items() if value is not None},
             },
         )
@@ -165,7 +167,7 @@ class BillingClient:
         why: str | None = None,
         decided_at: datetime | None = None,
     ) -> Sent:
-        """New terms from the next period on; what is None stays, an empty `ends_at` goes."""
+        """Set new terms from the next period on. None changes nothing; `ends_at=""` removes it."""
         changes: dict[str, Any] = {
             "amount": amount,
             "currency": currency,
@@ -207,7 +209,7 @@ class BillingClient:
         why: str | None = None,
         decided_at: datetime | None = None,
     ) -> Sent:
-        """`shift_anchor`: later dates by the time of the pause; otherwise the calendar stays."""
+        """End a pause. `shift_anchor` moves all dates by its length; False keeps the calendar."""
         return self._about(
             "billing.resume",
             reference_id,
@@ -229,8 +231,8 @@ class BillingClient:
         why: str | None = None,
         decided_at: datetime | None = None,
     ) -> Sent:
-        """`void_open` voids what is open now. What has ended, and still owes, needs it."""
-        # A worker that is older than this file does not know it.
+        """Cancel. `void_open` voids the open invoices; an ended subscription needs it."""
+        # A worker of an older version does not know the key.
         optional = {"void_open": True} if void_open else {}
         return self._about(
             "billing.cancel",
@@ -269,7 +271,7 @@ class BillingClient:
         metadata: Mapping[str, Any] | None = None,
         decided_at: datetime | None = None,
     ) -> Sent:
-        """`reference_id` also names the charge. Without a card the customer's newest is charged."""
+        """Charge once. `reference_id` also names the charge. Without a card: the newest usable one."""
         return self._send(
             "billing.charge_once",
             {
@@ -292,7 +294,7 @@ class BillingClient:
         by: str | None = None,
         why: str | None = None,
     ) -> Sent:
-        """Take a one-off charge back. Refused when it was made, or may have been."""
+        """Cancel a one-off charge. Refused if it was charged or may have been."""
         record = {"reference_id": reference_id, "charge": charge, "by": by, "why": why}
         return self._send("billing.cancel_charge", record)
 
@@ -308,7 +310,7 @@ class BillingClient:
         description: str | None = None,
         return_url: str | None = None,
     ) -> Sent:
-        """A page where the customer enters a card and pays `amount`, or what `invoice` asks for."""
+        """Open a page where the customer enters a card and pays `amount`, or the open `invoice`."""
         return self._send(
             "billing.start_tokenisation",
             {
@@ -326,7 +328,7 @@ class BillingClient:
     def start_checkout(
         self, *, reference_id: str, invoice: str, return_url: str | None = None
     ) -> Sent:
-        """A page where the customer pays an open invoice with the card on file."""
+        """Open a page where the customer pays an open invoice with the stored card."""
         return self._send(
             "billing.start_checkout",
             {"reference_id": reference_id, "invoice": invoice, "return_url": return_url},
@@ -351,13 +353,13 @@ class BillingClient:
             args=[record],
             queue=QUEUE,
             ignore_result=not self._wants_answers,
-            argsrepr="(a record)",  # Celery would copy the card token into a header that is logged.
+            argsrepr="(a record)",  # Celery would log the arguments, with the card token.
         )
         return Sent(str(result.id), self._answers.AsyncResult(result.id))
 
 
 def _decided(at: datetime | None) -> dict[str, Any]:
-    """Absent where it is not said: an older worker does not know the name."""
+    """Return the key only if it is given: a worker of an older version does not know it."""
     return {} if at is None else {"decided_at": _instant(at)}
 
 

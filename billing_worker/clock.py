@@ -1,4 +1,4 @@
-"""The port through which everybody learns the time. Tests and simulations pass their own."""
+"""The port through which all code reads the time. Tests and simulations pass their own clock."""
 
 from __future__ import annotations
 
@@ -10,31 +10,33 @@ from typing import Protocol
 
 class Clock(Protocol):
     def now(self) -> datetime:
-        """Aware, in UTC: for anything that is written down."""
+        """Return the time, aware and in UTC, for everything that is stored."""
         ...
 
     def monotonic(self) -> float:
-        """Seconds that never jump: for deadlines inside one process."""
+        """Return seconds that never jump, for deadlines inside one process."""
         ...
 
 
 class SystemClock:
     def now(self) -> datetime:
-        return datetime.now(UTC)  # noqa: TID251 - the one place that may ask the system.
+        return datetime.now(UTC)  # noqa: TID251 - the only place that reads the system's clock.
 
     def monotonic(self) -> float:
         return time.monotonic()
 
 
 def _since_boot() -> float:
-    """Goes on while the machine is suspended, where the system can tell."""
+    """Return monotonic seconds. They continue during a suspend if the system supports it."""
     boot = getattr(time, "CLOCK_BOOTTIME", None)
     return time.monotonic() if boot is None else time.clock_gettime(boot)
 
 
 class ClockWatch:
-    """How far this process's clock is off: from the database server's, or, where there is none, from
-    the time that has passed since this process was started.
+    """Measures how far the clock of this process is off.
+
+    It compares with the database server's clock. Without a server, it compares with the time that
+    has passed since the process started.
     """
 
     def __init__(self, clock: Clock, steady: Callable[[], float] = _since_boot) -> None:
@@ -43,7 +45,7 @@ class ClockWatch:
         self._started = clock.now() - timedelta(seconds=steady())
 
     def ahead_by(self, database_now: datetime | None) -> timedelta:
-        """Negative: it is behind."""
+        """Return by how much the process's clock is ahead; negative: it is behind."""
         if database_now is None:
             database_now = self._started + timedelta(seconds=self._steady())
         return self._clock.now() - database_now

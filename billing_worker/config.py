@@ -1,4 +1,4 @@
-"""Settings: environment variables with one prefix, read once, every fault reported at once."""
+"""Settings: environment variables with one prefix, read once. All faults are reported together."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class BadSettings(Exception):
         super().__init__(f"{len(self.faults)} setting(s) are missing or malformed:\n{lines}")
 
 
-# --- readers: text to value. A ValueError says in words what the text must be; it never repeats it.
+# --- readers: text to value. A ValueError says what the text must be and never repeats the text ---
 
 
 def _http_url(text: str) -> str:
@@ -116,13 +116,13 @@ def _setting(
 def _required(
     read: Callable[[str], Any], meaning: str, empty: Any = "", *, secret: bool = False
 ) -> Any:
-    """`empty` stands for it in a process that does not need it."""
+    """Declare a required setting. `empty` is its value in a process that does not need it."""
     return _setting(read, meaning, empty, required=True, secret=secret)
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Every setting, as the process uses it: field `x` is the variable `BILLING_X`."""
+    """All settings as typed values: field `x` is the variable `BILLING_X`."""
 
     database_url: str = _required(
         _database_url,
@@ -168,10 +168,10 @@ class Settings:
         _seconds, "beat cadence of the sweep that asks the gateway", 10
     )
     reconcile_after_seconds: int = _setting(
-        _seconds, "age at which a submitted attempt is first asked for", 15
+        _seconds, "age at which a submitted attempt is first polled", 15
     )
     stuck_after_seconds: int = _setting(
-        _seconds, "age at which a prepared attempt is rung again", 300
+        _seconds, "age at which a prepared attempt is enqueued again", 300
     )
     expiry_grace_seconds: int = _setting(
         _seconds, "wait after the gateway's `expired` before it counts as not charged", 3600
@@ -205,22 +205,22 @@ class Settings:
             not_charged_retry=timedelta(seconds=self.not_charged_retry_seconds),
             expired_retry=timedelta(seconds=self.expired_retry_seconds),
             unknown_blocks=timedelta(seconds=self.unknown_blocks_seconds),
-            # create, sale and look, each with its connection and its whole deadline
+            # Create, sale and poll, each with its connection and its whole deadline.
             longest_charge=timedelta(seconds=3 * (self.gateway_timeout_seconds + 10)),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What a field of `Settings` declares."""
+    """The declaration of one field of `Settings`."""
 
     name: str
     read: Callable[[str], Any]
     meaning: str
     default: str
-    """As the variable would say it."""
+    """The text that the variable would hold."""
     required: bool
-    """By the processes that need it."""
+    """True: a process that needs the setting does not start without it."""
     secret: bool
 
     @property
@@ -281,7 +281,7 @@ def load(environ: Mapping[str, str], needs: Iterable[str] = EVERYTHING) -> Setti
 
 
 def sources(environ: Mapping[str, str]) -> dict[str, str]:
-    """Where each setting that is given comes from: {variable: "environment" or "file PATH"}."""
+    """Return the source of each setting that is given: {variable: "environment" or "file PATH"}."""
     found: dict[str, str] = {}
     for variable in (setting.variable for setting in SETTINGS):
         if file := environ.get(f"{variable}_FILE", "").strip():
@@ -292,11 +292,11 @@ def sources(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 class _BadFile(Exception):
-    """A file that should hold a value cannot be read as text."""
+    """The file of a `BILLING_X_FILE` variable cannot be read as text."""
 
 
 def _text(environ: Mapping[str, str], variable: str) -> str:
-    """The text that is given for a variable, itself or in a file; empty if there is none."""
+    """Return the text of a variable or of its file; empty if neither is given."""
     value = environ.get(variable, "").strip()
     file = environ.get(f"{variable}_FILE", "").strip()
     if not file:

@@ -1,4 +1,4 @@
-"""Structured logs: a constant event name, data in fields, one JSON line each."""
+"""Structured logs: one JSON line per event, with a constant event name and data in fields."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import structlog
 def configure(*, level: int = logging.INFO, as_json: bool | None = None) -> None:
     """Send our logs, and those of the libraries, to stderr in one format.
 
-    JSON unless stderr is a terminal. Tracebacks never show local variables: a frame may hold a
-    card token on its way to the gateway.
+    The format is JSON unless stderr is a terminal. Tracebacks never show local variables, because a
+    variable may hold a card token.
     """
     as_json = not sys.stderr.isatty() if as_json is None else as_json
     shared: list[Any] = [
@@ -43,5 +43,5 @@ def configure(*, level: int = logging.INFO, as_json: bool | None = None) -> None
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
-    # urllib3 logs paths and retries at debug level; we record our own calls, redacted.
+    # urllib3 logs paths and retries at debug level. We store our own calls, redacted.
     logging.getLogger("urllib3").setLevel(logging.WARNING)

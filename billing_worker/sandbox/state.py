@@ -64,7 +64,7 @@ class Books:
         return list(self._by_reference.get(reference_id, ()))
 
     def matching(self, expression: str) -> list[Invoice]:
-        """Return invoices, oldest first: those of the listed references, or after `-` all others."""
+        """Return the invoices of the named references, or after `-` all others, oldest first."""
         named = set(expression.removeprefix("-").split(","))
         negated = expression.startswith("-")
         return [one for one in self._by_id.values() if (one.order.reference_id in named) != negated]
