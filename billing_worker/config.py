@@ -93,6 +93,16 @@ def _whole_number(most: int) -> Callable[[str], int]:
     return read
 
 
+def _tokens(text: str) -> Secret:
+    if any(len(token.strip()) < _SHORTEST_TOKEN for token in text.split(",")):
+        raise ValueError(
+            f"must be comma-separated tokens of at least {_SHORTEST_TOKEN} characters."
+        )
+    return Secret(text)
+
+
+_SHORTEST_TOKEN = 20
+
 _seconds = _whole_number(_LONGEST_WAIT_SECONDS)
 
 
@@ -189,6 +199,12 @@ class Settings:
         _seconds,
         "how long a charge of unknown outcome holds back later periods of its subscription",
         604_800,
+    )
+    api_tokens: Secret = _setting(
+        _tokens,
+        "comma-separated bearer tokens of other systems that may read `/events`",
+        _NONE,
+        secret=True,
     )
     require_synchronous_standby: bool = _setting(
         _true_or_false,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, Final
 
 from billing_worker.domain.invoice import InvoiceStatus
@@ -94,12 +93,3 @@ def schema(of: PublicType) -> dict[str, Any]:
 
 def _detail(detail: Detail) -> dict[str, Any]:
     return {**_or_null(_KINDS[detail.kind]), "description": detail.meaning}
-
-
-def main() -> None:
-    """Print the schemas of all types, by type."""
-    print(json.dumps({str(of): schema(of) for of in PublicType}, indent=2))  # noqa: T201 - its purpose
-
-
-if __name__ == "__main__":
-    main()

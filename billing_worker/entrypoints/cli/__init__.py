@@ -29,6 +29,7 @@ _COMMANDS = {
     "preview": (".preview", "List coming charges, and compare them afterwards."),
     "catch-up": (".catch_up", "Decide about periods that were not billed in time."),
     "commands": (".commands", "List commands of other services and their answers."),
+    "events": (".events", "List public events: what other systems are told."),
     "cards": (".cards", "List, replace, add and tokenise cards."),
     "invoices": (
         ".invoices",

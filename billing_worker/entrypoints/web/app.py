@@ -10,6 +10,7 @@ from billing_worker import bootstrap
 from billing_worker.config import Settings
 from billing_worker.domain.errors import BillingError
 from billing_worker.entrypoints.checks import check_database, check_redis
+from billing_worker.entrypoints.web.api import api_routes
 from billing_worker.entrypoints.web.callbacks import callback_routes
 from billing_worker.entrypoints.web.pay_page import pay_routes
 from billing_worker.entrypoints.worker.doorbell import CeleryBell, doorbell_only
@@ -46,6 +47,7 @@ def create_app(settings: Settings) -> Flask:
     inbox = bootstrap.build_inbox(settings, bell)
     app.register_blueprint(callback_routes(inbox))
     app.register_blueprint(pay_routes(inbox.store, inbox.vault))
+    app.register_blueprint(api_routes(inbox.store, settings.api_tokens))
     return app
 
 

@@ -1,0 +1,69 @@
+"""`GET /events`: the feed, for other systems that hold a token."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Sequence
+from typing import Final
+
+from flask import Blueprint, Response, jsonify, request
+
+from billing_worker.domain.secret import Secret
+from billing_worker.persistence.store import Store
+from billing_worker.persistence.told import feed
+
+MOST_EVENTS: Final = 1_000
+USUAL_EVENTS: Final = 100
+
+
+def api_routes(store: Store, tokens: Secret) -> Blueprint:
+    """Without tokens nobody may read: every route answers 503."""
+    routes = Blueprint("api", __name__)
+    known = [token for token in tokens.reveal().split(",") if token]
+
+    @routes.before_request
+    def refuse_strangers() -> tuple[Response, int] | None:
+        if not known:
+            return jsonify(error="off: BILLING_API_TOKENS is not set"), 503
+        if not _is_known(request.headers.get("Authorization", ""), known):
+            return jsonify(error="needs a bearer token of BILLING_API_TOKENS"), 401
+        return None
+
+    @routes.get("/events")
+    def events() -> Response | tuple[Response, int]:
+        """{events: […], last, more}: `last` is the `after` of the next call."""
+        after = _whole_number("after", 0)
+        limit = _whole_number("limit", USUAL_EVENTS)
+        if after is None or limit is None or not 1 <= limit <= MOST_EVENTS:
+            reason = f"after must be a whole number, limit one from 1 to {MOST_EVENTS}"
+            return jsonify(error=reason), 400
+        with store.reading() as connection:
+            rows = feed.after(connection, after, limit + 1)
+        shown = rows[:limit]
+        last = shown[-1].number if shown else after
+        more = "true" if len(rows) > limit else "false"
+        # The very text that webhooks carry: it is not read and written again.
+        bodies = ",".join(row.body for row in shown)
+        text = f'{{"events":[{bodies}],"last":{last},"more":{more}}}'
+        return Response(
+            text, content_type="application/json", headers={"Cache-Control": "no-store"}
+        )
+
+    return routes
+
+
+def _is_known(header: str, tokens: Sequence[str]) -> bool:
+    """Compares with every token, each in constant time."""
+    scheme, _, given = header.partition(" ")
+    text = given.strip().encode()
+    matches = [hmac.compare_digest(text, token.strip().encode()) for token in tokens]
+    return scheme.lower() == "bearer" and any(matches)
+
+
+def _whole_number(name: str, usual: int) -> int | None:
+    text = request.args.get(name, str(usual))
+    is_number = text.isascii() and text.isdigit() and len(text) <= _LONGEST_NUMBER
+    return int(text) if is_number else None
+
+
+_LONGEST_NUMBER: Final = 18
