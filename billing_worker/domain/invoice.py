@@ -33,6 +33,10 @@ TRANSITIONS: Mapping[InvoiceStatus, frozenset[InvoiceStatus]] = {
 }
 
 
+OWED = frozenset({InvoiceStatus.OPEN, InvoiceStatus.UNCOLLECTIBLE})
+"""In these a customer may pay it: what was given up is still a debt until it is void."""
+
+
 def move(current: InvoiceStatus, to: InvoiceStatus) -> InvoiceStatus:
     """Return `to`. Raises IllegalTransition when TRANSITIONS does not allow the change."""
     if to not in TRANSITIONS[current]:

@@ -42,6 +42,12 @@ COLLECTABLE = frozenset({_S.TRIALING, _S.ACTIVE, _S.PAST_DUE, _S.ENDED})
 """States in which an open invoice may be charged. An ended subscription still owes what it used."""
 
 
+PAYABLE = COLLECTABLE | {_S.SUSPENDED}
+"""In these an open invoice may be paid when somebody asks for it."""
+
+PAYABLE_DEBT = PAYABLE | {_S.CANCELLED}
+"""In these a customer may pay an invoice that was given up: a ladder may have cancelled them."""
+
 OVER = frozenset({_S.CANCELLED, _S.ENDED})
 """For good: nothing becomes due any more, whoever asks."""
 

@@ -19,7 +19,8 @@ from sqlalchemy import (
 
 from billing_worker.domain.attempt import Attempt, AttemptStatus, Origin
 from billing_worker.domain.errors import ConcurrentChange
-from billing_worker.domain.subscription import COLLECTABLE, SubscriptionStatus
+from billing_worker.domain.invoice import OWED
+from billing_worker.domain.subscription import PAYABLE, PAYABLE_DEBT
 from billing_worker.persistence import claims
 from billing_worker.persistence.attempts import CaseKey
 from billing_worker.persistence.claims import DueInvoice
@@ -96,7 +97,7 @@ def open_page(
     )
     held = connection.execute(
         update(invoices)
-        .where(invoices.c.id == attempt.invoice_id, invoices.c.status == "open")
+        .where(invoices.c.id == attempt.invoice_id, invoices.c.status.in_(sorted(OWED)))
         .values(enqueue_at=None)
     )
     if moved.rowcount != 1 or held.rowcount != 1:
@@ -111,8 +112,13 @@ _PAYABLE = (
     .where(
         attempts.c.status == AttemptStatus.SUBMITTED,
         attempts.c.unpaid_since.is_(None),
-        invoices.c.status == "open",
-        subscriptions.c.status.in_(sorted(COLLECTABLE | {SubscriptionStatus.SUSPENDED})),
+        or_(
+            and_(invoices.c.status == "open", subscriptions.c.status.in_(sorted(PAYABLE))),
+            and_(
+                invoices.c.status == "uncollectible",
+                subscriptions.c.status.in_(sorted(PAYABLE_DEBT)),
+            ),
+        ),
         exists().where(switches.c.name == SALES, switches.c.is_on),
         ~exists().where(
             _undecided.c.invoice_id == attempts.c.invoice_id,

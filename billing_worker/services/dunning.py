@@ -17,7 +17,7 @@ from billing_worker.domain.errors import InvalidInput
 from billing_worker.domain.events import Event, EventKind
 from billing_worker.domain.invoice import InvoiceStatus
 from billing_worker.domain.outcome import Context, give_up
-from billing_worker.domain.subscription import COLLECTABLE, Subscription, SubscriptionStatus
+from billing_worker.domain.subscription import PAYABLE, Subscription
 from billing_worker.domain.timings import Timings
 from billing_worker.persistence import attempts, claims, history, subscriptions, switches
 from billing_worker.persistence import invoices as stored_invoices
@@ -30,7 +30,7 @@ from billing_worker.services.invoicing.pause_collection import Moment
 
 BATCH = 500
 TRY_AGAIN = timedelta(hours=1)
-RETRIABLE = COLLECTABLE | {SubscriptionStatus.SUSPENDED}
+RETRIABLE = PAYABLE
 
 log = structlog.get_logger()
 

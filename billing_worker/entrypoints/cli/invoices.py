@@ -96,7 +96,7 @@ def retry(reference: str, by: str, why: str, *, as_json: bool) -> None:
 @html_option
 @json_option
 def pay_link(reference: str, return_url: str | None, html: Path | None, *, as_json: bool) -> None:
-    """Open a page on which the customer pays an open invoice with the card on file.
+    """Open a page on which the customer pays an open or uncollectible invoice with the card on file.
 
     Nothing is charged automatically while the page is open. The same command again returns the same
     page.

@@ -13,11 +13,16 @@ from billing_worker.domain.attempt import Attempt, AttemptStatus, Origin
 from billing_worker.domain.dunning import ASKED_FOR
 from billing_worker.domain.errors import InvariantBroken
 from billing_worker.domain.events import Event, EventKind
-from billing_worker.domain.invoice import InvoiceStatus
+from billing_worker.domain.invoice import OWED, InvoiceStatus
 from billing_worker.domain.outcome import Case, Forbidden, is_unknown, not_before
 from billing_worker.domain.secret import Secret
 from billing_worker.domain.statement import Statement
-from billing_worker.domain.subscription import COLLECTABLE, SubscriptionStatus
+from billing_worker.domain.subscription import (
+    COLLECTABLE,
+    PAYABLE,
+    PAYABLE_DEBT,
+    SubscriptionStatus,
+)
 from billing_worker.gateway.port import WireCall
 from billing_worker.persistence import attempts as case_rows
 from billing_worker.persistence import cards, pay_links, switches
@@ -116,9 +121,9 @@ def _held(case: Case) -> NotSubmitted | None:
 
 def _obstacle(ports: Ports, case: Case, switched: Switches) -> NotSubmitted | None:
     """What may have changed since the claim, read under the locks of this commit."""
-    if case.invoice.status is not InvoiceStatus.OPEN:
+    if case.invoice.status not in _payable(case.attempt):
         return NotSubmitted(f"invoice is {case.invoice.status}")
-    if case.subscription.status not in _collectable(case.attempt):
+    if case.subscription.status not in _collectable(case):
         return NotSubmitted(f"subscription is {case.subscription.status}")
     off = switched.obstacle(ports.gateway.service(case.attempt.money.currency))
     return NotSubmitted(off, later=True) if off is not None else None
@@ -169,10 +174,15 @@ def _card_forbidden(connection: Connection, attempt: Attempt, now: datetime) -> 
     return forbidden.reason if forbidden else None
 
 
-def _collectable(attempt: Attempt) -> frozenset[SubscriptionStatus]:
-    if attempt.origin in ASKED_FOR:
-        return COLLECTABLE | {SubscriptionStatus.SUSPENDED}
-    return COLLECTABLE
+def _payable(attempt: Attempt) -> frozenset[InvoiceStatus]:
+    """We charge what is open; a customer may pay what was given up, too."""
+    return OWED if attempt.origin is Origin.LINK else frozenset({InvoiceStatus.OPEN})
+
+
+def _collectable(case: Case) -> frozenset[SubscriptionStatus]:
+    if case.attempt.origin not in ASKED_FOR:
+        return COLLECTABLE
+    return PAYABLE_DEBT if case.invoice.status is InvoiceStatus.UNCOLLECTIBLE else PAYABLE
 
 
 def card_ids(requests: Sequence[Submit]) -> set[int]:

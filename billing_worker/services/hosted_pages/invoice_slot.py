@@ -25,7 +25,7 @@ from billing_worker.domain.errors import (
     SlotTaken,
 )
 from billing_worker.domain.events import Event, EventKind
-from billing_worker.domain.invoice import InvoiceStatus
+from billing_worker.domain.invoice import OWED, InvoiceStatus
 from billing_worker.domain.outcome import Case, News, NoAnswer, NothingSent, Stated
 from billing_worker.domain.statement import NOT_SAID, Owner, Statement, page_may_be_paid
 from billing_worker.domain.subscription import Subscription
@@ -82,7 +82,7 @@ def lapses_at(ports: Ports, now: datetime) -> datetime:
     return now + max(ports.timings.longest_charge, ports.timings.stuck_after)
 
 
-def locked_open_invoice(connection: Connection, reference: str) -> tuple[Subscription, DueInvoice]:
+def locked_owed_invoice(connection: Connection, reference: str) -> tuple[Subscription, DueInvoice]:
     """Raises InvalidInput on `invoice` when there is none, NotPayable when it is not open."""
     row = invoices.find(connection, reference)
     if row is None:
@@ -93,7 +93,7 @@ def locked_open_invoice(connection: Connection, reference: str) -> tuple[Subscri
         raise InvalidInput("invoice", "is gone")
     if item.invoice.status is InvoiceStatus.PAID:
         raise AlreadyPaid(f"{item.invoice.reference_id} is paid")
-    if item.invoice.status is not InvoiceStatus.OPEN:
+    if item.invoice.status not in OWED:
         raise NotPayable(f"{item.invoice.reference_id} is {item.invoice.status}")
     return subscription, item
 

@@ -104,7 +104,7 @@ def start_checkout(ports: Ports, record: Mapping[str, Any]) -> dict[str, Any]:
 def _take_link(ports: Ports, invoice: str) -> Slot | dict[str, Any]:
     """The invoice's slot, or the answer that was given for the page that is open already."""
     with ports.store.transaction() as connection:
-        subscription, item = slots.locked_open_invoice(connection, invoice)
+        subscription, item = slots.locked_owed_invoice(connection, invoice)
         if item.card_id is None:
             raise NotPayable("card_missing: there is no card on file; start a tokenisation")
         live = item.live
@@ -283,7 +283,7 @@ def _invoice_to_pay(
     """The open invoice, locked, as one that is paid with a card nobody knows yet."""
     if wanted.invoice is None:
         return None
-    subscription, item = slots.locked_open_invoice(connection, wanted.invoice)
+    subscription, item = slots.locked_owed_invoice(connection, wanted.invoice)
     owner = card_setups.customer_reference(connection, subscription.customer_id)
     if owner != wanted.customer.reference_id:
         raise InvalidInput("invoice", "belongs to another customer")
@@ -304,7 +304,7 @@ def _continue(ports: Ports, connection: Connection, payment: HostedPayment) -> _
 
 
 def _slot_of(ports: Ports, connection: Connection, payment: HostedPayment) -> Slot:
-    subscription, item = slots.locked_open_invoice(connection, payment.gateway_reference)
+    subscription, item = slots.locked_owed_invoice(connection, payment.gateway_reference)
     if item.live is None or item.live.id != payment.attempt_id:
         raise NotPayable("it was given up before it was handed out: use a new reference_id")
     return slots.take(ports, connection, subscription, replace(item, card_id=None))
@@ -312,7 +312,7 @@ def _slot_of(ports: Ports, connection: Connection, payment: HostedPayment) -> Sl
 
 def _require_still_payable(ports: Ports, connection: Connection, payment: HostedPayment) -> None:
     """The page is open. What it pays may have been paid, cancelled or stopped meanwhile."""
-    subscription, item = slots.locked_open_invoice(connection, payment.gateway_reference)
+    subscription, item = slots.locked_owed_invoice(connection, payment.gateway_reference)
     if item.live is None or item.live.id != payment.attempt_id:
         raise NotPayable("its attempt on the invoice has ended: use a new reference_id")
     slots.require_payable(ports, connection, Case(item.live, item.invoice, subscription))

@@ -69,8 +69,9 @@ def fate_of(
     `known`: what is known of an attempt that may still be paid. `waits`: no attempt has a date.
     `patient`: the customer is waited for until a date.
     """
+    may_be_paid = known not in {None, PAGE}
     if status != "open":
-        return Fate(status)
+        return Fate.UNKNOWN if status == Fate.UNCOLLECTIBLE and may_be_paid else Fate(status)
     if known is not None:
         return Fate.LINK if known == PAGE else Fate.UNKNOWN
     reason = reason or ""
@@ -122,6 +123,9 @@ def about_invoice(
             why, next_ = _who_says_paid(invoice, payer), "Nothing more is charged for it"
         case _:
             why = f"{_WHY[fate]}: {reason}" if reason else _WHY[fate]
+            if known == PAGE and newest is not None:
+                asked = _moment(newest.next_poll_at)
+                return Told(f"{why}.", f"{_PAGE_OUT}; the gateway is asked again at {asked}.")
             next_ = _NEXT[fate].format(
                 invoice=invoice.reference_id,
                 subscription=invoice.subscription_reference,
@@ -147,10 +151,12 @@ _WHY = {
     Fate.FOR_THE_CUSTOMER: "The customer has to take part",
     Fate.FOR_A_PERSON: "Nothing more may be tried before a person has looked",
 }
+_PAGE_OUT = "A page to pay on is out, and money there pays it"
 _NEXT = {
     Fate.VOID: "Nothing; money that comes all the same is surplus, and a person is told",
-    Fate.UNCOLLECTIBLE: "Nothing by itself; a new card (`cards replace`) or `invoices retry "
-    "{invoice}` charges it again, and late money still pays it",
+    Fate.UNCOLLECTIBLE: "Nothing by itself; `invoices pay-link {invoice}` lets the customer pay, a "
+    "new card (`cards replace`) or `invoices retry {invoice}` charges it again, and late money still "
+    "pays it",
     Fate.PAUSED: "Nothing before `subscriptions resume {subscription}`",
     Fate.FOR_A_CARD: "Charged as soon as the customer gives another card (`cards replace "
     "{subscription}`, or `cards tokenise --invoice {invoice}`){until}",
