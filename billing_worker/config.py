@@ -206,6 +206,9 @@ class Settings:
         _NONE,
         secret=True,
     )
+    silence_seconds: int = _setting(
+        _seconds, "age of a sweep's last run from which on readiness fails", 600
+    )
     require_synchronous_standby: bool = _setting(
         _true_or_false,
         "`true` sells nothing while a fail-over of PostgreSQL could lose commits",
@@ -221,6 +224,7 @@ class Settings:
             not_charged_retry=timedelta(seconds=self.not_charged_retry_seconds),
             expired_retry=timedelta(seconds=self.expired_retry_seconds),
             unknown_blocks=timedelta(seconds=self.unknown_blocks_seconds),
+            silence=timedelta(seconds=self.silence_seconds),
             # Create, sale and poll, each with its connection and its whole deadline.
             longest_charge=timedelta(seconds=3 * (self.gateway_timeout_seconds + 10)),
         )

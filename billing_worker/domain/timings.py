@@ -40,6 +40,9 @@ class Timings:
     A process that was suspended for longer may continue after the invoice was given up.
     """
 
+    silence: timedelta = timedelta(minutes=10)
+    """How long no sweep has finished before that is reported."""
+
     @property
     def decline_stands(self) -> timedelta:
         """Wait after a decline before an attempt that would follow at once. Declines have become

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from urllib.parse import urlsplit
 
 from redis import Redis
@@ -13,6 +14,7 @@ from redis.exceptions import RedisError, ResponseError
 from sqlalchemy.exc import SQLAlchemyError
 
 from billing_worker.bootstrap import build_gateway, build_store
+from billing_worker.clock import SystemClock
 from billing_worker.config import Settings
 from billing_worker.domain.errors import (
     BillingError,
@@ -24,13 +26,15 @@ from billing_worker.domain.errors import (
 from billing_worker.domain.statement import Statement
 from billing_worker.entrypoints.book_checks import check_book, check_clock, check_standby
 from billing_worker.entrypoints.web.addresses import CALLBACKS
+from billing_worker.entrypoints.worker.sweeps import intervals
 from billing_worker.gateway.http import Request, RequestsTransport
 from billing_worker.gateway.paycore import PaycoreGateway
 from billing_worker.gateway.port import CallLog
-from billing_worker.persistence import attempts, postgres
+from billing_worker.persistence import attempts, postgres, sweep_runs
 from billing_worker.persistence.schema.migrate import current_revision, newest_revision
 from billing_worker.persistence.vault import FernetVault
 from billing_worker.services.charging.vault_keys import try_keys
+from billing_worker.services.monitoring.silence import silent_sweeps
 
 NO_SUCH_REFERENCE = "billing-worker-check"
 
@@ -44,9 +48,10 @@ class Check:
     details: str
 
 
-def run_checks(settings: Settings) -> list[Check]:
-    """Yield one result for each part, in this order, even if others fail. None of them
-    moves money.
+def run_checks(settings: Settings, max_age: timedelta | None = None) -> list[Check]:
+    """Return one result for each part, in this order, even if others fail. None moves money.
+
+    `max_age`: how old the last run of a sweep may be. None: any age will do.
     """
     parts: dict[str, Callable[[Settings], str]] = {
         "database": _database,
@@ -55,6 +60,7 @@ def run_checks(settings: Settings) -> list[Check]:
         "clock": _if_the_database_answers(_of_the_book(check_clock)),
         "standby": _if_the_database_answers(_of_the_book(check_standby)),
         "redis": _redis,
+        "sweeps": _if_the_database_answers(lambda settings: check_sweeps(settings, max_age)),
         "gateway": _gateway,
         "look-up": _if_the_database_answers(_poll_up),
         "cardgate": _cardgate,
@@ -129,6 +135,27 @@ def _schema(settings: Settings) -> str:
 def _revision(settings: Settings) -> str | None:
     with build_store(settings) as store, store.reading() as connection:
         return current_revision(connection)
+
+
+class SweepsSilent(BillingError):
+    """Sweeps have not finished for too long: beat or all workers are down, or cut off."""
+
+
+def check_sweeps(settings: Settings, max_age: timedelta | None) -> str:
+    """Raise SweepsSilent if a sweep's last run is older, naming each. None: any age will do."""
+    _schema(settings)
+    now = SystemClock().now()
+    with build_store(settings) as store, store.reading() as connection:
+        silent = silent_sweeps(connection, intervals(settings), now, max_age or timedelta.max)
+        newest = sweep_runs.newest(connection)
+    if silent:
+        told = ", ".join(f"{one.sweep} for {_in_words(now - one.since)}" for one in silent)
+        raise SweepsSilent(f"not finished: {told}. Do beat and a worker run?")
+    return "none has run yet" if newest is None else f"the last one {_in_words(now - newest)} ago"
+
+
+def _in_words(age: timedelta) -> str:
+    return str(timedelta(seconds=max(0, int(age.total_seconds()))))
 
 
 def check_redis(settings: Settings) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 from click.testing import CliRunner
@@ -14,7 +15,7 @@ from billing_worker.config import load
 from billing_worker.domain.secret import Secret
 from billing_worker.entrypoints.checks import run_checks
 from billing_worker.entrypoints.cli import cli
-from billing_worker.persistence import postgres
+from billing_worker.persistence import postgres, sweep_runs
 from billing_worker.persistence.store import Store
 from billing_worker.persistence.vault import FernetVault
 from billing_worker.sandbox.gateway import Behaviour, SandboxGateway
@@ -78,7 +79,7 @@ def test_every_part_is_told_and_none_of_them_moves_money(check, sandbox):
     found = check()
     assert wrong(found) == []
     of_the_book = ["book", "clock", "standby"]
-    others = ["redis", "gateway", "look-up", "cardgate", "vault keys", "callbacks"]
+    others = ["redis", "sweeps", "gateway", "look-up", "cardgate", "vault keys", "callbacks"]
     assert list(found) == ["database", "schema", *of_the_book, *others]
     assert "credentials accepted, test mode" in found["gateway"].details
     assert "no sale was sent" in found["cardgate"].details
@@ -158,6 +159,7 @@ def test_an_unreachable_database_is_told_once_and_the_rest_is_still_checked(chec
         "book",
         "clock",
         "standby",
+        "sweeps",
         "look-up",
         "vault keys",
     ]
@@ -211,3 +213,19 @@ def test_a_poll_up_that_finds_nothing_of_what_was_sent_is_named(check, sandbox, 
     poll_up = check()["look-up"]
     assert not poll_up.ok
     assert f"0 invoices are listed for {reference}" in poll_up.details
+
+
+def test_silent_sweeps_fail_the_check_only_where_an_age_is_asked_for(environ, database_url):
+    with Store(database_url) as store, store.transaction() as connection:
+        sweep_runs.add(connection, "billing.renew", SystemClock().now() - timedelta(hours=2))
+
+    def sweeps(max_age):
+        found = run_checks(load(environ), max_age)
+        return next(one for one in found if one.part == "sweeps")
+
+    assert sweeps(None).ok
+    assert sweeps(None).details == "the last one 2:00:00 ago"
+    late = sweeps(timedelta(minutes=10))
+    assert not late.ok
+    assert "billing.renew for 2:00:00" in late.details
+    assert sweeps(timedelta(hours=3)).ok

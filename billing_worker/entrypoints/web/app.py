@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from flask import Flask, Response, jsonify
 from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
@@ -9,7 +11,12 @@ from sqlalchemy.exc import SQLAlchemyError
 from billing_worker import bootstrap
 from billing_worker.config import Settings
 from billing_worker.domain.errors import BillingError
-from billing_worker.entrypoints.checks import check_database, check_redis
+from billing_worker.entrypoints.checks import (
+    SweepsSilent,
+    check_database,
+    check_redis,
+    check_sweeps,
+)
 from billing_worker.entrypoints.web.api import api_routes
 from billing_worker.entrypoints.web.callbacks import callback_routes
 from billing_worker.entrypoints.web.pay_page import pay_routes
@@ -28,16 +35,24 @@ def create_app(settings: Settings) -> Flask:
 
     @app.get("/health/ready")
     def ready() -> tuple[Response, int]:
-        """Answer whether the database has this version's schema and Redis answers.
+        """Answer whether the database has this version's schema, Redis answers and sweeps run.
 
         Callbacks may be off: sweeps do the same work later.
         """
-        parts = {"database": check_database, "redis": check_redis, "callbacks": _callbacks}
+        parts: dict[str, Callable[[Settings], str]] = {
+            "database": check_database,
+            "redis": check_redis,
+            "sweeps": lambda settings: check_sweeps(settings, settings.timings.silence),
+            "callbacks": _callbacks,
+        }
         state: dict[str, str] = {}
         ok = True
         for part, check in parts.items():
             try:
                 state[part] = check(settings)
+            except SweepsSilent as error:
+                ok = False
+                state[part] = f"not ready: {error}"
             except (SQLAlchemyError, RedisError, BillingError) as error:
                 ok = False
                 state[part] = f"not ready: {type(error).__name__}"

@@ -29,18 +29,12 @@ from billing_worker.entrypoints.worker.doorbell import (
     TRANSPORT_OPTIONS,
     CeleryBell,
 )
+from billing_worker.entrypoints.worker.sweeps import intervals
 from billing_worker.services.charging.thread_pool import ThreadPool
 from billing_worker.services.charging.vault_keys import try_at_start
 from billing_worker.services.commands.records import TASKS as COMMAND_TASKS
 from billing_worker.services.doorbell import PAGE
 from billing_worker.services.ports import Bell, Ports
-
-GIVE_UP_EVERY_SECONDS = 300
-PUBLISH_EVERY_SECONDS = 1
-WARN_EVERY_SECONDS = 3600
-"""Each warning is sent once, whenever the sweep runs: a beat that restarts daily must not
-miss it.
-"""
 
 FREE_THREADS_EVERY_SECONDS = 0.05
 
@@ -139,23 +133,13 @@ def _pages_at_once(settings: Settings) -> int:
 
 
 def _beat_table(settings: Settings) -> dict[str, dict[str, Any]]:
-    renew, reconcile = settings.renew_every_seconds, settings.reconcile_every_seconds
     return {
-        "number what is told": _every(PUBLISH_EVERY_SECONDS, "billing.publish"),
-        "renew due subscriptions": _every(renew, "billing.renew"),
-        "ring for open invoices": _every(renew, "billing.ring"),
-        "ask the gateway": _every(reconcile, "billing.reconcile"),
-        "ask about card pages": _every(reconcile, "billing.card_pages"),
-        "end what nobody recovers": _every(GIVE_UP_EVERY_SECONDS, "billing.give_up"),
-        "warn of expiring cards": _every(WARN_EVERY_SECONDS, "billing.warn_expiring"),
-    }
-
-
-def _every(seconds: int, task: str) -> dict[str, Any]:
-    return {
-        "task": task,
-        "schedule": float(seconds),
-        "options": {"queue": SWEEPS, "expires": seconds * TICKS_LIVE_FOR},
+        sweep: {
+            "task": sweep,
+            "schedule": float(seconds),
+            "options": {"queue": SWEEPS, "expires": seconds * TICKS_LIVE_FOR},
+        }
+        for sweep, seconds in intervals(settings).items()
     }
 
 

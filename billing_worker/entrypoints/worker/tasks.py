@@ -20,6 +20,7 @@ from billing_worker.services.dunning import give_up_overdue
 from billing_worker.services.guards.lost_memory import clock_is_wrong
 from billing_worker.services.hosted_pages.poll import poll_due_pages
 from billing_worker.services.invoicing.renew import renew_due
+from billing_worker.services.monitoring.silence import record_run
 from billing_worker.services.outbox.publish import publish
 
 log = structlog.get_logger()
@@ -50,6 +51,22 @@ def task(name: str, *, by_the_clock: bool = True) -> Callable[[Callable[..., Any
     return decorate
 
 
+def sweep(name: str) -> Callable[[Callable[[], Any]], Any]:
+    """Register a task of the beat, which also records that it has finished."""
+
+    def decorate(work: Callable[[], Any]) -> Any:
+        @task(name)
+        @wraps(work)
+        def run() -> Any:
+            done = work()
+            record_run(process.ports(), name)
+            return done
+
+        return run
+
+    return decorate
+
+
 def _pass_on(name: str) -> Any:
     """Pass a command on to its own queue, from which it cannot be lost, if it came through
     another.
@@ -69,34 +86,34 @@ for _name in TASKS:
     _pass_on(_name)
 
 
-@task("billing.renew")
+@sweep("billing.renew")
 def renew() -> int:
     return renew_due(process.ports())
 
 
-@task("billing.ring")
+@sweep("billing.ring")
 def ring() -> int:
     charge_on_probation(process.ports())
     return ring_due(process.ports())
 
 
-@task("billing.reconcile")
+@sweep("billing.reconcile")
 def reconcile() -> int:
     return poll_due(process.ports())
 
 
-@task("billing.card_pages")
+@sweep("billing.card_pages")
 def card_pages() -> int:
     return poll_due_pages(process.ports())
 
 
-@task("billing.give_up")
+@sweep("billing.give_up")
 def give_up() -> int:
     ports = process.ports()
     return give_up_overdue(ports.store, ports.clock)
 
 
-@task("billing.warn_expiring")
+@sweep("billing.warn_expiring")
 def warn_of_expiring_cards() -> int:
     ports = process.ports()
     return warn_expiring(ports.store, ports.clock)

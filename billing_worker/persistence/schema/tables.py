@@ -470,6 +470,13 @@ callbacks = Table(
     Column("body", LargeBinary, nullable=False),  # encrypted: it holds bearers and card tokens
 )
 
+sweep_runs = Table(
+    "sweep_runs",
+    metadata,
+    Column("sweep", String(48), primary_key=True),  # the name of its task
+    Column("finished_at", Instant, nullable=False),
+)
+
 counters = Table(
     "counters",
     metadata,

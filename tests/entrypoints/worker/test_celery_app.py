@@ -8,6 +8,10 @@ import sys
 
 import pytest
 
+from billing_worker.config import load
+from billing_worker.entrypoints.worker.sweeps import intervals
+from billing_worker.persistence import sweep_runs
+from billing_worker.persistence.store import Store
 from billing_worker.services.commands.records import TASKS as COMMAND_TASKS
 from tests.entrypoints.test_config import GOOD
 from tests.support.processes import ROOT, clean_environment
@@ -115,3 +119,20 @@ def test_no_task_module_uses_what_delays_or_retries_a_message():
         source = path.read_text()
         for forbidden in ("countdown=", "eta=", ".retry(", "autoretry_for"):
             assert forbidden not in source, f"{path.name} uses {forbidden}"
+
+
+RUN_ALL = """
+import json
+from celery.app.utils import find_app
+app = find_app("billing_worker")
+app.loader.import_default_modules()
+for entry in app.conf.beat_schedule.values():
+    app.tasks[entry["task"]]()
+"""
+
+
+def test_every_task_of_the_beat_records_that_it_has_finished(sqlite_url):
+    environ = clean_environment(GOOD | {"BILLING_DATABASE_URL": sqlite_url})
+    subprocess.run([sys.executable, "-c", RUN_ALL], env=environ, cwd=ROOT, check=True)
+    with Store(sqlite_url) as store, store.reading() as connection:
+        assert sweep_runs.last(connection).keys() == intervals(load(GOOD)).keys()

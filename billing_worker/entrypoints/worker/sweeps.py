@@ -1,0 +1,25 @@
+"""The periodic sweeps: which there are, and how often the beat sends them."""
+
+from __future__ import annotations
+
+from billing_worker.config import Settings
+
+GIVE_UP_EVERY_SECONDS = 300
+PUBLISH_EVERY_SECONDS = 1
+WARN_EVERY_SECONDS = 3600
+"""Each warning is sent once, whenever the sweep runs: a beat that restarts daily must not
+miss it.
+"""
+
+
+def intervals(settings: Settings) -> dict[str, int]:
+    """Return the seconds between two runs, by the name of the sweep's task."""
+    return {
+        "billing.publish": PUBLISH_EVERY_SECONDS,
+        "billing.renew": settings.renew_every_seconds,
+        "billing.ring": settings.renew_every_seconds,
+        "billing.reconcile": settings.reconcile_every_seconds,
+        "billing.card_pages": settings.reconcile_every_seconds,
+        "billing.give_up": GIVE_UP_EVERY_SECONDS,
+        "billing.warn_expiring": WARN_EVERY_SECONDS,
+    }
