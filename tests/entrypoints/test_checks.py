@@ -224,8 +224,8 @@ def test_silent_sweeps_fail_the_check_only_where_an_age_is_asked_for(environ, da
         return next(one for one in found if one.part == "sweeps")
 
     assert sweeps(None).ok
-    assert sweeps(None).details == "the last one 2:00:00 ago"
+    assert sweeps(None).details.startswith("the last one 2:00:")
     late = sweeps(timedelta(minutes=10))
     assert not late.ok
-    assert "billing.renew for 2:00:00" in late.details
+    assert "billing.renew for 2:00:" in late.details
     assert sweeps(timedelta(hours=3)).ok

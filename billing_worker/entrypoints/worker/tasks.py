@@ -51,11 +51,11 @@ def task(name: str, *, by_the_clock: bool = True) -> Callable[[Callable[..., Any
     return decorate
 
 
-def sweep(name: str) -> Callable[[Callable[[], Any]], Any]:
+def sweep(name: str, *, by_the_clock: bool = True) -> Callable[[Callable[[], Any]], Any]:
     """Register a task of the beat, which also records that it has finished."""
 
     def decorate(work: Callable[[], Any]) -> Any:
-        @task(name)
+        @task(name, by_the_clock=by_the_clock)
         @wraps(work)
         def run() -> Any:
             done = work()
@@ -119,7 +119,7 @@ def warn_of_expiring_cards() -> int:
     return warn_expiring(ports.store, ports.clock)
 
 
-@task("billing.publish", by_the_clock=False)
+@sweep("billing.publish", by_the_clock=False)
 def publish_events() -> int:
     ports = process.ports()
     return publish(ports.store, ports.clock)
