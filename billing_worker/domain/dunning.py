@@ -24,7 +24,7 @@ from billing_worker.domain.invoice import Invoice
 from billing_worker.domain.timings import Timings
 
 STEP_LATE_AFTER = timedelta(hours=1)
-"""Sweeps run every few seconds: a step that was dated within the policy's age is made all the same."""
+"""How long after the policy's `max_age` a step is still made: sweeps may start it a little late."""
 
 MAX_NOT_CHARGED_IN_A_ROW = 5
 """After so many attempts whose sale was certainly not sent, a person has to decide."""
@@ -313,7 +313,7 @@ def after_expired(since: datetime, timings: Timings, *, again: bool) -> NextStep
 
 
 def in_recovery_since(invoice: Invoice, tries: Sequence[Attempt]) -> datetime | None:
-    """When the debt was first declined; if it never was, when its newest attempt ended."""
+    """Return when the invoice was first declined, or else when its newest attempt ended."""
     if invoice.first_declined_at is not None:
         return invoice.first_declined_at
     return max((one.settled_at for one in tries if one.settled_at), default=None)
@@ -322,8 +322,9 @@ def in_recovery_since(invoice: Invoice, tries: Sequence[Attempt]) -> datetime | 
 def comes_too_late(
     policy: Policy, invoice: Invoice, tries: Sequence[Attempt], now: datetime
 ) -> NextStep | None:
-    """What becomes of a step that no clock may take any more: a pause, or a stop of the workers, has
-    outlasted the recovery. None: the step may be taken. Nobody's order is ever too late here.
+    """Decide what follows when a step is older than the policy allows; None: it may be made.
+
+    A pause, or stopped workers, can delay a step that long. Attempts on request are never too late.
     """
     since = in_recovery_since(invoice, tries)
     over = since is not None and now - STEP_LATE_AFTER > since + policy.max_age

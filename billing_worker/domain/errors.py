@@ -107,7 +107,7 @@ class GatewayError(BillingError):
 
     @property
     def is_client_error(self) -> bool:
-        """Answered with a 4xx."""
+        """Whether the answer was a 4xx."""
         return 400 <= (self.http_status or 0) < 500  # noqa: PLR2004
 
 

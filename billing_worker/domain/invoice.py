@@ -102,7 +102,7 @@ RECOVERY_ENDED = "recovery_ended: "
 """Prefix of the reason of an invoice whose retries, or whose wait for the customer, have ended."""
 
 OVER_AGE = "its first attempt without money is older than"
-"""In the reason of an invoice whose next step came when its recovery was over; the days follow."""
+"""Part of the reason when the next step came too late; the number of days follows."""
 
 KEEPS_CRASHING = "keeps_crashing"
 """Prefix of the reason of an invoice whose charges crash the worker while others' do not."""

@@ -1,7 +1,8 @@
-"""What other systems are told, as a list of its own that is derived from the history.
+"""The public events for other systems, derived from the history.
 
-The kinds of the history may change freely; what is listed here may not. A new detail is no new
-version, a detail that changes its meaning is a new type. `docs/events.md` is checked against it.
+The kinds of the history may change freely; the public types may not. A new detail needs no new
+version. A detail with another meaning needs a new type. A test compares `docs/events.md` with this
+file.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from billing_worker.domain.statement import CHARGED_BACK_STATUSES
 VERSION: Final = 1
 
 LARGEST_BODY: Final = 20_000
-"""Bytes. Standard Webhooks 1.0 advises receivers to expect less than 20 kB."""
+"""In bytes. Standard Webhooks 1.0 advises receivers to expect less than 20 kB."""
 
 LONGEST_TEXT: Final = 500
-"""Characters of a detail. What people write has no limit of its own."""
+"""Characters of a detail. Some details hold text that people have written without a limit."""
 
 
 class PublicType(StrEnum):
@@ -55,12 +56,12 @@ class PublicType(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Detail:
-    """One field of `data` beside the ones that all types have. None where it is not known."""
+    """One field of `data` besides those of all types. Its value is None if it is not known."""
 
     name: str
     meaning: str
     kind: str = "text"  # text, integer or instant
-    sources: tuple[str, ...] = ()  # names in the history's data, the first that is there; else name
+    sources: tuple[str, ...] = ()  # names in the history's data, first match wins; default: `name`
 
     def taken_from(self, data: Mapping[str, Any]) -> Any:
         found = (data.get(source) for source in self.sources or (self.name,))
@@ -72,113 +73,117 @@ class Detail:
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """What a type means, and what it tells beside the state."""
+    """What a type means, and its details besides the state."""
 
     meaning: str
     details: tuple[Detail, ...] = ()
 
 
 _WHY = Detail("why", "the reason that was given with the decision")
-_UNTIL = Detail("until", "how long the customer is waited for", "instant")
+_UNTIL = Detail("until", "until when the worker waits for the customer", "instant")
 
 CATALOGUE: Final[Mapping[PublicType, Described]] = {
     PublicType.SUBSCRIPTION_CREATED: Described("A subscription was added."),
     PublicType.SUBSCRIPTION_CHANGED: Described(
-        "Its terms have changed, or its dates, or whether it is billed here.", (_WHY,)
+        "The terms or dates have changed, or whether this worker bills it.", (_WHY,)
     ),
     PublicType.SUBSCRIPTION_PAUSED: Described(
-        "Nothing becomes due and nothing is charged.", (_WHY,)
+        "No period becomes due and no invoice is charged.", (_WHY,)
     ),
-    PublicType.SUBSCRIPTION_RESUMED: Described("It goes on after a pause.", (_WHY,)),
+    PublicType.SUBSCRIPTION_RESUMED: Described("A pause has ended.", (_WHY,)),
     PublicType.SUBSCRIPTION_PAST_DUE: Described(
-        "It owes an invoice. Further periods still become due.", (_WHY,)
+        "An invoice is unpaid. Further periods still become due.", (_WHY,)
     ),
     PublicType.SUBSCRIPTION_SUSPENDED: Described(
-        "Recovery has ended without money. No period becomes due until it pays.",
+        "Recovery has ended without a payment. No period becomes due before a payment.",
         (Detail("rule", "the rule that ended the recovery"),),
     ),
-    PublicType.SUBSCRIPTION_RECOVERED: Described("It owes nothing any more and goes on.", (_WHY,)),
-    PublicType.SUBSCRIPTION_CANCELLED: Described("It is over.", (_WHY,)),
+    PublicType.SUBSCRIPTION_RECOVERED: Described("Nothing is owed any more.", (_WHY,)),
+    PublicType.SUBSCRIPTION_CANCELLED: Described("The subscription was cancelled.", (_WHY,)),
     PublicType.SUBSCRIPTION_ENDED: Described(
-        "No further period becomes due. What is open is still owed.", (_WHY,)
+        "No further period becomes due. Open invoices are still owed.", (_WHY,)
     ),
     PublicType.INVOICE_OPENED: Described("A period became due, or a one-off charge was ordered."),
     PublicType.INVOICE_REOPENED: Described(
-        "It is owed and tried again, because somebody ordered it or took back that it was paid.",
+        "The invoice is owed again: a retry was ordered, or a person withdrew that it was paid.",
         (_WHY,),
     ),
-    PublicType.INVOICE_PAID: Described("The money for it has come."),
+    PublicType.INVOICE_PAID: Described("The invoice was paid."),
     PublicType.INVOICE_FAILED: Described(
-        "A try to collect it was declined.",
+        "An attempt was declined.",
         (
-            Detail("attempt", "which step of the retry schedule this was", "integer"),
-            Detail("of", "how many steps the schedule has", "integer"),
-            Detail("resolution", "the gateway's word for the reason"),
+            Detail("attempt", "number of this step of the retry schedule", "integer"),
+            Detail("of", "number of steps of the schedule", "integer"),
+            Detail("resolution", "the gateway's code for the reason"),
             Detail("because", "the reason in words"),
-            Detail("follows", "whose turn it is now: ours, card, customer, person or nobody"),
-            Detail("next_attempt_at", "when it is tried again", "instant"),
-            Detail("waits_until", "how long the customer is waited for", "instant"),
+            Detail(
+                "follows",
+                "the next step: `retry`, `card_needed`, `customer_step_needed`, `person` or `end`",
+            ),
+            Detail("next_attempt_at", "when the next attempt follows", "instant"),
+            Detail("waits_until", "until when the worker waits for the customer", "instant"),
             Detail("consequence", "what happens to the subscription when recovery ends"),
         ),
     ),
     PublicType.INVOICE_UNCOLLECTIBLE: Described(
-        "Recovery has ended. Money that comes late still pays it.",
+        "Recovery has ended. A late payment still pays the invoice.",
         (Detail("rule", "the rule that ended the recovery"),),
     ),
     PublicType.INVOICE_VOID: Described(
-        "It is owed no longer, or its period is not charged.",
+        "The invoice is no longer owed, or its period is not charged.",
         (Detail("why", "the reason", sources=("why", "reason", "rule")),),
     ),
     PublicType.INVOICE_UNKNOWN: Described(
-        "Its outcome has been open for a day: the card may have been charged. No other try is made.",
+        "The outcome of an attempt has been unknown for a day: the card may have been charged. "
+        "No other attempt is made.",
         (
-            Detail("since", "when the try began", "instant"),
+            Detail("since", "when the attempt began", "instant"),
             Detail("why", "what is known", sources=("reason", "found")),
         ),
     ),
     PublicType.PAYMENT_SURPLUS: Described(
-        "Money came that is not owed. It has to go back.",
-        (Detail("gateway_status", "the gateway's word for the payment"),),
+        "A payment arrived that is not owed. It has to be refunded.",
+        (Detail("gateway_status", "the gateway's status of the payment"),),
     ),
     PublicType.PAYMENT_REFUNDED: Described(
-        "A payment went back to the customer.",
-        (Detail("gateway_status", "the gateway's word", sources=("status",)),),
+        "A payment was refunded, or is being refunded.",
+        (Detail("gateway_status", "the gateway's status of the payment", sources=("status",)),),
     ),
     PublicType.PAYMENT_DISPUTED: Described(
         "A payment was charged back.",
-        (Detail("gateway_status", "the gateway's word", sources=("status",)),),
+        (Detail("gateway_status", "the gateway's status of the payment", sources=("status",)),),
     ),
     PublicType.CARD_ADDED: Described(
         "A card was stored.",
         (
-            Detail("role", "default, backup, or stored when a page has brought it"),
+            Detail("role", "`default`, `backup`, or `stored` for a card from a page"),
             Detail("last4", "its last four digits", sources=("mask",)),
         ),
     ),
     PublicType.CARD_NEEDED: Described(
-        "No charge is made before the customer gives another card.",
+        "No charge follows before the customer gives another card.",
         (Detail("why", "the reason", sources=("reason",)), _UNTIL),
     ),
     PublicType.CARD_EXPIRING: Described(
-        "A card that is charged expires soon.",
+        "The card of a subscription expires soon.",
         (
             Detail("last4", "its last four digits", sources=("mask",)),
             Detail("expires", "its last month, as YYYY-MM"),
-            Detail("days", "how many days ahead this warning is for", "integer"),
+            Detail("days", "days ahead of the expiry for which this warning is", "integer"),
         ),
     ),
     PublicType.CARD_UNUSABLE: Described(
-        "A card was refused for good. It is charged no more.",
+        "A card was refused for good. It is never charged again.",
         (Detail("why", "the reason", sources=("reason",)),),
     ),
     PublicType.CUSTOMER_STEP_NEEDED: Described(
-        "The customer has to take part. `billing.start_checkout` makes the page where they pay.",
+        "The customer has to take part. `billing.start_checkout` opens a page for the payment.",
         (Detail("why", "the reason", sources=("reason",)), _UNTIL),
     ),
     PublicType.ATTENTION_NEEDED: Described(
-        "A person of yours has to look.",
+        "A person at the merchant has to act.",
         (
-            Detail("about", "what it is about, for people: these words may change"),
+            Detail("about", "the subject, for people to read: its words may change"),
             Detail("why", "the reason", sources=("reason", "evidence", "why", "found", "status")),
         ),
     ),
@@ -187,7 +192,7 @@ CATALOGUE: Final[Mapping[PublicType, Described]] = {
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """One public event before it has a number."""
+    """A public event that has no number yet."""
 
     type: PublicType
     at: datetime
@@ -195,7 +200,7 @@ class Told:
 
 
 def told_by(event: Event) -> list[Told]:
-    """The public events that follow from one line of history, mostly none."""
+    """Return the public events that follow from one line of history: often none."""
     found = [_told(kind, event, event.data) for kind in _types(event)]
     if event.alert:
         found.append(_told(PublicType.ATTENTION_NEEDED, event, {**event.data, "about": event.kind}))
@@ -208,7 +213,7 @@ def _told(kind: PublicType, event: Event, data: Mapping[str, Any]) -> Told:
     details = {detail.name: detail.taken_from(data) for detail in CATALOGUE[kind].details}
     if details.get("last4"):
         details["last4"] = details["last4"][-4:]
-    # A page that pays no invoice belongs to a customer, and to no subscription.
+    # A page without an invoice belongs to a customer but to no subscription.
     customer = event.data.get("customer")
     return Told(kind, event.at, details | ({"customer": customer} if customer else {}))
 
@@ -247,7 +252,7 @@ _BY_STATUS: Final[Mapping[str, PublicType]] = {
     "cancelled": _T.SUBSCRIPTION_CANCELLED,
     "ended": _T.SUBSCRIPTION_ENDED,
 }
-"""`suspended` is told by an event of its own."""
+"""`suspended` is missing because it has its own event."""
 
 
 def _moved(data: Mapping[str, Any]) -> Iterator[PublicType]:
@@ -304,16 +309,16 @@ def _types(event: Event) -> Sequence[PublicType]:
 
 @dataclass(frozen=True, slots=True)
 class Numbered:
-    """A public event with its place: in the feed, and within its subscription."""
+    """A public event with its position in the feed and within its subscription."""
 
     id: str
     told: Told
-    number: int  # in the feed: whoever has seen it has seen all before it
-    sequence: int  # counts up by one per subscription; events about none count among themselves
+    number: int  # in the feed; a reader of this number has missed no smaller one
+    sequence: int  # 1, 2, 3 … per subscription; events without one have a count of their own
 
 
 def body(event: Numbered, state: Mapping[str, Any]) -> dict[str, Any]:
-    """The whole event as it is sent. `state`: {customer, subscription, invoice} as they are now.
+    """Return the whole event as it is sent. `state`: {customer, subscription, invoice} as of now.
 
     Shape: {type, timestamp, id, data: {version, number, sequence, customer, subscription, invoice,
     state: {subscription, invoice}, …details}}; the references are texts or None.
@@ -342,7 +347,7 @@ def _reference(state: Mapping[str, Any] | None) -> str | None:
 
 
 def refuse_large(text: str) -> str:
-    """The body as text, unless it is too large to be sent. Raises InvariantBroken."""
+    """Return `text` unchanged. Raises InvariantBroken if it is too large to be sent."""
     size = len(text.encode())
     if size >= LARGEST_BODY:
         raise InvariantBroken(f"the event has {size} bytes, {LARGEST_BODY} are too many")

@@ -1,4 +1,4 @@
-"""A JSON Schema for each public event, made from the catalogue that renders them."""
+"""The JSON Schema of each public event, built from the catalogue of `public_events`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _or_null(kind: dict[str, Any]) -> dict[str, Any]:
 
 
 def _object(properties: dict[str, Any]) -> dict[str, Any]:
-    """All of them are always there; more may come, and a receiver ignores what it does not know."""
+    """Describe an object with these required properties. Receivers must ignore unknown ones."""
     return {"type": "object", "properties": properties, "required": sorted(properties)}
 
 
@@ -69,7 +69,7 @@ INVOICE: Final = _object(
 
 
 def schema(of: PublicType) -> dict[str, Any]:
-    """The JSON Schema of a whole event of this type, envelope included."""
+    """Return the JSON Schema of a whole event of this type, with its envelope."""
     described = CATALOGUE[of]
     data = {
         "version": {"const": VERSION},

@@ -163,14 +163,14 @@ def foreign(statement: Statement, expected: Expected) -> str | None:
 
 
 CLOCKS_DIFFER = timedelta(minutes=1)
-"""How far the gateway's clock may be from ours before a date of its proves nothing."""
+"""Largest expected difference between the gateway's clock and ours."""
 
 
 def is_of_another_create(answered: Statement, create: str | None, sent_at: datetime) -> bool:
-    """Whether the answer to a create shows an invoice that an older create has made: some gateways
-    answer a known reference with what they have under it (§0 D), and that may have been sold.
+    """Whether the answer to a create shows an invoice that an older create has made.
 
-    `create`: the name that was sent, `sent_at`: not later than the request.
+    Some gateways answer a known reference with the existing invoice (§0 D), which may have been
+    sold. `create` is the name that was sent; `sent_at` is not later than the request.
     """
     if answered.create is not None:
         return answered.create != create

@@ -49,12 +49,13 @@ PAYABLE_DEBT = PAYABLE | {_S.CANCELLED}
 """In these a customer may pay an invoice that was given up: a ladder may have cancelled them."""
 
 OVER = frozenset({_S.CANCELLED, _S.ENDED})
-"""For good: nothing becomes due any more, whoever asks."""
+"""Final states: no period becomes due again."""
 
 
 def refuse_again(status: SubscriptionStatus) -> None:
-    """Refuse to subscribe to what is over: nothing would ever be billed. Raises InvalidInput on
-    `reference_id`, because each agreement has a reference of its own.
+    """Raise InvalidInput on `reference_id` if the subscription of that reference is over.
+
+    Nothing would ever be billed for it: a new agreement needs a new reference.
     """
     if status in OVER:
         reason = (
