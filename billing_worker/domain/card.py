@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
@@ -14,6 +14,7 @@ WARN_DAYS = (60, 15)
 """Days before the expiry at which the customer is warned: the first and the last warning."""
 
 EXPIRED = "card_expired"
+MISSING = "card_missing"
 
 LAST_MIDNIGHT = timedelta(hours=12)
 """The printed month ends in the last time zone, UTC-12: earlier, the card may still be valid."""
@@ -29,6 +30,7 @@ class Card:
     unusable_reason: str | None  # the hard decline after which it is never charged again
     backup_since: datetime | None  # when the customer agreed to its use in place of a dead card
     declined_at: datetime | None = None  # the last decline of any card with this fingerprint
+    default_since: datetime | None = None  # the customer gave it for all that they pay
 
     @property
     def expires_at(self) -> datetime | None:
@@ -57,6 +59,51 @@ def obstacle(card: Card, now: datetime) -> str | None:
     if card.expires_at is not None and card.expires_at <= now:
         return EXPIRED
     return None
+
+
+def payer(default: Card | None, owned: Callable[[], Sequence[Card]], now: datetime) -> Card | str:
+    """Which card pays: the default one; its backup when a bank has refused it for good. Otherwise the
+    reason why none does. No call, and no attempt, is made for a dead card.
+
+    `owned` reads the customer's cards: hardly ever asked.
+    """
+    if default is None:
+        return MISSING
+    against = obstacle(default, now)
+    if against is None:
+        return default
+    backup = backup_of(default, owned(), now) if default.unusable_reason is not None else None
+    return backup or against
+
+
+def default_of(owned: Iterable[Card], paying: Collection[int], now: datetime) -> Card | None:
+    """What is charged with a customer's card when none is named: the one that they gave last for all
+    that they pay; otherwise the newest that pays a subscription of theirs (`paying`: ids); otherwise
+    their newest. A card that is a backup, and nothing else, is never chosen.
+    """
+    chosen = [
+        ((card.default_since or _NEVER, card.id in paying, card.id), card)
+        for card in owned
+        if obstacle(card, now) is None
+        and (card.backup_since is None or card.default_since or card.id in paying)
+    ]
+    return max(chosen, key=lambda one: one[0])[1] if chosen else None
+
+
+_NEVER = datetime.min.replace(tzinfo=UTC)
+
+
+def is_later_expiry(card: Card, month: int | None, year: int | None) -> bool:
+    """Whether a card that is given anew has been renewed since it was stored."""
+    if month is None or year is None:
+        return False
+    known = (card.expiry_year or 0, card.expiry_month or 0)
+    return (year, month) > known
+
+
+def died_of_age(reason: str | None) -> bool:
+    """Whether the bank refused it for nothing but its expiry: a renewed card may be charged again."""
+    return (reason or "").endswith("card_expired")
 
 
 def backup_of(dead: Card, others: Sequence[Card], now: datetime) -> Card | None:

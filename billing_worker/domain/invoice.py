@@ -104,6 +104,12 @@ RECOVERY_ENDED = "recovery_ended: "
 OVER_AGE = "its first attempt without money is older than"
 """Part of the reason when the next step came too late; the number of days follows."""
 
+ONE_A_DAY = "one_debt_a_day"
+"""Why an invoice waits that a new card collects after another one."""
+
+TOO_OLD = "older_than_62_days"
+"""Why an invoice waits for a person after another card was given that could have paid it."""
+
 KEEPS_CRASHING = "keeps_crashing"
 """Prefix of the reason of an invoice whose charges crash the worker while others' do not."""
 

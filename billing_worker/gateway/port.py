@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
@@ -39,6 +40,7 @@ class TokenisationOrder(_Order):
     """Order for a first payment on the gateway's page, after which the card has a token."""
 
     customer_phone: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)  # the merchant's own; echoed
     return_url: str | None = None
 
 

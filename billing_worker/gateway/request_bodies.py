@@ -85,9 +85,11 @@ CREATE: Final = "create"
 """Key in our metadata: the create request that created the invoice."""
 
 
-def _metadata(order: Order) -> dict[str, str] | None:
+def _metadata(order: Order) -> dict[str, Any] | None:
+    """Return the merchant's metadata and ours, which proves whose invoice it is."""
+    own = dict(order.metadata) if isinstance(order, TokenisationOrder) else {}
     said = {BOOK: order.book, CREATE: order.create}
-    return {name: value for name, value in said.items() if value} or None
+    return own | {name: value for name, value in said.items() if value} or None
 
 
 @dataclass(frozen=True, slots=True)

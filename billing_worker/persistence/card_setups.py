@@ -263,34 +263,42 @@ def owners_of(connection: Connection, fingerprint: str) -> dict[int, int]:
     return {row.customer_id: row.id for row in connection.execute(query.order_by(cards.c.id))}
 
 
-def subscriptions_of(
-    connection: Connection, payment: HostedPayment
-) -> list[tuple[str, int | None, bool]]:
-    """Return the customer's subscriptions that may still be billed.
+_OPEN = exists().where(
+    invoices.c.subscription_id == subscriptions.c.id, invoices.c.status == "open"
+)
+_WAITS = exists().where(
+    invoices.c.subscription_id == subscriptions.c.id,
+    invoices.c.status == "open",
+    or_(invoices.c.give_up_at.is_not(None), invoices.c.reason.startswith(RECOVERY_ENDED)),
+)
 
-    Each is (reference, id of the default card, whether it waits for this card). It waits if an
-    invoice needs a card, was given up for lack of one, or was to be paid on this page.
-    """
-    waits = exists().where(
-        invoices.c.subscription_id == subscriptions.c.id,
-        invoices.c.status == "open",
-        or_(invoices.c.give_up_at.is_not(None), invoices.c.reason.startswith(RECOVERY_ENDED)),
+
+def billed_to(connection: Connection, customer_id: int) -> Sequence[Row[Any]]:
+    """(id, card_id) of all that the customer may still be charged for."""
+    query: Select[Any] = select(subscriptions.c.id, subscriptions.c.card_id).where(
+        subscriptions.c.customer_id == customer_id,
+        or_(subscriptions.c.status.not_in(["cancelled", "ended"]), _OPEN),
+        subscriptions.c.status != "cancelled",
     )
-    is_paid_here = exists().where(
-        invoices.c.subscription_id == subscriptions.c.id,
-        attempts.c.invoice_id == invoices.c.id,
-        attempts.c.id == payment.attempt_id,
+    return connection.execute(query).all()
+
+
+def that_wait(connection: Connection, customer_id: int) -> Sequence[Row[Any]]:
+    """(id,) of subscriptions with an invoice that waits for the customer, or did so in vain."""
+    query = select(subscriptions.c.id).where(
+        subscriptions.c.customer_id == customer_id,
+        subscriptions.c.status.not_in(["cancelled", "suspended"]),
+        _WAITS,
     )
-    query = (
-        select(
-            subscriptions.c.reference_id,
-            subscriptions.c.card_id,
-            or_(waits, is_paid_here, subscriptions.c.status == "suspended").label("asked"),
-        )
-        .where(
-            subscriptions.c.customer_id == payment.customer_id,
-            subscriptions.c.status.not_in(["cancelled"]),
-        )
-        .order_by(subscriptions.c.id)
+    return connection.execute(query).all()
+
+
+def subscription_of(connection: Connection, payment: HostedPayment) -> Row[Any] | None:
+    """(id, card_id) of the subscription whose invoice is paid on this page."""
+    query: Select[Any] = (
+        select(subscriptions.c.id, subscriptions.c.card_id)
+        .join(invoices, invoices.c.subscription_id == subscriptions.c.id)
+        .join(attempts, attempts.c.invoice_id == invoices.c.id)
+        .where(attempts.c.id == payment.attempt_id, subscriptions.c.status != "cancelled")
     )
-    return [(row.reference_id, row.card_id, row.asked) for row in connection.execute(query)]
+    return connection.execute(query).one_or_none()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from random import Random
 from typing import Any
@@ -14,9 +14,11 @@ from sqlalchemy import (
     BindParameter,
     Connection,
     Row,
+    Select,
     and_,
     any_,
     bindparam,
+    exists,
     func,
     literal_column,
     or_,
@@ -25,12 +27,18 @@ from sqlalchemy import (
     update,
 )
 
-from billing_worker.domain.card import Card
+from billing_worker.domain.card import Card, default_of
 from billing_worker.domain.money import Money
 from billing_worker.domain.network_rules import Try
 from billing_worker.domain.subscription import BILLABLE
 from billing_worker.persistence.bulk import among
-from billing_worker.persistence.schema.tables import attempts, cards, customers, subscriptions
+from billing_worker.persistence.schema.tables import (
+    attempts,
+    cards,
+    customers,
+    invoices,
+    subscriptions,
+)
 
 # Without the token: rows that are only shown do not carry it.
 _COLUMNS: tuple[Any, ...] = (
@@ -43,6 +51,7 @@ _COLUMNS: tuple[Any, ...] = (
     cards.c.unusable_reason,
     cards.c.backup_since,
     cards.c.declined_at,
+    cards.c.default_since,
 )
 
 
@@ -57,6 +66,7 @@ def card_from(row: Row[Any]) -> Card:
         unusable_reason=row.unusable_reason,
         backup_since=row.backup_since,
         declined_at=row.declined_at,
+        default_since=row.default_since,
     )
 
 
@@ -149,6 +159,27 @@ def of_customers(connection: Connection, customer_ids: Collection[int]) -> dict[
     for row in connection.execute(_OF_CUSTOMERS, {"ids": list(customer_ids)}):
         found[row.customer_id].append(card_from(row))
     return found
+
+
+_PAYING = select(subscriptions.c.card_id).where(
+    subscriptions.c.customer_id.in_(bindparam("ids", expanding=True)),
+    subscriptions.c.card_id.is_not(None),
+    subscriptions.c.kind == "recurring",
+    subscriptions.c.status.not_in(["cancelled", "ended"]),
+)
+
+
+def defaults_of(
+    connection: Connection, customer_ids: Collection[int], now: datetime
+) -> dict[int, Card]:
+    """By customer id: the card that pays what names none. Customers without one are left out."""
+    asked = {"ids": list(customer_ids)}
+    paying = set(connection.execute(_PAYING, asked).scalars())
+    found = {
+        customer_id: default_of(owned, paying, now)
+        for customer_id, owned in of_customers(connection, customer_ids).items()
+    }
+    return {customer_id: card for customer_id, card in found.items() if card is not None}
 
 
 def of_subscription(connection: Connection, subscription_id: int) -> list[Card]:
@@ -254,15 +285,39 @@ def remember_declines(
 def lock_known(connection: Connection, fingerprints: Collection[str]) -> Sequence[Row[Any]]:
     """Lock and return the stored cards with these fingerprints, oldest first.
 
-    A card that is stored again inherits their past, and waits for a decline that is being written.
+    Waits for a decline that is being written.
     """
-    query = (
-        select(*_COLUMNS)
+    query: Select[Any] = (
+        select(*_COLUMNS, cards.c.mask, cards.c.holder, cards.c.issuer_name, cards.c.issuer_country)
         .where(among(connection, cards.c.fingerprint, fingerprints))
         .order_by(cards.c.id)
         .with_for_update(key_share=True)
     )
     return connection.execute(query).all()
+
+
+def renew(
+    connection: Connection, card_ids: Collection[int], *, month: int, year: int, is_revived: bool
+) -> None:
+    """Cards of one fingerprint have a later expiry; `is_revived`: they may be charged again."""
+    values: dict[str, Any] = {"expiry_month": month, "expiry_year": year, "warned_days": None}
+    if is_revived:
+        values["unusable_reason"] = None
+    connection.execute(update(cards).where(cards.c.id.in_(sorted(card_ids))).values(values))
+
+
+def complete(connection: Connection, card_id: int, known_by_now: Mapping[str, Any]) -> None:
+    connection.execute(update(cards).where(cards.c.id == card_id).values(dict(known_by_now)))
+
+
+def codes_of_declines(connection: Connection, card_ids: Collection[int]) -> set[str]:
+    """What the acquirer has ever said when it refused one of these cards."""
+    query = select(attempts.c.original_code).where(
+        attempts.c.card_id.in_(sorted(card_ids)),
+        attempts.c.status == "declined",
+        attempts.c.original_code.is_not(None),
+    )
+    return set(connection.execute(query).scalars())
 
 
 def owners(connection: Connection, fingerprints: Collection[str]) -> defaultdict[str, set[str]]:
@@ -284,6 +339,27 @@ def listed(connection: Connection, customer_id: int) -> Sequence[Row[Any]]:
     return connection.execute(query).all()
 
 
+def paid_with(connection: Connection, customer_id: int, card_id: int | None) -> Sequence[Row[Any]]:
+    """(id, reference_id) of the customer's subscriptions that this card, or one alike, pays by
+    default, and is still to pay; None: that have no card.
+    """
+    same = subscriptions.c.card_id.is_(None)
+    if card_id is not None:
+        alike = _ALIKE_IDS.correlate(None).params(ids=[card_id])
+        same = subscriptions.c.card_id.in_(alike)
+    owes = exists().where(
+        invoices.c.subscription_id == subscriptions.c.id, invoices.c.status == "open"
+    )
+    goes_on = subscriptions.c.status.not_in(["cancelled", "ended"])
+    query: Select[Any] = (
+        select(subscriptions.c.id, subscriptions.c.reference_id)
+        .where(subscriptions.c.customer_id == customer_id, same, or_(goes_on, owes))
+        .where(subscriptions.c.status != "cancelled")
+        .order_by(subscriptions.c.id)
+    )
+    return connection.execute(query).all()
+
+
 def paid_by(connection: Connection, customer_id: int) -> dict[int, list[str]]:
     """Return references of the customer's subscriptions by the id of their default card."""
     query = select(subscriptions.c.card_id, subscriptions.c.reference_id).where(
@@ -295,10 +371,16 @@ def paid_by(connection: Connection, customer_id: int) -> dict[int, list[str]]:
     return found
 
 
-def make_default(connection: Connection, subscription_id: int, card_id: int) -> None:
+def make_default(connection: Connection, subscription_ids: Collection[int], card_id: int) -> None:
     connection.execute(
-        update(subscriptions).where(subscriptions.c.id == subscription_id).values(card_id=card_id)
+        update(subscriptions)
+        .where(subscriptions.c.id.in_(subscription_ids))
+        .values(card_id=card_id)
     )
+
+
+def make_customers_default(connection: Connection, card_id: int, now: datetime) -> None:
+    connection.execute(update(cards).where(cards.c.id == card_id).values(default_since=now))
 
 
 def allow_backup(connection: Connection, card_id: int, now: datetime, consent: str) -> None:

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, Row, select
 
+from billing_worker.domain.card import died_of_age, is_later_expiry
 from billing_worker.domain.errors import InvalidInput
+from billing_worker.domain.network_rules import never_again
 from billing_worker.persistence import cards as stored_cards
 from billing_worker.persistence.bulk import among, insert_rows
 from billing_worker.persistence.schema.tables import cards, customers
@@ -33,6 +36,11 @@ def ids_for(
     return known
 
 
+def find(connection: Connection, reference_id: str) -> int | None:
+    query = select(customers.c.id).where(customers.c.reference_id == reference_id)
+    return connection.execute(query).scalar()
+
+
 def _known(connection: Connection, references: Sequence[str]) -> dict[str, int]:
     query = select(customers.c.reference_id, customers.c.id).where(
         among(connection, customers.c.reference_id, references)
@@ -41,10 +49,12 @@ def _known(connection: Connection, references: Sequence[str]) -> dict[str, int]:
 
 
 def add_cards(connection: Connection, rows: Sequence[dict[str, Any]]) -> list[int]:
-    """Insert cards with encrypted tokens. Return their ids in the order of `rows`.
+    """Store cards with encrypted tokens. Return their ids in the order of `rows`.
 
-    A card with a known fingerprint inherits its past: refused for good stays refused. Raises
-    InvalidInput on `card.token` if another customer has the card.
+    A card that the customer has already, by its fingerprint, is not stored twice, and keeps its past.
+    Refused for good stays refused, unless the bank refused it for its expiry and it comes back with a
+    later one: then it was renewed. Raises InvalidInput on `card.token` if another customer has the
+    card.
     """
     if not rows:
         return []
@@ -53,17 +63,40 @@ def add_cards(connection: Connection, rows: Sequence[dict[str, Any]]) -> list[in
         _require_own(
             owner_of.setdefault(row["fingerprint"], row["customer_id"]), row["customer_id"]
         )
-    past: dict[str, Row[Any]] = {}
-    for known in stored_cards.lock_known(connection, owner_of):
-        _require_own(known.customer_id, owner_of[known.fingerprint])
-        past[known.fingerprint] = known
-    inherited = (past.get(row["fingerprint"]) for row in rows)
-    rows = [
-        row | {"declined_at": known and known.declined_at,
-               "unusable_reason": known and known.unusable_reason}
-        for row, known in zip(rows, inherited, strict=True)
-    ]  # fmt: skip
-    return insert_rows(connection, cards, rows)
+    known: dict[str, list[Row[Any]]] = defaultdict(list)
+    for stored in stored_cards.lock_known(connection, owner_of):
+        _require_own(stored.customer_id, owner_of[stored.fingerprint])
+        known[stored.fingerprint].append(stored)
+    new = {row["fingerprint"]: row for row in rows if row["fingerprint"] not in known}
+    added = insert_rows(connection, cards, list(new.values())) if new else []
+    ids = dict(zip(new, added, strict=True))
+    for row in rows:
+        if alike := known.get(row["fingerprint"]):
+            _given_again(connection, alike, row)
+    ids |= {name: alike[-1].id for name, alike in known.items()}
+    return [ids[row["fingerprint"]] for row in rows]
+
+
+def _given_again(
+    connection: Connection, alike: Sequence[Row[Any]], given: Mapping[str, Any]
+) -> None:
+    """Keep what is told of a known card for the first time. Older versions stored one twice."""
+    newest = alike[-1]
+    month, year = given["expiry_month"], given["expiry_year"]
+    if is_later_expiry(stored_cards.card_from(newest), month, year):
+        ids = [row.id for row in alike]
+        revived = died_of_age(newest.unusable_reason) and not any(
+            never_again(newest.brand, code, given["created_at"])
+            for code in stored_cards.codes_of_declines(connection, ids)
+        )
+        stored_cards.renew(connection, ids, month=month, year=year, is_revived=revived)
+    told = {
+        name: given[name]
+        for name in ("mask", "brand", "holder", "issuer_name", "issuer_country")
+        if given.get(name) and getattr(newest, name) is None
+    }
+    if told:
+        stored_cards.complete(connection, newest.id, told)
 
 
 def _require_own(owner_id: int, customer_id: int) -> None:

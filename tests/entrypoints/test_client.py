@@ -30,7 +30,8 @@ CALLS = {
     "pause": ABOUT,
     "resume": ABOUT | {"shift_anchor": True},
     "cancel": ABOUT | {"at_period_end": True, "void_open": True},
-    "replace_card": ABOUT | {"card": CARD, "by": "ann", "why": "expired"},
+    "replace_card": ABOUT | {"card": CARD, "scope": "customer", "by": "ann", "why": "expired"},
+    "use_card": ABOUT | {"card_id": 7, "scope": "customer", "by": "ann", "why": "expired"},
     "charge_once": {
         "reference_id": "o-1", "customer": CUSTOMER, "amount": "5.00", "currency": "EUR",
     },

@@ -196,3 +196,19 @@ def test_a_book_that_has_charged_before_books_had_a_mode_keeps_it(empty_store, t
     with empty_store.reading() as connection:
         stored = books.read(connection)
     assert (stored.test_mode, stored.prefix, stored.server) == (test_mode, "", None)
+
+
+def test_a_card_of_before_there_were_defaults_is_nobodys_named_default(empty_store):
+    now = datetime(2026, 1, 31, tzinfo=UTC)
+    with empty_store.transaction() as connection:
+        config = _config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0014")
+        connection.execute(
+            insert(tables.customers).values(id=1, reference_id="ann", created_at=now)
+        )
+        card = {"id": 1, "customer_id": 1, "token": b"x", "created_at": now}
+        connection.execute(insert(tables.cards).values(card))
+    migrate(empty_store)
+    with empty_store.reading() as connection:
+        assert connection.execute(select(tables.cards.c.default_since)).scalars().all() == [None]

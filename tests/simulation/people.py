@@ -20,7 +20,8 @@ from billing_worker.domain.errors import ConcurrentChange, GatewayError, Invalid
 from billing_worker.domain.secret import Secret
 from billing_worker.persistence import switches
 from billing_worker.persistence.schema import tables
-from billing_worker.services import cards, dunning
+from billing_worker.services import dunning
+from billing_worker.services.cards.new_card import replace_card
 from billing_worker.services.hosted_pages import start
 from billing_worker.services.hosted_pages.page_address import page_behind
 from billing_worker.services.import_records.subscription import BadRecord, CardRecord
@@ -153,7 +154,7 @@ class People:
         card = CardRecord(Secret(token), None, brand, 12, 2032)
         return Decision(
             reference,
-            lambda p, at: cards.replace_card(
+            lambda p, at: replace_card(
                 p.store, p.vault, p.clock, subscription_reference=reference, card=card,
                 by="somebody", why=None, decided_at=at,
             ),

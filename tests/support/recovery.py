@@ -9,7 +9,7 @@ from sqlalchemy import select, update
 
 from billing_worker.domain.secret import Secret
 from billing_worker.persistence.schema import tables
-from billing_worker.services.cards import add_backup_card, replace_card
+from billing_worker.services.cards.new_card import Scope, add_backup_card, replace_card
 from billing_worker.services.dunning import retry_invoice
 from billing_worker.services.import_records.subscription import CardRecord
 from tests.support.world import World
@@ -20,10 +20,16 @@ def card(token: str, **changes: Any) -> CardRecord:
     return CardRecord(token=Secret(token), **(fields | {"expiry_year": 2032} | changes))
 
 
-def replace(world: World, token: str, reference: str = "sub-1", **changes: Any) -> dict[str, Any]:
+def replace(
+    world: World,
+    token: str,
+    reference: str = "sub-1",
+    scope: Scope = Scope.SUBSCRIPTION,
+    **changes: Any,
+) -> dict[str, Any]:
     return replace_card(
         world.store, world.vault, world.clock, subscription_reference=reference,
-        card=card(token, **changes), by="test", why="lost",
+        card=card(token, **changes), scope=scope, by="test", why="lost",
     )  # fmt: skip
 
 

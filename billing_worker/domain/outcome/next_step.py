@@ -66,8 +66,10 @@ def why_never_again(case: Case, attempt: Attempt, resolution: str, context: Cont
     stored card.
     """
     hard = decline_for(resolution).kind is DeclineClass.HARD and attempt.origin is not Origin.LINK
+    said_before = attempt.status is AttemptStatus.DECLINED and attempt.outcome == resolution
     brand = case.card.brand if case.card else None
-    if hard or never_again(brand, attempt.original_code, context.now):
+    # Said again, it is no news of a card that may have been renewed since.
+    if (hard and not said_before) or never_again(brand, attempt.original_code, context.now):
         return f"declined_{DeclineClass.HARD}: {resolution}"
     return None
 

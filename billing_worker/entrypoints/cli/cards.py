@@ -1,4 +1,4 @@
-"""`billing-worker cards list | replace | add-backup | tokenise`."""
+"""`billing-worker cards list | use | replace | add-backup | tokenise`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from billing_worker.entrypoints import unique_json
 from billing_worker.entrypoints.cli.hand_out import hand_out_page, html_option
 from billing_worker.entrypoints.cli.shared import (
     decided_at_option,
+    json_object,
     json_option,
     open_store,
     print_json,
@@ -23,7 +24,8 @@ from billing_worker.entrypoints.cli.shared import (
 )
 from billing_worker.entrypoints.unique_json import KeyTwice
 from billing_worker.persistence.vault import FernetVault
-from billing_worker.services import cards as service
+from billing_worker.services.cards.listing import list_cards
+from billing_worker.services.cards.new_card import Scope, add_backup_card, replace_card, use_card
 from billing_worker.services.hosted_pages.start import start_tokenisation
 from billing_worker.services.import_records.subscription import (
     BadRecord,
@@ -52,48 +54,112 @@ def cards() -> None:
 
 
 @cards.command("list")
-@click.argument("subscription")
+@click.argument("customer")
 @json_option
-def list_(subscription: str, *, as_json: bool) -> None:
-    """List the cards of a subscription's customer, and why one cannot be charged.
+def list_(customer: str, *, as_json: bool) -> None:
+    """List a customer's cards, what each pays for, and why one cannot be charged.
+
+    CUSTOMER is the customer's reference, or that of one of their subscriptions.
 
     \b
     Example:
-      billing-worker cards list sub-1
+      billing-worker cards list cust-1
     """
     with open_store(settings_for(*config.DATABASE)) as store, store.reading() as connection:
-        rows = service.list_cards(connection, subscription, SystemClock().now())
+        rows = list_cards(connection, customer, SystemClock().now())
     if rows is None:
-        raise click.ClickException(f"no subscription {subscription!r}")
+        raise click.ClickException(f"no customer and no subscription {customer!r}")
     if as_json:
         print_json(rows)
         return
-    columns = ("card_id", "mask", "brand", "expires", "default_for", "backup", "not_chargeable")
-    print_table("", columns, [[row[column] or "-" for column in columns] for row in rows])
+    columns = (
+        "card_id", "holder", "mask", "brand", "expires", "issuer", "default", "default_for",
+        "backup", "not_chargeable",
+    )  # fmt: skip
+    print_table("", columns, [[_shown(row[column]) for column in columns] for row in rows])
+
+
+def _shown(value: Any) -> Any:
+    return "yes" if value is True else value or "-"
+
+
+_scope_option = click.option(
+    "--scope",
+    type=click.Choice([scope.value for scope in Scope]),
+    default=Scope.SUBSCRIPTION.value,
+    help="What it pays from now on: the subscription, or all of the customer's that the replaced "
+    "card has paid.",
+)
 
 
 @cards.command()
 @click.argument("subscription")
 @card_option
+@_scope_option
 @by_option
 @click.option("--why", help="Reason in the history.")
 @decided_at_option
 @json_option
-def replace(subscription: str, file: IO[str], by: str, *, as_json: bool, **when: Any) -> None:
+def replace(
+    subscription: str, file: IO[str], by: str, scope: str, *, as_json: bool, **when: Any
+) -> None:
     """Give a subscription another default card. Unpaid invoices that wait for a card are charged.
+
+    The oldest is charged now, the others a day apart. What is older than 62 days waits for a person.
 
     \b
     Example:
       billing-worker cards replace sub-1 --by ann < card.json
     """
-    done = _do(service.replace_card, subscription, file, by=f"operator:{by}", **when)
+    done = _do(replace_card, subscription, file, by=f"operator:{by}", scope=Scope(scope), **when)
+    _print_given(subscription, done, as_json=as_json)
+
+
+@cards.command()
+@click.argument("subscription")
+@click.argument("card_id", type=int, metavar="CARD")
+@_scope_option
+@by_option
+@click.option("--why", help="Reason in the history.")
+@decided_at_option
+@json_option
+def use(
+    subscription: str, card_id: int, by: str, scope: str, *, as_json: bool, **when: Any
+) -> None:
+    """Let a stored card pay a subscription. CARD is its number in `cards list`.
+
+    \b
+    Example:
+      billing-worker cards use sub-1 7 --why "asked on the phone"
+    """
+    with open_store(settings_for(*config.DATABASE), decides=True) as store:
+        try:
+            done = use_card(
+                store, SystemClock(), subscription_reference=subscription, card_id=card_id,
+                by=f"operator:{by}", scope=Scope(scope), **when,
+            )  # fmt: skip
+        except InvalidInput as error:
+            raise click.ClickException(str(error)) from None
+    _print_given(subscription, done, as_json=as_json)
+
+
+def _print_given(subscription: str, done: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print_json(done)
         return
     click.echo(f"{subscription} is paid with card {done['card_id']} from now on.")
+    others = [name for name in done["subscriptions"] if name != subscription]
+    later = [f"{one['invoice']} at {one['at']}" for one in done["later"]]
     click.echo(f"  tried at once: {', '.join(done['tried']) or 'nothing waits'}")
-    if done["in_flight"]:
-        click.echo(f"  still in flight with the old card: {', '.join(done['in_flight'])}")
+    for title, names in (
+        ("paid with it as well", others),
+        ("still on the old card", done["on_the_old_card"]),
+        ("tried later", later),
+        ("left to a person", done["for_a_person"]),
+        ("still in flight with the old card", done["in_flight"]),
+    ):
+        if names:
+            click.echo(f"  {title}: {', '.join(names)}")
 
 
 @cards.command("add-backup")
@@ -109,7 +175,7 @@ def add_backup(subscription: str, file: IO[str], by: str, consent: str, *, as_js
     Example:
       billing-worker cards add-backup sub-1 --consent "form 17" < card.json
     """
-    done = _do(service.add_backup_card, subscription, file, by=f"operator:{by}", consent=consent)
+    done = _do(add_backup_card, subscription, file, by=f"operator:{by}", consent=consent)
     if as_json:
         print_json(done)
         return
@@ -124,6 +190,8 @@ def add_backup(subscription: str, file: IO[str], by: str, consent: str, *, as_js
 @click.option("--amount", help='In major units, such as "1.00"; not needed with --invoice.')
 @click.option("--currency", help="Three letters; not needed with --invoice.")
 @click.option("--invoice", help="An open invoice that the payment pays.")
+@click.option("--phone", help="The customer's; sent to the gateway, not stored.")
+@click.option("--metadata", callback=json_object, help="A JSON object; the gateway echoes it.")
 @click.option("--description")
 @click.option("--return-url", help="Where the customer returns to.")
 @html_option

@@ -17,6 +17,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from billing_worker.clock import ClockWatch, SystemClock
 from billing_worker.config import DATABASE, Settings, load
+from billing_worker.entrypoints import unique_json
 from billing_worker.persistence import switches
 from billing_worker.persistence.schema.migrate import current_revision, newest_revision
 from billing_worker.persistence.store import Store
@@ -125,6 +126,19 @@ def chosen(_: click.Context, option: click.Parameter, value: bool | None) -> boo
 
 def money_of(data: Mapping[str, Any]) -> str:
     return f"{data['amount']} {data['currency']}"
+
+
+def json_object(_: click.Context, __: click.Parameter, value: str | None) -> dict[str, Any] | None:
+    """Raises BadParameter for a text that is no JSON object."""
+    if value is None:
+        return None
+    try:
+        read = unique_json.loads(value)
+    except ValueError:
+        read = None
+    if not isinstance(read, dict):
+        raise click.BadParameter("must be a JSON object.")
+    return read
 
 
 def print_json(data: Any) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from billing_worker.entrypoints.worker.celery_app import app, process
 from billing_worker.persistence.store import CommitUnknown
-from billing_worker.services.cards import warn_expiring
+from billing_worker.services.cards.expiry import warn_expiring
 from billing_worker.services.charging.charge import charge_batch, charge_on_probation
 from billing_worker.services.charging.reconcile import poll_batch
 from billing_worker.services.commands.records import TASKS

@@ -109,6 +109,7 @@ cards = Table(
     Column("unusable_reason", Text),  # after a hard decline: it is never charged again
     Column("backup_since", Instant),  # consent to charge it when the default card is dead
     Column("backup_consent", Text),  # who recorded the consent, and its source
+    Column("default_since", Instant),  # since when it is the customer's default card
     Column("warned_days", Integer),  # the last warning before its expiry
     Index("ix_cards_expiry", "expiry_year", "expiry_month"),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 
 import structlog
 from sqlalchemy import Connection
@@ -232,7 +233,8 @@ def _readiness(
         if earliest is not None and earliest > now:
             ready.early.append((item, earliest))
             continue
-        chosen = _card_for(connection, item, default.get(item.card_id or 0), now)
+        owned = partial(cards.of_subscription, connection, item.invoice.subscription_id)
+        chosen = card_rules.payer(default.get(item.card_id or 0), owned, now)
         if isinstance(chosen, Card):
             ready.chargeable.append(replace(item, card_id=chosen.id))
         else:
@@ -275,21 +277,6 @@ def _what_comes_first(
     if after_older and item.invoice.next_origin in LADDER_ORIGINS:
         return claims.AFTER_OLDER
     return switched.obstacle(ports.gateway.service(item.invoice.money.currency))
-
-
-def _card_for(
-    connection: Connection, item: DueInvoice, default: Card | None, now: datetime
-) -> Card | str:
-    """The card to charge, or why there is none. No call, and no attempt, for a dead card."""
-    if default is None:
-        return "card_missing"
-    obstacle = card_rules.obstacle(default, now)
-    if obstacle is None:
-        return default
-    if default.unusable_reason is None:
-        return obstacle
-    owned = cards.of_subscription(connection, item.invoice.subscription_id)
-    return card_rules.backup_of(default, owned, now) or obstacle
 
 
 def _await_cards(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import structlog
@@ -27,7 +28,7 @@ from billing_worker.domain.errors import (
 from billing_worker.persistence import commands as rows
 from billing_worker.persistence.customers import FOREIGN_CARD
 from billing_worker.persistence.store import CommitUnknown, Within
-from billing_worker.services.cards import replace_card
+from billing_worker.services.cards.new_card import replace_card, use_card
 from billing_worker.services.commands.one_off_charge import charge_once
 from billing_worker.services.commands.records import (
     START_CHECKOUT,
@@ -41,6 +42,7 @@ from billing_worker.services.commands.records import (
     Pause,
     ReplaceCard,
     Resume,
+    UseCard,
     parse_command,
     reference_in,
     shown,
@@ -215,11 +217,21 @@ def _again(connection: Connection, row: dict[str, Any], command: Command) -> Ans
     if known.digest != row["digest"]:
         return Answer(REFUSED, _conflict(known.arguments, row["arguments"]))
     if command.task != SUBSCRIBE:
-        return Answer(UNCHANGED, (), known.answer)
+        return Answer(UNCHANGED, (), _done_before(known.answer))
     try:
         return Answer(UNCHANGED, (), _subscribed(connection, command.record, UNCHANGED))
     except InvalidInput as error:
         return Answer(REFUSED, (Fault(error.field, error.reason),))
+
+
+def _done_before(told: Mapping[str, Any]) -> dict[str, Any]:
+    """The first answer, but for what it says has changed: this time nothing has."""
+    return {
+        name: {**inner, "outcome": UNCHANGED}
+        if isinstance(inner, Mapping) and "outcome" in inner
+        else inner
+        for name, inner in told.items()
+    }
 
 
 def _conflict(known: Any, given: Any) -> tuple[Fault, ...]:
@@ -301,20 +313,26 @@ def _cancel(ports: Ports, asked: Cancel) -> Effect:
 
 
 def _replace_card(ports: Ports, asked: ReplaceCard) -> Effect:
+    give = partial(replace_card, ports.store, ports.vault, ports.clock, card=asked.card)
+    return _given(give, asked)
+
+
+def _use_card(ports: Ports, asked: UseCard) -> Effect:
+    return _given(partial(use_card, ports.store, ports.clock, card_id=asked.card_id), asked)
+
+
+def _given(give: Callable[..., dict[str, Any]], asked: ReplaceCard | UseCard) -> Effect:
     try:
-        done = replace_card(
-            ports.store,
-            ports.vault,
-            ports.clock,
+        done = give(
             subscription_reference=asked.subscription,
-            card=asked.card,
+            scope=asked.scope,
             by=asked.by,
             why=asked.why,
             decided_at=asked.decided_at,
         )
     except InvalidInput as error:
         raise _about_subscription(error) from error
-    return Effect({"subscription": {"reference_id": asked.subscription}, "tried": done["tried"]})
+    return Effect(done | {"subscription": {"reference_id": asked.subscription}})
 
 
 def _moved(
@@ -353,6 +371,7 @@ _EFFECTS: Mapping[str, Callable[[Ports, Any], Effect]] = {
     "billing.charge_once": _charge_once,
     "billing.cancel_charge": _cancel_charge,
     "billing.replace_card": _replace_card,
+    "billing.use_card": _use_card,
 }
 
 

@@ -14,7 +14,6 @@ from typing import Any
 from sqlalchemy import Connection
 
 from billing_worker.clock import Clock
-from billing_worker.domain import card as card_rules
 from billing_worker.domain.calendar import Schedule, Unit
 from billing_worker.domain.catch_up import Action, Planned
 from billing_worker.domain.errors import InvalidInput
@@ -32,7 +31,7 @@ from billing_worker.persistence.book import identity as books
 from billing_worker.persistence.book.identity import Other
 from billing_worker.persistence.history import Entry
 from billing_worker.persistence.store import Store
-from billing_worker.services.cards import card_row
+from billing_worker.services.cards.keep import card_row
 from billing_worker.services.commands.records import OneOff
 from billing_worker.services.invoicing.decided_at import not_in_the_future
 from billing_worker.services.invoicing.renew import MESSAGE_LOST_AFTER
@@ -45,7 +44,7 @@ def charge_once(
 ) -> tuple[int, str]:
     """Open the invoice of a one-off charge; return its id, to ring for, and its reference.
 
-    With no card in the order the customer's newest usable one is charged. One that was decided
+    With no card in the order the customer's default one is charged. One that was decided
     earlier is charged now, and its period begins then: in restored books it is looked for first.
     Raises InvalidInput on `reference_id` when a subscription or another charge has it, on `card`
     when there is none, and on `decided_at`.
@@ -78,11 +77,10 @@ def _payer(connection: Connection, vault: Vault, order: OneOff, now: datetime) -
     if order.card is not None:
         [card_id] = customers.add_cards(connection, [card_row(vault, order.card, customer_id, now)])
         return customer_id, card_id
-    known = cards.of_customers(connection, [customer_id])[customer_id]
-    chargeable = [card.id for card in known if card_rules.obstacle(card, now) is None]
-    if not chargeable:
+    default = cards.defaults_of(connection, [customer_id], now).get(customer_id)
+    if default is None:
         raise InvalidInput("card", "is missing, and the customer has none on file to charge.")
-    return customer_id, chargeable[-1]
+    return customer_id, default.id
 
 
 def _subscription(order: OneOff, customer_id: int, card_id: int, now: datetime) -> Subscription:

@@ -25,6 +25,7 @@ from billing_worker.domain.calendar import Unit
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.domain.money import Money
 from billing_worker.gateway.redaction import HIDDEN, legible, redact_body
+from billing_worker.services.cards.new_card import Scope
 from billing_worker.services.hosted_pages.records import (
     CheckoutSchema,
     TokenisationSchema,
@@ -144,6 +145,17 @@ class OneOff:
 class ReplaceCard:
     subscription: str
     card: CardRecord
+    scope: Scope
+    by: str
+    why: str | None
+    decided_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UseCard:
+    subscription: str
+    card_id: int
+    scope: Scope
     by: str
     why: str | None
     decided_at: datetime | None = None
@@ -212,8 +224,16 @@ class _CancelCharge(_Command):
     why = text(500)
 
 
-class _ReplaceCard(_ToSubscription):
+class _GivesCard(_ToSubscription):
+    scope = fields.Enum(Scope, by_value=True, load_default=Scope.SUBSCRIPTION)
+
+
+class _ReplaceCard(_GivesCard):
     card = fields.Nested(CardSchema, required=True)
+
+
+class _UseCard(_GivesCard):
+    card_id = fields.Integer(required=True, strict=True)
 
 
 def _one_off(data: dict[str, Any]) -> OneOff:
@@ -246,6 +266,7 @@ _KINDS: Mapping[str, tuple[Schema, Callable[[dict[str, Any]], Any]]] = {
     "billing.charge_once": (_OneOff(), _one_off),
     "billing.cancel_charge": (_CancelCharge(), _named(CancelCharge)),
     "billing.replace_card": (_ReplaceCard(), _named(ReplaceCard)),
+    "billing.use_card": (_UseCard(), _named(UseCard)),
 }
 SUBSCRIBE = "billing.subscribe"
 START_TOKENISATION = "billing.start_tokenisation"

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Row
 
 from billing_worker.domain import catch_up
 from billing_worker.domain.attempt import AttemptStatus, Origin
-from billing_worker.domain.card import backup_of, obstacle
+from billing_worker.domain.card import payer
 from billing_worker.domain.catch_up import Action, Diary, Plan, Planned
 from billing_worker.domain.dunning import (
     ASKED_FOR,
@@ -345,9 +345,10 @@ class _Page:
         if row.card_id is None:
             return NO_CARD
         card = self._doubtful.get(row.card_id)
-        if card is None or backup_of(card, self._owned.get(row.customer_id, ()), at) is not None:
+        if card is None:
             return None
-        return obstacle(card, at)
+        paid_with = payer(card, lambda: self._owned.get(row.customer_id, ()), at)
+        return paid_with if isinstance(paid_with, str) else None
 
 
 def _is_held(row: Row[Any]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
@@ -21,6 +21,7 @@ from billing_worker.domain.card_setup import (
 )
 from billing_worker.domain.errors import BillingError, GatewayError
 from billing_worker.domain.events import Event
+from billing_worker.domain.new_card import APART
 from billing_worker.domain.outcome import Context
 from billing_worker.domain.secret import Secret
 from billing_worker.gateway.port import CallLog, WireCall
@@ -34,7 +35,8 @@ from billing_worker.persistence import (
 )
 from billing_worker.persistence.history import Entry
 from billing_worker.services.attempts.settle import wire_data
-from billing_worker.services.cards import card_row, pay_with
+from billing_worker.services.cards.keep import card_row
+from billing_worker.services.cards.new_card import Given, Scope, give
 from billing_worker.services.hosted_pages.gateway_page import find_page
 from billing_worker.services.import_records.subscription import CardRecord
 from billing_worker.services.ports import Ports
@@ -123,13 +125,13 @@ def settle_page(
         events = list(concluded.events)
         card_id = None
         if concluded.keep is not None:
-            card_id = _keep(ports, connection, before, concluded.keep, owners)
+            card_id = _keep(ports, connection, before, concluded.keep)
             events.append(rules.stored(before, card_id, concluded.keep.mask, context))
         card_setups.save(connection, before, concluded.payment, card_id)
         told = _with_calls(events, calls)
         history.write(connection, [_entry(connection, before, event) for event in told])
         if card_id is not None:
-            _pay_with(ports, connection, before, card_id)
+            _give(ports, connection, before, card_id)
     _alert(concluded.payment, events)
     return concluded.payment
 
@@ -153,12 +155,8 @@ def _keep(
     connection: Connection,
     payment: HostedPayment,
     card: StoredCard,
-    owners: dict[int, int],
 ) -> int:
     """The customer's card of this token, stored once."""
-    known = owners.get(payment.customer_id)
-    if known is not None:
-        return known
     row = card_row(ports.vault, _record(card), payment.customer_id, ports.clock.now())
     row |= {
         "holder": card.holder,
@@ -180,10 +178,10 @@ def _record(card: StoredCard) -> CardRecord:
     )
 
 
-def _pay_with(ports: Ports, connection: Connection, payment: HostedPayment, card_id: int) -> None:
-    """Make it the default of the customer's subscriptions that have no card to be charged, that
-    wait for the customer or did so in vain, or whose invoice was to be paid on this page.
+def _give(ports: Ports, connection: Connection, payment: HostedPayment, card_id: int) -> None:
+    """Let it pay what the customer had in mind, and what no other card can pay.
 
+    A page that pays an invoice is for its subscription, and for all that the replaced card has paid.
     Any other one with a good card keeps it: the customer may have two for a reason.
     """
     now = ports.clock.now()
@@ -191,14 +189,29 @@ def _pay_with(ports: Ports, connection: Connection, payment: HostedPayment, card
     if obstacle is not None:
         log.warning("hosted.card_not_used", page=payment.reference_id, reason=obstacle)
         return
-    for reference, default_id, asked in card_setups.subscriptions_of(connection, payment):
-        default = cards.by_ids(connection, {default_id}).get(default_id) if default_id else None
-        if not asked and default is not None and card_rules.obstacle(default, now) is None:
-            continue
-        subscription = subscriptions.lock(connection, reference)
-        if subscription is not None:
-            why = f"entered on page {payment.reference_id}"
-            pay_with(connection, subscription, card_id, by=BY, why=why, now=now)
+    paid_here = card_setups.subscription_of(connection, payment)
+    wanted = {row.id for row in card_setups.that_wait(connection, payment.customer_id)}
+    wanted |= _without_a_good_card(connection, payment.customer_id, now)
+    if paid_here is not None:
+        alike = cards.paid_with(connection, payment.customer_id, paid_here.card_id)
+        wanted |= {paid_here.id, *(row.id for row in alike)}
+    given_to, _ = subscriptions.lock_these(connection, wanted)
+    why = f"entered on page {payment.reference_id}"
+    give(
+        connection,
+        given_to,
+        Given(card_id, BY, why, Scope.CUSTOMER, now),
+        given_for={paid_here.id} if paid_here else set(),
+        # The page has just debited the customer for one.
+        first_at=now + APART if paid_here else now,
+    )
+
+
+def _without_a_good_card(connection: Connection, customer_id: int, now: datetime) -> set[int]:
+    rows = card_setups.billed_to(connection, customer_id)
+    default = cards.by_ids(connection, {row.card_id for row in rows if row.card_id})
+    good = {card.id for card in default.values() if card_rules.obstacle(card, now) is None}
+    return {row.id for row in rows if row.card_id not in good}
 
 
 def _with_calls(events: Sequence[Event], calls: Sequence[WireCall]) -> list[Event]:

@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from marshmallow import ValidationError, fields, post_load, validate
+from marshmallow import ValidationError, fields, post_load, validate, validates
 
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.domain.money import Money
+from billing_worker.gateway.request_bodies import BOOK, CREATE
 from billing_worker.services.import_records.fields import (
     StrictSchema,
     is_new_reference,
     is_reference,
+    metadata,
     text,
 )
 from billing_worker.services.import_records.subscription import (
@@ -35,6 +37,7 @@ class TokenisationRecord:
     invoice: str | None
     description: str | None
     return_url: str | None
+    metadata: dict[str, Any]
     digest: str  # the same reference with another digest is a conflict
 
 
@@ -76,6 +79,13 @@ class TokenisationSchema(StrictSchema):
     invoice = fields.String(load_default=None, allow_none=True, validate=is_reference)
     description = text(500)
     return_url = _return_url()
+    metadata = metadata()
+
+    @validates("metadata")
+    def leaves_ours_alone(self, value: Mapping[str, Any] | None, **_: Any) -> None:
+        taken = {BOOK, CREATE} & (value or {}).keys()
+        if taken:
+            raise ValidationError(f"must not have {', '.join(taken)}: the worker uses that itself.")
 
     @post_load
     def build(self, data: dict[str, Any], **_: Any) -> dict[str, Any]:
@@ -104,7 +114,10 @@ _CHECKOUT = CheckoutSchema()
 def parse_tokenisation(raw: Mapping[str, Any]) -> TokenisationRecord:
     """Raises BadRecord with every fault that can be told at once."""
     data = loaded(_TOKENISATION, raw)
+    told = data["metadata"] = data["metadata"] or {}
     meaning = {**data, "money": str(data["money"])}
+    if not told:  # as older versions have digested it
+        del meaning["metadata"]
     data["customer"] = CustomerRecord(**data["customer"])
     return TokenisationRecord(**data, digest=digest_of(meaning))
 

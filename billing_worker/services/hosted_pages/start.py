@@ -329,6 +329,7 @@ def _tokenisation_order(
         customer_name=wanted.customer.name,
         customer_email=wanted.customer.email,
         customer_phone=wanted.phone,
+        metadata=wanted.metadata,
         description=wanted.description,
         book=payment.book,
         create=ports.name_create(),

@@ -20,7 +20,9 @@ from billing_worker.domain.invoice import (
     EXPIRED_AGAIN,
     KEEPS_CRASHING,
     LATE_MONEY,
+    ONE_A_DAY,
     PAUSED,
+    TOO_OLD,
     VOID_IF_UNPAID,
     is_paid_elsewhere,
 )
@@ -251,6 +253,9 @@ def reason_in_words(reason: str | None) -> str:
         EXPIRED_AGAIN: "two sales may have arrived, and both invoices at the gateway expired "
         "undecided: compare with the gateway's own pages before anything else is charged",
         LATE_MONEY: "an earlier attempt may still be paid, so the next one waits",
+        ONE_A_DAY: "another card was given, and it collects one debt a day, the oldest first",
+        TOO_OLD: "it was older than 62 days when another card was given, and is not charged by "
+        "itself",
         "link_not_paid": "the customer did not pay on the page",
     }.get(reason or "", reason or "")
 

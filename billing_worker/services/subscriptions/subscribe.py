@@ -25,7 +25,7 @@ from billing_worker.persistence.book import identity as books
 from billing_worker.persistence.book.identity import Other
 from billing_worker.persistence.history import Entry
 from billing_worker.persistence.store import Store
-from billing_worker.services.cards import card_row
+from billing_worker.services.cards.keep import card_row
 from billing_worker.services.import_records.export import Difference, differences, record_from
 from billing_worker.services.import_records.subscription import State, SubscriptionRecord
 from billing_worker.services.ports import Vault
@@ -299,11 +299,17 @@ def _add(
         record.reference_id: card_id
         for (record, _), card_id in zip(with_card, card_ids, strict=True)
     }
-    rows = [
-        _row(record, customer_ids[record.customer.reference_id],
-             card_of.get(record.reference_id), now, held=held) | _comes_from(record.state, began)
-        for record in records
-    ]  # fmt: skip
+    without = {
+        customer_ids[record.customer.reference_id] for record in records if record.card is None
+    }
+    default_of = cards.defaults_of(connection, without, now) if without else {}
+    rows = []
+    for record in records:
+        customer_id = customer_ids[record.customer.reference_id]
+        default = default_of.get(customer_id)
+        card_id = card_of.get(record.reference_id, default.id if default else None)
+        row = _row(record, customer_id, card_id, now, held=held)
+        rows.append(row | _comes_from(record.state, began))
     ids = subscriptions.add(connection, rows)
     history.write(
         connection,

@@ -7,6 +7,7 @@ import json
 import pytest
 from click.testing import CliRunner
 
+from billing_worker.clock import SystemClock
 from billing_worker.entrypoints.cli import cli
 from tests.entrypoints.test_config import GOOD
 from tests.support.recovery import events
@@ -21,6 +22,7 @@ NEW_CARD = {"token": "approved.new", "mask": "411111******1111", "expiry_month":
 @pytest.fixture
 def declined(store):
     world = World(store)
+    world.clock.advance(SystemClock().now() - world.clock.now())  # the command line's
     world.subscribe("decline_insufficient_funds")
     world.tick()
     return world
@@ -46,6 +48,18 @@ def test_a_card_is_replaced_from_standard_input_and_tried_on_what_waits(run):
     listed = json.loads(run("cards", "list", "sub-1", "--json"))
     assert [card["default_for"] for card in listed] == [[], ["sub-1"]]
     assert "approved" not in said
+
+
+def test_a_stored_card_is_named_by_its_number_and_the_answer_says_what_follows(run, declined):
+    declined.subscribe("approved.2", "sub-2", customer={"reference_id": "customer-of-sub-1"})
+    _, second = json.loads(run("cards", "list", "customer-of-sub-1", "--json"))
+    said = run("cards", "use", "sub-1", str(second["card_id"]), "--scope", "customer")
+    assert "sub-1 is paid with card 2" in said
+    assert "tried at once: sub-1-p0" in said
+    shown = run("cards", "list", "customer-of-sub-1")
+    assert "yes" in shown
+    assert "no card 99" in run("cards", "use", "sub-1", "99", status=1)
+    assert "no customer and no subscription" in run("cards", "list", "nobody", status=1)
 
 
 @pytest.mark.parametrize(

@@ -255,7 +255,7 @@ def test_every_documented_task_is_known():
         f"billing.{name}"
         for name in (
             "subscribe", "change_subscription", "pause", "resume", "cancel", "charge_once",
-            "replace_card", "start_tokenisation", "start_checkout", "cancel_charge",
+            "replace_card", "use_card", "start_tokenisation", "start_checkout", "cancel_charge",
         )
     }  # fmt: skip
 

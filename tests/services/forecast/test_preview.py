@@ -19,7 +19,7 @@ from billing_worker.entrypoints.cli import preview as command
 from billing_worker.persistence import forecast, switches
 from billing_worker.persistence.schema import tables
 from billing_worker.services import kill_switch
-from billing_worker.services.cards import replace_card
+from billing_worker.services.cards.new_card import replace_card
 from billing_worker.services.dunning import choose_policy, retry_invoice
 from billing_worker.services.forecast.line import Totals
 from billing_worker.services.forecast.preview import preview

@@ -28,6 +28,7 @@ from billing_worker.persistence import callbacks
 from billing_worker.persistence.schema import tables
 from billing_worker.persistence.store import CommitUnknown
 from billing_worker.persistence.switches import turn_sales
+from billing_worker.services.cards.new_card import use_card
 from billing_worker.services.hosted_pages import invoice_slot as slots
 from billing_worker.services.hosted_pages import poll, start
 from billing_worker.services.hosted_pages.page_address import page_behind
@@ -1125,14 +1126,26 @@ def test_a_card_that_the_customer_was_asked_for_replaces_one_that_could_still_be
     assert world.debits() == {"card-1": 1, INVOICE: 1}
 
 
-def test_a_card_that_is_entered_after_the_suspension_brings_the_subscription_back(world):
+def test_a_card_that_a_customer_enters_for_something_else_does_not_revive_a_suspended_one(world):
     world.subscribe("decline_insufficient_funds")
     world.run_for(25 * DAY, step=12 * HOUR)
     assert rows(world, tables.subscriptions)[0].status == "suspended"
     pay(world, tokenise(world))
     world.run_for(HOUR, step=5 * MINUTE)
-    assert world.fate() == "paid"
-    assert rows(world, tables.subscriptions)[0].status == "active"
+    assert world.fate() == "uncollectible"
+    assert rows(world, tables.subscriptions)[0].status == "suspended"
+    assert world.debits() == {"card-1": 1}
+
+
+def test_the_card_of_a_page_brings_a_suspended_one_back_once_somebody_gives_it_for_that(world):
+    world.subscribe("decline_insufficient_funds")
+    world.run_for(25 * DAY, step=12 * HOUR)
+    pay(world, tokenise(world))
+    world.run_for(HOUR, step=5 * MINUTE)
+    use_card(world.store, world.clock, subscription_reference="sub-1",
+             card_id=payment(world).card_id, by="ann", why="wants it back")  # fmt: skip
+    world.tick()
+    assert (world.fate(), rows(world, tables.subscriptions)[0].status) == ("paid", "active")
 
 
 def test_the_card_that_pays_an_invoice_on_its_page_becomes_its_subscriptions_default(world):

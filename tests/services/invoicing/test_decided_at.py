@@ -12,7 +12,7 @@ from billing_worker.domain.errors import InvalidInput
 from billing_worker.domain.secret import Secret
 from billing_worker.persistence.schema import tables
 from billing_worker.services import kill_switch
-from billing_worker.services.cards import replace_card
+from billing_worker.services.cards.new_card import replace_card
 from billing_worker.services.commands.execute import Message, carry_out
 from billing_worker.services.dunning import choose_policy, give_up_overdue
 from billing_worker.services.import_records.subscription import CardRecord
