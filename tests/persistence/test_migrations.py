@@ -203,7 +203,7 @@ def test_a_card_of_before_there_were_defaults_is_nobodys_named_default(empty_sto
     with empty_store.transaction() as connection:
         config = _config()
         config.attributes["connection"] = connection
-        command.upgrade(config, "0014")
+        command.upgrade(config, "0015")
         connection.execute(
             insert(tables.customers).values(id=1, reference_id="ann", created_at=now)
         )
