@@ -149,7 +149,7 @@ NEVER_HANDED_OUT = "never_handed_out"
 
 STEPS: Mapping[str, str] = {
     TOKEN_MISSING: "the customer enters the card once more, on a new page",
-    FOREIGN_TOKEN: "a person looks: the gateway links this card to somebody else",
+    FOREIGN_TOKEN: "a person checks: the gateway links this card to another customer",
 }
 """What has to happen next, by outcome. No payment is repeated automatically."""
 

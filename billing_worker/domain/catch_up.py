@@ -237,7 +237,7 @@ def decide(
         return Planned(period, Action.COLLECT, ON_TIME, None)
     rule = f"{HELD}{policy.rule}"
     if policy.rule is CatchUp.HOLD:
-        return Planned(period, Action.HOLD, rule, f"{rule}: late, and a person is to decide")
+        return Planned(period, Action.HOLD, rule, f"{rule}: late; a person decides about it")
     if policy.rule is CatchUp.COLLECT_LATEST and not is_latest:
         reason = f"{WAIVED_BY}{rule}: missed, and a later period is collected"
         return Planned(period, Action.WAIVE, rule, reason)

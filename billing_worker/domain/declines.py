@@ -62,7 +62,7 @@ DECLINES: Mapping[str, Decline] = {
     "declined": Decline(SOFT, "the bank gave no reason", "T", FIRST, once=True),
     "timeout": Decline(TECHNICAL, "the bank's answer was lost", "S", FIRST),
     "fatal_timeout": Decline(TECHNICAL, "the bank's answer was lost for good", "R v1.17", FIRST),
-    "card_type_not_supported": Decline(HARD, "this kind of card is not taken", "R v1.17", FIRST),
+    "card_type_not_supported": Decline(HARD, "this kind of card is not accepted", "R v1.17", FIRST),
     "access_denied": Decline(
         CONFIG, "the route refuses the merchant", "T, R v1.17", FIRST, pauses=True
     ),
@@ -98,16 +98,18 @@ DECLINES: Mapping[str, Decline] = {
     "invalid_credentials": Decline(
         CONFIG, "the acquirer refuses our credentials", "T", FIRST, pauses=True
     ),
-    "invalid_request": Decline(CONFIG, "the acquirer cannot read us", "T", FIRST, pauses=True),
-    "invalid_details": Decline(CONFIG, "data of the order is wrong", "T", FIRST),
+    "invalid_request": Decline(
+        CONFIG, "the acquirer cannot read our request", "T", FIRST, pauses=True
+    ),
+    "invalid_details": Decline(CONFIG, "the order has wrong data", "T", FIRST),
     "invalid_amount": Decline(CONFIG, "the amount is not accepted", "T", FIRST),
     "amount_conversion_error": Decline(
         CONFIG, "the route cannot convert the currency", "M", FIRST, pauses=True
     ),
-    "no_routes_by_condition": Decline(CONFIG, "no route takes this card", "R v1.19", FIRST),
-    "duplicated_transaction": Decline(UNKNOWN, "an equal one may have succeeded", "T", FIRST),
-    "unable_to_reconcile": Decline(UNKNOWN, "the provider cannot tell", "T", FIRST),
-    "transaction_not_found": Decline(UNKNOWN, "the provider cannot tell", "S", FIRST),
+    "no_routes_by_condition": Decline(CONFIG, "no route accepts this card", "R v1.19", FIRST),
+    "duplicated_transaction": Decline(UNKNOWN, "an equal payment may have succeeded", "T", FIRST),
+    "unable_to_reconcile": Decline(UNKNOWN, "the provider does not know the outcome", "T", FIRST),
+    "transaction_not_found": Decline(UNKNOWN, "the provider does not know the outcome", "S", FIRST),
     "error": Decline(UNKNOWN, "no cause was given", "T", FIRST),
     "provider_error": Decline(UNKNOWN, "no cause was given", "T", FIRST),
     "unknown": Decline(UNKNOWN, "no cause was given", "T", FIRST),

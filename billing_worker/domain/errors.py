@@ -58,7 +58,7 @@ class CurrencyMismatch(InvariantBroken):
 
 
 class AmountMismatch(InvariantBroken):
-    """An amount is not the one that was agreed."""
+    """An amount differs from the agreed one."""
 
 
 class WrongKey(InvariantBroken):

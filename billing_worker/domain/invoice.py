@@ -101,7 +101,7 @@ PAID_ELSEWHERE = "paid elsewhere: "
 RECOVERY_ENDED = "recovery_ended: "
 """Prefix of the reason of an invoice whose retries, or whose wait for the customer, have ended."""
 
-OVER_AGE = "its first attempt without money is older than"
+OVER_AGE = "its first unpaid attempt is older than"
 """Part of the reason when the next step came too late; the number of days follows."""
 
 ONE_A_DAY = "one_debt_a_day"

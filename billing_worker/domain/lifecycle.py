@@ -80,7 +80,7 @@ def paused(subscription: Subscription, now: datetime) -> Subscription:
     if subscription.cancels_at is not None:
         raise InvalidInput("status", "is about to be cancelled: withdraw the cancellation first")
     if subscription.next_billing_at is None:
-        raise InvalidInput("status", "is held since its import: nothing becomes due anyway")
+        raise InvalidInput("status", "is a held import: nothing becomes due before it is activated")
     return replace(
         subscription,
         status=move(subscription.status, _S.PAUSED),

@@ -104,7 +104,7 @@ class Money:
 
     def _require_same_currency(self, other: Money) -> None:
         if self.currency != other.currency:
-            raise CurrencyMismatch(f"{self} met {other}")
+            raise CurrencyMismatch(f"{self} and {other}")
 
 
 def exponent(currency: object) -> int:

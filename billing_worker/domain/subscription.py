@@ -43,10 +43,10 @@ COLLECTABLE = frozenset({_S.TRIALING, _S.ACTIVE, _S.PAST_DUE, _S.ENDED})
 
 
 PAYABLE = COLLECTABLE | {_S.SUSPENDED}
-"""In these an open invoice may be paid when somebody asks for it."""
+"""States in which an open invoice may be charged or paid on request."""
 
 PAYABLE_DEBT = PAYABLE | {_S.CANCELLED}
-"""In these a customer may pay an invoice that was given up: a ladder may have cancelled them."""
+"""States in which a customer may pay an uncollectible invoice: its ladder may end in a cancellation."""
 
 OVER = frozenset({_S.CANCELLED, _S.ENDED})
 """Final states: no period becomes due again."""

@@ -202,9 +202,9 @@ class SandboxGateway:
         return outcome_of(order.token)
 
     def _accept(self, order: Order, outcome: Outcome, request: _Request) -> Reply:
-        twins = self._books.with_reference(order.reference_id)
-        if twins and self.behaviour.duplicate_create != "accept_new":
-            return self._duplicate(twins[-1])
+        existing = self._books.with_reference(order.reference_id)
+        if existing and self.behaviour.duplicate_create != "accept_new":
+            return self._duplicate(existing[-1])
         first = self._books.is_first_try(order.reference_id)
         if first and outcome.creation is Creation.ERROR_500:
             return _SERVER_ERROR
@@ -214,10 +214,10 @@ class SandboxGateway:
             return wire.lost(Delivery.HANG_UP)
         return wire.answer(201, documents.created(invoice))
 
-    def _duplicate(self, twin: Invoice) -> Reply:
+    def _duplicate(self, existing: Invoice) -> Reply:
         policy = self.behaviour.duplicate_create
         if policy == "return_existing":
-            return wire.answer(200, documents.created(twin))
+            return wire.answer(200, documents.created(existing))
         return self._refused(int(policy), "duplicate request detected: reference_id is taken")
 
     def _refused(self, status: int, *faults: str) -> Reply:

@@ -94,7 +94,7 @@ def withdrawn(attempt: Attempt, reason: str, now: datetime) -> Attempt:
     )
 
 
-def sold_by_a_twin(case: Case, context: Context) -> tuple[Case, Event]:
+def sold_elsewhere(case: Case, context: Context) -> tuple[Case, Event]:
     """Mark a prepared attempt as submitted: it may have been charged, although we sent no sale.
 
     A copy of this database, or the database before a restore, has sold it; or the gateway has

@@ -10,7 +10,7 @@ from billing_worker.domain import invoice as invoices
 from billing_worker.domain.attempt import AttemptStatus
 from billing_worker.domain.events import EventKind
 from billing_worker.domain.invoice import InvoiceStatus
-from billing_worker.domain.outcome.attempt_changes import ask_again, heard, sold_by_a_twin
+from billing_worker.domain.outcome.attempt_changes import ask_again, heard, sold_elsewhere
 from billing_worker.domain.outcome.attempt_result import (
     Case,
     Conclusion,
@@ -147,7 +147,7 @@ def _stated(case: Case, news: Stated, context: Context) -> Conclusion:  # noqa: 
         return still_undecided(case, finding, context)
     match attempt.status:
         case AttemptStatus.PREPARED if _was_sold(news, finding):
-            case, sold = sold_by_a_twin(case, context)
+            case, sold = sold_elsewhere(case, context)
             declined = undecided_or_unpaid(case, finding, context)
             return replace(declined, events=(sold, *declined.events))
         case AttemptStatus.PREPARED:

@@ -10,7 +10,7 @@ from billing_worker.domain import subscription as subscriptions
 from billing_worker.domain.attempt import Attempt, AttemptStatus
 from billing_worker.domain.events import Event, EventKind
 from billing_worker.domain.invoice import Invoice, InvoiceStatus
-from billing_worker.domain.outcome.attempt_changes import asked_for_the_last_time, sold_by_a_twin
+from billing_worker.domain.outcome.attempt_changes import asked_for_the_last_time, sold_elsewhere
 from billing_worker.domain.outcome.attempt_result import Case, Conclusion, Context
 from billing_worker.domain.outcome.next_step import move_subscription
 from billing_worker.domain.statement import CHARGED_BACK_STATUSES, GIVEN_BACK_STATUSES, Finding
@@ -25,7 +25,7 @@ def pay(case: Case, finding: Finding, context: Context) -> Conclusion:
     late = case.attempt.status is not AttemptStatus.SUBMITTED
     before: list[Event] = []
     if case.attempt.status is AttemptStatus.PREPARED:
-        case, sold = sold_by_a_twin(case, context)
+        case, sold = sold_elsewhere(case, context)
         before.append(sold)
     attempt = case.attempt
     wanted = case.invoice.status in {InvoiceStatus.OPEN, InvoiceStatus.UNCOLLECTIBLE}

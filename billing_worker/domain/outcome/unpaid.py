@@ -23,7 +23,7 @@ from billing_worker.domain.outcome.attempt_changes import (
     ask_again,
     end_attempt,
     heard,
-    sold_by_a_twin,
+    sold_elsewhere,
 )
 from billing_worker.domain.outcome.attempt_result import (
     Case,
@@ -218,7 +218,7 @@ def _may_have_been_sold(attempt: Attempt, statement: Statement) -> bool:
 
 def sold_by_somebody(case: Case, reason: str, context: Context) -> Conclusion:
     """Treat the attempt as unknown: no other attempt starts before the gateway states its end."""
-    case, sold = sold_by_a_twin(case, context)
+    case, sold = sold_elsewhere(case, context)
     held = _held_as_unknown(case, Finding(Verdict.CONTRADICTORY, reason), context)
     return replace(held, events=(sold, *held.events))
 
