@@ -15,9 +15,11 @@ from billing_worker.persistence.book.outside import FileRecord, database_file
 from billing_worker.persistence.book.outside_redis import RedisRecord
 from billing_worker.persistence.store import Store
 from billing_worker.persistence.vault import FernetVault
+from billing_worker.receivers.post import Poster
 from billing_worker.services.attempts.group_commit import GroupCommit
 from billing_worker.services.charging.callbacks import Inbox
 from billing_worker.services.charging.thread_pool import ThreadPool
+from billing_worker.services.outbox.deliver import Outbound
 from billing_worker.services.ports import Bell, Outside, Ports
 
 
@@ -75,6 +77,17 @@ def build_inbox(settings: Settings, bell: Bell) -> Inbox:
         bell=bell,
         key=settings.callback_secret,
         test_mode=settings.test_mode,
+    )
+
+
+def build_outbound(settings: Settings, store: Store) -> Outbound:
+    """Return what sending webhooks needs."""
+    return Outbound(
+        store=store,
+        clock=SystemClock(),
+        vault=FernetVault(settings.vault_keys),
+        post=Poster(allow_private=settings.webhooks_allow_private),
+        waits=settings.webhooks_schedule_seconds,
     )
 
 

@@ -13,6 +13,7 @@ from cryptography.fernet import Fernet
 
 from billing_worker.domain.secret import Secret
 from billing_worker.domain.timings import Timings
+from billing_worker.domain.webhooks import USUAL_WAITS
 
 PREFIX = "BILLING_"
 _LONGEST_WAIT_SECONDS = 31_536_000
@@ -91,6 +92,19 @@ def _whole_number(most: int) -> Callable[[str], int]:
         return int(text)
 
     return read
+
+
+def _schedule(text: str) -> tuple[timedelta, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    good = all(
+        p.isascii() and p.isdigit() and len(p) <= len(str(_LONGEST_WAIT_SECONDS)) for p in parts
+    )
+    if not good or len(parts) > _MOST_TRIES:
+        raise ValueError(f"must be up to {_MOST_TRIES} comma-separated whole seconds.")
+    return tuple(timedelta(seconds=int(part)) for part in parts)
+
+
+_MOST_TRIES = 50
 
 
 def _tokens(text: str) -> Secret:
@@ -209,6 +223,16 @@ class Settings:
     silence_seconds: int = _setting(
         _seconds, "age of a sweep's last run from which on readiness fails", 600
     )
+    webhooks_schedule_seconds: tuple[timedelta, ...] = _setting(
+        _schedule,
+        "wait before each try of a webhook, comma-separated; afterwards once a day",
+        USUAL_WAITS,
+    )
+    webhooks_allow_private: bool = _setting(
+        _true_or_false,
+        "`true` lets webhooks go to private addresses, and without TLS",
+        default=False,
+    )
     require_synchronous_standby: bool = _setting(
         _true_or_false,
         "`true` sells nothing while a fail-over of PostgreSQL could lose commits",
@@ -251,6 +275,8 @@ class Setting:
 def _as_text(value: Any) -> str:
     if value is None or value is _NONE:
         return ""
+    if isinstance(value, tuple):
+        return ",".join(str(int(wait.total_seconds())) for wait in value)
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -97,7 +97,7 @@ class _BoundedResponse(http.client.HTTPResponse):
         self.fp = io.BufferedReader(_BoundedReader(sock, self.fp.detach()))
 
 
-class _BoundedConnection(HTTPConnection):
+class BoundedConnection(HTTPConnection):
     response_class = _BoundedResponse
 
     def connect(self) -> None:
@@ -112,16 +112,16 @@ class _BoundedConnection(HTTPConnection):
             raise ConnectTimeoutError(self, "connected after the deadline")
 
 
-class _BoundedTLSConnection(_BoundedConnection, HTTPSConnection):
+class BoundedTLSConnection(BoundedConnection, HTTPSConnection):
     """Makes the same check after the TLS handshake, which sends nothing of the request."""
 
 
 class _BoundedPool(HTTPConnectionPool):
-    ConnectionCls = _BoundedConnection
+    ConnectionCls = BoundedConnection
 
 
 class _BoundedTLSPool(HTTPSConnectionPool):
-    ConnectionCls = _BoundedTLSConnection
+    ConnectionCls = BoundedTLSConnection
 
 
 POOLS_BY_SCHEME: Final[dict[str, type[HTTPConnectionPool]]] = {

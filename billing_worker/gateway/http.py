@@ -202,7 +202,7 @@ def _whole(answer: requests.Response) -> Response | OutcomeUnknown:
 
 def _verdict(error: Exception) -> GatewayError:
     reason = _proof_of_not_sent(error)
-    return NotSent(reason) if reason else OutcomeUnknown(_in_words(error))
+    return NotSent(reason) if reason else OutcomeUnknown(in_words(error))
 
 
 def _proof_of_not_sent(error: Exception) -> str | None:
@@ -231,14 +231,14 @@ _WORDS: Final[tuple[tuple[type[BaseException], str], ...]] = (
 )
 
 
-def _in_words(error: Exception) -> str:
+def in_words(error: Exception) -> str:
     """Describe the error without its message: messages quote addresses and bytes of the answer."""
-    origin = _origin(error)
+    origin = origin_of(error)
     words = next((words for kind, words in _WORDS if isinstance(origin, kind)), "call failed")
     return f"{words} ({type(origin).__name__})"
 
 
-def _origin(error: BaseException) -> BaseException:
+def origin_of(error: BaseException) -> BaseException:
     """Return the first exception in the chain that is no wrapper of requests or urllib3."""
     chain = list(_chain(error))
     return next((link for link in chain if not isinstance(link, _WRAPPERS)), chain[-1])

@@ -30,6 +30,7 @@ _COMMANDS = {
     "catch-up": (".catch_up", "Decide about periods that were not billed in time."),
     "commands": (".commands", "List commands of other services and their answers."),
     "events": (".events", "List public events: what other systems are told."),
+    "webhooks": (".webhooks", "Send public events to other systems; replay them."),
     "cards": (".cards", "List, use, replace, add and tokenise cards."),
     "invoices": (
         ".invoices",

@@ -21,15 +21,17 @@ from billing_worker import bootstrap, logs
 from billing_worker.config import BadSettings, Settings, load
 from billing_worker.entrypoints.book_checks import why_nothing_is_sold
 from billing_worker.entrypoints.worker.command_consumer import takes_commands
+from billing_worker.entrypoints.worker.delivery import Deliveries
 from billing_worker.entrypoints.worker.doorbell import (
     CHARGES,
     COMMANDS,
     POLLS,
     SWEEPS,
     TRANSPORT_OPTIONS,
+    WEBHOOKS,
     CeleryBell,
 )
-from billing_worker.entrypoints.worker.sweeps import intervals
+from billing_worker.entrypoints.worker.sweeps import TELL, intervals
 from billing_worker.services.charging.thread_pool import ThreadPool
 from billing_worker.services.charging.vault_keys import try_at_start
 from billing_worker.services.commands.records import TASKS as COMMAND_TASKS
@@ -88,7 +90,7 @@ def make_app(settings: Settings) -> Celery:
         broker_connection_max_retries=None,
         broker_transport_options=TRANSPORT_OPTIONS,
         task_default_queue=SWEEPS,
-        task_queues=[Queue(SWEEPS), Queue(CHARGES), Queue(POLLS), Queue(COMMANDS)],
+        task_queues=[Queue(SWEEPS), Queue(CHARGES), Queue(POLLS), Queue(WEBHOOKS), Queue(COMMANDS)],
         task_routes={name: {"queue": COMMANDS} for name in COMMAND_TASKS},
         task_create_missing_queues=False,
         # Threads ignore time limits. Every call has its own deadline instead.
@@ -137,7 +139,10 @@ def _beat_table(settings: Settings) -> dict[str, dict[str, Any]]:
         sweep: {
             "task": sweep,
             "schedule": float(seconds),
-            "options": {"queue": SWEEPS, "expires": seconds * TICKS_LIVE_FOR},
+            "options": {
+                "queue": WEBHOOKS if sweep == TELL else SWEEPS,
+                "expires": seconds * TICKS_LIVE_FOR,
+            },
         }
         for sweep, seconds in intervals(settings).items()
     }
@@ -151,6 +156,7 @@ class _Process:
         self._bell = bell
         self._lock = threading.Lock()
         self._built: tuple[Ports, ThreadPool] | None = None
+        self._deliveries: Deliveries | None = None
         self._keys_were_tried = False
 
     def ports(self) -> Ports:
@@ -161,10 +167,20 @@ class _Process:
                 self._keys_were_tried = try_at_start(self._built[0])
             return self._built[0]
 
+    def deliveries(self) -> Deliveries:
+        """With a store of their own: they take no connection that a charge needs."""
+        with self._lock:
+            if self._deliveries is None:
+                store = bootstrap.build_store(self._settings)
+                self._deliveries = Deliveries(bootstrap.build_outbound(self._settings, store))
+            return self._deliveries
+
     def leave(self) -> None:
         with self._lock:
             if self._built is not None:
                 self._built[1].leave()
+            if self._deliveries is not None:
+                self._deliveries.leave()
 
 
 settings = _settings_or_exit()

@@ -20,6 +20,7 @@ TRANSPORT_OPTIONS = {
 SWEEPS = "billing.sweeps"
 CHARGES = "billing.charges"
 POLLS = "billing.looks"
+WEBHOOKS = "billing.webhooks"
 COMMANDS = "billing.commands"  # written by other services
 
 log = structlog.get_logger()

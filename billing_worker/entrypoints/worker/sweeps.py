@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from billing_worker.config import Settings
 
+TELL = "billing.publish"
+"""Numbers what is told and wakes the threads that send it; runs from the webhooks queue."""
+
 GIVE_UP_EVERY_SECONDS = 300
 PUBLISH_EVERY_SECONDS = 1
 WARN_EVERY_SECONDS = 3600
@@ -15,7 +18,7 @@ miss it.
 def intervals(settings: Settings) -> dict[str, int]:
     """Return the seconds between two runs, by the name of the sweep's task."""
     return {
-        "billing.publish": PUBLISH_EVERY_SECONDS,
+        TELL: PUBLISH_EVERY_SECONDS,
         "billing.renew": settings.renew_every_seconds,
         "billing.ring": settings.renew_every_seconds,
         "billing.reconcile": settings.reconcile_every_seconds,

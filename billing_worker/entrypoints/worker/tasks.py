@@ -121,8 +121,11 @@ def warn_of_expiring_cards() -> int:
 
 @sweep("billing.publish", by_the_clock=False)
 def publish_events() -> int:
+    """Number what is committed, and wake the threads that send it."""
     ports = process.ports()
-    return publish(ports.store, ports.clock)
+    published = publish(ports.store, ports.clock)
+    process.deliveries().wake()
+    return published
 
 
 @task("billing.charge", by_the_clock=False)  # the claim compares the clock, once for all charges

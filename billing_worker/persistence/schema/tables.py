@@ -537,3 +537,57 @@ feed = Table(
     Column("id", Integer, primary_key=True, autoincrement=False),
     Column("number", BigInteger, nullable=False),  # the last one
 )
+
+webhook_endpoints = Table(
+    "webhook_endpoints",
+    metadata,
+    Column("id", Key, primary_key=True),
+    Column("url", Text, nullable=False, unique=True),
+    Column("types", Text),  # comma-separated; None: all
+    Column("status", String(16), nullable=False),
+    Column("reason", Text),  # why it is paused
+    Column("secret", LargeBinary, nullable=False),  # encrypted by the vault
+    Column("old_secret", LargeBinary),  # signs too until then, so that a receiver may change over
+    Column("old_until", Instant),
+    Column("created_at", Instant, nullable=False),
+    _one_of("status", "active", "paused"),
+)
+
+webhook_cursors = Table(
+    "webhook_cursors",
+    metadata,
+    # Where one endpoint is in one stream: the next event goes out only after this one was taken.
+    Column("endpoint_id", ForeignKey("webhook_endpoints.id"), primary_key=True),
+    Column("stream", BigInteger, primary_key=True, autoincrement=False),
+    Column("head", BigInteger),  # sequence of the event that is next; None: nothing waits
+    Column("next_at", Instant),  # when it is tried, or tried again if its claim has died
+    Column("tries", Integer, nullable=False),  # of the head, in vain
+    Column("claim", Integer, nullable=False),  # grows with every claim; an older one is refused
+    Column("parked_at", Instant),  # the schedule is used up
+    Column("replay_until", BigInteger),  # a replay runs up to this sequence,
+    Column("resume_at", BigInteger),  # and then goes on here
+    CheckConstraint("(head IS NULL) = (next_at IS NULL)", name="waits_with_a_date"),
+    CheckConstraint(
+        "(replay_until IS NULL) = (resume_at IS NULL)", name="replay_knows_its_way_back"
+    ),
+    Index(
+        "ix_webhook_cursors_due",
+        "endpoint_id",
+        "next_at",
+        postgresql_where=text("next_at IS NOT NULL"),
+        sqlite_where=text("next_at IS NOT NULL"),
+    ),
+)
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("endpoint_id", ForeignKey("webhook_endpoints.id"), primary_key=True),
+    Column("number", BigInteger, primary_key=True, autoincrement=False),  # of the event
+    Column("tries", Integer, nullable=False),
+    Column("first_at", Instant, nullable=False),
+    Column("last_at", Instant, nullable=False),
+    Column("status", Integer),  # the last answer's; None: there was none
+    Column("reason", Text),  # why the last try failed; None: it was delivered
+    Column("delivered_at", Instant),
+)

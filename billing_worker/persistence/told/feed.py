@@ -59,3 +59,8 @@ def newest(connection: Connection) -> int:
     """The last number that was given out; 0: none."""
     number: int = connection.execute(select(feed.c.number)).scalar_one()
     return number
+
+
+def number_of(connection: Connection, event_id: str) -> int | None:
+    query = select(public_events.c.number).where(public_events.c.event_id == event_id)
+    return connection.execute(query).scalar()

@@ -19,7 +19,7 @@ from sqlalchemy import Connection, Row
 from billing_worker.clock import Clock
 from billing_worker.domain.public_events import Numbered, PublicType, Told, body, refuse_large
 from billing_worker.persistence.store import Store
-from billing_worker.persistence.told import feed, outbox, states
+from billing_worker.persistence.told import cursors, endpoints, feed, outbox, states
 from billing_worker.services.outbox.states import invoice_state, subscription_state
 
 BATCH = 500
@@ -49,7 +49,9 @@ def _publish_batch(connection: Connection, now: datetime) -> tuple[int, int]:
         return 0, 0
     rendered = _Batch(connection, facts, number, now).rendered()
     if rendered:
-        feed.publish(connection, [row for _, row in rendered])
+        rows = [row for _, row in rendered]
+        feed.publish(connection, rows)
+        cursors.point(connection, endpoints.listed(connection), rows, now)
         outbox.remove(connection, [fact_id for fact_id, _ in rendered])
     return len(facts), len(rendered)
 

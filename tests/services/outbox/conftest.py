@@ -5,8 +5,11 @@ from datetime import timedelta
 
 import pytest
 
+from billing_worker.domain.webhooks import USUAL_WAITS
 from billing_worker.persistence.told import feed
+from billing_worker.services.outbox.deliver import Outbound
 from billing_worker.services.outbox.publish import publish
+from tests.support.receivers import Receivers
 
 DAY = timedelta(days=1)
 
@@ -29,3 +32,13 @@ class Listener:
 @pytest.fixture
 def listener(world):
     return Listener(world)
+
+
+@pytest.fixture
+def receivers():
+    return Receivers()
+
+
+@pytest.fixture
+def out(world, receivers):
+    return Outbound(world.store, world.clock, world.vault, receivers, USUAL_WAITS)

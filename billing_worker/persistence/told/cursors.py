@@ -1,0 +1,245 @@
+"""Where each endpoint is in each stream: what is due, what follows, and what waits.
+
+Rows are locked in the order of (endpoint, stream) by whoever locks several: the publisher, which
+points idle cursors at new events, and the sender, which moves them on. So the two never wait for each
+other in a circle, and neither overlooks what the other has written: each reads after it has the lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    and_,
+    bindparam,
+    func,
+    or_,
+    select,
+    true,
+    update,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+
+from billing_worker.persistence.schema.tables import (
+    public_events,
+    webhook_cursors,
+    webhook_endpoints,
+)
+from billing_worker.persistence.told.endpoints import ACTIVE, Endpoint
+
+_C = webhook_cursors.c
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """One event that an endpoint is to be sent now, under a claim."""
+
+    stream: int
+    sequence: int
+    claim: int
+    tries: int
+    number: int
+    event_id: str
+    body: str = field(repr=False)
+
+
+def point(
+    connection: Connection,
+    endpoints: Sequence[Endpoint],
+    events: Sequence[Mapping[str, Any]],
+    now: datetime,
+) -> None:
+    """Point each cursor that waits for nothing at the first of these new events that it wants."""
+    first: dict[tuple[int, int], int] = {}
+    for endpoint in endpoints:
+        for event in events:
+            if endpoint.wants(event["type"]):
+                first.setdefault((endpoint.id, event["stream"]), event["sequence"])
+    if not first:
+        return
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    statement = dialect.insert(webhook_cursors)
+    fresh = {"head": statement.excluded.head, "next_at": statement.excluded.next_at, "tries": 0}
+    connection.execute(
+        statement.on_conflict_do_update(
+            index_elements=["endpoint_id", "stream"], set_=fresh, where=_C.head.is_(None)
+        ),
+        [
+            {"endpoint_id": endpoint_id, "stream": stream, "head": head, "next_at": now,
+             "tries": 0, "claim": 0}
+            for (endpoint_id, stream), head in sorted(first.items())
+        ],
+    )  # fmt: skip
+
+
+def make(connection: Connection, endpoint_id: int, streams: Collection[int]) -> None:
+    """Idle cursors where there are none."""
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    idle = {"endpoint_id": endpoint_id, "tries": 0, "claim": 0}
+    connection.execute(
+        dialect.insert(webhook_cursors).on_conflict_do_nothing(),
+        [idle | {"stream": stream} for stream in sorted(streams)],
+    )
+
+
+_NOW = bindparam("now", type_=_C.next_at.type)
+_DUE_ENDPOINTS = (
+    select(webhook_endpoints.c.id)
+    .join(webhook_cursors, _C.endpoint_id == webhook_endpoints.c.id)
+    .where(webhook_endpoints.c.status == ACTIVE, _C.next_at <= _NOW)
+    .distinct()
+)
+
+
+def endpoints_due(connection: Connection, now: datetime) -> list[int]:
+    return list(connection.execute(_DUE_ENDPOINTS, {"now": now}).scalars())
+
+
+_DUE: Select[Any] = (
+    select(
+        _C.stream,
+        _C.head,
+        _C.claim,
+        _C.tries,
+        public_events.c.number,
+        public_events.c.event_id,
+        public_events.c.body,
+    )
+    .join(
+        public_events,
+        and_(public_events.c.stream == _C.stream, public_events.c.sequence == _C.head),
+    )
+    .where(_C.endpoint_id == bindparam("endpoint"), _C.next_at <= _NOW)
+    .order_by(_C.next_at, _C.stream)
+    .limit(bindparam("most"))
+    .with_for_update(of=webhook_cursors, skip_locked=True)
+)
+_THESE: Any = bindparam("streams", expanding=True)
+
+
+def claim(
+    connection: Connection, endpoint_id: int, now: datetime, until: datetime, limit: int
+) -> list[Due]:
+    """Take up to `limit` events that are due. Whoever dies with them leaves them to the next after
+    `until`; what an older claim reports then is not believed.
+    """
+    rows = connection.execute(_DUE, {"endpoint": endpoint_id, "now": now, "most": limit}).all()
+    if rows:
+        connection.execute(
+            update(webhook_cursors)
+            .where(_C.endpoint_id == endpoint_id, _C.stream.in_([row.stream for row in rows]))
+            .values(claim=_C.claim + 1, next_at=until)
+        )
+    return [
+        Due(row.stream, row.head, row.claim + 1, row.tries, row.number, row.event_id, row.body)
+        for row in rows
+    ]
+
+
+def lock(connection: Connection, endpoint_id: int, streams: Collection[int]) -> dict[int, Row[Any]]:
+    """The cursors of these streams, locked in order, by stream."""
+    query = (
+        select(webhook_cursors)
+        .where(_C.endpoint_id == endpoint_id, _C.stream.in_(streams))
+        .order_by(_C.stream)
+        .with_for_update()
+    )
+    return {row.stream: row for row in connection.execute(query)}
+
+
+def following(
+    connection: Connection, endpoint: Endpoint, streams: Collection[int]
+) -> dict[int, int]:
+    """By stream: the sequence of the event after the head that this endpoint wants, if there is one.
+    For cursors that the caller holds locked.
+    """
+    wanted: ColumnElement[bool] = true()
+    if endpoint.types is not None:
+        wanted = public_events.c.type.in_(sorted(endpoint.types))
+    in_replay_or_after = or_(
+        _C.replay_until.is_(None),
+        public_events.c.sequence <= _C.replay_until,
+        public_events.c.sequence >= _C.resume_at,
+    )
+    query = (
+        select(public_events.c.stream, func.min(public_events.c.sequence).label("sequence"))
+        .join(webhook_cursors, _C.stream == public_events.c.stream)
+        .where(
+            _C.endpoint_id == endpoint.id,
+            _C.stream.in_(streams),
+            public_events.c.sequence > _C.head,
+            in_replay_or_after,
+            wanted,
+        )
+        .group_by(public_events.c.stream)
+    )
+    return {row.stream: row.sequence for row in connection.execute(query)}
+
+
+_MOVE = (
+    update(webhook_cursors)
+    .where(_C.endpoint_id == bindparam("of_endpoint"), _C.stream == bindparam("of_stream"))
+    .values(
+        head=bindparam("head"),
+        next_at=bindparam("next_at", type_=_C.next_at.type),
+        tries=bindparam("tries"),
+        parked_at=bindparam("parked_at", type_=_C.parked_at.type),
+        replay_until=bindparam("replay_until"),
+        resume_at=bindparam("resume_at"),
+    )
+)
+
+
+def move(connection: Connection, endpoint_id: int, moves: Mapping[int, Mapping[str, Any]]) -> None:
+    """By stream: head, next_at, tries, parked_at, replay_until, resume_at; of locked cursors."""
+    if moves:
+        connection.execute(
+            _MOVE,
+            [
+                {"of_endpoint": endpoint_id, "of_stream": stream, **moves[stream]}
+                for stream in sorted(moves)
+            ],
+        )
+
+
+def try_parked_now(connection: Connection, endpoint_id: int, now: datetime) -> int:
+    """The whole schedule anew for what is parked. Returns how many streams that concerns."""
+    result = connection.execute(
+        update(webhook_cursors)
+        .where(_C.endpoint_id == endpoint_id, _C.parked_at.is_not(None))
+        .values(next_at=now, tries=0, parked_at=None)
+    )
+    return result.rowcount
+
+
+def backlog(connection: Connection) -> dict[int, tuple[int, int]]:
+    """By endpoint: how many streams wait for it, and how many of these are parked."""
+    query = select(
+        _C.endpoint_id,
+        func.count(_C.next_at).label("waiting"),
+        func.count(_C.parked_at).label("parked"),
+    ).group_by(_C.endpoint_id)
+    return {row.endpoint_id: (row.waiting, row.parked) for row in connection.execute(query)}
+
+
+def ranges(
+    connection: Connection, endpoint: Endpoint, first: int, last: int
+) -> dict[int, tuple[int, int]]:
+    """By stream: the first and last sequence of the events from one number to another that this
+    endpoint wants.
+    """
+    c = public_events.c
+    query = select(
+        c.stream, func.min(c.sequence).label("first"), func.max(c.sequence).label("last")
+    ).where(c.number >= first, c.number <= last)
+    if endpoint.types is not None:
+        query = query.where(c.type.in_(sorted(endpoint.types)))
+    rows = connection.execute(query.group_by(c.stream))
+    return {row.stream: (row.first, row.last) for row in rows}
