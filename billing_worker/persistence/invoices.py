@@ -314,17 +314,18 @@ def summary(connection: Connection) -> Sequence[Row[Any]]:
 def oldest_unknown(connection: Connection) -> datetime | None:
     """Return since when the oldest unknown outcome is unknown: its submission, or when the gateway
     took its answer back.
-
-    An unpaid page is not unknown: it waits for the customer.
     """
     since = func.coalesce(attempts.c.undecided_since, attempts.c.submitted_at)
-    query = select(func.min(since)).where(
-        or_(
-            and_(attempts.c.status == "submitted", ~_UNTOUCHED_PAGE),
-            attempts.c.undecided_since.is_not(None),
-        )
-    )
+    query = select(func.min(since)).where(is_unknown())
     return connection.execute(query).scalar()
+
+
+def is_unknown() -> ColumnElement[bool]:
+    """Of an attempt: its outcome is unknown. An unpaid page is not: it waits for the customer."""
+    return or_(
+        and_(attempts.c.status == "submitted", ~_UNTOUCHED_PAGE),
+        attempts.c.undecided_since.is_not(None),
+    )
 
 
 def surplus(connection: Connection) -> Sequence[Row[Any]]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hmac
-from collections.abc import Sequence
 from typing import Final
 
 from flask import Blueprint, Response, jsonify, request
 
 from billing_worker.domain.secret import Secret
+from billing_worker.entrypoints.web.bearer import only_with_token
 from billing_worker.persistence.store import Store
 from billing_worker.persistence.told import feed
 
@@ -18,16 +17,7 @@ USUAL_EVENTS: Final = 100
 
 def api_routes(store: Store, tokens: Secret) -> Blueprint:
     """Without tokens nobody may read: every route answers 503."""
-    routes = Blueprint("api", __name__)
-    known = [token for token in tokens.reveal().split(",") if token]
-
-    @routes.before_request
-    def refuse_strangers() -> tuple[Response, int] | None:
-        if not known:
-            return jsonify(error="off: BILLING_API_TOKENS is not set"), 503
-        if not _is_known(request.headers.get("Authorization", ""), known):
-            return jsonify(error="needs a bearer token of BILLING_API_TOKENS"), 401
-        return None
+    routes = only_with_token(Blueprint("api", __name__), tokens)
 
     @routes.get("/events")
     def events() -> Response | tuple[Response, int]:
@@ -50,14 +40,6 @@ def api_routes(store: Store, tokens: Secret) -> Blueprint:
         )
 
     return routes
-
-
-def _is_known(header: str, tokens: Sequence[str]) -> bool:
-    """Compares with every token, each in constant time."""
-    scheme, _, given = header.partition(" ")
-    text = given.strip().encode()
-    matches = [hmac.compare_digest(text, token.strip().encode()) for token in tokens]
-    return scheme.lower() == "bearer" and any(matches)
 
 
 def _whole_number(name: str, usual: int) -> int | None:

@@ -19,8 +19,10 @@ from billing_worker.entrypoints.checks import (
 )
 from billing_worker.entrypoints.web.api import api_routes
 from billing_worker.entrypoints.web.callbacks import callback_routes
+from billing_worker.entrypoints.web.metrics import metrics_routes
 from billing_worker.entrypoints.web.pay_page import pay_routes
 from billing_worker.entrypoints.worker.doorbell import CeleryBell, doorbell_only
+from billing_worker.entrypoints.worker.queue_depths import queue_depths
 
 
 def create_app(settings: Settings) -> Flask:
@@ -61,6 +63,8 @@ def create_app(settings: Settings) -> Flask:
     bell = CeleryBell(doorbell_only(settings.redis_url))
     inbox = bootstrap.build_inbox(settings, bell)
     app.register_blueprint(callback_routes(inbox))
+    depths = queue_depths(settings.redis_url)
+    app.register_blueprint(metrics_routes(inbox.store, inbox.clock, depths, settings.api_tokens))
     app.register_blueprint(pay_routes(inbox.store, inbox.vault))
     app.register_blueprint(api_routes(inbox.store, settings.api_tokens))
     return app

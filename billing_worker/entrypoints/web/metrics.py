@@ -1,0 +1,81 @@
+"""`GET /metrics`: figures for Prometheus, in its text format."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from itertools import groupby
+
+import structlog
+from flask import Blueprint, Response
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.registry import Collector, CollectorRegistry
+from redis.exceptions import RedisError
+from sqlalchemy.exc import SQLAlchemyError
+
+from billing_worker.clock import Clock
+from billing_worker.domain.secret import Secret
+from billing_worker.entrypoints.web.bearer import only_with_token
+from billing_worker.persistence.store import Store
+from billing_worker.services.monitoring.metrics import METRICS, Sample, samples
+
+log = structlog.get_logger()
+
+KEPT_SECONDS = 5
+"""Several scrapers, or an impatient one, cost the database one round of queries."""
+
+
+def metrics_routes(
+    store: Store, clock: Clock, depths: Callable[[], dict[str, int]], tokens: Secret
+) -> Blueprint:
+    """`depths`: messages by queue; raises RedisError if Redis is away."""
+    routes = only_with_token(Blueprint("metrics", __name__), tokens)
+    lock = threading.Lock()
+    kept: tuple[float, bytes] | None = None
+
+    @routes.get("/metrics")
+    def metrics() -> Response | tuple[Response, int]:
+        nonlocal kept
+        with lock:
+            if kept is None or time.monotonic() - kept[0] > KEPT_SECONDS:
+                try:
+                    text = _exposed(store, clock, depths)
+                except SQLAlchemyError:
+                    return Response("the database does not answer\n", mimetype="text/plain"), 503
+                kept = time.monotonic(), text
+            return Response(kept[1], content_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+    return routes
+
+
+def _exposed(store: Store, clock: Clock, depths: Callable[[], dict[str, int]]) -> bytes:
+    with store.reading() as connection:
+        found = list(samples(connection, clock.now()))
+    try:
+        depth = METRICS["billing_queue_depth"]
+        found += [Sample(depth, number, queue) for queue, number in depths().items()]
+    except RedisError:
+        log.warning("metrics.redis_away")  # and the metric is missing: an alert rule tells of it
+    registry = CollectorRegistry()
+    registry.register(_Once(found))
+    return generate_latest(registry)
+
+
+class _Once(Collector):
+    """Samples that were read, as families of Prometheus."""
+
+    def __init__(self, found: list[Sample]) -> None:
+        self._found = found
+
+    def collect(self) -> Iterable[Metric]:
+        ordered = sorted(self._found, key=lambda sample: sample.metric.name)
+        for metric, group in groupby(ordered, key=lambda sample: sample.metric):
+            labels = [metric.label] if metric.label else []
+            family = (CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily)(
+                metric.name, metric.help, labels=labels
+            )
+            for sample in group:
+                family.add_metric([sample.label] if sample.label else [], sample.value)
+            yield family

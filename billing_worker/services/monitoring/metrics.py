@@ -1,0 +1,111 @@
+"""The metrics that the database knows, declared in one table and read at scrape time.
+
+They are queries, so that any number of workers and restarts gives the same figures. Labels have few
+values: never a customer or a reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import Connection
+
+from billing_worker.persistence import counters, figures, sweep_runs, switches
+from billing_worker.services.charging.callbacks import COUNTER as CALLBACKS
+
+FORECAST = timedelta(days=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A metric as Prometheus knows it. Times in seconds, money in minor units."""
+
+    name: str
+    kind: str
+    """"gauge" or "counter"."""
+    help: str
+    label: str | None = None
+
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric(
+            "billing_sweep_last_success_timestamp_seconds",
+            "gauge",
+            "When a sweep last finished.",
+            "sweep",
+        ),
+        Metric("billing_due_count", "gauge", "Periods and invoices that are due and not begun."),
+        Metric(
+            "billing_due_oldest_age_seconds", "gauge", "For how long the oldest of them is due."
+        ),
+        Metric("billing_unknown_count", "gauge", "Charges whose outcome is unknown."),
+        Metric(
+            "billing_unknown_amount_minor",
+            "gauge",
+            "Money at risk: the amount of charges whose outcome is unknown.",
+            "currency",
+        ),
+        Metric(
+            "billing_unknown_oldest_age_seconds",
+            "gauge",
+            "For how long the oldest unknown outcome is unknown.",
+        ),
+        Metric(
+            "billing_forecast_minor",
+            "gauge",
+            "Amount of the periods that begin within the next 24 hours.",
+            "currency",
+        ),
+        Metric("billing_queue_depth", "gauge", "Messages that wait in a queue.", "queue"),
+        Metric("billing_outbox_lag_seconds", "gauge", "Age of the oldest event without a number."),
+        Metric("billing_sales_enabled", "gauge", "1 if sales are on, 0 if the kill switch is off."),
+        Metric("billing_callbacks_total", "counter", "Callbacks by what became of them.", "result"),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    metric: Metric
+    value: float
+    label: str | None = None
+    """The value of the metric's label."""
+
+
+def samples(connection: Connection, now: datetime) -> Iterator[Sample]:
+    """Yield the samples of every metric but `billing_queue_depth`, which Redis knows."""
+
+    def one(name: str, value: float, label: str | None = None) -> Sample:
+        return Sample(METRICS[name], value, label)
+
+    for sweep, finished_at in sweep_runs.last(connection).items():
+        yield one("billing_sweep_last_success_timestamp_seconds", finished_at.timestamp(), sweep)
+    waiting = [
+        figures.periods_to_open(connection, now),
+        figures.invoices_to_charge(connection, now),
+    ]
+    oldest = min((one.since for one in waiting if one.since is not None), default=None)
+    yield one("billing_due_count", sum(one.count for one in waiting))
+    yield one("billing_due_oldest_age_seconds", _age(oldest, now))
+    unknown = figures.unknown(connection)
+    yield one("billing_unknown_count", unknown.count)
+    yield one("billing_unknown_oldest_age_seconds", _age(unknown.since, now))
+    yield from _by_label("billing_unknown_amount_minor", unknown.minor)
+    due = figures.due_between(connection, now, now + FORECAST)
+    yield from _by_label("billing_forecast_minor", due)
+    yield one("billing_outbox_lag_seconds", _age(figures.oldest_untold(connection), now))
+    yield one("billing_sales_enabled", float(switches.read(connection).sales_on))
+    yield from _by_label("billing_callbacks_total", counters.counts(connection, CALLBACKS))
+
+
+def _by_label(name: str, values: Mapping[str, int]) -> Iterator[Sample]:
+    for label, value in sorted(values.items()):
+        yield Sample(METRICS[name], value, label)
+
+
+def _age(since: datetime | None, now: datetime) -> float:
+    return 0.0 if since is None else max(0.0, (now - since).total_seconds())

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+
+import pytest
+import yaml
+from redis import Redis
+
+from billing_worker.config import load
+from billing_worker.entrypoints.web.app import create_app
+from billing_worker.services.monitoring.metrics import METRICS
+from tests.entrypoints.test_config import GOOD
+from tests.support.processes import ROOT
+from tests.support.redis_server import RedisServer
+
+TOKEN = "reader-token-of-prometheus-0123456789"
+PAGE = ROOT / "docs" / "monitoring.md"
+RULES = ROOT / "docs" / "monitoring" / "alerts.yml"
+
+
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory):
+    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def get(sqlite_url, redis):
+    def get(token=TOKEN, **changes):
+        settings = GOOD | {
+            "BILLING_DATABASE_URL": sqlite_url,
+            "BILLING_REDIS_URL": redis.url,
+            "BILLING_API_TOKENS": TOKEN,
+        }
+        client = create_app(load(settings | changes)).test_client()
+        return client.get("/metrics", headers={"Authorization": f"Bearer {token}"})
+
+    return get
+
+
+def test_metrics_need_a_token(get):
+    assert get("wrong").status_code == 401
+    assert get(BILLING_API_TOKENS="").status_code == 503
+
+
+def test_every_metric_that_is_shown_is_declared_and_a_queue_shows_its_depth(get, redis):
+    with Redis.from_url(redis.url) as client:
+        client.delete("billing.charges")
+        client.lpush("billing.charges", "a", "b")
+    answer = get()
+    assert answer.status_code == 200
+    assert 'billing_queue_depth{queue="billing.charges"} 2.0' in answer.text
+    shown = set(re.findall(r"^# TYPE (\S+) ", answer.text, re.MULTILINE))
+    assert shown <= METRICS.keys()
+
+
+def test_without_redis_the_depths_are_missing_and_the_rest_is_there(get):
+    answer = get(BILLING_REDIS_URL="redis://127.0.0.1:1/0")
+    assert answer.status_code == 200
+    assert "billing_queue_depth{" not in answer.text
+    assert "billing_sales_enabled" in answer.text
+
+
+def test_without_the_database_metrics_answer_503_in_one_sentence(get):
+    answer = get(BILLING_DATABASE_URL="postgresql://u:s3cret@127.0.0.1:1/billing")
+    assert answer.status_code == 503
+    assert answer.text == "the database does not answer\n"
+
+
+def test_the_page_names_every_metric_with_its_kind_its_label_and_its_meaning():
+    rows = re.findall(
+        r"^\| `(\w+)` \| (\w+) \| (?:`(\w+)`)? ?\| (.+) \|$", PAGE.read_text(), re.MULTILINE
+    )
+    assert rows == [(m.name, m.kind, m.label or "", m.help) for m in METRICS.values()]
+
+
+def test_every_alert_uses_declared_metrics_and_has_its_paragraph():
+    rules = yaml.safe_load(RULES.read_text())["groups"][0]["rules"]
+    for rule in rules:
+        assert set(re.findall(r"billing_\w+", rule["expr"])) <= METRICS.keys()
+        assert f"**{rule['alert']}.**" in PAGE.read_text()
+    assert len(re.findall(r"^\*\*Billing\w+\.\*\*", PAGE.read_text(), re.MULTILINE)) == len(rules)
+
+
+NIGHT = """
+rule_files: [{rules}]
+evaluation_interval: 1m
+tests:
+  - name: a beat that dies after an hour pages ten minutes later, not before
+    interval: 1m
+    input_series:
+      - series: 'billing_sweep_last_success_timestamp_seconds{{sweep="billing.renew"}}'
+        values: '0+60x60 3600x60'
+      - {{series: billing_sales_enabled, values: '1x120'}}
+      - {{series: 'billing_queue_depth{{queue="billing.charges"}}', values: '0x120'}}
+    alert_rule_test:
+      - {{eval_time: 70m, alertname: BillingSilent, exp_alerts: []}}
+      - eval_time: 71m
+        alertname: BillingSilent
+        exp_alerts:
+          - exp_labels: {{severity: page, sweep: billing.renew}}
+            exp_annotations:
+              summary: "billing.renew has not finished for ten minutes: nothing is charged."
+  - name: a night in which everything works and nothing is due is silent
+    interval: 1m
+    input_series:
+      - series: 'billing_sweep_last_success_timestamp_seconds{{sweep="billing.renew"}}'
+        values: '0+60x600'
+      - series: 'billing_sweep_last_success_timestamp_seconds{{sweep="billing.warn_expiring"}}'
+        values: '0x600'
+      - {{series: billing_sales_enabled, values: '1x600'}}
+      - {{series: billing_due_oldest_age_seconds, values: '0x600'}}
+      - {{series: billing_unknown_oldest_age_seconds, values: '0x600'}}
+      - {{series: billing_outbox_lag_seconds, values: '0x600'}}
+      - {{series: 'billing_queue_depth{{queue="billing.charges"}}', values: '0x600'}}
+    alert_rule_test: [{quiet}]
+"""
+
+
+@pytest.mark.promtool
+@pytest.mark.skipif(
+    "BILLING_TEST_PROMTOOL" not in os.environ,
+    reason="BILLING_TEST_PROMTOOL names no promtool: apt-get download prometheus has it",
+)
+def test_promtool_accepts_metrics_and_rules_and_alerts_fire_at_the_right_minute(get, tmp_path):
+    def run(*arguments, given=None):
+        program = os.environ["BILLING_TEST_PROMTOOL"]
+        return subprocess.run(
+            [program, *arguments], check=False, input=given, capture_output=True, text=True
+        )
+
+    remarks = run("check", "metrics", given=get().text).stderr.splitlines()
+    # The names are agreed; a count of rows is no part of a histogram.
+    suffix = 'non-histogram and non-summary metrics should not have "_count" suffix'
+    assert remarks == [f"billing_due_count {suffix}", f"billing_unknown_count {suffix}"]
+    rules = run("check", "rules", str(RULES))
+    assert rules.returncode == 0, rules.stderr
+    alerts = [rule["alert"] for rule in yaml.safe_load(RULES.read_text())["groups"][0]["rules"]]
+    quiet = ", ".join(
+        f"{{eval_time: {minutes}m, alertname: {alert}, exp_alerts: []}}"
+        for alert in alerts
+        for minutes in (30, 120, 600)
+    )
+    test = tmp_path / "night.yml"
+    test.write_text(NIGHT.format(rules=RULES, quiet=quiet))
+    tested = run("test", "rules", str(test))
+    assert tested.returncode == 0, tested.stdout + tested.stderr
