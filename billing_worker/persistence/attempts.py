@@ -16,10 +16,14 @@ from billing_worker.domain.card import Card, other_card
 from billing_worker.domain.errors import ConcurrentChange
 from billing_worker.domain.invoice import Invoice, InvoiceStatus
 from billing_worker.domain.outcome import Case
-from billing_worker.domain.subscription import Subscription, SubscriptionStatus
+from billing_worker.domain.subscription import SubscriptionStatus
 from billing_worker.persistence import cards
 from billing_worker.persistence.book import identity
+from billing_worker.persistence.mapping import Update
 from billing_worker.persistence.rows import (
+    ATTEMPTS,
+    INVOICES,
+    SUBSCRIPTIONS,
     TERMS,
     attempt_from,
     invoice_from,
@@ -129,9 +133,9 @@ class LockedCases:
     def save(self) -> None:
         """Write the changes. Raises ConcurrentChange if a row differs from the locked row."""
         attempts_before, invoices_before, subscriptions_before = self._before
-        _save_attempts(self._connection, _changed(attempts_before, self._attempts))
-        _save_invoices(self._connection, _changed(invoices_before, self._invoices))
-        _save_subscriptions(self._connection, _changed(subscriptions_before, self._subscriptions))
+        _ATTEMPT.write(self._connection, _changed(attempts_before, self._attempts))
+        _INVOICE.write(self._connection, _changed(invoices_before, self._invoices))
+        _SUBSCRIPTION.write(self._connection, _changed(subscriptions_before, self._subscriptions))
 
 
 def _changed(before: dict[int, _T], after: dict[int, _T]) -> list[tuple[_T, _T]]:
@@ -264,71 +268,34 @@ def mark_submitted(
         raise ConcurrentChange("an attempt or its invoice moved before it was submitted")
 
 
-_SAVE_ATTEMPT = (
-    update(attempts)
-    .where(
-        attempts.c.id == bindparam("row_id"),
-        attempts.c.status == bindparam("old_status"),
-        attempts.c.fence == bindparam("old_fence"),
-    )
-    .values(
-        status=bindparam("new_status"),
-        gateway_id=bindparam("new_gateway_id"),
-        claims=bindparam("new_claims"),
-        lease_until=bindparam("new_lease_until"),
-        settled_at=bindparam("new_settled_at"),
-        next_poll_at=bindparam("new_next_poll_at"),
-        rechecks=bindparam("new_rechecks"),
-        unpaid_since=bindparam("new_unpaid_since"),
-        sale_status=bindparam("new_sale_status"),
-        sale_resolution=bindparam("new_sale_resolution"),
-        outcome=bindparam("new_outcome"),
-        original_code=bindparam("new_original_code"),
-        undecided_since=bindparam("new_undecided_since"),
-        heard_at=bindparam("new_heard_at"),
-        resolved_at=bindparam("new_resolved_at"),
-        resolved_over=bindparam("new_resolved_over"),
-        submitted_at=bindparam("new_submitted_at"),
-        # The bearer is deleted as soon as the outcome of the sale is known.
-        bearer=case_when(
-            (
-                bindparam("new_status", type_=attempts.c.status.type) == "submitted",
-                attempts.c.bearer,
-            )
-        ),
-        page=case_when(
-            (bindparam("new_status", type_=attempts.c.status.type) == "submitted", attempts.c.page)
-        ),
-    )
-)
-_SAVE_INVOICE = (
-    update(invoices)
-    .where(invoices.c.id == bindparam("row_id"), invoices.c.status == bindparam("old_status"))
-    .values(
-        status=bindparam("new_status"),
-        reason=bindparam("new_reason"),
-        next_attempt_at=bindparam("new_next_attempt_at"),
-        enqueue_at=bindparam("new_enqueue_at"),
-        not_charged_count=bindparam("new_not_charged_count"),
-        paid_at=bindparam("new_paid_at"),
-        paused_attempt_at=bindparam("new_paused_attempt_at"),
-        next_origin=bindparam("new_next_origin"),
-        first_declined_at=bindparam("new_first_declined_at"),
-        give_up_at=bindparam("new_give_up_at"),
-    )
-)
-_SAVE_SUBSCRIPTION = (
-    update(subscriptions)
-    .where(
-        subscriptions.c.id == bindparam("row_id"),
-        subscriptions.c.status == bindparam("old_status"),
-    )
-    .values(
-        status=bindparam("new_status"),
-        next_period=bindparam("new_next_period"),
-        next_billing_at=bindparam("new_next_billing_at"),
-        cancels_at=bindparam("new_cancels_at"),
-    )
+_STAYS_SOLD = bindparam("new_status", type_=attempts.c.status.type) == "submitted"
+_ATTEMPT = Update(
+    ATTEMPTS,
+    attempts,
+    [
+        "status", "gateway_id", "claims", "lease_until", "submitted_at", "settled_at", "next_poll_at",
+        "rechecks", "unpaid_since", "sale_status", "sale_resolution", "outcome", "original_code",
+        "undecided_since", "heard_at", "resolved_at", "resolved_over",
+    ],
+    under=["status", "fence"],
+    # The bearer is deleted as soon as the outcome of the sale is known.
+    bearer=case_when((_STAYS_SOLD, attempts.c.bearer)),
+    page=case_when((_STAYS_SOLD, attempts.c.page)),
+)  # fmt: skip
+_INVOICE = Update(
+    INVOICES,
+    invoices,
+    [
+        "status", "reason", "next_attempt_at", "enqueue_at", "not_charged_count", "paid_at",
+        "paused_attempt_at", "next_origin", "first_declined_at", "give_up_at",
+    ],
+    under=["status"],
+)  # fmt: skip
+_SUBSCRIPTION = Update(
+    SUBSCRIPTIONS,
+    subscriptions,
+    ["status", "next_period", "next_billing_at", "cancels_at"],
+    under=["status"],
 )
 
 
@@ -338,82 +305,8 @@ def save_open(
     invoices_changed: list[tuple[Invoice, Invoice]],
 ) -> None:
     """Write (before, after) pairs. The caller holds locks on their subscription and invoices."""
-    _save_attempts(connection, attempts_changed)
-    _save_invoices(connection, invoices_changed)
-
-
-def _save_attempts(connection: Connection, changes: list[tuple[Attempt, Attempt]]) -> None:
-    rows = [
-        {
-            "row_id": before.id,
-            "old_status": before.status,
-            "old_fence": before.fence,
-            "new_status": after.status,
-            "new_gateway_id": after.gateway_id,
-            "new_claims": after.claims,
-            "new_lease_until": after.lease_until,
-            "new_settled_at": after.settled_at,
-            "new_next_poll_at": after.next_poll_at,
-            "new_rechecks": after.rechecks,
-            "new_unpaid_since": after.unpaid_since,
-            "new_sale_status": after.sale_status,
-            "new_sale_resolution": after.sale_resolution,
-            "new_outcome": after.outcome,
-            "new_original_code": after.original_code,
-            "new_undecided_since": after.undecided_since,
-            "new_heard_at": after.heard_at,
-            "new_resolved_at": after.resolved_at,
-            "new_resolved_over": after.resolved_over,
-            "new_submitted_at": after.submitted_at,
-        }
-        for before, after in changes
-    ]
-    _save(connection, _SAVE_ATTEMPT, rows)
-
-
-def _save_invoices(connection: Connection, changes: list[tuple[Invoice, Invoice]]) -> None:
-    rows = [
-        {
-            "row_id": before.id,
-            "old_status": before.status,
-            "new_status": after.status,
-            "new_reason": after.reason,
-            "new_next_attempt_at": after.next_attempt_at,
-            "new_enqueue_at": after.enqueue_at,
-            "new_not_charged_count": after.not_charged_count,
-            "new_paid_at": after.paid_at,
-            "new_paused_attempt_at": after.paused_attempt_at,
-            "new_next_origin": after.next_origin,
-            "new_first_declined_at": after.first_declined_at,
-            "new_give_up_at": after.give_up_at,
-        }
-        for before, after in changes
-    ]
-    _save(connection, _SAVE_INVOICE, rows)
-
-
-def _save_subscriptions(
-    connection: Connection, changes: list[tuple[Subscription, Subscription]]
-) -> None:
-    rows = [
-        {
-            "row_id": before.id,
-            "old_status": before.status,
-            "new_status": after.status,
-            "new_next_period": after.next_period,
-            "new_next_billing_at": after.next_billing_at,
-            "new_cancels_at": after.cancels_at,
-        }
-        for before, after in changes
-    ]
-    _save(connection, _SAVE_SUBSCRIPTION, rows)
-
-
-def _save(connection: Connection, statement: Any, rows: list[dict[str, Any]]) -> None:
-    if not rows:
-        return
-    if connection.execute(statement, rows).rowcount != len(rows):
-        raise ConcurrentChange("a row changed although it was locked")
+    _ATTEMPT.write(connection, attempts_changed)
+    _INVOICE.write(connection, invoices_changed)
 
 
 def created_once(connection: Connection, *, test_mode: bool) -> tuple[str, str] | None:

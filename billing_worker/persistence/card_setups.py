@@ -11,6 +11,7 @@ from sqlalchemy import (
     Row,
     Select,
     bindparam,
+    case,
     exists,
     func,
     insert,
@@ -22,9 +23,10 @@ from sqlalchemy import (
 from billing_worker.domain.card_setup import HostedPayment, HostedStatus
 from billing_worker.domain.errors import ConcurrentChange
 from billing_worker.domain.invoice import RECOVERY_ENDED
-from billing_worker.domain.money import Money
 from billing_worker.persistence import pay_links
 from billing_worker.persistence.book import identity
+from billing_worker.persistence.mapping import Objects, Part, Update
+from billing_worker.persistence.rows import MONEY
 from billing_worker.persistence.schema.tables import (
     attempts,
     cards,
@@ -34,28 +36,12 @@ from billing_worker.persistence.schema.tables import (
     subscriptions,
 )
 
-
-def payment_from(row: Row[Any]) -> HostedPayment:
-    return HostedPayment(
-        id=row.id,
-        reference_id=row.reference_id,
-        gateway_reference=row.gateway_reference,
-        customer_id=row.customer_id,
-        customer_reference=row.customer_reference,
-        attempt_id=row.attempt_id,
-        money=Money.from_minor(row.amount_minor, row.currency),
-        test_mode=row.test_mode,
-        status=HostedStatus(row.status),
-        fence=row.fence,
-        created_at=row.created_at,
-        gateway_id=row.gateway_id,
-        opened_at=row.opened_at,
-        settled_at=row.settled_at,
-        next_poll_at=row.next_poll_at,
-        unpaid_since=row.unpaid_since,
-        outcome=row.outcome,
-        book=row.book,
-    )
+_OBJECTS = Objects(
+    HostedPayment,
+    status=Part(("status",), HostedStatus),
+    money=MONEY,
+)
+payment_from = _OBJECTS.read
 
 
 def _payments() -> Select[Any]:
@@ -122,23 +108,32 @@ def open_page(
     )
 
 
+_SAVE = Update(
+    _OBJECTS,
+    hosted_payments,
+    [
+        "status", "gateway_id", "opened_at", "settled_at", "next_poll_at", "unpaid_since", "outcome",
+    ],
+    under=["status", "fence"],
+    card_id=func.coalesce(
+        bindparam("new_card_id", type_=hosted_payments.c.card_id.type), hosted_payments.c.card_id
+    ),
+    page=case(
+        (
+            bindparam("new_status", type_=hosted_payments.c.status.type) == HostedStatus.OPEN,
+            hosted_payments.c.page,
+        )
+    ),
+)  # fmt: skip
+
+
 def save(
     connection: Connection, before: HostedPayment, after: HostedPayment, card_id: int | None
 ) -> None:
-    values: dict[str, Any] = {
-        "status": after.status,
-        "gateway_id": after.gateway_id,
-        "opened_at": after.opened_at,
-        "settled_at": after.settled_at,
-        "next_poll_at": after.next_poll_at,
-        "unpaid_since": after.unpaid_since,
-        "outcome": after.outcome,
-    }
-    if after.status is not HostedStatus.OPEN:
-        values["page"] = None
-    if card_id is not None:
-        values["card_id"] = card_id
-    _change(connection, before, values)
+    """Write a change, and the card that came of it. Raises ConcurrentChange if another caller has
+    taken over.
+    """
+    _SAVE.write(connection, [(before, after)], new_card_id=card_id)
 
 
 def _change(connection: Connection, before: HostedPayment, values: Mapping[str, Any]) -> None:

@@ -1,10 +1,11 @@
-"""Builds domain objects from rows."""
+"""Attempts, invoices and subscriptions in their rows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from operator import attrgetter
 from typing import Any
 
 from sqlalchemy import Row
@@ -16,62 +17,43 @@ from billing_worker.domain.invoice import Invoice, InvoiceStatus
 from billing_worker.domain.money import Money
 from billing_worker.domain.statement import Owner
 from billing_worker.domain.subscription import Subscription, SubscriptionStatus
+from billing_worker.persistence.mapping import Objects, Part
 from billing_worker.persistence.schema.tables import subscriptions
 
+MONEY = Part(("amount_minor", "currency"), Money.from_minor, attrgetter("minor", "currency"))
 
-def attempt_from(row: Row[Any]) -> Attempt:
-    return Attempt(
-        id=row.id,
-        invoice_id=row.invoice_id,
-        number=row.number,
-        reference_id=row.reference_id,
-        status=AttemptStatus(row.status),
-        origin=Origin(row.origin),
-        card_id=row.card_id,
-        money=Money.from_minor(row.amount_minor, row.currency),
-        test_mode=row.test_mode,
-        fence=row.fence,
-        claims=row.claims,
-        created_at=row.created_at,
-        lease_until=row.lease_until,
-        gateway_id=row.gateway_id,
-        submitted_at=row.submitted_at,
-        settled_at=row.settled_at,
-        next_poll_at=row.next_poll_at,
-        rechecks=row.rechecks,
-        unpaid_since=row.unpaid_since,
-        sale_status=row.sale_status,
-        sale_resolution=row.sale_resolution,
-        outcome=row.outcome,
-        original_code=row.original_code,
-        undecided_since=row.undecided_since,
-        heard_at=row.heard_at,
-        resolved_at=row.resolved_at,
-        resolved_over=row.resolved_over,
-    )
+ATTEMPTS = Objects(
+    Attempt,
+    status=Part(("status",), AttemptStatus),
+    origin=Part(("origin",), Origin),
+    money=MONEY,
+)
+INVOICES = Objects(
+    Invoice,
+    status=Part(("status",), InvoiceStatus),
+    next_origin=Part(("next_origin",), Origin),
+    money=MONEY,
+)
+SUBSCRIPTIONS = Objects(
+    Subscription,
+    status=Part(("status",), SubscriptionStatus),
+    paused_from=Part(("paused_from",), lambda status: status and SubscriptionStatus(status)),
+    money=MONEY,
+    schedule=Part(
+        ("anchor_at", "interval", "interval_count", "timezone"),
+        lambda anchor, unit, count, tz: Schedule(anchor, Unit(unit), count, tz),
+        attrgetter("anchor", "unit", "count", "tz"),
+    ),
+    catch_up=Part(
+        ("catch_up", "catch_up_days"),
+        lambda rule, days: Policy(CatchUp(rule), days),
+        attrgetter("rule", "days"),
+    ),
+)
 
-
-def invoice_from(row: Row[Any]) -> Invoice:
-    return Invoice(
-        id=row.id,
-        reference_id=row.reference_id,
-        subscription_id=row.subscription_id,
-        period_number=row.period_number,
-        period_start=row.period_start,
-        period_end=row.period_end,
-        money=Money.from_minor(row.amount_minor, row.currency),
-        status=InvoiceStatus(row.status),
-        reason=row.reason,
-        next_attempt_at=row.next_attempt_at,
-        enqueue_at=row.enqueue_at,
-        not_charged_count=row.not_charged_count,
-        created_at=row.created_at,
-        paid_at=row.paid_at,
-        paused_attempt_at=row.paused_attempt_at,
-        next_origin=Origin(row.next_origin),
-        first_declined_at=row.first_declined_at,
-        give_up_at=row.give_up_at,
-    )
+attempt_from = ATTEMPTS.read
+invoice_from = INVOICES.read
+subscription_from = SUBSCRIPTIONS.read
 
 
 def owner_from(row: Row[Any]) -> Owner:
@@ -125,27 +107,3 @@ def readable(rows: Iterable[Row[Any]]) -> tuple[list[Subscription], list[Unreada
 
 def trouble_of(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"[:LONGEST_TROUBLE]
-
-
-def subscription_from(row: Row[Any]) -> Subscription:
-    return Subscription(
-        id=row.id,
-        reference_id=row.reference_id,
-        customer_id=row.customer_id,
-        card_id=row.card_id,
-        status=SubscriptionStatus(row.status),
-        money=Money.from_minor(row.amount_minor, row.currency),
-        schedule=Schedule(row.anchor_at, Unit(row.interval), row.interval_count, row.timezone),
-        ends_after_periods=row.ends_after_periods,
-        next_period=row.next_period,
-        next_billing_at=row.next_billing_at,
-        description=row.description,
-        series_start=row.series_start,
-        paused_at=row.paused_at,
-        paused_from=SubscriptionStatus(row.paused_from) if row.paused_from else None,
-        cancels_at=row.cancels_at,
-        catch_up=Policy(CatchUp(row.catch_up), row.catch_up_days),
-        dunning_policy=row.dunning_policy,
-        ends_at=row.ends_at,
-        handed_over_at=row.handed_over_at,
-    )

@@ -15,10 +15,17 @@ from sqlalchemy import (
     update,
 )
 
-from billing_worker.domain.errors import InvariantBroken
+from billing_worker.domain.errors import ConcurrentChange, InvariantBroken
 from billing_worker.domain.subscription import BILLABLE, ONE_OFF, Subscription
 from billing_worker.persistence.bulk import among, insert_rows
-from billing_worker.persistence.rows import TERMS, Unreadable, readable, subscription_from
+from billing_worker.persistence.mapping import Update
+from billing_worker.persistence.rows import (
+    SUBSCRIPTIONS,
+    TERMS,
+    Unreadable,
+    readable,
+    subscription_from,
+)
 from billing_worker.persistence.schema.tables import cards, customers, invoices, subscriptions
 
 # Built once: sweeps run every few seconds and usually find nothing.
@@ -106,71 +113,36 @@ def lock_these(
     return readable(connection.execute(query.with_for_update()))
 
 
-def save(connection: Connection, after: Subscription) -> None:
-    """Write terms and state of a locked subscription."""
-    schedule = after.schedule
-    connection.execute(
-        update(subscriptions)
-        .where(subscriptions.c.id == after.id)
-        .values(
-            status=after.status,
-            amount_minor=after.money.minor,
-            currency=after.money.currency,
-            interval=schedule.unit,
-            interval_count=schedule.count,
-            anchor_at=schedule.anchor,
-            series_start=after.series_start,
-            next_period=after.next_period,
-            next_billing_at=after.next_billing_at,
-            description=after.description,
-            paused_at=after.paused_at,
-            paused_from=after.paused_from,
-            cancels_at=after.cancels_at,
-            catch_up=after.catch_up.rule,
-            catch_up_days=after.catch_up.days,
-            dunning_policy=after.dunning_policy,
-            ends_at=after.ends_at,
-        )
-    )
-
-
-_ADVANCE = (
-    update(subscriptions)
-    .where(
-        subscriptions.c.id == bindparam("row_id"),
-        subscriptions.c.next_period == bindparam("old_next_period"),
-    )
-    .values(
-        status=bindparam("new_status"),
-        next_period=bindparam("new_next_period"),
-        next_billing_at=bindparam("new_next_billing_at"),
-        cancels_at=bindparam("new_cancels_at"),
-        trouble=None,
-        plan_again_at=None,
-    )
+_SAVE = Update(
+    SUBSCRIPTIONS,
+    subscriptions,
+    [
+        "status", "money", "schedule", "series_start", "next_period", "next_billing_at",
+        "description", "paused_at", "paused_from", "cancels_at", "catch_up", "dunning_policy",
+        "ends_at",
+    ],
+)  # fmt: skip
+_ADVANCE = Update(
+    SUBSCRIPTIONS,
+    subscriptions,
+    ["status", "next_period", "next_billing_at", "cancels_at"],
+    under=["next_period"],
+    trouble=None,
+    plan_again_at=None,
 )
 
 
+def save(connection: Connection, before: Subscription, after: Subscription) -> None:
+    """Write the terms and the state of a subscription that the caller holds locked."""
+    _SAVE.write(connection, [(before, after)])
+
+
 def advance(connection: Connection, moves: Sequence[tuple[Subscription, Subscription]]) -> None:
-    """Write (before, after) pairs of subscriptions whose next period was opened."""
-    if not moves:
-        return
-    result = connection.execute(
-        _ADVANCE,
-        [
-            {
-                "row_id": before.id,
-                "old_next_period": before.next_period,
-                "new_status": after.status,
-                "new_next_period": after.next_period,
-                "new_next_billing_at": after.next_billing_at,
-                "new_cancels_at": after.cancels_at,
-            }
-            for before, after in moves
-        ],
-    )
-    if result.rowcount != len(moves):
-        raise InvariantBroken("a subscription moved while its row was locked")
+    """Write (before, after) pairs of locked subscriptions whose next period was opened."""
+    try:
+        _ADVANCE.write(connection, moves)
+    except ConcurrentChange as error:
+        raise InvariantBroken(f"a subscription that is opened: {error}") from None
 
 
 def find(connection: Connection, reference_id: str) -> Row[Any] | None:

@@ -74,7 +74,7 @@ def choose_policy(
             raise InvalidInput(
                 "reference_id", f"there is no subscription {subscription_reference!r}"
             )
-        subscriptions.save(connection, replace(subscription, dunning_policy=policy))
+        subscriptions.save(connection, subscription, replace(subscription, dunning_policy=policy))
         said = {"dunning_policy": policy, "before": subscription.dunning_policy, "why": why}
         event = Event(EventKind.SUBSCRIPTION_CHANGED, now, by, said)
         history.write(connection, [Entry(event, subscription.id)])
@@ -155,7 +155,7 @@ def _give_up_one(store: Store, invoice_id: int, reference: str, now: datetime) -
         after, moved, events = give_up(item.invoice, subscription, "patience.over", context)
         attempts.save_open(connection, [], [(item.invoice, after)])
         if moved != subscription:
-            subscriptions.save(connection, moved)
+            subscriptions.save(connection, subscription, moved)
             pause_collection.follow(connection, subscription, moved, Moment(now, "recover"))
         claims.stop_waiting(connection, [subscription.id], now)
         history.write(connection, [Entry(event, subscription.id, invoice_id) for event in events])

@@ -90,7 +90,7 @@ def _let_leave(ports: Ports) -> None:
         leaving, unreadable = subscriptions.claim_leaving(connection, moment.now, BATCH)
         for subscription in leaving:
             over = lifecycle.cancelled(subscription)
-            subscriptions.save(connection, over)
+            subscriptions.save(connection, subscription, over)
             _tell_cancelled(connection, over, moment)
         _put_off(connection, [_unread(row) for row in unreadable], moment.now)
 

@@ -220,7 +220,7 @@ def _write(
     moved_to, moved = follow(before, locked.context, owes_more=more)
     _save(locked, after, *said, *moved)
     if moved_to != before:
-        subscriptions.save(locked.connection, moved_to)
+        subscriptions.save(locked.connection, before, moved_to)
         pause_collection.follow(locked.connection, before, moved_to, locked.moment)
     claims.stop_waiting(locked.connection, [before.id], locked.context.now)
 

@@ -332,7 +332,7 @@ class _Asked:
             details["charged_since"] = self._charged
         details = self.details | details
         self.subscription, self.details, self.changed = after, details, True
-        subscriptions.save(self.connection, after)
+        subscriptions.save(self.connection, before, after)
         said = self.moment.event(
             kind, why=self._why, before=str(before.status), after=str(after.status), **details
         )
