@@ -56,7 +56,7 @@ from billing_worker.services.forecast.line import (
     of_open_invoice,
     of_period,
 )
-from billing_worker.services.invoicing.missed_forecast import Missed, decided_again, missed_of
+from billing_worker.services.forecast.missed import Missed, decided_again, missed_of
 
 PAGE = 500
 """Customers in one batch."""

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 import structlog
@@ -18,7 +19,7 @@ from sqlalchemy import Connection
 
 from billing_worker.domain import catch_up
 from billing_worker.domain import invoice as invoices
-from billing_worker.domain.attempt import AttemptStatus, Origin
+from billing_worker.domain.attempt import Attempt, AttemptStatus, Origin
 from billing_worker.domain.catch_up import HELD, Action, Diary, Planned
 from billing_worker.domain.events import Event, EventKind
 from billing_worker.domain.invoice import Invoice
@@ -59,7 +60,7 @@ def decide_again(ports: Ports, subscription_ids: Collection[int]) -> None:
         )
         missed = _missed(connection, subscription_ids, moment)
         for row in unreadable:
-            _hold(connection, missed[row.id], row.reason, moment)
+            _write(connection, _held(missed[row.id], row.reason), moment)
         diaries = catch_up_rows.diaries(connection, customer_ids, moment.now)
         newest = catch_up_rows.newest_periods(connection, subscription_ids)
         to_charge: list[int] = []
@@ -68,20 +69,69 @@ def decide_again(ports: Ports, subscription_ids: Collection[int]) -> None:
             if subscription.status not in COLLECTABLE:
                 _stop(connection, subscription, moment)
             elif items:
-                diary = diaries[subscription.customer_id]
-                try:
-                    planned, diary = _planned(items, newest[subscription.id], subscription,
-                                              moment, diary)  # fmt: skip
-                except Exception as error:
-                    log.exception(
-                        "billing.alert", kind=TROUBLE, subscription=subscription.reference_id
-                    )
-                    _hold(connection, items, trouble_of(error), moment)
-                    continue
-                diaries[subscription.customer_id] = diary
-                _write(connection, planned, moment)
-                to_charge += [i.invoice.id for i, planned in planned if planned.at == moment.now]
+                decided = decide(items, newest[subscription.id], subscription, moment.now,
+                                 diaries[subscription.customer_id])  # fmt: skip
+                if (error := decided.error) is not None:
+                    whose = subscription.reference_id
+                    log.error("billing.alert", kind=TROUBLE, subscription=whose, exc_info=error)
+                diaries[subscription.customer_id] = decided.diary
+                _write(connection, decided.planned, moment)
+                to_charge += [i.invoice.id for i, p in decided.planned if p.at == moment.now]
     ring_for(ports, to_charge)
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """What becomes of the missed charges of one subscription. After an `error` all are held."""
+
+    planned: Sequence[tuple[DueInvoice, Planned]]
+    diary: Diary
+    error: Exception | None = None
+
+
+def is_missed(item: DueInvoice, now: datetime) -> bool:
+    """Whether it was missed, no worker drives it, and no customer has a page for it."""
+    return catch_up.was_missed(item.invoice, item.attempts, now) and _is_free(item.live, now)
+
+
+def _is_free(live: Attempt | None, now: datetime) -> bool:
+    if live is None:
+        return True
+    driven = live.lease_until is not None and live.lease_until > now
+    return live.status is AttemptStatus.PREPARED and live.origin is not Origin.LINK and not driven
+
+
+def decide(
+    items: Sequence[DueInvoice],
+    newest: int,
+    subscription: Subscription,
+    now: datetime,
+    diary: Diary,
+) -> Decided:
+    """Decide about the missed charges of one subscription, given the oldest first.
+
+    The sweep writes what this returns, and the preview shows it. `newest` is the number of the
+    subscription's newest period.
+    """
+    planned: list[tuple[DueInvoice, Planned]] = []
+    before = diary
+    try:
+        for waited in (True, False):
+            group = [item for item in items if (item.invoice.reason == AFTER_OLDER) is waited]
+            if group:
+                periods = [_period(item.invoice) for item in group]
+                some, diary = catch_up.plan_missed(
+                    periods, newest, subscription, now, diary, waited_for_older=waited
+                )
+                planned += zip(group, some, strict=True)
+    except Exception as error:  # noqa: BLE001 - the caller reports it: one subscription must not stop the others
+        return Decided(_held(items, trouble_of(error)), before, error)
+    return Decided(planned, diary)
+
+
+def _held(items: Sequence[DueInvoice], trouble: str) -> list[tuple[DueInvoice, Planned]]:
+    reason = f"{TROUBLE}: {trouble}"
+    return [(i, Planned(_period(i.invoice), Action.HOLD, TROUBLE, reason)) for i in items]
 
 
 def _missed(
@@ -90,20 +140,11 @@ def _missed(
     """By subscription, oldest first: what was missed and is free."""
     found: dict[int, list[DueInvoice]] = defaultdict(list)
     for item in claims.lock_open(connection, *subscription_ids):
-        if catch_up.was_missed(item.invoice, item.attempts, moment.now) and _is_free(item, moment):
+        if is_missed(item, moment.now):
             found[item.invoice.subscription_id].append(item)
     for items in found.values():
         items.sort(key=lambda item: item.invoice.period_number)
     return found
-
-
-def _is_free(item: DueInvoice, moment: Moment) -> bool:
-    """Nobody drives it, and no page for it is in front of the customer."""
-    live = item.live
-    if live is None:
-        return True
-    held = live.lease_until is not None and live.lease_until > moment.now
-    return live.status is AttemptStatus.PREPARED and live.origin is not Origin.LINK and not held
 
 
 def _stop(connection: Connection, subscription: Subscription, moment: Moment) -> None:
@@ -114,25 +155,6 @@ def _stop(connection: Connection, subscription: Subscription, moment: Moment) ->
     suspended = subscription.status is SubscriptionStatus.SUSPENDED
     reason = invoices.SUSPENDED if suspended else invoices.PAUSED
     pause_collection.put_aside(connection, subscription.id, moment, reason)
-
-
-def _planned(
-    items: Sequence[DueInvoice],
-    newest: int,
-    subscription: Subscription,
-    moment: Moment,
-    diary: Diary,
-) -> tuple[list[tuple[DueInvoice, Planned]], Diary]:
-    decided: list[tuple[DueInvoice, Planned]] = []
-    for waited in (True, False):
-        group = [item for item in items if (item.invoice.reason == AFTER_OLDER) is waited]
-        if group:
-            periods = [_period(item.invoice) for item in group]
-            planned, diary = catch_up.plan_missed(
-                periods, newest, subscription, moment.now, diary, waited_for_older=waited
-            )
-            decided += zip(group, planned, strict=True)
-    return decided, diary
 
 
 def _period(invoice: Invoice) -> DuePeriod:
@@ -189,14 +211,3 @@ def _tell_held(
     }
     said = Event(EventKind.CATCH_UP_HELD, moment.now, moment.by, data, alert=True)
     history.write(connection, [Entry(said, held[0][0].invoice.subscription_id)])
-
-
-def _hold(
-    connection: Connection, items: Sequence[DueInvoice], trouble: str, moment: Moment
-) -> None:
-    reason = f"{TROUBLE}: {trouble}"
-    _write(
-        connection,
-        [(item, Planned(_period(item.invoice), Action.HOLD, TROUBLE, reason)) for item in items],
-        moment,
-    )
