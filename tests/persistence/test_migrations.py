@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -162,11 +163,10 @@ def test_pages_that_are_open_before_pages_have_names_are_kept_and_have_none(empt
         connection.execute(same)
 
 
-@pytest.mark.parametrize("test_mode", [True, False])
-def test_a_book_that_has_charged_before_books_had_a_mode_keeps_it(empty_store, test_mode):
-    now = datetime(2026, 1, 31, tzinfo=UTC)
+def _link_in_flight(now, *, test_mode=True):
+    """Rows by table, in the order of their insertion: a pay link on which nobody has paid yet."""
     money = {"amount_minor": 999, "currency": "USD"}
-    rows = {
+    return {
         tables.customers: {"id": 1, "reference_id": "ann", "created_at": now},
         tables.subscriptions: money | {
             "id": 1, "reference_id": "sub-1", "customer_id": 1, "status": "active",
@@ -185,14 +185,30 @@ def test_a_book_that_has_charged_before_books_had_a_mode_keeps_it(empty_store, t
             "created_at": now, "submitted_at": now, "gateway_id": "cpi_1",
         },
     }  # fmt: skip
-    with empty_store.transaction() as connection:
+
+
+@contextmanager
+def _migrated(store, revision, rows):
+    """A database of this revision that holds the rows, as far as it knows their columns. It is
+    migrated at the end of the block.
+    """
+    with store.transaction() as connection:
         config = _config()
         config.attributes["connection"] = connection
-        command.upgrade(config, "0006")
+        command.upgrade(config, revision)
         for table, row in rows.items():
-            known = {column["name"] for column in inspect(connection).get_columns(table.name)}
-            connection.execute(insert(table).values({k: v for k, v in row.items() if k in known}))
-    migrate(empty_store)
+            columns = {column["name"] for column in inspect(connection).get_columns(table.name)}
+            known = {name: value for name, value in row.items() if name in columns}
+            connection.execute(insert(table).values(known))
+        yield connection
+    migrate(store)
+
+
+@pytest.mark.parametrize("test_mode", [True, False])
+def test_a_book_that_has_charged_before_books_had_a_mode_keeps_it(empty_store, test_mode):
+    now = datetime(2026, 1, 31, tzinfo=UTC)
+    with _migrated(empty_store, "0006", _link_in_flight(now, test_mode=test_mode)):
+        pass
     with empty_store.reading() as connection:
         stored = books.read(connection)
     assert (stored.test_mode, stored.prefix, stored.server) == (test_mode, "", None)
@@ -212,3 +228,24 @@ def test_a_card_of_before_there_were_defaults_is_nobodys_named_default(empty_sto
     migrate(empty_store)
     with empty_store.reading() as connection:
         assert connection.execute(select(tables.cards.c.default_since)).scalars().all() == [None]
+
+
+def test_the_dates_of_what_is_in_flight_are_kept_under_their_new_names(empty_store):
+    now = datetime(2026, 1, 31, tzinfo=UTC)
+    c, a = tables.invoices.c, tables.attempts.c
+    with _migrated(empty_store, "0011", _link_in_flight(now)) as connection:
+        connection.execute(text("UPDATE invoices SET ring_at = created_at"))
+        connection.execute(text("UPDATE attempts SET look_at = created_at"))
+    with empty_store.reading() as connection:
+        assert connection.execute(select(c.enqueue_at)).scalars().all() == [now]
+        assert connection.execute(select(a.next_poll_at)).scalars().all() == [now]
+        for table, index, column in (
+            ("invoices", "ix_invoices_ring", "enqueue_at"),
+            ("attempts", "ix_attempts_look", "next_poll_at"),
+        ):
+            indexes = {one["name"]: one for one in inspect(connection).get_indexes(table)}
+            assert indexes[index]["column_names"] == [column]
+    closed = update(tables.invoices).values(status="void")
+    only_open = pytest.raises(IntegrityError, match="rung_only_while_open")
+    with only_open, empty_store.transaction() as connection:
+        connection.execute(closed)

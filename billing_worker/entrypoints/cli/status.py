@@ -47,7 +47,7 @@ def print_status(data: dict[str, Any]) -> None:
     if data["held_imports"]:
         click.echo(
             f"HELD: {data['held_imports']} of them are imports that are not billed: "
-            "`billing-worker subscriptions arm` lets them be."
+            "`billing-worker subscriptions activate` lets them be."
         )
     if data["unknown"]:
         kinds = ", ".join(f"{count} {name}" for name, count in sorted(data["unknown"].items()))

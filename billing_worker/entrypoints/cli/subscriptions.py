@@ -46,7 +46,14 @@ SHOWN_FAULTS = 20
 PAGE = 1_000
 
 
-@click.group()
+class _WithFormerNames(click.Group):
+    """`arm` is what `activate` was called first: scripts may still say so."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return super().get_command(ctx, "activate" if cmd_name == "arm" else cmd_name)
+
+
+@click.group(cls=_WithFormerNames)
 def subscriptions() -> None:
     """Import, list, show and change subscriptions."""
 
@@ -61,7 +68,7 @@ for _command in (*lifecycle.COMMANDS, dunning):
 @click.option(
     "--armed/--held",
     default=True,
-    help="Held subscriptions are billed only after `subscriptions arm`.  [default: armed]",
+    help="Held subscriptions are billed only after `subscriptions activate`.  [default: armed]",
 )
 @json_option
 def import_(file: Path, *, dry_run: bool, armed: bool, as_json: bool) -> None:
@@ -118,7 +125,7 @@ def _print_report(report: ImportReport, *, dry_run: bool) -> None:
     if report.still_held:
         click.echo(
             f"{report.still_held} of them are held since their import, and not billed: "
-            "`billing-worker subscriptions arm REFERENCE...`, or `arm --all`, lets them be.",
+            "`billing-worker subscriptions activate REFERENCE...`, or `activate --all`, lets them be.",
             err=True,
         )
     if report.to_be_cancelled:
@@ -136,12 +143,12 @@ def _print_report(report: ImportReport, *, dry_run: bool) -> None:
 @click.argument("references", nargs=-1, metavar="[REFERENCE]...")
 @click.option("--all", "everything", is_flag=True, help="All held subscriptions.")
 @json_option
-def arm(references: tuple[str, ...], *, everything: bool, as_json: bool) -> None:
-    """Start billing subscriptions that were imported with --held.
+def activate(references: tuple[str, ...], *, everything: bool, as_json: bool) -> None:
+    """Start billing subscriptions that were imported with --held. Also called `arm`.
 
     \b
     Example:
-      billing-worker subscriptions arm sub-1 sub-2
+      billing-worker subscriptions activate sub-1 sub-2
     """
     if everything == bool(references):
         raise click.UsageError("give either references or --all")

@@ -528,7 +528,7 @@ def test_an_armed_import_of_held_ones_arms_nothing_and_says_how_to(run, lines):
     assert listed(run)[0]["held"] is True
     told = run("subscriptions", "import", path, status=1).stderr
     assert "2 of them are held" in told
-    assert "subscriptions arm" in told
+    assert "subscriptions activate" in told
     assert "HELD: 2 of them" in run("status").stdout
     run("subscriptions", "arm", "--all")
     assert "HELD" not in run("status").stdout
