@@ -80,10 +80,20 @@ class EventKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One line of history. `data` is JSON and holds no secret; `by` is who decided."""
+    """One line of history. `data` is JSON and holds no secret; `by` is who decided.
+
+    A date that is given as a value of `data` becomes ISO 8601 text.
+    """
 
     kind: EventKind
     at: datetime
     by: str
     data: Mapping[str, Any] = field(default_factory=dict)
     alert: bool = False  # True: a person has to act
+
+    def __post_init__(self) -> None:
+        data = {
+            name: value.isoformat() if isinstance(value, datetime) else value
+            for name, value in self.data.items()
+        }
+        object.__setattr__(self, "data", data)  # the way around `frozen`

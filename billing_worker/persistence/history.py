@@ -12,7 +12,9 @@ from typing import Any
 from sqlalchemy import Connection, Row, Select, Subquery, bindparam, case, func, or_, select
 
 from billing_worker.domain.events import Event, EventKind
+from billing_worker.domain.invoice import Invoice
 from billing_worker.domain.public_events import told_by
+from billing_worker.persistence.attempts import CaseKey
 from billing_worker.persistence.bulk import insert_many
 from billing_worker.persistence.schema.tables import attempts, events, invoices
 from billing_worker.persistence.told import outbox
@@ -26,6 +28,15 @@ class Entry:
     subscription_id: int | None = None
     invoice_id: int | None = None
     attempt_id: int | None = None
+
+    @classmethod
+    def of_invoice(cls, invoice: Invoice, event: Event) -> Entry:
+        return cls(event, invoice.subscription_id, invoice.id)
+
+    @classmethod
+    def about(cls, key: CaseKey, event: Event) -> Entry:
+        """An event about an attempt, and so about its invoice and subscription."""
+        return cls(event, key.subscription_id, key.invoice_id, key.attempt_id)
 
 
 def write(connection: Connection, entries: Iterable[Entry]) -> None:

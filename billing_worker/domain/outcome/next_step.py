@@ -93,8 +93,8 @@ def payment_failed(
         resolution=resolution,
         because=decline_for(resolution).reason,
         follows=str(step.turn),
-        next_attempt_at=step.at.isoformat() if step.at else None,
-        waits_until=step.gives_up_at.isoformat() if step.gives_up_at else None,
+        next_attempt_at=step.at,
+        waits_until=step.gives_up_at,
         consequence=str(policy.end),
         policy=policy.name,
         rule=step.rule,
@@ -122,7 +122,7 @@ def stays_owed(
         EventKind.INVOICE_WAITING,
         reason=step.reason,
         rule=step.rule,
-        next_attempt_at=step.at.isoformat() if step.at else None,
+        next_attempt_at=step.at,
         alert=step.turn is Turn.PERSON,
     )
     subscription = case.subscription
@@ -150,8 +150,8 @@ def _asked_of_the_customer(invoice: Invoice, step: NextStep, context: Context) -
     kinds = {Turn.CARD: EventKind.CARD_NEEDED, Turn.CUSTOMER: EventKind.CUSTOMER_STEP_NEEDED}
     if step.turn not in kinds:
         return []
-    until = invoice.give_up_at.isoformat() if invoice.give_up_at else None
-    return [context.event(kinds[step.turn], reason=step.reason, rule=step.rule, until=until)]
+    kind, until = kinds[step.turn], invoice.give_up_at
+    return [context.event(kind, reason=step.reason, rule=step.rule, until=until)]
 
 
 def give_up(

@@ -128,7 +128,7 @@ def _reactivated(
         after=str(active.status),
         why="paid",
         periods_not_billed=list(range(subscription.next_period, active.next_period)),
-        next_billing_at=active.next_billing_at.isoformat() if active.next_billing_at else None,
+        next_billing_at=active.next_billing_at,
     )
     return active, (event,)
 

@@ -110,7 +110,7 @@ def _as_it_was(case: Case, attempt: Attempt, said: Event, context: Context) -> C
         EventKind.INVOICE_WAITING,
         reason=invoice.reason,
         rule="link.unpaid",
-        next_attempt_at=at.isoformat() if at else None,
+        next_attempt_at=at,
     )
     invoice = replace(invoice, next_attempt_at=at, enqueue_at=at)
     return Conclusion(replace(case, attempt=attempt, invoice=invoice), (said, freed))

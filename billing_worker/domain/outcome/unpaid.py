@@ -93,7 +93,7 @@ def _unpaid_final(case: Case, finding: Finding, context: Context) -> Conclusion:
             EventKind.ATTEMPT_UNPAID_FINAL,
             status=finding.reason,
             resolution=finding.refusal,
-            grace_ends=over.isoformat(),
+            grace_ends=over,
         )
         return Conclusion(replace(case, attempt=waiting), (said,))
     if finding.verdict is Verdict.DECLINED:
@@ -228,8 +228,7 @@ def forbid(case: Case, news: Forbidden, context: Context) -> Conclusion:
     if case.attempt.status is not AttemptStatus.PREPARED:
         return Conclusion(case, ())
     attempt = end_attempt(case.attempt, AttemptStatus.NOT_CHARGED, news.reason, context)
-    again = news.again_at.isoformat() if news.again_at else None
-    said = context.event(EventKind.ATTEMPT_FORBIDDEN, rule=news.rule, again_at=again)
+    said = context.event(EventKind.ATTEMPT_FORBIDDEN, rule=news.rule, again_at=news.again_at)
     step = after_refusal(news.rule, news.reason, news.again_at)
     return stays_owed(case, attempt, step, (said,), context)
 
@@ -247,5 +246,5 @@ def postpone(case: Case, reason: str, context: Context) -> Conclusion:
     again = context.now + min(max(age / 4, context.timings.reconcile_after), LONGEST_EAGER_WAIT)
     attempt = replace(attempt, lease_until=again, claims=0)
     invoice = replace(case.invoice, enqueue_at=again, reason=reason)
-    said = context.event(EventKind.ATTEMPT_POSTPONED, reason=reason, again=again.isoformat())
+    said = context.event(EventKind.ATTEMPT_POSTPONED, reason=reason, again=again)
     return Conclusion(replace(case, attempt=attempt, invoice=invoice), (said,))

@@ -251,10 +251,9 @@ def _tell_what_goes_on(
     history.write(
         connection,
         (
-            Entry(
+            Entry.of_invoice(
+                item.invoice,
                 Event(EventKind.INVOICE_GOES_ON, now, BY, _unknown_since(item), alert=True),
-                item.invoice.subscription_id,
-                item.invoice.id,
             )
             for item in found
         ),
@@ -263,8 +262,7 @@ def _tell_what_goes_on(
 
 
 def _unknown_since(item: DueInvoice) -> dict[str, object]:
-    since = item.older_since.isoformat() if item.older_since else None
-    return {"reason": "an older invoice is unknown for long", "unknown_since": since}
+    return {"reason": "an older invoice is unknown for long", "unknown_since": item.older_since}
 
 
 def _what_comes_first(
@@ -289,9 +287,9 @@ def _await_cards(
         since = item.invoice.first_declined_at or now
         until = since + policy_named(item.dunning_policy).max_age
         claims.await_card(connection, item.invoice.id, until)
-        data = {"reason": reason, "until": until.isoformat()}
+        data = {"reason": reason, "until": until}
         entries += [
-            Entry(Event(kind, now, BY, data), item.invoice.subscription_id, item.invoice.id)
+            Entry.of_invoice(item.invoice, Event(kind, now, BY, data))
             for kind in (EventKind.INVOICE_WAITING, EventKind.CARD_NEEDED)
         ]
     history.write(connection, entries)
@@ -304,10 +302,8 @@ def _put_off(
     history.write(
         connection,
         (
-            Entry(
-                Event(EventKind.INVOICE_WAITING, now, BY, {"reason": why}),
-                item.invoice.subscription_id,
-                item.invoice.id,
+            Entry.of_invoice(
+                item.invoice, Event(EventKind.INVOICE_WAITING, now, BY, {"reason": why})
             )
             for item, why in later
             if item.invoice.reason != why  # told once, not at every ring
@@ -323,15 +319,14 @@ def _await_late_money(
     claims.date(connection, [(item.invoice.id, reason, until) for item, until in early])
     rule = invoices.LATE_MONEY_WAITS
     entries = [
-        Entry(
+        Entry.of_invoice(
+            item.invoice,
             Event(
                 EventKind.INVOICE_WAITING,
                 now,
                 BY,
-                {"reason": reason, "rule": rule, "next_attempt_at": until.isoformat()},
+                {"reason": reason, "rule": rule, "next_attempt_at": until},
             ),
-            item.invoice.subscription_id,
-            item.invoice.id,
         )
         for item, until in early
     ]
@@ -438,8 +433,7 @@ def _take_over(
 
 def _silence(before: Attempt) -> dict[str, object]:
     """Claims that ended without a word leave a gap in the history: this tells what it is."""
-    ended = before.lease_until.isoformat() if before.lease_until else None
-    return {"claims_without_a_word": before.claims, "the_last_until": ended}
+    return {"claims_without_a_word": before.claims, "the_last_until": before.lease_until}
 
 
 def _entry(
@@ -461,7 +455,7 @@ def _leave_to_a_person(connection: Connection, poison: Sequence[DueInvoice], now
         pause_collection.end_prepared(connection, [item], reason, Moment(now, BY))
         claims.hold(connection, [(item.invoice.id, reason)])
         waits = Event(EventKind.INVOICE_WAITING, now, BY, {"reason": reason}, alert=True)
-        entry = Entry(waits, item.invoice.subscription_id, item.invoice.id)
+        entry = Entry.of_invoice(item.invoice, waits)
         history.write(connection, [entry])
 
 
@@ -478,7 +472,7 @@ def _end_recovery(
         data = {"reason": step.reason, "rule": step.rule, "end": End.LEAVE_OPEN,
                 "policy": policy_named(item.dunning_policy).name}  # fmt: skip
         said = Event(EventKind.RECOVERY_ENDED, now, BY, data, alert=True)
-        entry = Entry(said, item.invoice.subscription_id, item.invoice.id)
+        entry = Entry.of_invoice(item.invoice, said)
         history.write(connection, [entry])
 
 

@@ -87,7 +87,7 @@ def _alert(entry: Entry, attempt: Attempt) -> Entry:
     said = {
         **_gist(entry.event.data),
         "reference_id": attempt.reference_id,
-        "since": attempt.created_at.isoformat(),
+        "since": attempt.created_at,
     }
     event = replace(entry.event, kind=EventKind.ATTEMPT_UNDECIDED, data=said, alert=True)
     return replace(entry, event=event)

@@ -216,4 +216,4 @@ def wire_data(calls: Sequence[WireCall]) -> list[dict[str, object]]:
 
 
 def _entry(key: CaseKey, event: Event) -> Entry:
-    return Entry(event, key.subscription_id, key.invoice_id, key.attempt_id)
+    return Entry.about(key, event)

@@ -216,4 +216,4 @@ def _entry(request: Submit, now: datetime) -> Entry:
     key = request.key
     data = {"gateway_id": request.statement.gateway_id, "calls": wire_data(request.calls)}
     event = Event(EventKind.ATTEMPT_SUBMITTED, now, BY, data)
-    return Entry(event, key.subscription_id, key.invoice_id, key.attempt_id)
+    return Entry.about(key, event)

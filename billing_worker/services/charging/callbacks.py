@@ -89,7 +89,7 @@ def _poll_now(connection: Connection, gateway_id: str, event: Event) -> int | No
     key = callbacks.poll_now(connection, gateway_id, event.at)
     if key is None:
         return None
-    history.write(connection, [Entry(event, key.subscription_id, key.invoice_id, key.attempt_id)])
+    history.write(connection, [Entry.about(key, event)])
     return key.attempt_id
 
 

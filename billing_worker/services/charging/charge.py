@@ -469,6 +469,6 @@ def _alert_now_and_then(ports: Ports, claimed: Claimed, kind: EventKind, **data:
 def _alert(ports: Ports, claimed: Claimed, kind: EventKind, **data: object) -> None:
     key, event = claimed.key, Event(kind, ports.clock.now(), BY, data, alert=True)
     with ports.store.transaction() as connection:
-        entry = Entry(event, key.subscription_id, key.invoice_id, key.attempt_id)
+        entry = Entry.about(key, event)
         history.write(connection, [entry])
     log.error("billing.alert", kind=str(kind), attempt=claimed.attempt.reference_id, details=data)

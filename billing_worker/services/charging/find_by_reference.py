@@ -121,7 +121,7 @@ def _tell_unreliable(ports: Ports, key: CaseKey, reason: str, by: str) -> None:
     with ports.store.transaction() as connection:
         if not counters.add_unless_recent(connection, kind, now, now - TELL_AGAIN_AFTER):
             return
-        entry = Entry(event, key.subscription_id, key.invoice_id, key.attempt_id)
+        entry = Entry.about(key, event)
         history.write(connection, [entry])
     log.error("billing.alert", kind=str(kind), details={"reason": reason})
 
@@ -159,6 +159,6 @@ def _quarantine(ports: Ports, key: CaseKey, found: Statement, evidence: str, by:
     kind, data = EventKind.ATTEMPT_QUARANTINED, {"evidence": evidence}
     event = Event(kind, ports.clock.now(), by, data, alert=True)
     with ports.store.transaction() as connection:
-        entry = Entry(event, key.subscription_id, key.invoice_id, key.attempt_id)
+        entry = Entry.about(key, event)
         history.write(connection, [entry])
     log.error("billing.alert", kind=str(kind), attempt=found.reference_id, details=data)

@@ -271,4 +271,4 @@ def _tell(ports: Ports, slot: Slot, news: News, calls: Sequence[WireCall]) -> Ca
 
 def _write(connection: Connection, slot: Slot, event: Event) -> None:
     key = slot.key
-    history.write(connection, [Entry(event, key.subscription_id, key.invoice_id, key.attempt_id)])
+    history.write(connection, [Entry.about(key, event)])

@@ -141,7 +141,7 @@ def _entry(connection: Connection, payment: HostedPayment, event: Event) -> Entr
     if payment.attempt_id is None:
         return Entry(event)
     key = pay_links.key_of(connection, payment.attempt_id)
-    return Entry(event, key.subscription_id, key.invoice_id, key.attempt_id)
+    return Entry.about(key, event)
 
 
 def _owners(connection: Connection, token: Secret | None) -> dict[int, int]:

@@ -200,7 +200,7 @@ class _Customer:
                         EventKind.CATCH_UP_DECIDED,
                         action=planned.action,
                         rule=planned.rule,
-                        at=planned.at.isoformat() if planned.at else None,
+                        at=planned.at,
                         why=why,
                     ),
                     invoice.subscription_id,

@@ -171,8 +171,7 @@ def _write(
     history.write(
         connection,
         (
-            Entry(_said(item.invoice, planned, moment), item.invoice.subscription_id,
-                  item.invoice.id)
+            Entry.of_invoice(item.invoice, _said(item.invoice, planned, moment))
             for item, planned in decided
         ),
     )  # fmt: skip
@@ -191,12 +190,11 @@ def _after(invoice: Invoice, planned: Planned) -> Invoice:
 
 def _said(invoice: Invoice, planned: Planned, moment: Moment) -> Event:
     waived = planned.action is Action.WAIVE
-    was_due = invoice.next_attempt_at
     return moment.event(
         EventKind.INVOICE_VOIDED if waived else EventKind.INVOICE_WAITING,
         reason=planned.reason,
-        next_attempt_at=planned.at.isoformat() if planned.at else None,
-        was_due_at=was_due.isoformat() if was_due else None,
+        next_attempt_at=planned.at,
+        was_due_at=invoice.next_attempt_at,
         catch_up={"action": planned.action, "rule": planned.rule},
     )
 

@@ -175,7 +175,7 @@ def _waits(invoice: Invoice, moment: Moment) -> Event:
     return moment.event(
         EventKind.INVOICE_WAITING,
         reason=invoice.reason,
-        next_attempt_at=at.isoformat() if at else None,
+        next_attempt_at=at,
     )
 
 

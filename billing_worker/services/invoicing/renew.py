@@ -254,7 +254,7 @@ def _why_due(subscription: Subscription, planned: Planned) -> dict[str, object]:
     nth = period.number - subscription.series_start
     return {
         "rule": f"boundary {nth} of every {schedule.count} {schedule.unit}",
-        "anchor_at": schedule.anchor.isoformat(),
+        "anchor_at": schedule.anchor,
         "timezone": schedule.tz,
         "period": [period.start.isoformat(), period.end.isoformat()],
         "amount": str(subscription.money),

@@ -67,7 +67,7 @@ def _arm(connection: Connection, fit: Sequence[Subscription], by: str, now: date
         connection,
         (
             Entry(
-                Event(EventKind.SUBSCRIPTION_ARMED, now, by, {"next_billing_at": at.isoformat()}),
+                Event(EventKind.SUBSCRIPTION_ARMED, now, by, {"next_billing_at": at}),
                 subscription_id,
             )
             for subscription_id, at in starts
