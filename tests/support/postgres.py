@@ -22,7 +22,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -33,7 +32,11 @@ from typing import Any, LiteralString, NamedTuple, Self
 import psycopg
 from psycopg import sql
 
-from billing_worker.entrypoints.local.child_processes import spawn_from_lasting_thread
+from billing_worker.entrypoints.local.child_processes import (
+    comes_up,
+    end,
+    spawn_from_lasting_thread,
+)
 from tests.support.ports import free_port
 
 _HOST = "127.0.0.1"
@@ -41,7 +44,6 @@ _SUPERUSER = "postgres"
 _START_SECONDS = 30.0
 _STOP_SECONDS = 30.0
 _SETUP_SECONDS = 60.0
-_POLL_SECONDS = 0.005
 _PORT_ATTEMPTS = 5
 _LOG_TAIL_CHARACTERS = 2_000
 
@@ -161,13 +163,8 @@ class EmbeddedPostgres:
     def stop(self, *, immediate: bool = False) -> None:
         """`immediate` is a crash as the clients see it: what was committed is recovered."""
         process, self._process = self._process, None
-        if process is None:
-            return
-        process.send_signal(signal.SIGQUIT if immediate else signal.SIGINT)
-        try:
-            process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            _kill(process)
+        if process is not None:
+            end(process, signal.SIGQUIT if immediate else signal.SIGINT, _STOP_SECONDS)
 
     def restart(self, *, immediate: bool = False) -> None:
         self.stop(immediate=immediate)
@@ -232,7 +229,7 @@ class EmbeddedPostgres:
     def _start_on(self, port: int, cluster: _Cluster) -> subprocess.Popen[bytes]:
         log_start = cluster.log.stat().st_size
         process = cluster.spawn_server(self._settings | {"port": str(port)})
-        if not _comes_up(process, cluster):
+        if not comes_up(process, lambda: cluster.is_ready(process.pid), _START_SECONDS):
             log = cluster.log.read_bytes()[log_start:].decode(errors="replace")
             raise _startup_error(process.returncode, log)
         self._port = port
@@ -385,28 +382,6 @@ def _as_user(user: _User, command: Sequence[str]) -> list[str]:
 def _environment() -> dict[str, str]:
     """The server speaks English and UTC, whatever the developer's machine speaks."""
     return os.environ | {"LC_ALL": "C", "TZ": "UTC"}
-
-
-def _comes_up(process: subprocess.Popen[bytes], cluster: _Cluster) -> bool:
-    """After False, or an interruption by Ctrl-C, nothing is left running."""
-    deadline = time.monotonic() + _START_SECONDS
-    try:
-        while time.monotonic() < deadline:
-            if cluster.is_ready(process.pid):
-                return True
-            if process.poll() is not None:
-                return False
-            time.sleep(_POLL_SECONDS)
-    except BaseException:
-        _kill(process)
-        raise
-    _kill(process)
-    return False
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    process.wait(_STOP_SECONDS)
 
 
 def _startup_error(status: int, log: str) -> EmbeddedPostgresError:

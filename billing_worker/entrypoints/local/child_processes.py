@@ -7,10 +7,11 @@ ended only at an orderly exit.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ if sys.platform != "win32":  # which lacks it, and shall get as far as the clear
     import fcntl
 
 POLL_SECONDS = 0.005
+_KILLED_SECONDS = 5.0
 
 # This short-lived interpreter becomes the child (same pid), so no extra process remains.
 _LAUNCHER = """
@@ -104,6 +106,37 @@ def polls(seconds: float) -> Iterator[None]:
     while time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
         yield
+
+
+def comes_up(
+    process: subprocess.Popen[bytes], is_ready: Callable[[], bool], patience_seconds: float
+) -> bool:
+    """Return whether the server is ready in time. After False or Ctrl-C no process is left."""
+    try:
+        for _ in polls(patience_seconds):
+            if is_ready():
+                return True
+            if process.poll() is not None:
+                return False
+    except BaseException:
+        _kill(process)
+        raise
+    _kill(process)
+    return False
+
+
+def end(process: subprocess.Popen[bytes], by: signal.Signals, patience_seconds: float) -> None:
+    """Ask a process to end, and kill it if it does not end in time."""
+    process.send_signal(by)
+    try:
+        process.wait(patience_seconds)
+    except subprocess.TimeoutExpired:
+        _kill(process)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait(_KILLED_SECONDS)
 
 
 def _try_to_lock(lock_file: IO[str]) -> bool:

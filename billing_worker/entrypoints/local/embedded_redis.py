@@ -25,8 +25,9 @@ from typing import IO, Self
 from billing_worker.domain.errors import BillingError
 from billing_worker.entrypoints.local.child_processes import (
     FolderInUseError,
+    comes_up,
     dying_with_us,
-    polls,
+    end,
     sole_use_of,
     spawn_from_lasting_thread,
     write_owner,
@@ -140,13 +141,8 @@ class EmbeddedRedis:
     def stop(self) -> None:
         atexit.unregister(self._stop_at_exit)
         process, self._process = self._process, None
-        if process is None:
-            return
-        process.terminate()
-        try:
-            process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            _kill(process)
+        if process is not None:
+            end(process, signal.SIGTERM, _STOP_SECONDS)
 
     def _stop_at_exit(self, owner_pid: int) -> None:
         # A forked child inherits the exit handlers and must not stop its parent's server.
@@ -177,7 +173,7 @@ class EmbeddedRedis:
                 start_new_session=True,
                 pass_fds=[lock_file.fileno()],
             )
-            if not _comes_up(process, port):
+            if not comes_up(process, lambda: _answers(port, process.pid), _START_SECONDS):
                 log.seek(log_start)
                 raise _startup_error(process.returncode, log.read().decode(errors="replace"))
         self._port = port
@@ -212,26 +208,6 @@ def _server_command(binary: Path, port: int) -> list[str]:
     options = [("--" + name, value) for name, value in _OPTIONS.items()]
     command = [str(binary), "--port", str(port), *chain.from_iterable(options)]
     return dying_with_us(command, without_environment=True)
-
-
-def _comes_up(process: subprocess.Popen[bytes], port: int) -> bool:
-    """Return whether the server answers in time. After False or Ctrl-C no process is left."""
-    try:
-        for _ in polls(_START_SECONDS):
-            if _answers(port, process.pid):
-                return True
-            if process.poll() is not None:
-                return False
-    except BaseException:
-        _kill(process)
-        raise
-    _kill(process)
-    return False
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    process.wait(_STOP_SECONDS)
 
 
 def _answers(port: int, pid: int) -> bool:
