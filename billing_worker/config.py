@@ -15,7 +15,7 @@ from billing_worker.domain.secret import Secret
 from billing_worker.domain.timings import Timings
 from billing_worker.domain.webhooks import USUAL_WAITS
 
-PREFIX = "BILLING_"
+VARIABLE_PREFIX = "BILLING_"
 _LONGEST_WAIT_SECONDS = 31_536_000
 
 
@@ -269,7 +269,7 @@ class Setting:
 
     @property
     def variable(self) -> str:
-        return PREFIX + self.name
+        return VARIABLE_PREFIX + self.name
 
 
 def _as_text(value: Any) -> str:

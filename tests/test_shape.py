@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 import statistics
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests.support.processes import ROOT
@@ -82,6 +85,33 @@ def test_no_function_imports():
         if isinstance(node, ast.Import | ast.ImportFrom)
     ]
     assert inside == []
+
+
+ASKED_OF_EVERY_MODULE = {"BY", "TRANSITIONS"}
+"""One question with an answer in each module: who decides here, and what may follow a state."""
+
+
+def _constants(path: Path) -> Iterator[tuple[str, str]]:
+    """The names that others may import, with what they stand for."""
+    for node in ast.parse(path.read_text()).body:
+        if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
+            continue
+        for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+            pairs = [(target, node.value)]
+            if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
+                pairs = list(zip(target.elts, node.value.elts, strict=True))
+            for name, value in pairs:
+                if isinstance(name, ast.Name) and re.fullmatch("[A-Z][A-Z_0-9]+", name.id):
+                    yield name.id, ast.unparse(value)
+
+
+def test_no_constant_has_one_name_and_two_values():
+    values: dict[str, set[str]] = defaultdict(set)
+    for path in FILES:
+        for name, value in _constants(path):
+            values[name].add(value)
+    several = {name for name, meant in values.items() if len(meant) > 1}
+    assert several - ASKED_OF_EVERY_MODULE == set()
 
 
 def test_no_file_is_longer_than_one_subject_needs():

@@ -13,7 +13,7 @@ from billing_worker.domain.secret import Secret
 WARN_DAYS = (60, 15)
 """Days before the expiry at which the customer is warned: the first and the last warning."""
 
-EXPIRED = "card_expired"
+CARD_EXPIRED = "card_expired"
 MISSING = "card_missing"
 
 LAST_MIDNIGHT = timedelta(hours=12)
@@ -57,7 +57,7 @@ def obstacle(card: Card, now: datetime) -> str | None:
     if card.unusable_reason is not None:
         return f"card_unusable: {card.unusable_reason}"
     if card.expires_at is not None and card.expires_at <= now:
-        return EXPIRED
+        return CARD_EXPIRED
     return None
 
 

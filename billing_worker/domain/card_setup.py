@@ -97,7 +97,7 @@ TRANSITIONS: Mapping[HostedStatus, frozenset[HostedStatus]] = {
     HostedStatus.STORED: frozenset(),
 }
 
-PAID = frozenset({HostedStatus.STORED, HostedStatus.NO_CARD})
+PAID_SETUPS = frozenset({HostedStatus.STORED, HostedStatus.NO_CARD})
 
 
 def move(current: HostedStatus, to: HostedStatus) -> HostedStatus:
@@ -145,7 +145,7 @@ class HostedPayment:
 
 TOKEN_MISSING = "token_missing"  # noqa: S105 - the name of a reason
 FOREIGN_TOKEN = "token_of_another_customer"  # noqa: S105
-NEVER_HANDED_OUT = "never_handed_out"
+SETUP_NEVER_HANDED_OUT = "never_handed_out"
 
 STEPS: Mapping[str, str] = {
     TOKEN_MISSING: "the customer enters the card once more, on a new page",
@@ -170,7 +170,7 @@ def conclude(
     context: Context,
     *,
     token_is_foreign: bool = False,
-    not_handed_out: str = NEVER_HANDED_OUT,
+    not_handed_out: str = SETUP_NEVER_HANDED_OUT,
 ) -> Concluded:
     """Apply a statement of the gateway.
 

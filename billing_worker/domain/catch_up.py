@@ -33,13 +33,13 @@ sets another limit: customers dispute such debits and win
 SHORTEST_GAP = timedelta(days=1)
 """Distance between late debits of one customer when the policy names none."""
 
-HELD = "catch_up."
+CATCH_UP_RULE = "catch_up."
 """Prefix of every rule here, and so of the reason of an open invoice that waits for a person."""
 
 WAIVED_BY = "waived by "
 """Prefix of the reason of an invoice that one of these rules has waived."""
 
-MAX_PERIODS = 1_000
+MAX_PLANNED_PERIODS = 1_000
 """Most periods of one subscription in one plan; the next sweep continues."""
 
 ON_TIME = "on_time"
@@ -79,7 +79,7 @@ class Diary:
 class Plan:
     before: Subscription
     planned: tuple[Planned, ...]  # oldest first
-    after: Subscription  # moved past them; still due if there were more than MAX_PERIODS
+    after: Subscription  # moved past them; still due if there were more than MAX_PLANNED_PERIODS
     diary: Diary  # with the new debits
 
 
@@ -101,7 +101,7 @@ def plan(
     policy: Policy | None = None,
     age_cap: timedelta = AGE_CAP,
 ) -> Plan:
-    """Decide about the due periods, at most MAX_PERIODS. `policy` overrides the subscription's."""
+    """Decide about the due periods, at most MAX_PLANNED_PERIODS. `policy` overrides the subscription's."""
     policy = policy or subscription.catch_up
     periods, after = _due_periods(subscription, now)
     complete = after.next_billing_at is None or after.next_billing_at > now
@@ -201,7 +201,7 @@ def _decided(
 
 def _due_periods(subscription: Subscription, now: datetime) -> tuple[list[DuePeriod], Subscription]:
     periods: list[DuePeriod] = []
-    while len(periods) < MAX_PERIODS and is_due(subscription, now):
+    while len(periods) < MAX_PLANNED_PERIODS and is_due(subscription, now):
         if cancellation_is_due(subscription):
             return periods, lifecycle.cancelled(subscription)
         period, subscription = open_next_period(subscription, now)
@@ -235,7 +235,7 @@ def decide(
     age = now - period.start
     if is_latest and age <= LATE_AFTER:
         return Planned(period, Action.COLLECT, ON_TIME, None)
-    rule = f"{HELD}{policy.rule}"
+    rule = f"{CATCH_UP_RULE}{policy.rule}"
     if policy.rule is CatchUp.HOLD:
         return Planned(period, Action.HOLD, rule, f"{rule}: late; a person decides about it")
     if policy.rule is CatchUp.COLLECT_LATEST and not is_latest:
@@ -250,7 +250,7 @@ def decide(
 
 
 def _too_old(period: DuePeriod, age_cap: timedelta) -> Planned:
-    rule = f"{HELD}age_cap"
+    rule = f"{CATCH_UP_RULE}age_cap"
     reason = f"{rule}: older than {age_cap.days} days when it would be debited"
     return Planned(period, Action.HOLD, rule, reason)
 

@@ -309,7 +309,7 @@ def after_expired(since: datetime, timings: Timings, *, again: bool) -> NextStep
     if again:
         return hold(invoices.EXPIRED_AGAIN, "expired.person")
     at = since + timings.expired_retry
-    return NextStep(at, invoices.EXPIRED, "expired.retry", Turn.OURS)
+    return NextStep(at, invoices.EXPIRED_UNPROVEN, "expired.retry", Turn.OURS)
 
 
 def in_recovery_since(invoice: Invoice, tries: Sequence[Attempt]) -> datetime | None:

@@ -113,15 +113,15 @@ TOO_OLD = "older_than_62_days"
 KEEPS_CRASHING = "keeps_crashing"
 """Prefix of the reason of an invoice whose charges crash the worker while others' do not."""
 
-REFUSED = "gateway refused the invoice"
+GATEWAY_REFUSED = "gateway refused the invoice"
 """Part of the reason when the gateway refused to create its invoice; the token may be the cause."""
 
 
-EXPIRED = "expired_unproven"
+EXPIRED_UNPROVEN = "expired_unproven"
 """Reason of a wait: a sale may have arrived before the gateway's invoice expired."""
 
 EXPIRED_AGAIN = "expired_unproven_again"
-"""Reason of a wait for a person: a second attempt has ended as `EXPIRED`."""
+"""Reason of a wait for a person: a second attempt has ended as `EXPIRED_UNPROVEN`."""
 
 
 LATE_MONEY = "late_money_may_come"

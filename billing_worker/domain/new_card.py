@@ -55,7 +55,7 @@ def is_payable_by_another(invoice: Invoice, subscription: SubscriptionStatus) ->
     in_ladder = invoice.first_declined_at is not None and invoice.next_attempt_at is not None
     reason = invoice.reason or ""
     # The gateway would not even create an invoice with the old token.
-    refused = invoices.REFUSED in reason
+    refused = invoices.GATEWAY_REFUSED in reason
     ended = reason.startswith((invoices.RECOVERY_ENDED, invoices.TOO_OLD))
     return in_ladder or invoice.give_up_at is not None or ended or refused
 

@@ -19,7 +19,7 @@ from billing_worker.domain.statement import CHARGED_BACK_STATUSES
 
 VERSION: Final = 1
 
-LARGEST_BODY: Final = 20_000
+LARGEST_EVENT: Final = 20_000
 """In bytes. Standard Webhooks 1.0 advises receivers to expect less than 20 kB."""
 
 LONGEST_TEXT: Final = 500
@@ -349,6 +349,6 @@ def _reference(state: Mapping[str, Any] | None) -> str | None:
 def refuse_large(text: str) -> str:
     """Return `text` unchanged. Raises InvariantBroken if it is too large to be sent."""
     size = len(text.encode())
-    if size >= LARGEST_BODY:
-        raise InvariantBroken(f"the event has {size} bytes, {LARGEST_BODY} are too many")
+    if size >= LARGEST_EVENT:
+        raise InvariantBroken(f"the event has {size} bytes, {LARGEST_EVENT} are too many")
     return text

@@ -156,7 +156,7 @@ _LOCK = {
     .order_by(table.c.id)
     .with_for_update()
     for table, columns in (
-        (subscriptions, [*TERMS, _CUSTOMER, identity.IDENTITY, identity.PREFIX]),
+        (subscriptions, [*TERMS, _CUSTOMER, identity.IDENTITY, identity.BOOK_PREFIX]),
         (invoices, [invoices]),
         (attempts, [attempts]),
     )

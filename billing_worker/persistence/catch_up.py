@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, Select, bindparam, func, or_, select, union, update
 
-from billing_worker.domain.catch_up import HELD, LATE_AFTER, Action, Diary, Planned
+from billing_worker.domain.catch_up import CATCH_UP_RULE, LATE_AFTER, Action, Diary, Planned
 from billing_worker.domain.catch_up_policy import MAX_DAYS
 from billing_worker.domain.invoice import Invoice
 from billing_worker.domain.subscription import COLLECTABLE, Subscription
@@ -193,7 +193,7 @@ def _held() -> Select[tuple[Invoice]]:
         .where(
             invoices.c.status == "open",
             invoices.c.next_attempt_at.is_(None),
-            invoices.c.reason.startswith(HELD, autoescape=True),
+            invoices.c.reason.startswith(CATCH_UP_RULE, autoescape=True),
             ~HAS_LIVE_ATTEMPT,  # A pay page exists for it: the payment on that page decides.
             subscriptions.c.status.in_(COLLECTABLE),
         )

@@ -553,7 +553,7 @@ _PAYERS = (
         subscriptions.c.from_prefix,
         subscriptions.c.taken_back_at,
         book.IDENTITY,
-        book.PREFIX,
+        book.BOOK_PREFIX,
     )
     .join(invoices, invoices.c.id == attempts.c.invoice_id)
     .join(subscriptions, subscriptions.c.id == invoices.c.subscription_id)

@@ -59,7 +59,7 @@ subscription_from = SUBSCRIPTIONS.read
 def owner_from(row: Row[Any]) -> Owner:
     """Return the owner of a subscription's invoices at the gateway.
 
-    `row` has the subscription's columns, `customer_reference`, and `identity.IDENTITY` and `PREFIX`.
+    `row` has the subscription's columns, `customer_reference`, and `identity.IDENTITY` and `BOOK_PREFIX`.
     """
     prefix = row.book_prefix if row.from_prefix is None else row.from_prefix
     was_elsewhere = row.taken_back_at is not None and prefix != ""

@@ -93,7 +93,7 @@ _COLUMNS = (switches.c.name, switches.c.is_on, switches.c.reason, switches.c.cha
 def _all(of_the_server: tuple[ColumnElement[Any], ...]) -> Select[Any]:
     """Built once for each kind of server: building it costs as much as sending it."""
     with_book = switches.join(book, true())
-    return select(*_COLUMNS, *books.COLUMNS, *of_the_server).select_from(with_book)
+    return select(*_COLUMNS, *books.BOOK_COLUMNS, *of_the_server).select_from(with_book)
 
 
 def read(connection: Connection) -> Switches:

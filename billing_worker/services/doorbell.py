@@ -8,11 +8,11 @@ from datetime import timedelta
 from billing_worker.persistence import invoices
 from billing_worker.services.ports import Ports
 
-PAGE = 20
+IDS_IN_A_MESSAGE = 20
 """Ids in one message. A page shares its claim, so small ones cost more; but a worker holds its
 pages to the end, so large ones leave another worker idle when the queue runs dry."""
 
-BATCH = 1_000
+RING_BATCH = 1_000
 MAX_BATCHES = 20
 POLL_LOST_AFTER = timedelta(seconds=10)
 """A look that nobody did is due again after this; doing one twice is harmless."""
@@ -38,7 +38,7 @@ def _sweep(found: Callable[[], list[int]], ring: Callable[[list[int]], None]) ->
         ids = found()
         ring(ids)
         total += len(ids)
-        if len(ids) < BATCH:
+        if len(ids) < RING_BATCH:
             break
     return total
 
@@ -46,16 +46,16 @@ def _sweep(found: Callable[[], list[int]], ring: Callable[[list[int]], None]) ->
 def _due_invoices(ports: Ports) -> list[int]:
     now = ports.clock.now()
     with ports.store.transaction() as connection:
-        return invoices.due_to_ring(connection, now, now + ports.timings.stuck_after, BATCH)
+        return invoices.due_to_ring(connection, now, now + ports.timings.stuck_after, RING_BATCH)
 
 
 def _due_attempts(ports: Ports) -> list[int]:
     now = ports.clock.now()
     again = now + max(ports.timings.reconcile_after, POLL_LOST_AFTER)
     with ports.store.transaction() as connection:
-        return invoices.due_to_poll(connection, now, again, BATCH)
+        return invoices.due_to_poll(connection, now, again, RING_BATCH)
 
 
 def _in_pages(ids: Sequence[int], ring: Callable[[Sequence[int]], None]) -> None:
-    for start in range(0, len(ids), PAGE):
-        ring(ids[start : start + PAGE])
+    for start in range(0, len(ids), IDS_IN_A_MESSAGE):
+        ring(ids[start : start + IDS_IN_A_MESSAGE])

@@ -28,8 +28,8 @@ from billing_worker.services.attempts.retry_limits import Budget
 from billing_worker.services.invoicing import pause_collection
 from billing_worker.services.invoicing.pause_collection import Moment
 
-BATCH = 500
-TRY_AGAIN = timedelta(hours=1)
+GIVE_UP_BATCH = 500
+GIVE_UP_AGAIN_AFTER = timedelta(hours=1)
 RETRIABLE = PAYABLE
 
 log = structlog.get_logger()
@@ -91,7 +91,7 @@ def give_up_overdue(store: Store, clock: Clock) -> int:
     with store.reading() as connection:
         if switches.waits_for_decisions(connection):
             return 0
-        found = claims.overdue(connection, now, BATCH)
+        found = claims.overdue(connection, now, GIVE_UP_BATCH)
     return sum(
         _give_up_safely(store, invoice_id, reference, now) for invoice_id, reference in found
     )
@@ -106,7 +106,7 @@ def _give_up_safely(store: Store, invoice_id: int, reference: str, now: datetime
     except Exception:
         log.exception("billing.alert", kind="recovery.crashed", subscription=reference)
         with store.transaction() as connection:
-            claims.be_patient(connection, invoice_id, now + TRY_AGAIN)
+            claims.be_patient(connection, invoice_id, now + GIVE_UP_AGAIN_AFTER)
         return False
 
 

@@ -13,7 +13,7 @@ from billing_worker.domain.calendar import Schedule, Unit
 from billing_worker.domain.catch_up import (
     AGE_CAP,
     LATE_AFTER,
-    MAX_PERIODS,
+    MAX_PLANNED_PERIODS,
     Action,
     Diary,
     plan,
@@ -139,10 +139,10 @@ def test_periods_beyond_the_end_are_not_due():
 
 
 def test_one_go_takes_a_bounded_number_of_periods_and_the_next_one_continues():
-    now = ANCHOR + (MAX_PERIODS + 10) * DAY
+    now = ANCHOR + (MAX_PLANNED_PERIODS + 10) * DAY
     first = plan(subscription(), now, Diary())
     second = plan(first.after, now, Diary())
-    assert len(first.planned) == MAX_PERIODS
+    assert len(first.planned) == MAX_PLANNED_PERIODS
     assert set(actions(first.planned)) == {Action.WAIVE}
     assert actions(second.planned)[-1] is Action.COLLECT
     assert first.planned[-1].period.end == second.planned[0].period.start

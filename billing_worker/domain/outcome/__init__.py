@@ -41,7 +41,7 @@ from billing_worker.domain.outcome.conclude import conclude
 from billing_worker.domain.outcome.distance import ended_unproven, not_before, was_never_sold
 from billing_worker.domain.outcome.next_step import give_up, owes_no_longer
 from billing_worker.domain.outcome.paid import current_again
-from billing_worker.domain.outcome.pay_link_unpaid import NEVER_HANDED_OUT
+from billing_worker.domain.outcome.pay_link_unpaid import LINK_NEVER_HANDED_OUT
 from billing_worker.domain.outcome.resolved import (
     PAID_BY_WORD,
     is_overruled,
@@ -53,10 +53,10 @@ from billing_worker.domain.outcome.unpaid import MADE_BY_SOMEBODY
 
 __all__ = [
     "EAGER_POLLS_FOR",
+    "LINK_NEVER_HANDED_OUT",
     "LONGEST_EAGER_WAIT",
     "MADE_BY_SOMEBODY",
     "NEEDS_CUSTOMER",
-    "NEVER_HANDED_OUT",
     "PAID_BY_WORD",
     "PATIENT_WAIT",
     "RECHECKS",

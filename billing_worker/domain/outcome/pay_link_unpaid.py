@@ -20,7 +20,7 @@ from billing_worker.domain.outcome.attempt_result import Case, Conclusion, Conte
 from billing_worker.domain.outcome.distance import not_before
 from billing_worker.domain.outcome.next_step import declines_of, stays_owed
 
-NEVER_HANDED_OUT = "never handed out"
+LINK_NEVER_HANDED_OUT = "never handed out"
 
 
 def link_unpaid(
@@ -128,4 +128,4 @@ def never_handed_out(case: Case, context: Context) -> Conclusion:
     lapsed = attempt.lease_until is not None and attempt.lease_until <= context.now
     if attempt.status is not AttemptStatus.PREPARED or not lapsed:
         return Conclusion(case, ())
-    return link_unpaid(case, AttemptStatus.NOT_CHARGED, NEVER_HANDED_OUT, context)
+    return link_unpaid(case, AttemptStatus.NOT_CHARGED, LINK_NEVER_HANDED_OUT, context)

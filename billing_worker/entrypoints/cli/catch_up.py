@@ -24,8 +24,8 @@ from billing_worker.entrypoints.cli.shared import (
 from billing_worker.services.invoicing import catch_up as service
 from billing_worker.services.invoicing.catch_up import Answer, Caps, Line
 
-COLUMNS = ("invoice", "customer", "amount", "action", "at", "rule")
-SHOWN = 200
+_COLUMNS = ("invoice", "customer", "amount", "action", "at", "rule")
+SHOWN_PERIODS = 200
 
 
 @click.group("catch-up")
@@ -178,9 +178,9 @@ def _cells(line: Line) -> list[str | None]:
 
 
 def _print(lines: list[Line]) -> None:
-    print_table("Periods", COLUMNS, [_cells(line) for line in lines[:SHOWN]])
-    if len(lines) > SHOWN:
-        click.echo(f"… and {len(lines) - SHOWN} more: --json prints all of them.")
+    print_table("Periods", _COLUMNS, [_cells(line) for line in lines[:SHOWN_PERIODS]])
+    if len(lines) > SHOWN_PERIODS:
+        click.echo(f"… and {len(lines) - SHOWN_PERIODS} more: --json prints all of them.")
     totals = _totals(lines)
     columns = ("action", "count", "amount", "currency")
     print_table("Totals", columns, [[total[column] for column in columns] for total in totals])

@@ -166,4 +166,4 @@ def end(reference_id: str, by: str, *, void_open: bool, as_json: bool, **when: A
     _do(lifecycle.end, reference_id, by, as_json=as_json, void_open=void_open, **when)
 
 
-COMMANDS = (change, pause, resume, cancel, uncancel, end)
+LIFECYCLE_COMMANDS = (change, pause, resume, cancel, uncancel, end)

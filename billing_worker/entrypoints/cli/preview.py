@@ -27,10 +27,10 @@ from billing_worker.services.forecast.line import Expected, Totals
 from billing_worker.services.forecast.preview import preview as expected_charges
 from billing_worker.services.forecast.variance import Comparison, Deviation, compare
 
-COLUMNS = ("invoice", "customer", "at", "amount", "currency", "rule", "reason")
+_COLUMNS = ("invoice", "customer", "at", "amount", "currency", "rule", "reason")
 CSV_COLUMNS = ("subscription", "customer", "invoice", "period", "start", "at", "amount",
                "currency", "rule", "charged", "reason", "if_armed")  # fmt: skip
-SHOWN = 50
+SHOWN_LINES = 50
 
 
 class _Instant(click.ParamType[datetime]):
@@ -159,11 +159,11 @@ def _print(lines: Iterator[Expected], header: dict[str, str], totals: Totals) ->
     shown: list[dict[str, Any]] = []
     more = 0
     for line in lines:
-        if len(shown) < SHOWN:
+        if len(shown) < SHOWN_LINES:
             shown.append(line.as_dict())
         else:
             more += 1
-    columns = COLUMNS + (("if_armed",) if any(row["if_armed"] for row in shown) else ())
+    columns = _COLUMNS + (("if_armed",) if any(row["if_armed"] for row in shown) else ())
     print_table(
         f"Until {header['until']}", columns, [[row[column] for column in columns] for row in shown]
     )

@@ -19,6 +19,7 @@ from sqlalchemy import Row
 from billing_worker import config
 from billing_worker.clock import SystemClock
 from billing_worker.domain.errors import InvalidInput
+from billing_worker.domain.subscription import OVER
 from billing_worker.entrypoints.cli import lifecycle
 from billing_worker.entrypoints.cli.dunning import dunning
 from billing_worker.entrypoints.cli.shared import (
@@ -37,13 +38,13 @@ from billing_worker.persistence.rows import subscription_from
 from billing_worker.persistence.store import Store
 from billing_worker.persistence.vault import FernetVault
 from billing_worker.services.commands.moved_commands import done_lines
-from billing_worker.services.import_records.export import OVER, leaving, why_left_out
+from billing_worker.services.import_records.export import leaving, why_left_out
 from billing_worker.services.reports import status
 from billing_worker.services.subscriptions import activate_imports
 from billing_worker.services.subscriptions import hand_over as moving
 
 SHOWN_FAULTS = 20
-PAGE = 1_000
+LIST_BATCH = 1_000
 
 
 class _WithFormerNames(click.Group):
@@ -58,7 +59,7 @@ def subscriptions() -> None:
     """Import, list, show and change subscriptions."""
 
 
-for _command in (*lifecycle.COMMANDS, dunning):
+for _command in (*lifecycle.LIFECYCLE_COMMANDS, dunning):
     subscriptions.add_command(_command)
 
 
@@ -239,6 +240,7 @@ def _export(
     for row in rows:
         subscription = subscription_from(row)
         if reason := why_left_out(subscription):
+            # What is over is billed no more: it is left out without a loss.
             (over if reason in OVER else lost)[reason] += 1
         elif not write(leaving(row, vault, here).as_json(with_token=with_tokens)):
             lost["with a line end in its text: use --format jsonl"] += 1
@@ -326,7 +328,7 @@ def _every_whole_row(store: Store) -> Iterator[Row[Any]]:
     last_id = 0
     while True:
         with store.reading() as connection:
-            page = stored.whole_page(connection, last_id, PAGE)
+            page = stored.whole_page(connection, last_id, LIST_BATCH)
         yield from page
         if not page:
             return
@@ -345,7 +347,7 @@ def list_(*, as_json: bool) -> None:
     rows: list[dict[str, Any]] = []
     last_id = 0
     with open_store(settings_for(*config.DATABASE)) as store, store.reading() as connection:
-        while page := stored.listed(connection, last_id, PAGE):
+        while page := stored.listed(connection, last_id, LIST_BATCH):
             rows += [status.described(row) for row in page]
             last_id = page[-1].id
     if as_json:

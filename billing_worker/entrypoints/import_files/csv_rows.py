@@ -41,7 +41,7 @@ def _fields_of(schema: Schema, parent: str = "") -> Iterator[tuple[str, fields.F
 
 
 _FIELDS = dict(_fields_of(RecordSchema()))
-COLUMNS = tuple(_FIELDS)
+RECORD_COLUMNS = tuple(_FIELDS)
 
 
 # --- in --------------------------------------------------------------------------------------
@@ -215,7 +215,7 @@ def _value(name: str, text: str) -> Any:
 
 
 def header_of(*, with_tokens: bool) -> tuple[str, ...]:
-    return COLUMNS if with_tokens else (*COLUMNS, WITHHELD)
+    return RECORD_COLUMNS if with_tokens else (*RECORD_COLUMNS, WITHHELD)
 
 
 def row_of(record: Mapping[str, Any], *, with_tokens: bool) -> list[str] | None:

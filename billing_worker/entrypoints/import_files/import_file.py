@@ -36,7 +36,7 @@ from billing_worker.services.subscriptions.subscribe import (
     subscribe,
 )
 
-BATCH = 500
+IMPORT_BATCH = 500
 LONGEST_LINE = 1_048_576
 """Bytes. Without a limit a file without line ends is read whole."""
 
@@ -142,7 +142,7 @@ _Batch = list[tuple[int, SubscriptionRecord]]  # each with its line number
 
 
 def _batches(records: Iterator[tuple[int, SubscriptionRecord]]) -> Iterator[_Batch]:
-    while batch := list(islice(records, BATCH)):
+    while batch := list(islice(records, IMPORT_BATCH)):
         yield batch
 
 
@@ -266,7 +266,7 @@ def _but_done_commands(
             done.append(parse_done(raw))
         except BadRecord as error:
             report.refuse(number, [(fault.field, fault.reason) for fault in error.faults])
-        if len(done) == BATCH:
+        if len(done) == IMPORT_BATCH:
             write()
     write()
 

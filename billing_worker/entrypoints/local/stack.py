@@ -42,7 +42,7 @@ _LOCK_SECONDS = 1.0
 
 PROVIDED = "provided"
 
-_OF_THE_GATEWAY = {config.PREFIX + name for name in config.GATEWAY if name != "TEST_MODE"}
+_OF_THE_GATEWAY = {config.VARIABLE_PREFIX + name for name in config.GATEWAY if name != "TEST_MODE"}
 """All of them are given, or the sandbox replaces the gateway: credentials must not reach another
 gateway.
 """

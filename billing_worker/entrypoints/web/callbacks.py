@@ -16,7 +16,7 @@ from billing_worker.persistence.store import CommitUnknown
 from billing_worker.services.charging import callbacks
 from billing_worker.services.charging.callbacks import Fate, Inbox
 
-LARGEST_BODY: Final = 1024 * 1024
+LARGEST_CALLBACK: Final = 1024 * 1024
 """The largest known body has 5 kB; its `callback_logs` may grow a hundred times."""
 
 # The gateway expects exactly 200 and repeats the callback after any other answer (gateway.md §5).
@@ -106,7 +106,7 @@ def callback_routes(inbox: Inbox) -> Blueprint:
 
 def _body() -> bytes | None:
     """Return the raw bytes, or None if there are too many."""
-    request.max_content_length = LARGEST_BODY
+    request.max_content_length = LARGEST_CALLBACK
     try:
         return request.get_data(cache=False)
     except RequestEntityTooLarge:

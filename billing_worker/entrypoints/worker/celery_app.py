@@ -35,7 +35,7 @@ from billing_worker.entrypoints.worker.sweeps import TELL, intervals
 from billing_worker.services.charging.thread_pool import ThreadPool
 from billing_worker.services.charging.vault_keys import try_at_start
 from billing_worker.services.commands.records import TASKS as COMMAND_TASKS
-from billing_worker.services.doorbell import PAGE
+from billing_worker.services.doorbell import IDS_IN_A_MESSAGE
 from billing_worker.services.ports import Bell, Ports
 
 FREE_THREADS_EVERY_SECONDS = 0.05
@@ -131,7 +131,7 @@ def _pages_at_once(settings: Settings) -> int:
 
     With more, one worker holds batches while another one is idle.
     """
-    return 2 * -(-settings.charge_concurrency // PAGE)
+    return 2 * -(-settings.charge_concurrency // IDS_IN_A_MESSAGE)
 
 
 def _beat_table(settings: Settings) -> dict[str, dict[str, Any]]:

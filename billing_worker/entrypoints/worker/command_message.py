@@ -23,11 +23,11 @@ from billing_worker.services.commands.execute import Message
 from billing_worker.services.import_records.fields import is_too_deep
 from billing_worker.services.import_records.subscription import Fault
 
-LONGEST = 1_048_576
+LONGEST_MESSAGE = 1_048_576
 """Bytes. Arguments have at most 65,536 characters, and base64 adds a third. A longer message is not
 parsed, because parsing takes several times its size.
 """
-LONGEST_ENVELOPE = 8 * LONGEST
+LONGEST_ENVELOPE = 8 * LONGEST_MESSAGE
 
 LONGEST_NAME = 255
 _MAY_HIDE_A_TOKEN = re.compile(r"[\w+/=-]{16,}")
@@ -47,7 +47,7 @@ class _UnreadableError(Exception):
 
 def read(raw: bytes, now: datetime) -> Envelope:
     """Return a message for any `raw`. An unreadable one names its faults."""
-    if len(raw) > LONGEST:
+    if len(raw) > LONGEST_MESSAGE:
         return _too_long(raw)
     try:
         outer = _json(raw, "")
@@ -64,9 +64,9 @@ def _too_long(raw: bytes) -> Envelope:
     """Return the message as too long. Its sender gets an answer unless the envelope is too long as
     well.
     """
-    fault = Fault("", f"must have at most {LONGEST} bytes, and has {len(raw)}.")
+    fault = Fault("", f"must have at most {LONGEST_MESSAGE} bytes, and has {len(raw)}.")
     task, id_ = _names(raw) if len(raw) <= LONGEST_ENVELOPE else ("", None)
-    message = Message(task, None, id_, (fault,), unreadable=_hidden(raw[:LONGEST]))
+    message = Message(task, None, id_, (fault,), unreadable=_hidden(raw[:LONGEST_MESSAGE]))
     return Envelope(message, wants_answer=True)
 
 

@@ -60,7 +60,7 @@ class ServerNow:
     synchronous_standby_names: str | None = None
 
 
-COLUMNS = tuple(column.label(f"book_{column.name}") for column in book.c)
+BOOK_COLUMNS = tuple(column.label(f"book_{column.name}") for column in book.c)
 
 _SYSTEM = "(SELECT system_identifier FROM pg_control_system())"
 _DATABASE = "(SELECT oid::bigint FROM pg_database WHERE datname = current_database())"
@@ -121,7 +121,7 @@ def _may_read_server(connection: Connection) -> bool:
 
 
 def book_from(row: Row[Any]) -> Book:
-    """Build a book from a row with COLUMNS."""
+    """Build a book from a row with BOOK_COLUMNS."""
     server = None if row.book_server is None else Server(row.book_server, row.book_timeline)
     return Book(
         row.book_identity,
@@ -143,11 +143,11 @@ def server_from(row: Row[Any]) -> ServerNow:
     return ServerNow(server, row.server_clock, row.synchronous_commit, row.standby_names)
 
 
-_BOOK = select(*COLUMNS)
+_BOOK = select(*BOOK_COLUMNS)
 
 
 IDENTITY = select(book.c.identity).scalar_subquery().label("book")
-PREFIX = select(book.c.prefix).scalar_subquery().label("book_prefix")
+BOOK_PREFIX = select(book.c.prefix).scalar_subquery().label("book_prefix")
 """Columns for other queries: cheaper than a query of its own."""
 
 
@@ -162,7 +162,7 @@ def read(connection: Connection) -> Book:
 
 def lock(connection: Connection) -> tuple[Book, ServerNow]:
     """Lock the book and return it with the server's report."""
-    query = select(*COLUMNS, *server_columns(connection)).with_for_update(of=book)
+    query = select(*BOOK_COLUMNS, *server_columns(connection)).with_for_update(of=book)
     row = connection.execute(query).one()
     return book_from(row), server_from(row)
 

@@ -14,7 +14,7 @@ from billing_worker.persistence import cards, history
 from billing_worker.persistence.history import Entry
 from billing_worker.persistence.store import Store
 
-BATCH = 500
+EXPIRING_BATCH = 500
 
 
 def warn_expiring(store: Store, clock: Clock) -> int:
@@ -25,9 +25,9 @@ def warn_expiring(store: Store, clock: Clock) -> int:
     told, last_id = 0, 0
     while True:
         with store.transaction() as connection:
-            found = cards.expiring(connection, _months_ahead(clock.now()), last_id, BATCH)
+            found = cards.expiring(connection, _months_ahead(clock.now()), last_id, EXPIRING_BATCH)
             told += _warn(connection, found, clock.now())
-        if len(found) < BATCH:
+        if len(found) < EXPIRING_BATCH:
             return told
         _, last_id = found[-1]
 

@@ -31,7 +31,7 @@ def require_chargeable(connection: Connection, card_id: int, now: datetime) -> N
     # Read back: a token that was refused for good before brings its past with it.
     obstacle = card_rules.obstacle(cards.by_ids(connection, [card_id])[card_id], now)
     if obstacle is not None:
-        field = "card.expiry_year" if obstacle == card_rules.EXPIRED else "card.token"
+        field = "card.expiry_year" if obstacle == card_rules.CARD_EXPIRED else "card.token"
         raise InvalidInput(field, f"this card cannot be charged ({obstacle})")
 
 

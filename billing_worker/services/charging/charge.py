@@ -25,7 +25,7 @@ from billing_worker.domain.errors import (
     Refused,
 )
 from billing_worker.domain.events import Event, EventKind
-from billing_worker.domain.invoice import LATE_MONEY, LATE_MONEY_WAITS, REFUSED
+from billing_worker.domain.invoice import GATEWAY_REFUSED, LATE_MONEY, LATE_MONEY_WAITS
 from billing_worker.domain.outcome import (
     Forbidden,
     News,
@@ -96,7 +96,7 @@ them may have been paid meanwhile.
 
 NEWS_TOO_OLD = "too late after earlier attempts were asked about"
 
-ALERT_AGAIN_AFTER = timedelta(minutes=10)
+TROUBLE_ALERT_AGAIN_AFTER = timedelta(minutes=10)
 
 log = structlog.get_logger()
 
@@ -330,7 +330,7 @@ def _after_failed_create(
     except GatewayError:
         return doubt
     if found is None:
-        return NothingSent(f"{REFUSED}: {error.reason}", hold=True) if refused else doubt
+        return NothingSent(f"{GATEWAY_REFUSED}: {error.reason}", hold=True) if refused else doubt
     if isinstance(found, Foreign):
         return NothingSent(found.whose, hold=True)
     maybe_now = int(None in found.made_by and not error.is_client_error)
@@ -461,7 +461,7 @@ def _alert_now_and_then(ports: Ports, claimed: Claimed, kind: EventKind, **data:
     """One line for what meets every charge alike, whatever number of processes meets it."""
     now = ports.clock.now()
     with ports.store.transaction() as connection:
-        first = counters.add_unless_recent(connection, kind, now, now - ALERT_AGAIN_AFTER)
+        first = counters.add_unless_recent(connection, kind, now, now - TROUBLE_ALERT_AGAIN_AFTER)
     if first:
         _alert(ports, claimed, kind, **data)
 

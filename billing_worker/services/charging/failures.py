@@ -26,7 +26,7 @@ from billing_worker.services.ports import Ports
 
 WRONG_KEY = "its card token opens with none of BILLING_VAULT_KEYS"
 
-ALERT_AGAIN_AFTER = timedelta(hours=1)
+STOPPED_ALERT_AGAIN_AFTER = timedelta(hours=1)
 
 _PACKAGE = Path(__file__).parents[2]
 
@@ -109,5 +109,5 @@ def _write_down(ports: Ports, claimed: Claimed, verdict: Verdict, reason: str) -
 def _tell_people(ports: Ports, connection: Connection, reason: str) -> None:
     """Once for all processes that meet it."""
     now, kind = ports.clock.now(), EventKind.CHARGING_STOPPED
-    if counters.add_unless_recent(connection, kind, now, now - ALERT_AGAIN_AFTER):
+    if counters.add_unless_recent(connection, kind, now, now - STOPPED_ALERT_AGAIN_AFTER):
         history.write(connection, [Entry(Event(kind, now, BY, {"reason": reason}, alert=True))])

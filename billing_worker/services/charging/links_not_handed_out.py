@@ -11,7 +11,7 @@ from __future__ import annotations
 from billing_worker.domain.attempt import Attempt, AttemptStatus, Origin
 from billing_worker.domain.errors import ConcurrentChange, GatewayError
 from billing_worker.domain.outcome import (
-    NEVER_HANDED_OUT,
+    LINK_NEVER_HANDED_OUT,
     NeverHandedOut,
     News,
     NoAnswer,
@@ -68,5 +68,5 @@ def _news(attempt: Attempt, found: Found | Foreign | None, asking: Asking) -> Ne
         # Its id is not kept: the next attempt goes on waiting for the end of what has none.
         return NeverHandedOut()
     if attempt.status is AttemptStatus.PREPARED and not page_may_be_paid(found.statement):
-        return NothingSent(NEVER_HANDED_OUT, statement=found.statement)
+        return NothingSent(LINK_NEVER_HANDED_OUT, statement=found.statement)
     return Stated(found.statement)

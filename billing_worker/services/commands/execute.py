@@ -14,8 +14,7 @@ from typing import Any
 
 import structlog
 from sqlalchemy import Connection, Row
-from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError, SQLAlchemyError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from billing_worker.domain.errors import (
     BillingError,
@@ -27,7 +26,7 @@ from billing_worker.domain.errors import (
 )
 from billing_worker.persistence import commands as rows
 from billing_worker.persistence.customers import FOREIGN_CARD
-from billing_worker.persistence.store import CommitUnknown, Within
+from billing_worker.persistence.store import AWAY, CommitUnknown, Within
 from billing_worker.services.cards.new_card import replace_card, use_card
 from billing_worker.services.commands.one_off_charge import charge_once
 from billing_worker.services.commands.records import (
@@ -69,7 +68,6 @@ from billing_worker.services.subscriptions.subscribe import (
 
 DONE, UNCHANGED, REFUSED, FAILED = "done", "unchanged", "refused", "failed"
 
-AWAY = (OperationalError, InterfaceError, PoolTimeoutError, CommitUnknown, ConcurrentChange)
 """The database, or a row in it, cannot be had now. Says nothing about the command."""
 
 log = structlog.get_logger()
@@ -123,7 +121,7 @@ def carry_out(ports: Ports, message: Message) -> Answer:
             return _carried_out(ports, message)
     except NotKept:
         raise
-    except AWAY as error:
+    except (ConcurrentChange, *AWAY) as error:
         raise NotKept(f"database: {type(error).__name__}") from error
     except KeysInDoubt as error:
         raise NotKept(str(error)) from error

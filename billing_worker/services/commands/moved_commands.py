@@ -22,7 +22,7 @@ from billing_worker.services.import_records.subscription import loaded
 NAME = "done_command"
 """The one field of a line that says such a command, beside the lines that are subscriptions."""
 
-PAGE = 1_000
+COMMAND_BATCH = 1_000
 
 _MOVED = sorted(set(TASKS) - {START_CHECKOUT, START_TOKENISATION})
 """A page is asked for again where it is to be open."""
@@ -47,9 +47,9 @@ def done_lines(store: Store) -> Iterator[dict[str, Any]]:
     last_id = 0
     while True:
         with store.reading() as connection:
-            page = commands.done_page(connection, last_id, PAGE)
+            page = commands.done_page(connection, last_id, COMMAND_BATCH)
         yield from ({NAME: _told(row)} for row in page if row.task in _MOVED)
-        if len(page) < PAGE:
+        if len(page) < COMMAND_BATCH:
             return
         last_id = page[-1].id
 

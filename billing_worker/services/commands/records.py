@@ -34,7 +34,7 @@ from billing_worker.services.hosted_pages.records import (
 )
 from billing_worker.services.import_records.fields import (
     DEEPEST,
-    LONGEST,
+    LONGEST_JSON,
     Aware,
     StrictSchema,
     is_new_reference,
@@ -288,9 +288,13 @@ def parse_command(task: str, arguments: Any) -> Command:
         raise BadRecord([Fault("task", f"is unknown; known are {', '.join(TASKS)}.")])
     if not isinstance(arguments, Mapping):
         raise BadRecord([Fault("", "must be one JSON object, alone in args or as kwargs.")])
-    if is_too_deep(arguments) or len(json.dumps(arguments, default=str)) > LONGEST:
+    if is_too_deep(arguments) or len(json.dumps(arguments, default=str)) > LONGEST_JSON:
         raise BadRecord(
-            [Fault("", f"must be at most {LONGEST} characters long and {DEEPEST} levels deep.")]
+            [
+                Fault(
+                    "", f"must be at most {LONGEST_JSON} characters long and {DEEPEST} levels deep."
+                )
+            ]
         )
     record = _of_this_version(arguments)
     if task == SUBSCRIBE:
@@ -341,7 +345,7 @@ def shown(task: str, arguments: Any) -> Any:
     if not isinstance(arguments, Mapping) or is_too_deep(arguments):
         return HIDDEN
     kept = _shown_fields(_SCHEMAS.get(task), arguments)
-    return kept if len(json.dumps(kept)) <= LONGEST else {"": "too long to be kept"}
+    return kept if len(json.dumps(kept)) <= LONGEST_JSON else {"": "too long to be kept"}
 
 
 _RECORD = RecordSchema()

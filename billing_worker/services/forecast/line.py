@@ -24,7 +24,7 @@ CANCELLED_BY_THEN = "cancelled by then"
 UNPLANNED = "cannot be planned: "
 UNREADABLE = "cannot be read: "
 
-HELD = "held since its import"
+HELD_IMPORT = "held since its import"
 HANDED_OVER = "handed over to another book"
 CHARGED = "charged"
 """The result for a held import if all held imports are activated now."""

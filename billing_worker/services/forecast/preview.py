@@ -44,7 +44,7 @@ from billing_worker.services.forecast.line import (
     CANCELLED_BY_THEN,
     CHARGED,
     HANDED_OVER,
-    HELD,
+    HELD_IMPORT,
     IN_FLIGHT,
     LATER,
     NO_CARD,
@@ -58,7 +58,7 @@ from billing_worker.services.forecast.line import (
 )
 from billing_worker.services.forecast.missed import Missed, decided_again, missed_of
 
-PAGE = 500
+PREVIEW_BATCH = 500
 """Customers in one batch."""
 
 
@@ -75,11 +75,11 @@ def preview(
     while True:
         with store.reading() as connection:
             forecast.at_one_moment(connection)
-            page = forecast.customers_after(connection, last_id, PAGE)
+            page = forecast.customers_after(connection, last_id, PREVIEW_BATCH)
             blocks = (timings or Timings()).unknown_blocks
             expected = list(_Page(connection, page, now, until, blocks).expected())
         yield from expected
-        if len(page) < PAGE:
+        if len(page) < PREVIEW_BATCH:
             return
         last_id = page[-1]
 
@@ -227,7 +227,7 @@ class _Page:
         held = {row.reference_id for row in rows if _is_held(row)}
         for line in self._of_agreements(due, agreed, replace(diary, calendars=calendars)):
             if line.subscription in held:
-                yield replace(line, reason=HELD, if_armed=line.reason or CHARGED)
+                yield replace(line, reason=HELD_IMPORT, if_armed=line.reason or CHARGED)
 
     def _of_open_invoices(
         self,

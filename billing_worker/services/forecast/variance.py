@@ -17,7 +17,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row
 
-from billing_worker.domain.catch_up import HELD, LATE_AFTER
+from billing_worker.domain.catch_up import CATCH_UP_RULE, LATE_AFTER
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.domain.events import EventKind
 from billing_worker.domain.invoice import is_paid_elsewhere
@@ -362,7 +362,7 @@ def _obstacle_is_gone(fact: _Fact, reason: str) -> str | None:
         return _newest(fact.own_events(frozenset({_K.ATTEMPT_DECLINED, _K.ATTEMPT_NOT_CHARGED})))
     if reason.startswith((UNPLANNED, UNREADABLE)):
         return f"no more trouble: {fact.paid_by.reference_id} was made" if fact.paid_by else None
-    if reason == LATER or HELD in reason:
+    if reason == LATER or CATCH_UP_RULE in reason:
         return _newest(fact.own_events(frozenset({_K.INVOICE_OPENED, _K.INVOICE_WAITING})))
     return None
 

@@ -42,8 +42,8 @@ from billing_worker.services.import_records.subscription import CardRecord
 from billing_worker.services.ports import Ports
 
 BY = "hosted"
-BATCH = 200
-POLL_LOST_AFTER = timedelta(seconds=60)
+SETUP_BATCH = 200
+SETUP_POLL_LOST_AFTER = timedelta(seconds=60)
 """A look that died is due again after this; doing one twice is harmless."""
 
 log = structlog.get_logger()
@@ -56,7 +56,7 @@ def poll_due_pages(ports: Ports) -> int:
     """
     now = ports.clock.now()
     with ports.store.transaction() as connection:
-        due = card_setups.take_due(connection, now, now + POLL_LOST_AFTER, BATCH)
+        due = card_setups.take_due(connection, now, now + SETUP_POLL_LOST_AFTER, SETUP_BATCH)
     ports.pool.map(lambda payment: _poll_safely(ports, payment), due)
     return len(due)
 
@@ -100,7 +100,7 @@ def settle_page(
     said: HostedStatement | None,
     calls: Sequence[WireCall] = (),
     *,
-    not_handed_out: str = rules.NEVER_HANDED_OUT,
+    not_handed_out: str = rules.SETUP_NEVER_HANDED_OUT,
 ) -> HostedPayment:
     """Apply what the gateway said; None: no answer. Card, state and history are one transaction.
 

@@ -226,7 +226,7 @@ def _take_card_page(ports: Ports, wanted: TokenisationRecord) -> _CardPage | dic
             raise InvalidInput("reference_id", "is known, with other contents")
         if payment.status is HostedStatus.PREPARED:
             return _continue(ports, connection, payment)
-        if payment.status in rules.PAID:
+        if payment.status in rules.PAID_SETUPS:
             raise AlreadyPaid(f"{payment.reference_id} is paid")
         if payment.status is not HostedStatus.OPEN or payment.gateway_id is None:
             raise NotPayable(f"it has ended ({payment.outcome}): use a new reference_id")
@@ -393,7 +393,7 @@ def _not_handed_out(
     payment = settle_page(ports, taken.payment, said, calls, not_handed_out=why)
     if told is not None:
         return told
-    if payment.status in rules.PAID:
+    if payment.status in rules.PAID_SETUPS:
         return AlreadyPaid(f"{payment.reference_id} is paid")
     return NotPayable(slots.MAYBE_PAID + why if payment.status is HostedStatus.OPEN else why)
 

@@ -126,9 +126,6 @@ def _card_from(row: Row[Any], vault: Vault | None) -> CardRecord | None:
 
 GOES_ON = BILLABLE | {SubscriptionStatus.PAUSED}
 
-OVER = frozenset({SubscriptionStatus.CANCELLED, SubscriptionStatus.ENDED})
-"""Left out of an export without a loss, because they are billed no more."""
-
 
 def why_left_out(subscription: Subscription) -> str | None:
     """Return why a subscription is not exported: a record cannot express it, or it must not be

@@ -19,7 +19,7 @@ from marshmallow import RAISE, Schema, ValidationError, fields, missing, validat
 REFERENCE_LENGTH = 100
 """Leaves room for the suffixes of period and attempt in the gateway's reference."""
 
-LONGEST = 65_536
+LONGEST_JSON = 65_536
 """Characters of the JSON of a command or of one record's metadata."""
 
 DEEPEST = 32
@@ -219,8 +219,8 @@ class Aware(fields.AwareDateTime):
 
 
 def _is_short(value: Any) -> None:
-    if len(json.dumps(value)) > LONGEST:
-        raise ValidationError(f"must have at most {LONGEST} characters of JSON.")
+    if len(json.dumps(value)) > LONGEST_JSON:
+        raise ValidationError(f"must have at most {LONGEST_JSON} characters of JSON.")
 
 
 class _Metadata(fields.Dict):

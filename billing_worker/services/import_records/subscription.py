@@ -44,7 +44,7 @@ COMES_FROM = frozenset({"from_book", "from_prefix"})
 
 _PREFIX = re.compile("[a-z0-9-]{0,16}")
 
-MAX_PERIODS = 100_000
+MAX_AGREED_PERIODS = 100_000
 """Daily periods for 270 years: a larger number is a typing error."""
 
 
@@ -278,14 +278,16 @@ class RecordSchema(PlainSchema):
     timezone = Zone(load_default="UTC")
     trial_end = Aware(load_default=None, allow_none=True)
     paid_through = Aware(load_default=None, allow_none=True)
-    ends_after_periods = Whole(1, MAX_PERIODS, load_default=None, allow_none=True, strict=True)
+    ends_after_periods = Whole(
+        1, MAX_AGREED_PERIODS, load_default=None, allow_none=True, strict=True
+    )
     ends_at = Aware(load_default=None, allow_none=True)
     description = words(500)
     metadata = metadata()
     catch_up = text(32)
     dunning = Choice(sorted(POLICIES), load_default=None, allow_none=True)
     held = Flag(load_default=False)
-    first_number = Whole(0, MAX_PERIODS, load_default=0, strict=True)
+    first_number = Whole(0, MAX_AGREED_PERIODS, load_default=0, strict=True)
     paused_at = Aware(load_default=None, allow_none=True)
     cancels_at = Aware(load_default=None, allow_none=True)
     from_book = words(32)

@@ -34,7 +34,7 @@ from billing_worker.services.invoicing.missed_charges import TROUBLE
 from billing_worker.services.invoicing.pause_collection import Moment
 from billing_worker.services.invoicing.renew import open_planned
 
-PAGE = 50
+CUSTOMER_BATCH = 50
 """Customers in one transaction."""
 
 
@@ -84,14 +84,14 @@ def plan(store: Store, now: datetime, answer: Answer) -> Iterator[Line]:
     last_id = 0
     while True:
         with store.reading() as connection:
-            page = catch_up_rows.customers_with_late(connection, now, last_id, PAGE)
+            page = catch_up_rows.customers_with_late(connection, now, last_id, CUSTOMER_BATCH)
             lines = [
                 line
                 for customer in _planned(connection, page, Moment(now, ""), answer, lock=False)
                 for line in customer.lines()
             ]
         yield from lines
-        if len(page) < PAGE:
+        if len(page) < CUSTOMER_BATCH:
             return
         last_id = page[-1]
 
@@ -160,14 +160,16 @@ def apply(
     while True:
         with store.transaction() as connection:
             moment = Moment(clock.now(), by)
-            page = catch_up_rows.customers_with_late(connection, moment.now, last_id, PAGE)
+            page = catch_up_rows.customers_with_late(
+                connection, moment.now, last_id, CUSTOMER_BATCH
+            )
             for customer in _planned(connection, page, moment, answer, lock=True):
                 lines = list(customer.lines())
                 if not caps.take(lines):
                     return Applied(done, complete=False)
                 customer.write(connection, moment, why)
                 done += lines
-        if len(page) < PAGE:
+        if len(page) < CUSTOMER_BATCH:
             return Applied(done, complete=True)
         last_id = page[-1]
 

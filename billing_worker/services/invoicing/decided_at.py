@@ -31,7 +31,7 @@ OLDEST = timedelta(days=366)
 CLOCKS_DIFFER = timedelta(minutes=1)
 """Whoever decides reads another clock: so much ahead counts as now, and as in order."""
 
-WAITS = (
+PERIOD_WAITS = (
     "these books are from a backup, and a period is due that a decision not yet said again may "
     "have prevented: say those first, and with each when it was made"
 )
@@ -71,7 +71,7 @@ def decided_when(
     if decided_at is None:
         due = subscription.next_billing_at is not None and subscription.next_billing_at <= now
         if due and switches.waits_for_decisions(connection):
-            raise InvalidInput("decided_at", WAITS)
+            raise InvalidInput("decided_at", PERIOD_WAITS)
         return Decided(now, told_later=False)
     at = not_in_the_future(decided_at, now)
     last = last_said(connection, subscription.id, _ORDERED)

@@ -20,7 +20,7 @@ from sqlalchemy import Connection
 from billing_worker.domain import catch_up
 from billing_worker.domain import invoice as invoices
 from billing_worker.domain.attempt import Attempt, AttemptStatus, Origin
-from billing_worker.domain.catch_up import HELD, Action, Diary, Planned
+from billing_worker.domain.catch_up import CATCH_UP_RULE, Action, Diary, Planned
 from billing_worker.domain.events import Event, EventKind
 from billing_worker.domain.invoice import Invoice
 from billing_worker.domain.subscription import (
@@ -41,7 +41,7 @@ from billing_worker.services.ports import Ports
 
 BY = "charge"
 
-TROUBLE = f"{HELD}trouble"
+TROUBLE = f"{CATCH_UP_RULE}trouble"
 """The rule of what cannot be planned: it waits for a person, like everything that is held."""
 
 log = structlog.get_logger()

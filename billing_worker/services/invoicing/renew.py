@@ -27,7 +27,7 @@ from billing_worker.services.guards import lost_memory
 from billing_worker.services.invoicing.pause_collection import Moment, give_up
 from billing_worker.services.ports import Ports
 
-BATCH = 500
+RENEW_BATCH = 500
 MAX_BATCHES = 20
 """One sweep takes at most 10,000 subscriptions; the next one continues."""
 
@@ -70,14 +70,14 @@ def _renew_batch(ports: Ports) -> tuple[Opened, bool]:
     with ports.store.transaction() as connection:
         if switches.waits_for_decisions(connection):
             return Opened(0, [], still_due=False), False
-        claimed, unreadable = subscriptions.claim_due(connection, now, BATCH)
+        claimed, unreadable = subscriptions.claim_due(connection, now, RENEW_BATCH)
         trouble = [_unread(row) for row in unreadable]
         plans = within_limits(plans_for(connection, claimed, now, lock=True, trouble=trouble))
         enqueue_at = now + max(ports.timings.stuck_after, MESSAGE_LOST_AFTER)
         opened = open_planned(connection, plans, Moment(now, BY), enqueue_at)
         _put_off(connection, trouble, now)
     found = len(claimed) + len(unreadable)
-    more = found == BATCH or len(plans) + len(trouble) < found or opened.still_due
+    more = found == RENEW_BATCH or len(plans) + len(trouble) < found or opened.still_due
     return opened, more
 
 
@@ -87,7 +87,7 @@ def _let_leave(ports: Ports) -> None:
         if switches.waits_for_decisions(connection):
             return
         moment = Moment(ports.clock.now(), BY)
-        leaving, unreadable = subscriptions.claim_leaving(connection, moment.now, BATCH)
+        leaving, unreadable = subscriptions.claim_leaving(connection, moment.now, RENEW_BATCH)
         for subscription in leaving:
             over = lifecycle.cancelled(subscription)
             subscriptions.save(connection, subscription, over)

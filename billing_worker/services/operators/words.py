@@ -5,14 +5,14 @@ from __future__ import annotations
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.gateway.redaction import legible, redact
 
-LONGEST = 1_000
+LONGEST_REASON = 1_000
 
 
 def required(field: str, text: str | None) -> str:
-    """Raises InvalidInput on `field` where nothing is said, or more than `LONGEST` characters."""
+    """Raises InvalidInput on `field` where nothing is said, or more than `LONGEST_REASON` characters."""
     said = legible(redact((text or "").strip()))
     if not said:
         raise InvalidInput(field, "must not be empty")
-    if len(said) > LONGEST:
-        raise InvalidInput(field, f"must have at most {LONGEST} characters")
+    if len(said) > LONGEST_REASON:
+        raise InvalidInput(field, f"must have at most {LONGEST_REASON} characters")
     return said

@@ -22,10 +22,10 @@ from billing_worker.persistence.store import Store
 from billing_worker.persistence.told import cursors, endpoints, feed, outbox, states
 from billing_worker.services.outbox.states import invoice_state, subscription_state
 
-BATCH = 500
+PUBLISH_BATCH = 500
 """Facts that one transaction numbers. It holds no lock that a charge waits for."""
 
-TRY_AGAIN = timedelta(minutes=10)
+PUBLISH_AGAIN_AFTER = timedelta(minutes=10)
 """Until an event that could not be rendered is tried again. It holds back its own stream only."""
 
 log = structlog.get_logger()
@@ -38,13 +38,13 @@ def publish(store: Store, clock: Clock) -> int:
         with store.transaction() as connection:
             taken, done = _publish_batch(connection, clock.now())
         published += done
-        if taken < BATCH:
+        if taken < PUBLISH_BATCH:
             return published
 
 
 def _publish_batch(connection: Connection, now: datetime) -> tuple[int, int]:
     number = feed.lock(connection)
-    facts = outbox.waiting(connection, now, BATCH)
+    facts = outbox.waiting(connection, now, PUBLISH_BATCH)
     if not facts:
         return 0, 0
     rendered = _Batch(connection, facts, number, now).rendered()
@@ -88,7 +88,7 @@ class _Batch:
         why = f"{type(error).__name__}: {error}"
         if fact.trouble is None:
             log.error("billing.alert", kind="event.not_rendered", type=fact.type, reason=why)
-        outbox.put_off(self.connection, fact.id, why, self.now + TRY_AGAIN)
+        outbox.put_off(self.connection, fact.id, why, self.now + PUBLISH_AGAIN_AFTER)
 
 
 class _Current:

@@ -16,8 +16,8 @@ from billing_worker.domain.card_setup import STEPS, HostedPayment, HostedStatus
 from billing_worker.domain.declines import decline_for
 from billing_worker.domain.invoice import (
     CANCELLED,
-    EXPIRED,
     EXPIRED_AGAIN,
+    EXPIRED_UNPROVEN,
     KEEPS_CRASHING,
     LATE_MONEY,
     ONE_A_DAY,
@@ -54,7 +54,7 @@ KNOWN_IN_WORDS = {
     REOPENED: "gateway has taken back that it was unpaid",
 }
 
-_NO_CARD = ("card_missing", "card_unusable", cards.EXPIRED)
+_NO_CARD = ("card_missing", "card_unusable", cards.CARD_EXPIRED)
 
 
 def fate_of(
@@ -244,11 +244,11 @@ def reason_in_words(reason: str | None) -> str:
         return ""
     return {
         "card_missing": "there is no card on file",
-        cards.EXPIRED: "the card on file has expired",
+        cards.CARD_EXPIRED: "the card on file has expired",
         CANCELLED: "its subscription was cancelled",
         "not_charged": "certainly nothing was charged",
         "not_charged_repeatedly": "the sale of several attempts in a row was never sent",
-        EXPIRED: "its sale may have arrived, and the gateway's invoice expired undecided: late "
+        EXPIRED_UNPROVEN: "its sale may have arrived, and the gateway's invoice expired undecided: late "
         "approval is waited for before the next attempt",
         EXPIRED_AGAIN: "two sales may have arrived, and both invoices at the gateway expired "
         "undecided: compare with the gateway's own pages before anything else is charged",

@@ -15,7 +15,7 @@ from billing_worker.persistence import history, subscriptions
 from billing_worker.persistence.history import Entry
 from billing_worker.persistence.store import Store
 
-PAGE = 1_000
+ACTIVATE_BATCH = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +28,8 @@ def arm(store: Store, clock: Clock, references: Sequence[str], *, by: str) -> Ac
     """Let the named ones be billed from their first unpaid period on; the others stay held."""
     armed = 0
     refused: dict[str, str] = {}
-    for start in range(0, len(references), PAGE):
-        page = list(dict.fromkeys(references[start : start + PAGE]))
+    for start in range(0, len(references), ACTIVATE_BATCH):
+        page = list(dict.fromkeys(references[start : start + ACTIVATE_BATCH]))
         with store.transaction() as connection:
             known = {s.reference_id: s for s in subscriptions.lock_held(connection, page)}
             fit = [s for s in known.values() if s.status in BILLABLE]
@@ -46,11 +46,11 @@ def activate_all(store: Store, clock: Clock, *, by: str) -> Activated:
     last_id = 0
     while True:
         with store.transaction() as connection:
-            page = subscriptions.lock_held_page(connection, last_id, PAGE)
+            page = subscriptions.lock_held_page(connection, last_id, ACTIVATE_BATCH)
             fit = [s for s in page if s.status in BILLABLE]
             _arm(connection, fit, by, clock.now())
         armed += len(fit)
-        if len(page) < PAGE:
+        if len(page) < ACTIVATE_BATCH:
             return Activated(armed)
         last_id = page[-1].id
 

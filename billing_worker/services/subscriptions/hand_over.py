@@ -26,7 +26,7 @@ from billing_worker.persistence.store import Store
 from billing_worker.services.import_records.export import GOES_ON, why_left_out
 from billing_worker.services.invoicing.pause_collection import Moment
 
-PAGE = 500
+HAND_OVER_BATCH = 500
 
 
 def hand_over(store: Store, clock: Clock, *, by: str, why: str) -> Iterator[Row[Any]]:
@@ -54,11 +54,13 @@ def _fence(store: Store, clock: Clock, by: str, why: str) -> None:
 
 def _page(store: Store, clock: Clock, last_id: int, by: str, why: str) -> Sequence[Row[Any]]:
     with store.transaction() as connection:
-        locked = subscriptions.lock_page(connection, last_id, PAGE)
+        locked = subscriptions.lock_page(connection, last_id, HAND_OVER_BATCH)
         moment = Moment(clock.now(), by)
         _hold(connection, [s for s in locked if _is_billed_here(s)], moment, why)
         ids = {subscription.id for subscription in locked}
-        return [r for r in subscriptions.whole_page(connection, last_id, PAGE) if r.id in ids]
+        return [
+            r for r in subscriptions.whole_page(connection, last_id, HAND_OVER_BATCH) if r.id in ids
+        ]
 
 
 def _is_billed_here(subscription: Subscription) -> bool:
@@ -105,10 +107,10 @@ def take_back(
     taken = last_id = 0
     while True:
         with store.transaction() as connection:
-            page = subscriptions.lock_handed_over(connection, last_id, PAGE, references)
+            page = subscriptions.lock_handed_over(connection, last_id, HAND_OVER_BATCH, references)
             _take_back(connection, page, Moment(clock.now(), by), why)
         taken += len(page)
-        if len(page) < PAGE:
+        if len(page) < HAND_OVER_BATCH:
             break
         last_id = page[-1][0].id
     if references is None:

@@ -27,7 +27,7 @@ from billing_worker.clock import Clock
 from billing_worker.domain import invoice as invoices
 from billing_worker.domain import lifecycle as rules
 from billing_worker.domain.calendar import Interval, Unit
-from billing_worker.domain.catch_up import MAX_PERIODS, is_due
+from billing_worker.domain.catch_up import MAX_PLANNED_PERIODS, is_due
 from billing_worker.domain.catch_up_policy import Policy
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.domain.events import EventKind
@@ -409,7 +409,7 @@ def _up_to_date(
         return subscription
     plans = list(plans_for(connection, [subscription], at, lock=True))
     if is_due(plans[0].after, at):
-        most = f"more than {MAX_PERIODS} periods are due"
+        most = f"more than {MAX_PLANNED_PERIODS} periods are due"
         raise InvalidInput("status", f"{most}: ask again when the sweep has opened them")
     open_planned(connection, plans, moment, enqueue_at=moment.now)
     return plans[0].after

@@ -116,7 +116,7 @@ def give_card(world, reference):
 def test_a_hand_over_that_was_broken_off_is_begun_again_and_writes_the_same(
     world, other, cli, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(service, "PAGE", 2)
+    monkeypatch.setattr(service, "HAND_OVER_BATCH", 2)
     for number in range(5):
         world.subscribe("approved", f"sub-{number}", interval="week")
     world.tick()

@@ -142,7 +142,7 @@ def test_a_dry_run_counts_and_sums_by_currency(run, lines):
 def test_a_reference_twice_in_one_file_is_told_alike_by_dry_run_and_import(
     run, lines, monkeypatch, options
 ):
-    monkeypatch.setattr(importing, "BATCH", 2)
+    monkeypatch.setattr(importing, "IMPORT_BATCH", 2)
     path = lines(*BOOK[:3], RECORD, RECORD | {"amount": "1.00"})
     report = imported(run, path, 1, *options)
     assert (report["added"], report["unchanged"], report["bad_lines"]) == (3, 1, 1)
@@ -336,7 +336,7 @@ def test_a_choice_that_does_not_exist_is_refused_with_its_field_dry_or_not(
 
 
 def test_a_dry_run_tells_the_same_faults_as_the_import_that_follows(run, lines, monkeypatch):
-    monkeypatch.setattr(importing, "BATCH", 2)
+    monkeypatch.setattr(importing, "IMPORT_BATCH", 2)
     imported(run, lines(BOOK[0], name="before.jsonl"))
     other_card = BOOK[2] | {"card": RECORD["card"] | {"token": "another-token-17"}}
     path = lines(

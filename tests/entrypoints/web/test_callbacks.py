@@ -27,7 +27,7 @@ from billing_worker.domain.secret import Secret
 from billing_worker.entrypoints.cli import cli
 from billing_worker.entrypoints.web import callbacks as route
 from billing_worker.entrypoints.web.app import create_app
-from billing_worker.entrypoints.web.callbacks import LARGEST_BODY, callback_routes
+from billing_worker.entrypoints.web.callbacks import LARGEST_CALLBACK, callback_routes
 from billing_worker.entrypoints.worker.doorbell import POLLS, TRANSPORT_OPTIONS
 from billing_worker.gateway import answer_bodies
 from billing_worker.gateway.callback_signature import is_signed
@@ -294,7 +294,7 @@ def test_a_signed_call_that_cannot_be_read_is_400_and_counted(caller, content):
 
 
 def test_a_body_that_is_too_large_is_413_and_counted_even_if_signed(caller):
-    content = about(padding="x" * LARGEST_BODY)
+    content = about(padding="x" * LARGEST_CALLBACK)
     assert caller.status(content) == 413
     assert (caller.stored, caller.counts) == ([], {"too_large": 1})
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from billing_worker.entrypoints.worker.command_message import read
 from billing_worker.services.commands.records import TASKS, parse_command
-from billing_worker.services.import_records.fields import LONGEST
+from billing_worker.services.import_records.fields import LONGEST_JSON
 from tests.support.processes import ROOT
 
 DOCS = (ROOT / "docs/commands.md").read_text()
@@ -76,7 +76,7 @@ def test_a_message_that_is_too_long_is_refused_unparsed_and_answered_if_that_is_
 def test_the_longest_command_there_may_be_is_not_too_long():
     """Every character costs six in JSON, and is encoded twice."""
     record = RECORD | {"why": "\\" * 30_000}
-    assert len(json.dumps(record)) < LONGEST
+    assert len(json.dumps(record)) < LONGEST_JSON
     assert read(message(([record], {}, {})), NOW).message.arguments == record
 
 

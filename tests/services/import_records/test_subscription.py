@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from marshmallow import Schema, ValidationError
 
-from billing_worker.services.import_records.fields import LONGEST, NotPlain
+from billing_worker.services.import_records.fields import LONGEST_JSON, NotPlain
 from billing_worker.services.import_records.subscription import RecordSchema, parse_record
 from tests.entrypoints.import_files.test_import_export import BOOK
 
@@ -37,7 +37,7 @@ ODD = [
     "fortnight", "Europe/Berlin", "Mars", "short", "hold", "collect_all", "2026-01-31",
     "20260131T000000Z", "2026-01-31T00:00:00", "2026-01-31T00:00:00-00:00", "2026-W05-6T00Z",
     "0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", "2026-02-30T00:00:00Z",
-    [], {}, [1], {"a": 1}, {"a": "x" * LONGEST}, {"a": math.inf}, {"reference_id": "r"},
+    [], {}, [1], {"a": 1}, {"a": "x" * LONGEST_JSON}, {"a": math.inf}, {"reference_id": "r"},
     {"token": "t"},
 ]  # fmt: skip
 

@@ -11,7 +11,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from sqlalchemy import func, select
 
-from billing_worker.domain.public_events import LARGEST_BODY, PublicType
+from billing_worker.domain.public_events import LARGEST_EVENT, PublicType
 from billing_worker.domain.public_schema import schema
 from billing_worker.persistence.schema import tables
 from billing_worker.persistence.store import Within
@@ -121,7 +121,7 @@ def test_every_body_is_what_its_schema_promises_and_small(world, listener):
     assert len(bodies) > 5
     for one in bodies:
         Draft202012Validator(schema(PublicType(one["type"]))).validate(one)
-        assert len(json.dumps(one, ensure_ascii=False).encode()) < LARGEST_BODY
+        assert len(json.dumps(one, ensure_ascii=False).encode()) < LARGEST_EVENT
 
 
 @pytest.mark.parametrize("kind", PublicType)
@@ -177,12 +177,12 @@ def test_an_event_that_cannot_be_rendered_alerts_and_holds_back_its_subscription
         assert stuck.trouble == "ValueError: no such currency"
     monkeypatch.undo()
     assert listener.types("sub-1") == []  # not at each sweep
-    world.clock.advance(publishing.TRY_AGAIN)
+    world.clock.advance(publishing.PUBLISH_AGAIN_AFTER)
     assert listener.types("sub-1") == ["subscription.created", "invoice.opened", "invoice.paid"]
 
 
 def test_publishing_leaves_nothing_in_the_outbox_and_publishes_nothing_twice(world, monkeypatch):
-    monkeypatch.setattr(publishing, "BATCH", 2)
+    monkeypatch.setattr(publishing, "PUBLISH_BATCH", 2)
     for number in range(5):
         world.subscribe(reference=f"sub-{number}")
     assert publish(world.store, world.clock) == 5
