@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from billing_worker.clock import Clock
 from billing_worker.domain.secret import Secret
@@ -42,8 +42,8 @@ class CommitGroup(Protocol):
     """Lets callers that ask at the same time share one transaction."""
 
     def __call__(
-        self, work: Callable[[Any, Sequence[Any]], Sequence[Any]], ports: Ports, request: Any
-    ) -> Any: ...
+        self, work: Callable[[Ports, Sequence[T]], Sequence[R]], ports: Ports, request: T
+    ) -> R: ...
 
 
 class Outside(Protocol):

@@ -7,7 +7,6 @@ then, a decline or a late payment that came in the same moment included.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import compress
 
 import structlog
 
@@ -38,8 +37,8 @@ def settle(ports: Ports, request: Settle) -> Case:
     Raises ConcurrentChange when another claim owns the attempt, CommitUnknown when the commit
     failed: the sweeps come back to both.
     """
-    settled: Settled = ports.commit_group(_commit, ports, request)
-    if settled.case is None:
+    settled = ports.commit_group(_commit, ports, request)
+    if not isinstance(settled, Settled):
         raise ConcurrentChange(f"attempt {request.key.attempt_id} was claimed by another")
     for event in settled.events:
         if event.alert:
@@ -53,49 +52,46 @@ def submit(ports: Ports, request: Submit) -> Submitted | NotSubmitted:
     Raises ConcurrentChange when the claim is no longer ours, and CommitUnknown when COMMIT itself
     failed: then the sale must not be sent.
     """
-    answer: Submitted | NotSubmitted | None = ports.commit_group(_commit, ports, request)
-    if answer is None:
+    answer = ports.commit_group(_commit, ports, request)
+    if not isinstance(answer, Submitted | NotSubmitted):
         raise ConcurrentChange(f"{request.claimed.attempt.reference_id} was claimed by another")
     return answer
 
 
-def _commit(
-    ports: Ports, requests: Sequence[Settle | Submit]
-) -> list[Settled | Submitted | NotSubmitted | None]:
-    settled: list[Settled] = []
-    submitted: list[Submitted | NotSubmitted | None] = []
+Answer = Settled | Submitted | NotSubmitted | None
+"""A `Settle` is answered with the first, a `Submit` with one of the next two. None: another claim
+owns the attempt, or its row is forgotten. One such row must not cost its neighbours their commit.
+"""
+
+
+def _commit(ports: Ports, requests: Sequence[Settle | Submit]) -> Sequence[Answer]:
+    """Return one answer for each request, in order."""
+    settled: Sequence[Settled | None] = ()
+    submitted: Sequence[Submitted | NotSubmitted | None] = ()
     entries: list[history.Entry] = []
     with ports.store.transaction() as connection:
         now = right_now(ports, connection)
         cases = LockedCases(connection, (request.key for request in requests))
-        known = [cases.knows(request.key) for request in requests]
-        kept = list(compress(requests, known))
-        news = [request for request in kept if isinstance(request, Settle)]
-        sales = [request for request in kept if isinstance(request, Submit)]
+        known = [(n, request) for n, request in enumerate(requests) if cases.knows(request.key)]
+        news = {n: request for n, request in known if isinstance(request, Settle)}
+        sales = {n: request for n, request in known if isinstance(request, Submit)}
         if news:
-            to_submit = card_ids(sales)
-            settled, said = settle_all(ports, connection, cases, news, now, to_submit)
-            now_as = [one.case.attempt for one in settled if one.case is not None]
+            to_submit = card_ids(sales.values())
+            settled, said = settle_all(
+                ports, connection, cases, list(news.values()), now, to_submit
+            )
+            now_as = [one.case.attempt for one in settled if one is not None]
             entries += worth_saying(connection, said, now_as, now)
         if sales:
-            submitted, said = submit_all(ports, connection, cases, sales, now)
+            submitted, said = submit_all(ports, connection, cases, list(sales.values()), now)
             entries += said
         history.write(connection, entries)
-    _record_the_newest(ports, sales, submitted)
+    _record_the_newest(ports, list(sales.values()), submitted)
     for entry in entries:
         if entry.event.kind is EventKind.ATTEMPT_UNDECIDED:
             log.error("billing.alert", kind=str(entry.event.kind), details=dict(entry.event.data))
-    of_news, of_sales = iter(settled), iter(submitted)
-    answers = iter([next(of_news if isinstance(one, Settle) else of_sales) for one in kept])
-    return [
-        next(answers) if is_known else _of_a_forgotten_row(request)
-        for request, is_known in zip(requests, known, strict=True)
-    ]
-
-
-def _of_a_forgotten_row(request: Settle | Submit) -> Settled | None:
-    """As if another claim owned it: one such row must not cost its neighbours their commit."""
-    return Settled(None) if isinstance(request, Settle) else None
+    answers = dict(zip(news, settled, strict=True)) | dict(zip(sales, submitted, strict=True))
+    return [answers.get(n) for n in range(len(requests))]
 
 
 def _record_the_newest(

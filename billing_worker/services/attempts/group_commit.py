@@ -10,11 +10,14 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from billing_worker.persistence.store import CommitUnknown
+from billing_worker.services.ports import Ports
 
-Work = Callable[[Any, Sequence[Any]], Sequence[Any]]
+Request = TypeVar("Request")
+Answer = TypeVar("Answer")
+Work = Callable[[Ports, Sequence[Request]], Sequence[Answer]]
 
 MAX_BATCH = 64
 """Bounds how many attempts one crash between commit and sale leaves to be reconciled."""
@@ -23,40 +26,40 @@ MAX_BATCH = 64
 class EachAlone:
     """Every request in a transaction of its own: for simulations and single-threaded use."""
 
-    def __call__(self, work: Work, ports: Any, request: Any) -> Any:
+    def __call__(self, work: Work[Request, Answer], ports: Ports, request: Request) -> Answer:
         return work(ports, [request])[0]
 
 
 @dataclass(slots=True)
-class _Ticket:
-    request: Any
+class _Ticket(Generic[Request, Answer]):
+    request: Request
     done: bool = False
     alone: bool = False  # its batch failed, maybe by somebody else's fault: it runs again by itself
-    result: Any = None
+    answer: Answer = field(init=False)
     error: BaseException | None = None
 
 
 @dataclass(slots=True)
-class _Queue:
+class _Queue(Generic[Request, Answer]):
     turn: threading.Lock = field(default_factory=threading.Lock)
-    waiting: list[_Ticket] = field(default_factory=list)
+    waiting: list[_Ticket[Request, Answer]] = field(default_factory=list)
 
 
 class GroupCommit:
-    """`group(work, ports, request)` returns what `work` returned for this request.
+    """`group(work, ports, request)` returns what `work` answered to this request.
 
     `work` takes the ports and a list of requests, runs them in one transaction and returns one
-    result each. One GroupCommit serves one set of ports. An
+    answer each. One GroupCommit serves one set of ports. An
     error before the commit is nobody's but one request's: each then runs again by itself. An
     error *of* the commit belongs to all: nobody knows, so nobody may go on.
     """
 
     def __init__(self) -> None:
-        self._queues: dict[Work, _Queue] = defaultdict(_Queue)
+        self._queues: dict[Work[Any, Any], _Queue[Any, Any]] = defaultdict(_Queue)
         self._guard = threading.Lock()
 
-    def __call__(self, work: Work, ports: Any, request: Any) -> Any:
-        ticket = _Ticket(request)
+    def __call__(self, work: Work[Request, Answer], ports: Ports, request: Request) -> Answer:
+        ticket: _Ticket[Request, Answer] = _Ticket(request)
         with self._guard:
             queue = self._queues[work]
             queue.waiting.append(ticket)
@@ -69,9 +72,11 @@ class GroupCommit:
             return work(ports, [request])[0]
         if ticket.error is not None:
             raise ticket.error
-        return ticket.result
+        return ticket.answer
 
-    def _run_next(self, work: Work, ports: Any, queue: _Queue) -> None:
+    def _run_next(
+        self, work: Work[Request, Answer], ports: Ports, queue: _Queue[Request, Answer]
+    ) -> None:
         with self._guard:
             batch, queue.waiting = queue.waiting[:MAX_BATCH], queue.waiting[MAX_BATCH:]
         try:
@@ -81,9 +86,9 @@ class GroupCommit:
                 ticket.done = True
 
 
-def _run(work: Work, ports: Any, batch: list[_Ticket]) -> None:
+def _run(work: Work[Request, Answer], ports: Ports, batch: list[_Ticket[Request, Answer]]) -> None:
     try:
-        results = work(ports, [ticket.request for ticket in batch])
+        answers = work(ports, [ticket.request for ticket in batch])
     except Exception as error:  # noqa: BLE001 - handed to the callers it belongs to
         if len(batch) == 1 or isinstance(error, CommitUnknown):
             _fail(batch, error)
@@ -94,10 +99,10 @@ def _run(work: Work, ports: Any, batch: list[_Ticket]) -> None:
         _fail(batch, error)
         raise
     else:
-        for ticket, result in zip(batch, results, strict=True):
-            ticket.result = result
+        for ticket, answer in zip(batch, answers, strict=True):
+            ticket.answer = answer
 
 
-def _fail(batch: list[_Ticket], error: BaseException) -> None:
+def _fail(batch: list[_Ticket[Request, Answer]], error: BaseException) -> None:
     for ticket in batch:
         ticket.error = error

@@ -47,7 +47,7 @@ class Settle:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    case: Case | None  # None: another claim owns the attempt, and this news was dropped
+    case: Case
     events: tuple[Event, ...] = field(default=())
 
 
@@ -58,11 +58,14 @@ def settle_all(
     requests: Sequence[Settle],
     now: datetime,
     to_submit: Collection[int] = (),
-) -> tuple[list[Settled], list[Entry]]:
-    """Apply each piece of news to its case, in order, and save them. One result for each request,
-    and what the history is to say. `to_arm`: ids of cards to be charged in the same transaction.
+) -> tuple[list[Settled | None], list[Entry]]:
+    """Apply each piece of news to its case, in order, and save them.
+
+    Returns one result for each request, None where another claim owns the attempt and the news was
+    dropped; and what the history is to say. `to_submit`: ids of cards to be charged in the same
+    transaction.
     """
-    results: list[Settled] = []
+    results: list[Settled | None] = []
     entries: list[Entry] = []
     declined: list[tuple[int, str | None]] = []
     moved: list[tuple[Subscription, Subscription, str]] = []
@@ -74,7 +77,7 @@ def settle_all(
     for request in requests:
         before = cases.case(request.key)
         if _is_outdated(before, request):
-            results.append(Settled(None))
+            results.append(None)
             continue
         context = Context(now, request.by, ports.timings)
         concluded = conclude(_with_hint(before, request.hint), request.news, context)
@@ -88,7 +91,7 @@ def settle_all(
         said += _carry_out(ports, connection, before, concluded, context)
         if _is_declined_by_it(before, concluded) or concluded.kills_card:
             declined += _refused(concluded)
-        entries += [_entry(request.key, event) for event in said]
+        entries += [Entry.about(request.key, event) for event in said]
     cases.save()
     for case, by in closed:
         _end_the_next(connection, case, Moment(now, by))
@@ -213,7 +216,3 @@ def wire_data(calls: Sequence[WireCall]) -> list[dict[str, object]]:
         }
         for call in calls
     ]
-
-
-def _entry(key: CaseKey, event: Event) -> Entry:
-    return Entry.about(key, event)

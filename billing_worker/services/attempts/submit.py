@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -185,7 +185,7 @@ def _collectable(case: Case) -> frozenset[SubscriptionStatus]:
     return PAYABLE_DEBT if case.invoice.status is InvoiceStatus.UNCOLLECTIBLE else PAYABLE
 
 
-def card_ids(requests: Sequence[Submit]) -> set[int]:
+def card_ids(requests: Iterable[Submit]) -> set[int]:
     """Of the cards that are to be charged."""
     return {card_id for r in requests if (card_id := r.claimed.attempt.card_id) is not None}
 
@@ -213,7 +213,6 @@ def _submit(ports: Ports, connection: Connection, allowed: Sequence[Submit], now
 
 
 def _entry(request: Submit, now: datetime) -> Entry:
-    key = request.key
     data = {"gateway_id": request.statement.gateway_id, "calls": wire_data(request.calls)}
     event = Event(EventKind.ATTEMPT_SUBMITTED, now, BY, data)
-    return Entry.about(key, event)
+    return Entry.about(request.key, event)
