@@ -56,9 +56,7 @@ def switch(
         if service is None:
             switches.turn_sales(connection, on=on, by=by, reason=reason, now=now)
         elif on:
-            if not switches.resume_service(connection, service):
-                paused = ", ".join(sorted(switches.read(connection).paused)) or "none"
-                raise InvalidInput("service", f"{service} is not paused; paused: {paused}")
+            _resume(connection, service)
         else:
             switches.pause_service(connection, service, by=by, reason=reason, now=now)
         data = {"on": on, "reason": reason, "service": service, "restored": restored}
@@ -72,6 +70,12 @@ def switch(
             switches.ring_again(connection, service, now)
         else:
             switches.wait_for_readers(connection)
+
+
+def _resume(connection: Connection, service: str) -> None:
+    if not switches.resume_service(connection, service):
+        paused = ", ".join(sorted(switches.read(connection).paused)) or "none"
+        raise InvalidInput("service", f"{service} is not paused; paused: {paused}")
 
 
 def _mark(connection: Connection, *, on: bool, by: str, reason: str, now: datetime) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import getpass
+from typing import Any
 
 import click
 
@@ -52,35 +53,18 @@ def sales(
     Example:
       billing-worker sales stop --by ann --reason "wrong amounts"
     """
-    now = SystemClock().now()
     on = action == "start"
     restored = restored or moved
     if restored and service:
         raise click.UsageError("--restored and --moved are said of all services.")
     if moved and not on:
         raise click.UsageError("--moved is said with `start`.")
-    who = f"operator:{by}"
-    settings = settings_for(*config.DATABASE)
-    with open_store(settings) as store:
-        try:
-            switch(
-                store,
-                on=on,
-                service=service,
-                by=who,
-                reason=reason,
-                now=now,
-                restored=restored,
-                moved=moved,
-                outside=build_outside(settings),
-            )
-        except InvalidInput as error:
-            raise click.ClickException(error.reason if not service else str(error)) from None
-        with store.reading() as connection:
-            switched = switches.read(connection)
+    said: dict[str, Any] = {
+        "on": on, "service": service, "reason": reason, "by": f"operator:{by}",
+    }  # fmt: skip
+    sales_on = _switch(**said, restored=restored, moved=moved)
     if as_json:
-        said = {"on": on, "service": service, "reason": reason, "by": who, "restored": restored}
-        print_json(said | {"moved": moved})
+        print_json(said | {"restored": restored, "moved": moved})
         return
     if service is not None:
         click.echo(f"{service} is {'resumed' if on else 'paused'}.")
@@ -88,5 +72,22 @@ def sales(
         click.echo("What was due by now is looked for at the gateway before it is created there.")
     if restored and not on:
         click.echo("Nothing becomes due before `sales start --restored`.")
-    sent = "Sales are sent." if switched.sales_on else "Sales are stopped: prepared charges wait."
-    click.echo(sent)
+    click.echo("Sales are sent." if sales_on else "Sales are stopped: prepared charges wait.")
+
+
+def _switch(*, service: str | None, **order: Any) -> bool:
+    """Carry the order out, and return whether sales are on after it."""
+    settings = settings_for(*config.DATABASE)
+    with open_store(settings) as store:
+        try:
+            switch(
+                store,
+                service=service,
+                now=SystemClock().now(),
+                outside=build_outside(settings),
+                **order,
+            )
+        except InvalidInput as error:
+            raise click.ClickException(error.reason if not service else str(error)) from None
+        with store.reading() as connection:
+            return switches.read(connection).sales_on
