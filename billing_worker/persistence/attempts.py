@@ -19,7 +19,6 @@ from billing_worker.domain.outcome import Case
 from billing_worker.domain.subscription import SubscriptionStatus
 from billing_worker.persistence import cards
 from billing_worker.persistence.book import identity
-from billing_worker.persistence.mapping import Update
 from billing_worker.persistence.rows import (
     ATTEMPTS,
     INVOICES,
@@ -30,6 +29,7 @@ from billing_worker.persistence.rows import (
     owner_from,
     subscription_from,
 )
+from billing_worker.persistence.schema.mapping import Update
 from billing_worker.persistence.schema.tables import attempts, customers, invoices, subscriptions
 
 _T = TypeVar("_T")

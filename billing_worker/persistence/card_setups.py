@@ -25,8 +25,8 @@ from billing_worker.domain.errors import ConcurrentChange
 from billing_worker.domain.invoice import RECOVERY_ENDED
 from billing_worker.persistence import pay_links
 from billing_worker.persistence.book import identity
-from billing_worker.persistence.mapping import Objects, Part, Update
 from billing_worker.persistence.rows import MONEY
+from billing_worker.persistence.schema.mapping import Objects, Part, Update
 from billing_worker.persistence.schema.tables import (
     attempts,
     cards,

@@ -17,7 +17,7 @@ from billing_worker.domain.invoice import Invoice, InvoiceStatus
 from billing_worker.domain.money import Money
 from billing_worker.domain.statement import Owner
 from billing_worker.domain.subscription import Subscription, SubscriptionStatus
-from billing_worker.persistence.mapping import Objects, Part
+from billing_worker.persistence.schema.mapping import Objects, Part
 from billing_worker.persistence.schema.tables import subscriptions
 
 MONEY = Part(("amount_minor", "currency"), Money.from_minor, attrgetter("minor", "currency"))

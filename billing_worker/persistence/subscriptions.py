@@ -18,7 +18,6 @@ from sqlalchemy import (
 from billing_worker.domain.errors import ConcurrentChange, InvariantBroken
 from billing_worker.domain.subscription import BILLABLE, ONE_OFF, Subscription
 from billing_worker.persistence.bulk import among, insert_rows
-from billing_worker.persistence.mapping import Update
 from billing_worker.persistence.rows import (
     SUBSCRIPTIONS,
     TERMS,
@@ -26,6 +25,7 @@ from billing_worker.persistence.rows import (
     readable,
     subscription_from,
 )
+from billing_worker.persistence.schema.mapping import Update
 from billing_worker.persistence.schema.tables import cards, customers, invoices, subscriptions
 
 # Built once: sweeps run every few seconds and usually find nothing.

@@ -22,7 +22,7 @@ from billing_worker.receivers.address import PUBLIC_POOLS, AddressRefusedError
 
 DEADLINE_SECONDS: Final = 15.0
 CONNECT_SECONDS: Final = 5.0
-LONGEST_ANSWER: Final = 64 * 1024
+LONGEST_REPLY: Final = 64 * 1024
 """Bytes that are read of an answer. The connection of a longer one is closed."""
 
 PRIVATE: Final = "refused: not a public address"
@@ -93,7 +93,7 @@ class Poster:
 
 def _read_a_little(answer: requests.Response) -> None:
     """The end of an answer says nothing, but a connection serves again only once it is read."""
-    answer.raw.read(LONGEST_ANSWER, decode_content=False)
+    answer.raw.read(LONGEST_REPLY, decode_content=False)
 
 
 class _Session(requests.Session):

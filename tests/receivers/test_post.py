@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from billing_worker.receivers.post import LONGEST_ANSWER, Poster
+from billing_worker.receivers.post import LONGEST_REPLY, Poster
 
 
 @contextmanager
@@ -67,7 +67,7 @@ def test_an_endless_body_is_cut():
         assert post(url).status == 200
         assert time.monotonic() - started < 2
     assert sum(sent) < 3_000_000_000 / 100
-    assert LONGEST_ANSWER == 64 * 1024
+    assert LONGEST_REPLY == 64 * 1024
 
 
 def test_a_receiver_that_drips_is_left_at_the_deadline():
