@@ -10,6 +10,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from tests.simulation.people import Decision
+from tests.simulation.rare import SOLD_BY_A_FORGOTTEN_LIFE
 from tests.simulation.simulator import Simulation
 
 MOST = 12
@@ -18,6 +19,13 @@ MOST = 12
 
 class Forgetful(Simulation):
     """Commits are lost at any step, again and again."""
+
+    must_reach = Simulation.must_reach | {
+        SOLD_BY_A_FORGOTTEN_LIFE,
+        "commits lost",
+        "decision said again after a loss",
+        "customer pays on a page left open",
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()

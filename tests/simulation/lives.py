@@ -26,6 +26,12 @@ LIVES: dict[str, type[Simulation]] = {
 }
 
 
+def must_reach(life: str | None) -> frozenset[str]:
+    """The states without which a long campaign has not tested this life, or all of them."""
+    lives = LIVES.values() if life is None else [LIVES[life]]
+    return frozenset[str]().union(*(one.must_reach for one in lives))
+
+
 @dataclass(slots=True)
 class Lived:
     seed: int

@@ -13,6 +13,7 @@ from sqlalchemy import select
 from billing_worker.persistence.schema import tables
 from billing_worker.services.kill_switch import switch
 from tests.simulation.people import Decision
+from tests.simulation.rare import FOUND_PAID, SOLD_BY_A_FORGOTTEN_LIFE
 from tests.simulation.simulator import Simulation
 
 _OVER = {"cancelled", "paused"}
@@ -20,6 +21,14 @@ _OVER = {"cancelled", "paused"}
 
 class Restored(Simulation):
     """A backup at some step; at a later one it is restored, and sales are started as restored."""
+
+    must_reach = Simulation.must_reach | {
+        FOUND_PAID,
+        SOLD_BY_A_FORGOTTEN_LIFE,
+        "books restored from a backup",
+        "decision said again after a restore",
+        "customer pays on a page left open",
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from billing_worker.services.ports import Ports
 from tests.simulation.memory import MemoryStore
 from tests.simulation.people import People
-from tests.simulation.rare import reached
+from tests.simulation.rare import ANOTHER_BOOKS, FOUND_PAID, reached
 from tests.simulation.simulator import Simulation
 from tests.support.books import name_book
 from tests.support.world import World
@@ -31,6 +31,8 @@ class Side:
 
 class Shared(Simulation):
     """At each step one of the two acts; the tasks of both go on as they like."""
+
+    must_reach = Simulation.must_reach | {ANOTHER_BOOKS, FOUND_PAID}
 
     def __post_init__(self) -> None:
         super().__post_init__()
