@@ -15,18 +15,25 @@ from typing import Any
 
 from sqlalchemy import select
 
+from billing_worker.domain.attempt import Origin
 from billing_worker.domain.dunning import POLICIES
 from billing_worker.domain.errors import ConcurrentChange, GatewayError, InvalidInput, NotPayable
 from billing_worker.domain.secret import Secret
 from billing_worker.persistence import switches
 from billing_worker.persistence.schema import tables
+from billing_worker.sandbox.gateway import SandboxGateway
 from billing_worker.services import dunning
 from billing_worker.services.cards.new_card import replace_card
+from billing_worker.services.charging.charge import charge_batch
 from billing_worker.services.hosted_pages import start
 from billing_worker.services.hosted_pages.page_address import page_behind
 from billing_worker.services.import_records.subscription import BadRecord, CardRecord
+from billing_worker.services.invoicing.renew import renew_due
+from billing_worker.services.operators.debts import IfCharged, mark_paid, void_invoice
+from billing_worker.services.operators.resolve import resolve_unknown
 from billing_worker.services.ports import Ports
 from billing_worker.services.subscriptions import lifecycle
+from tests.simulation.witness import witness_of
 
 ANSWERS = (InvalidInput, BadRecord, NotPayable, GatewayError, ConcurrentChange)
 NEW_CARDS = (
@@ -78,6 +85,9 @@ class People:
                 ("asks for a page for", self._ask_for_page),
                 ("turns sales for", self._turn_sales),
                 ("gives up what is overdue, not only", self._give_up),
+                *[("charges by hand, and says what became of it, not only", self._resolve)] * 6,
+                ("voids an invoice of", self._void),
+                ("marks an invoice as paid of", self._mark_paid),
             ]
         )
         return f"somebody {name} {reference}", act(reference)
@@ -191,6 +201,53 @@ class People:
     def _give_up(self, _: str) -> Act:
         return lambda p: dunning.give_up_overdue(p.store, p.clock)
 
+    def _resolve(self, _: str) -> Act:
+        """Of whatever is unknown. Most look at the account's statement first; some err all the same."""
+        chosen, errs = self._rng.random(), self._rng.random() < 0.3
+
+        def act(ports: Ports) -> Any:
+            renew_due(ports)
+            charge_batch(ports, _due(ports))
+            unknown = _some_unknown_attempt(ports, chosen)
+            if unknown is None:
+                return None
+            sandbox = _sandbox_of(ports)
+            debited = any(debit.gateway_id == unknown.gateway_id for debit in sandbox.ledger)
+            paid = debited is not errs
+            if not paid:
+                witness_of(sandbox).called_unpaid(unknown.gateway_id, ports.clock.now())
+            return resolve_unknown(
+                ports, reference=unknown.reference_id, paid=paid, evidence="the statement",
+                by="somebody", why="asked",
+            )  # fmt: skip
+
+        return act
+
+    def _void(self, reference: str) -> Act:
+        chosen, how = self._rng.random(), self._rng.choice(list(IfCharged))
+
+        def act(ports: Ports) -> Any:
+            invoice = _some_invoice(ports, reference, chosen)
+            return invoice and void_invoice(
+                ports.store, ports.clock, reference=invoice, by="somebody", why="asked",
+                if_charged=how,
+            )  # fmt: skip
+
+        return act
+
+    def _mark_paid(self, reference: str) -> Act:
+        chosen = self._rng.random()
+        how = self._rng.choice([IfCharged.REFUSE, IfCharged.ALL_THE_SAME])
+
+        def act(ports: Ports) -> Any:
+            invoice = _some_invoice(ports, reference, chosen)
+            return invoice and mark_paid(
+                ports.store, ports.clock, reference=invoice, evidence="cash", by="somebody",
+                why="asked", if_charged=how,
+            )  # fmt: skip
+
+        return act
+
 
 def customer_pays(ports: Ports, page: dict[str, Any], pay: Callable[[str], Any]) -> str:
     """The customer opens our page and pays at once, if it still sends them on. One who is at the
@@ -204,6 +261,35 @@ def customer_pays(ports: Ports, page: dict[str, Any], pay: Callable[[str], Any])
             f"the link of {page['reference_id']} opens another page"
         )
     return f"customer pays {page['reference_id']}: {pay(page['gateway_id']).status}"
+
+
+def _sandbox_of(ports: Ports) -> SandboxGateway:
+    sandbox: SandboxGateway = ports.gateway._transport._sandbox  # type: ignore[attr-defined]
+    return sandbox
+
+
+def _due(ports: Ports) -> list[int]:
+    invoices = tables.invoices
+    query = select(invoices.c.id).where(invoices.c.enqueue_at <= ports.clock.now())
+    with ports.store.reading() as connection:
+        return list(connection.execute(query.order_by(invoices.c.id)).scalars())
+
+
+def _some_unknown_attempt(ports: Ports, chosen: float) -> Any:
+    """One that may be unknown, or that somebody has resolved: who asks hears what it is."""
+    attempts = tables.attempts
+    query = (
+        select(attempts.c.reference_id, attempts.c.gateway_id)
+        .where(
+            ((attempts.c.status == "submitted") & (attempts.c.origin != Origin.LINK))
+            | attempts.c.undecided_since.is_not(None)
+            | attempts.c.resolved_at.is_not(None)
+        )
+        .order_by(attempts.c.id)
+    )
+    with ports.store.reading() as connection:
+        found = connection.execute(query).all()
+    return found[int(chosen * len(found))] if found else None
 
 
 def _some_invoice(ports: Ports, reference: str, chosen: float) -> str | None:

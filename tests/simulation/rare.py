@@ -70,6 +70,24 @@ def _found_by_reference(status: str) -> Callable[[History], bool]:
     return holds
 
 
+_SAYS_OTHERWISE = {
+    False: {"attempt.succeeded", "attempt.surplus"},
+    True: {"attempt.contradicted"},
+}
+"""Of a word that it is paid, or not."""
+
+
+def _resolved_otherwise(history: History) -> bool:
+    """A named person's word, and later another one of the gateway."""
+    paid = None
+    for event in history:
+        if event.kind == "attempt.resolved":
+            paid = event.data["paid"]
+        elif paid is not None and event.kind in _SAYS_OTHERWISE[paid]:
+            return True
+    return False
+
+
 def _told(words: str) -> Callable[[History], bool]:
     def holds(history: History) -> bool:
         return any(
@@ -94,6 +112,8 @@ OF_ATTEMPTS: dict[str, Callable[[History], bool]] = {
     "declined after its expiry": _follows("attempt.declined", {"attempt.unpaid_final"}),
     "contradiction": _has("attempt.contradicted"),
     "undecided again after its end": _follows("attempt.contradicted", _ENDED),
+    "resolved by a person": _has("attempt.resolved"),
+    "resolved, and the gateway said otherwise": _resolved_otherwise,
     "answer that does not fit the order": _has("attempt.quarantined"),
     ANOTHER_BOOKS: _told("belongs to another book"),
     "undecided for a day": _has("attempt.undecided"),
@@ -107,6 +127,8 @@ OF_INVOICES: dict[str, Callable[[History], bool]] = {
     "recovery ended": _has("recovery.ended"),
     "retry ordered": _has("retry.ordered"),
     "voided by its cancellation": _has("invoice.voided", reason="cancelled"),
+    "voided by a person": _has("invoice.voided", why="asked"),
+    "marked as paid by a person": _has("invoice.marked_paid"),
     "paid after a decline": _has("payment.recovered"),
     "card needed": _has("card.needed"),
 }

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from weakref import WeakKeyDictionary
 
 from billing_worker.sandbox.gateway import SandboxGateway
 from billing_worker.sandbox.invoices import Invoice
@@ -16,6 +17,9 @@ CALLED_FAILED = "declined by the gateway for as long as it is waited, and charge
 CALLED_EXPIRED = "expired for as long as it is waited, and charged after that"
 ASKED_FOR = "a page expired, somebody asked for another try, and the page was charged after that"
 PAID_ON_A_PAGE = "declined by the gateway, the customer paid on a page, and charged after that"
+CALLED_UNPAID = (
+    "unpaid as a named person said, somebody asked for another try, and charged after that"
+)
 AT_THE_SAME_TIME = "final and unpaid when it was last asked about, and charged within that minute"
 
 LAST_QUESTION = timedelta(seconds=60)
@@ -59,6 +63,8 @@ class Witness:
     def __init__(self, sandbox: SandboxGateway) -> None:
         self._sandbox = sandbox
         self.asks: list[Ask] = []
+        self._called_unpaid: dict[str, datetime] = {}
+        _WITNESSES[sandbox] = self
         self._asked: defaultdict[tuple[str | None, str], list[Invoice]] = defaultdict(list)
         acquirer = sandbox._books.acquirer
         sell = acquirer.sell
@@ -86,6 +92,10 @@ class Witness:
             invoice.gateway_id, invoice.status, invoice.updated_at, on_page, bool(was_final)
         )
 
+    def called_unpaid(self, gateway_id: str, now: datetime) -> None:
+        """A named person says of what the gateway leaves undecided that it was not paid."""
+        self._called_unpaid.setdefault(gateway_id, now)
+
     def asked_by_id(self, gateway_id: str, now: datetime) -> None:
         """A customer pays on the gateway's page: refused, unless it is still open."""
         invoice = self._sandbox._books.with_id(gateway_id)
@@ -106,11 +116,24 @@ class Witness:
             for seen in ask.before:
                 if seen.gateway_id in debited:
                     told = f"{ask.reference_id} sold beside one that was {seen.status}"
-                    yield (
-                        ask.period,
-                        told,
-                        _unknowable(seen, ask, waits, asked_for=ask.reference_id in asked_for),
-                    )
+                    is_asked_for = ask.reference_id in asked_for
+                    reason = _unknowable(seen, ask, waits, asked_for=is_asked_for)
+                    if reason is None and is_asked_for and self._is_called_unpaid(seen, ask):
+                        reason = CALLED_UNPAID
+                    yield ask.period, told, reason
+
+    def _is_called_unpaid(self, seen: Seen, ask: Ask) -> bool:
+        """The word outlives no "paid" of the gateway, which is asked right before."""
+        since = self._called_unpaid.get(seen.gateway_id)
+        return since is not None and since <= ask.at and seen.status != "processed"
+
+
+_WITNESSES: WeakKeyDictionary[SandboxGateway, Witness] = WeakKeyDictionary()
+
+
+def witness_of(sandbox: SandboxGateway) -> Witness:
+    """For people, who say of an invoice of this gateway what they believe."""
+    return _WITNESSES[sandbox]
 
 
 def _unknowable(seen: Seen, ask: Ask, waits: Waits, *, asked_for: bool) -> str | None:
