@@ -261,14 +261,24 @@ def _unpaid(payment: HostedPayment, finding: Finding, context: Context) -> Concl
     the grace, and the gateway is polled again afterwards.
     """
     if payment.status is not HostedStatus.OPEN:
-        return Concluded(replace(payment, next_poll_at=_next_recheck(payment, context)))
+        return _still_unpaid(payment, finding, context)
     since = payment.unpaid_since or context.now
     over = since + context.timings.expiry_grace
     if payment.unpaid_since is None or context.now < over:
         waiting = replace(payment, unpaid_since=since, next_poll_at=over)
-        return Concluded(waiting, (_told(waiting, EventKind.CARD_PAGE_POLLED, context),))
-    first = context.now + RECHECKS[0]
-    return _ended(payment, HostedStatus.UNPAID, finding.reason, first, context)
+        shown = replace(waiting, outcome=finding.refusal or finding.reason)
+        return Concluded(waiting, (_told(shown, EventKind.CARD_PAGE_POLLED, context),))
+    first, outcome = context.now + RECHECKS[0], finding.refusal or finding.reason
+    return _ended(payment, HostedStatus.UNPAID, outcome, first, context)
+
+
+def _still_unpaid(payment: HostedPayment, finding: Finding, context: Context) -> Concluded:
+    """Keep why the card was refused, if the gateway says so only after the end."""
+    again = replace(payment, next_poll_at=_next_recheck(payment, context))
+    if payment.status is not HostedStatus.UNPAID or finding.refusal in {None, payment.outcome}:
+        return Concluded(again)
+    refused = replace(again, outcome=finding.refusal)
+    return Concluded(refused, (_told(refused, EventKind.CARD_PAGE_POLLED, context),))
 
 
 def _undecided(payment: HostedPayment, finding: Finding, context: Context) -> Concluded:

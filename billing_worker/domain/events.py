@@ -47,6 +47,9 @@ class EventKind(StrEnum):
     ATTEMPT_CONTRADICTED = "attempt.contradicted"  # a statement that contradicts a final state
     ATTEMPT_RESOLVED = "attempt.resolved"  # by a named person: an unknown one was paid, or was not
     ATTEMPT_UNDECIDED = "attempt.undecided"  # prepared or submitted for a day; written once
+    ATTEMPT_LEFT_TO_PERSON = (
+        "attempt.left_to_person"  # may be sold, pending for 30 days: polled no more
+    )
     GATEWAY_REFUSES_US = "gateway.refuses_us"  # 401 or 403: credentials or permissions
     POLL_UP_UNRELIABLE = "gateway.look_up_unreliable"  # its list ignored our filter
     ATTEMPT_CALLED_BACK = "attempt.called_back"  # a signed callback: the gateway is asked at once

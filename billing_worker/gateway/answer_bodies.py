@@ -219,18 +219,24 @@ class Hint:
 
     gateway_id: str
     test_mode: bool
+    reference_id: str | None = None
 
 
 class _Callback(_Incoming):
     id = _Id(required=True)
     test_mode = _TrueOrFalse(required=True)
+    reference_id = _Lenient(_short_text_or_none)
 
     @pre_load
     def flatten(self, resource: Any, **_: Any) -> dict[str, Any]:
         if not isinstance(resource, dict):
             raise ValidationError("not a resource", "data")
-        mode = _object(resource.get("attributes")).get("test_mode")
-        return {"id": resource.get("id"), "test_mode": mode}
+        said = _object(resource.get("attributes"))
+        return {
+            "id": resource.get("id"),
+            "test_mode": said.get("test_mode"),
+            "reference_id": said.get("reference_id"),
+        }
 
 
 _CALLBACK: Final = _Callback()
@@ -239,7 +245,7 @@ _CALLBACK: Final = _Callback()
 def called_back(body: bytes) -> Hint:
     """Read which invoice a callback is about. The rest may have any shape: nothing reads it."""
     hint = _load(_CALLBACK, _data(body))
-    return Hint(hint["id"], hint["test_mode"])
+    return Hint(hint["id"], hint["test_mode"], hint["reference_id"])
 
 
 FULL_PAGE: Final = 10

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import ColumnElement, Connection, and_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from billing_worker.persistence.attempts import CaseKey
@@ -27,22 +27,36 @@ def keep(
     return connection.execute(statement).first() is not None
 
 
-def poll_now(connection: Connection, gateway_id: str, now: datetime) -> CaseKey | None:
+def poll_now(
+    connection: Connection, gateway_id: str, now: datetime, *, reference: str | None = None
+) -> CaseKey | None:
     """Make rows with this gateway id due for polling. Return the attempt among them.
 
-    A prepared attempt is left alone: the worker that prepares it polls by itself.
+    Where no attempt has the id, one with this reference may: what was withdrawn before it was sold
+    has none, and is polled by its reference. A prepared attempt is left alone: the worker that
+    prepares it polls by itself.
     """
-    moved = connection.execute(
-        update(attempts)
-        .where(attempts.c.gateway_id == gateway_id, attempts.c.status != "prepared")
-        .values(next_poll_at=now)
-        .returning(attempts.c.id, attempts.c.invoice_id)
-    ).first()
+    moved = _poll_attempt(connection, attempts.c.gateway_id == gateway_id, now)
+    if moved is None and reference is not None:
+        nameless = and_(attempts.c.reference_id == reference, attempts.c.gateway_id.is_(None))
+        moved = _poll_attempt(connection, nameless, now)
     connection.execute(
         update(hosted_payments)
         .where(hosted_payments.c.gateway_id == gateway_id, hosted_payments.c.status != "prepared")
         .values(next_poll_at=now)
     )
+    return moved
+
+
+def _poll_attempt(
+    connection: Connection, which: ColumnElement[bool], now: datetime
+) -> CaseKey | None:
+    moved = connection.execute(
+        update(attempts)
+        .where(which, attempts.c.status != "prepared")
+        .values(next_poll_at=now)
+        .returning(attempts.c.id, attempts.c.invoice_id)
+    ).first()
     if moved is None:
         return None
     owner = select(invoices.c.subscription_id).where(invoices.c.id == moved.invoice_id)

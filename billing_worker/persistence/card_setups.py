@@ -20,9 +20,9 @@ from sqlalchemy import (
     update,
 )
 
-from billing_worker.domain.card_setup import HostedPayment, HostedStatus
+from billing_worker.domain.card_setup import PAID, HostedPayment, HostedStatus
 from billing_worker.domain.errors import ConcurrentChange
-from billing_worker.domain.invoice import RECOVERY_ENDED
+from billing_worker.domain.invoice import RECOVERY_ENDED, InvoiceStatus
 from billing_worker.persistence import pay_links
 from billing_worker.persistence.book import identity
 from billing_worker.persistence.rows import MONEY
@@ -170,6 +170,22 @@ def page_of(connection: Connection, payment_id: int) -> bytes | None:
 def page_named(connection: Connection, digest: str) -> bytes | None:
     """Return the same by the digest of the page's name."""
     return connection.execute(_PAYABLE.where(hosted_payments.c.page_digest == digest)).scalar()
+
+
+def is_paid(connection: Connection, digest: str) -> bool:
+    """Return whether the page of this name was paid, or its invoice was paid in another way."""
+    query = (
+        select(hosted_payments.c.id)
+        .outerjoin(attempts, attempts.c.id == hosted_payments.c.attempt_id)
+        .outerjoin(invoices, invoices.c.id == attempts.c.invoice_id)
+        .where(
+            hosted_payments.c.page_digest == digest,
+            or_(
+                hosted_payments.c.status.in_(sorted(PAID)), invoices.c.status == InvoiceStatus.PAID
+            ),
+        )
+    )
+    return connection.execute(query).first() is not None
 
 
 def name_page(connection: Connection, payment_id: int, page: bytes, digest: str) -> None:

@@ -17,9 +17,9 @@ from sqlalchemy import (
     update,
 )
 
-from billing_worker.domain.attempt import Attempt, AttemptStatus, Origin
+from billing_worker.domain.attempt import PAID, Attempt, AttemptStatus, Origin
 from billing_worker.domain.errors import ConcurrentChange
-from billing_worker.domain.invoice import OWED
+from billing_worker.domain.invoice import OWED, InvoiceStatus
 from billing_worker.domain.subscription import PAYABLE, PAYABLE_DEBT
 from billing_worker.persistence import claims
 from billing_worker.persistence.attempts import CaseKey
@@ -145,6 +145,15 @@ def page_of(connection: Connection, attempt_id: int) -> bytes | None:
 def page_named(connection: Connection, digest: str) -> bytes | None:
     """Return the same by the digest of the page's name."""
     return connection.execute(_PAYABLE.where(attempts.c.page_digest == digest)).scalar()
+
+
+def is_paid(connection: Connection, digest: str) -> bool:
+    """Return whether the page of this name was paid, or its invoice was paid in another way."""
+    paid = or_(attempts.c.status.in_(sorted(PAID)), invoices.c.status == InvoiceStatus.PAID)
+    query = select(attempts.c.id).join(invoices, invoices.c.id == attempts.c.invoice_id)
+    return (
+        connection.execute(query.where(attempts.c.page_digest == digest, paid)).first() is not None
+    )
 
 
 def name_page(connection: Connection, attempt_id: int, page: bytes, digest: str) -> None:

@@ -143,3 +143,19 @@ def test_whatever_the_gateway_says_a_card_is_kept_at_most_once_and_never_unpaid(
     assert kept <= 1
     assert all(b is a or b in TRANSITIONS[a] for a, b in pairwise(states))
     assert payment.next_poll_at is not None or payment.status is not HostedStatus.OPEN
+
+
+@pytest.mark.parametrize("status", ["expired", "process_failed"])
+def test_an_unpaid_page_keeps_why_its_card_was_refused(status):
+    refused = said(status, resolution="insufficient_funds")
+    waiting = told(refused)
+    assert waiting.events[0].data["reason"] == "insufficient_funds"
+    ended = told(refused, waiting.payment, IN_AN_HOUR).payment
+    assert (ended.status, ended.outcome) == (HostedStatus.UNPAID, "insufficient_funds")
+
+
+def test_a_refusal_that_is_told_only_after_the_end_is_kept():
+    ended = replace(OPEN, status=HostedStatus.UNPAID, settled_at=NOW, outcome="expired")
+    later = told(said("expired", resolution="lost_or_stolen_card"), ended, IN_AN_HOUR)
+    assert later.payment.outcome == "lost_or_stolen_card"
+    assert told(said("expired"), later.payment, IN_AN_HOUR).payment == later.payment

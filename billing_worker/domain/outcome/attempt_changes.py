@@ -127,7 +127,8 @@ def ask_again(case: Case, context: Context) -> Case:
     elif _is_held(attempt, context.now):
         attempt = replace(attempt, next_poll_at=attempt.lease_until)
     elif attempt.next_poll_at is not None:  # a recheck without an answer
-        attempt = replace(attempt, next_poll_at=context.now + LONGEST_EAGER_WAIT)
+        wait = max(_wait_before_next_poll(attempt, context), LONGEST_EAGER_WAIT)
+        attempt = replace(attempt, next_poll_at=context.now + wait)
     return replace(case, attempt=attempt)
 
 
@@ -138,7 +139,7 @@ def _is_held(attempt: Attempt, now: datetime) -> bool:
 
 def _wait_before_next_poll(attempt: Attempt, context: Context) -> timedelta:
     """A quarter of the attempt's age: young attempts are polled often, old ones rarely."""
-    age = context.now - (attempt.submitted_at or attempt.created_at)
+    age = context.now - (attempt.settled_at or attempt.submitted_at or attempt.created_at)
     if age > EAGER_POLLS_FOR:
         return PATIENT_WAIT
     return min(max(age / 4, context.timings.reconcile_after), LONGEST_EAGER_WAIT)

@@ -63,6 +63,9 @@ class NeverHandedOut:
     For a withdrawn charge: the gateway lists nothing that tells whether it was sold.
     """
 
+    found: str | None = None
+    """What it lists instead: an invoice of which nobody can tell whether it was sold."""
+
 
 @dataclass(frozen=True, slots=True)
 class Resolved:

@@ -114,7 +114,7 @@ def _apply(  # noqa: PLR0911, C901 - a case each
             polled = context.event(EventKind.ATTEMPT_POLLED, found="no answer", reason=reason)
             return Conclusion(ask_again(case, context), (polled,))
         case NeverHandedOut():
-            return never_handed_out(case, context)
+            return never_handed_out(case, news, context)
         case Resolved():
             return resolve(case, news, context)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import datetime
 
 from billing_worker.domain import card as cards
 from billing_worker.domain.attempt import Attempt, AttemptStatus, Origin
@@ -16,7 +17,12 @@ from billing_worker.domain.events import Event, EventKind
 from billing_worker.domain.invoice import Invoice, InvoiceStatus
 from billing_worker.domain.network_rules import never_again
 from billing_worker.domain.outcome.attempt_changes import end_attempt, next_recheck
-from billing_worker.domain.outcome.attempt_result import Case, Conclusion, Context
+from billing_worker.domain.outcome.attempt_result import (
+    Case,
+    Conclusion,
+    Context,
+    NeverHandedOut,
+)
 from billing_worker.domain.outcome.distance import not_before
 from billing_worker.domain.outcome.next_step import declines_of, stays_owed
 
@@ -116,7 +122,7 @@ def _as_it_was(case: Case, attempt: Attempt, said: Event, context: Context) -> C
     return Conclusion(replace(case, attempt=attempt, invoice=invoice), (said, freed))
 
 
-def never_handed_out(case: Case, context: Context) -> Conclusion:
+def never_handed_out(case: Case, news: NeverHandedOut, context: Context) -> Conclusion:
     """Handle an attempt for whose reference the gateway lists nothing.
 
     A prepared one ends once its lease has run out. It is polled again: a create may arrive late.
@@ -124,8 +130,27 @@ def never_handed_out(case: Case, context: Context) -> Conclusion:
     attempt = case.attempt
     if attempt.status is AttemptStatus.NOT_CHARGED and attempt.gateway_id is None:
         again = next_recheck(attempt.settled_at or attempt.created_at, context.now)
-        return Conclusion(replace(case, attempt=replace(attempt, next_poll_at=again)), ())
+        asked = replace(case, attempt=replace(attempt, next_poll_at=again))
+        return Conclusion(asked, _left_open(attempt, news, again, context))
     lapsed = attempt.lease_until is not None and attempt.lease_until <= context.now
     if attempt.status is not AttemptStatus.PREPARED or not lapsed:
         return Conclusion(case, ())
     return link_unpaid(case, AttemptStatus.NOT_CHARGED, LINK_NEVER_HANDED_OUT, context)
+
+
+def _left_open(
+    attempt: Attempt, news: NeverHandedOut, again: datetime | None, context: Context
+) -> tuple[Event, ...]:
+    """Tell of a withdrawn charge that may have been sold. After the last poll a person is alerted; a
+    callback still has it polled.
+    """
+    if news.found is None:
+        return ()
+    polled = context.event(EventKind.ATTEMPT_POLLED, found=news.found)
+    if again is not None:
+        return (polled,)
+    reason = f"{news.found}; it is not polled any more"
+    left = context.event(
+        EventKind.ATTEMPT_LEFT_TO_PERSON, alert=True, reason=reason, reference=attempt.reference_id
+    )
+    return (polled, left)

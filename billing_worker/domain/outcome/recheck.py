@@ -23,25 +23,28 @@ def recheck(case: Case, finding: Finding, context: Context) -> Conclusion:
     """Apply a statement about an ended attempt that is still not paid."""
     attempt = case.attempt
     done = attempt.rechecks + 1
-    ended = attempt.settled_at or attempt.created_at
+    since = attempt.unpaid_since
+    if finding.verdict is Verdict.UNPAID_FINAL and since is None:
+        since = context.now
+    # Late money is counted from the later of both: the gateway's invoice may end long after the attempt.
+    ended = max(filter(None, (attempt.settled_at or attempt.created_at, since)))
     following = next_recheck(ended, context.now)
     if following is None and attempt.undecided_since is not None:
         # A final status that has changed once is polled again after it is final again.
         following = context.now + RECHECKS[0]
-    asked = replace(attempt, rechecks=done, next_poll_at=following, undecided_since=None)
+    asked = replace(
+        attempt, rechecks=done, next_poll_at=following, undecided_since=None, unpaid_since=since
+    )
     case = replace(case, attempt=asked)
-    if finding.verdict is Verdict.UNPAID_FINAL and attempt.unpaid_since is None:
-        case = replace(case, attempt=replace(asked, unpaid_since=context.now))
     unpaid = finding.verdict in {Verdict.DECLINED, Verdict.UNPAID_FINAL}
     if unpaid or (was_never_sold(attempt) and finding.reason in UNSOLD_STATUSES):
         polled = context.event(EventKind.ATTEMPT_POLLED, found=finding.reason, recheck=done)
         return Conclusion(case, (polled,), kills_card=_refused_for_good(case, finding, context))
     # Undecided again: polled until it is final again, however long that takes.
-    since = attempt.undecided_since or context.now
     undecided = replace(
         case.attempt,
         next_poll_at=context.now + PATIENT_WAIT,
-        undecided_since=since,
+        undecided_since=attempt.undecided_since or context.now,
         unpaid_since=None,  # the wait for late money restarts once it is final again
     )
     case = replace(case, attempt=undecided)

@@ -10,7 +10,7 @@ from flask import Blueprint, Response
 
 from billing_worker.entrypoints.web.pay_form import SUBMIT, render
 from billing_worker.persistence.store import Store
-from billing_worker.services.hosted_pages.page_address import page_behind
+from billing_worker.services.hosted_pages.page_address import is_paid, page_behind
 from billing_worker.services.ports import Vault
 
 _HASH: Final = base64.b64encode(hashlib.sha256(SUBMIT.encode()).digest()).decode()
@@ -29,6 +29,10 @@ _GONE: Final = (
     '<!doctype html><html lang="en"><meta charset="utf-8"><title>Link not valid</title>'
     "<p>This link is no longer valid. There is nothing to pay here.</p></html>"
 )
+_PAID: Final = (
+    '<!doctype html><html lang="en"><meta charset="utf-8"><title>Paid</title>'
+    "<p>This is paid. There is nothing more to pay here.</p></html>"
+)
 
 
 def pay_routes(store: Store, vault: Vault) -> Blueprint:
@@ -36,10 +40,12 @@ def pay_routes(store: Store, vault: Vault) -> Blueprint:
 
     @routes.get("/pay/<name>")
     def pay(name: str) -> Response:
-        """Send the page. Answers 410 alike for a paid, an ended and an unknown page, so that nobody
-        learns which.
+        """Send the page, or say that it is paid. Answers 410 alike for an ended and an unknown page, so
+        that nobody learns which.
         """
         page = page_behind(store, vault, name)
+        if page is None and is_paid(store, name):
+            return Response(_PAID, 200, _HEADERS)
         if page is None:
             return Response(_GONE, 410, _HEADERS)
         return Response(render(page), 200, _HEADERS)

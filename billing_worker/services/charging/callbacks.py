@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 from billing_worker.clock import Clock
 from billing_worker.domain.events import Event, EventKind
 from billing_worker.domain.secret import Secret
-from billing_worker.gateway.answer_bodies import UnreadableError, called_back
+from billing_worker.gateway.answer_bodies import Hint, UnreadableError, called_back
 from billing_worker.gateway.callback_signature import is_signed
 from billing_worker.persistence import callbacks, counters, history
 from billing_worker.persistence.history import Entry
@@ -77,16 +77,15 @@ def receive(inbox: Inbox, body: bytes) -> Fate:
         if not is_new:
             counters.add(connection, COUNTER + Fate.DUPLICATE, 1, now)
             return Fate.DUPLICATE
-        attempt_id = _poll_now(connection, hint.gateway_id, Event(
-            EventKind.ATTEMPT_CALLED_BACK, now, BY, {"digest": digest}
-        ))  # fmt: skip
+        event = Event(EventKind.ATTEMPT_CALLED_BACK, now, BY, {"digest": digest})
+        attempt_id = _poll_now(connection, hint, event)
     if attempt_id is not None:
         inbox.bell.poll([attempt_id])
     return Fate.STORED
 
 
-def _poll_now(connection: Connection, gateway_id: str, event: Event) -> int | None:
-    key = callbacks.poll_now(connection, gateway_id, event.at)
+def _poll_now(connection: Connection, hint: Hint, event: Event) -> int | None:
+    key = callbacks.poll_now(connection, hint.gateway_id, event.at, reference=hint.reference_id)
     if key is None:
         return None
     history.write(connection, [Entry.about(key, event)])

@@ -198,7 +198,14 @@ def _earlier_attempts_may_pay(ports: Ports, claimed: Claimed, calls: CallLog) ->
 
 def _asking(ports: Ports, claimed: Claimed) -> Asking:
     wait, shown = partial(rate_permit.take, ports, claimed), partial(_shown, ports, claimed)
-    return Asking(BY, wait, shown, forgetful=claimed.may_be_forgotten, owner=claimed.payer.owner)
+    return Asking(
+        BY,
+        wait,
+        shown,
+        forgetful=claimed.may_be_forgotten,
+        owner=claimed.payer.owner,
+        remembers=claimed.is_proven_unsold,
+    )
 
 
 def _known_already(ports: Ports, claimed: Claimed, calls: CallLog) -> Statement | News | None:

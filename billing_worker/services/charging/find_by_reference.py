@@ -53,6 +53,8 @@ class Asking:
     """The books were restored from a backup, and may have forgotten what they have sold."""
     owner: Owner
     """Whose the invoices are that may be believed."""
+    remembers: bool = False
+    """It is proven that these books have forgotten no sale of this invoice."""
 
 
 @dataclass(frozen=True, slots=True)

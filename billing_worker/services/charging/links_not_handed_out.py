@@ -26,6 +26,7 @@ from billing_worker.services.attempts.commit import settle
 from billing_worker.services.attempts.settle import Settle
 from billing_worker.services.charging.find_by_reference import (
     MAYBE_SOLD,
+    UNPROVEN,
     Asking,
     Foreign,
     Found,
@@ -62,11 +63,11 @@ def ask_by_reference(ports: Ports, key: CaseKey) -> str:
 def _news(attempt: Attempt, found: Found | Foreign | None, asking: Asking) -> News:
     if found is None or isinstance(found, Foreign):
         return NeverHandedOut()
-    if found.maybe_sold and asking.forgetful:
+    if found.maybe_sold and asking.forgetful and attempt.status is AttemptStatus.PREPARED:
         return NoAnswer(MAYBE_SOLD)  # Another life, or another book, may have.
-    if found.maybe_sold and attempt.origin is not Origin.LINK:
+    if found.maybe_sold and (asking.forgetful or attempt.origin is not Origin.LINK):
         # Its id is not kept: the next attempt goes on waiting for the end of what has none.
-        return NeverHandedOut()
+        return NeverHandedOut(MAYBE_SOLD if asking.forgetful else UNPROVEN)
     if attempt.status is AttemptStatus.PREPARED and not page_may_be_paid(found.statement):
         return NothingSent(LINK_NEVER_HANDED_OUT, statement=found.statement)
     return Stated(found.statement)

@@ -4,8 +4,8 @@
     known by our reference      find; nobody has told us whether anything was made under it
 
 Late money pays the invoice (gateway.md §11.6), and finals of the gateway are not frozen (§0 H). An
-attempt without an id ended before its create was answered; in books that were restored from a
-backup it may even have been sold.
+attempt without an id ended before its create was answered. Unless it is proven that these books have
+forgotten no sale, it may even have been sold.
 """
 
 from __future__ import annotations
@@ -96,20 +96,21 @@ def why_no_other(
             return Obstacle.PAID
         if case.attempt.undecided_since is not None or _may_still_pay(case, statement):
             return Obstacle.UNDECIDED
-        if asking.forgetful and _has_just_ended(ports, case.attempt):
-            return Obstacle.OPEN
-        earliest = not_before(origin, [case.attempt], ports.timings)
+        waits = [not_before(origin, [case.attempt], ports.timings)]
+        if not asking.remembers:
+            waits.append(_as_if_sold(ports, case.attempt))
+        earliest = max((until for until in waits if until is not None), default=None)
         if earliest is not None and earliest > ports.clock.now():
             return TooEarly(earliest)
     return None
 
 
-def _has_just_ended(ports: Ports, attempt: Attempt) -> bool:
-    """Sold by nobody that these books know of, and maybe by their forgotten life: the wait for late
-    money begins when it is seen.
+def _as_if_sold(ports: Ports, attempt: Attempt) -> datetime | None:
+    """Return until when its money may come, although these books have not sold it: a life that they
+    have forgotten may have. The wait begins when they see that it has ended.
     """
     since = attempt.unpaid_since if attempt.submitted_at is None else None
-    return since is not None and ports.clock.now() < since + ports.timings.expired_retry
+    return None if since is None else since + ports.timings.expired_retry
 
 
 def _may_still_pay(case: Case, statement: Statement) -> bool:

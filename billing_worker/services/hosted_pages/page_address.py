@@ -83,3 +83,12 @@ def page_behind(store: Store, vault: Vault, name: str) -> Page | None:
             connection, digest
         )
     return unlock_page(vault, locked).page if locked else None
+
+
+def is_paid(store: Store, name: str) -> bool:
+    """Whether nothing is to be paid behind this name because it was paid."""
+    if not _NAME.fullmatch(name):
+        return False
+    digest = _digest(name)
+    with store.reading() as connection:
+        return pay_links.is_paid(connection, digest) or card_setups.is_paid(connection, digest)

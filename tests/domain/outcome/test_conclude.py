@@ -653,7 +653,7 @@ def test_a_final_that_has_moved_is_asked_for_once_more_after_it_stands_again():
     moved = case(AttemptStatus.NOT_CHARGED, **settled, undecided_since=late - timedelta(hours=1))
     after = told(stated("expired"), moved, late).case.attempt
     assert (after.undecided_since, after.next_poll_at) == (None, late + timedelta(hours=1))
-    still = case(AttemptStatus.NOT_CHARGED, **settled)
+    still = case(AttemptStatus.NOT_CHARGED, **settled, unpaid_since=NOW)
     assert told(stated("expired"), still, late).case.attempt.next_poll_at is None
 
 

@@ -19,6 +19,7 @@ from billing_worker.persistence.schema import tables
 from billing_worker.sandbox.gateway import Behaviour, SandboxGateway
 from billing_worker.sandbox.server import SandboxServer
 from billing_worker.services.hosted_pages.start import start_checkout, start_tokenisation
+from billing_worker.services.operators.debts import IfCharged, mark_paid
 from tests.entrypoints.test_config import GOOD
 from tests.support.backup import backup, restore
 from tests.support.world import KEY
@@ -75,11 +76,25 @@ def test_a_page_is_not_kept_by_anybody_on_the_way(browser, link):
     assert "script-src 'sha256-" in headers["Content-Security-Policy"]
 
 
-def test_a_paid_link_leads_nowhere(world, browser, link):
-    world.sandbox.pay_hosted(link["gateway_id"])
+def says_paid(browser, page):
+    answer = browser.get(page["pay_path"])
+    return answer.status_code == 200 and "This is paid" in answer.text and "form" not in answer.text
+
+
+def test_a_paid_page_says_that_it_is_paid(world, browser, link):
+    card_page = tokenised(world)
+    for page in (link, card_page):
+        world.sandbox.pay_hosted(page["gateway_id"])
     world.clock.advance(20)
     world.tick()
-    assert browser.get(link["pay_path"]).status_code == 410
+    assert says_paid(browser, link)
+    assert says_paid(browser, card_page)
+
+
+def test_a_page_whose_invoice_was_paid_in_another_way_says_so(world, browser, link):
+    mark_paid(world.store, world.clock, reference="sub-1-p0", evidence="bank", by="ann", why="x",
+              if_charged=IfCharged.ALL_THE_SAME)  # fmt: skip
+    assert says_paid(browser, link)
 
 
 def test_an_expired_link_leads_nowhere_even_during_its_grace(world, browser, link):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from datetime import timedelta
 
@@ -9,8 +10,11 @@ import pytest
 
 from billing_worker.domain.catch_up_policy import CatchUp, Policy
 from billing_worker.domain.errors import InvalidInput, NotPayable, OutcomeUnknown
+from billing_worker.domain.secret import Secret
 from billing_worker.domain.statement import Statement, most_telling
+from billing_worker.persistence.book.outside import Memory
 from billing_worker.services import kill_switch
+from billing_worker.services.charging.callbacks import Fate, Inbox, receive
 from billing_worker.services.commands.one_off_charge import charge_once
 from billing_worker.services.commands.records import parse_command
 from billing_worker.services.hosted_pages.start import start_checkout, start_tokenisation
@@ -331,6 +335,31 @@ def test_late_money_on_an_expired_sale_that_books_have_forgotten_is_waited_for(w
     assert world.debits() == {"sub-1-p0": 1}
 
 
+def without_knowing_it(world, kept):
+    """Restored, and nobody says so; nor does anything outside of the database."""
+    go_back(world, kept)
+    world.ports = world.ports_of_a_worker(outside=(Memory(),))
+
+
+@pytest.mark.parametrize("restored", [go_back, without_knowing_it])
+def test_an_attempt_without_an_id_that_is_found_expired_is_waited_for_like_a_sale(world, restored):
+    world.subscribe("late_16h_after_expiry")
+    kept = charged_after_a_backup_of_the_prepared_attempt(world)
+    restored(world, kept)
+    lifecycle.pause(world.store, world.clock, "sub-1", by="test")
+    if restored is go_back:
+        start_again(world)
+    world.clock.advance(65 * MINUTE)
+    lifecycle.resume(world.store, world.clock, "sub-1", shift_anchor=False, by="test")
+    before = len(world.transport.sent)
+    world.run_for(12 * HOUR, step=5 * MINUTE)
+    assert len(world.transport.sent) - before <= 20  # dated, not asked every five minutes
+    assert world.explain()["next_attempt_at"] >= (world.clock.now() + 2 * DAY).isoformat()
+    world.run_for(6 * DAY, step=HOUR)
+    assert world.fate() == "paid"
+    assert world.debits() == {"sub-1-p0": 1}
+
+
 @pytest.mark.parametrize("token", ["late_6h_after_expiry", "late_16h_after_expiry"])
 def test_a_sale_that_books_have_forgotten_and_that_is_found_expired_is_waited_for(world, token):
     world.subscribe(token, ends_after_periods=1)
@@ -393,6 +422,37 @@ def test_late_money_of_a_forgotten_sale_is_found_although_its_attempt_was_withdr
     assert world.attempts() == ["not_charged"]
     world.run_for(2 * DAY, step=HOUR)
     assert world.attempts() == ["surplus"]
+
+
+def test_a_withdrawn_attempt_that_may_be_sold_is_polled_on_a_ladder_and_then_left_to_a_person(
+    world,
+):
+    world.sandbox.behaviour = replace(
+        world.sandbox.behaviour, later_seconds=40 * 86400.0, lifetime_seconds=90 * 86400.0
+    )
+    world.subscribe("approved_later", ends_after_periods=1)
+    kept = backup(world.store)
+    world.tick()
+    go_back(world, kept)
+    start_again(world)
+    world.run_for(10 * MINUTE)
+    void(world, if_charged=IfCharged.ALL_THE_SAME)
+    before = len(world.transport.sent)
+    world.run_for(35 * DAY, step=HOUR)
+    assert len(world.transport.sent) - before == 2 * 5  # a list and its invoice, at each date
+    assert any("it is not polled any more" in why for why in world.alerts())
+    world.run_for(6 * DAY, step=HOUR)
+    assert world.attempts() == ["not_charged"]
+    [debit] = world.sandbox.ledger
+    called_back(world, gateway_id=debit.gateway_id, reference_id=debit.reference_id)
+    world.tick()
+    assert world.attempts() == ["surplus"]
+
+
+def called_back(world, *, gateway_id, reference_id):
+    said = {"id": gateway_id, "attributes": {"test_mode": True, "reference_id": reference_id}}
+    inbox = Inbox(world.store, world.clock, world.vault, world.bell, Secret("k"), test_mode=True)
+    assert receive(inbox, json.dumps({"data": said}).encode()) is Fate.STORED
 
 
 @pytest.mark.parametrize("end", [void, pay_by_bank])
