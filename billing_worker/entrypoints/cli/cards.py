@@ -22,8 +22,8 @@ from billing_worker.entrypoints.cli.shared import (
     print_table,
     settings_for,
 )
+from billing_worker.entrypoints.cli.vault import open_vault
 from billing_worker.entrypoints.unique_json import KeyTwice
-from billing_worker.persistence.vault import FernetVault
 from billing_worker.services.cards.listing import list_cards
 from billing_worker.services.cards.new_card import Scope, add_backup_card, replace_card, use_card
 from billing_worker.services.hosted_pages.start import start_tokenisation
@@ -218,7 +218,7 @@ def _do(ask: Any, subscription: str, file: IO[str], **options: Any) -> dict[str,
     settings = settings_for(*config.DATABASE, *config.VAULT)
     card = _read(file)
     with open_store(settings, decides=True) as store:
-        vault = FernetVault(settings.vault_keys)
+        vault = open_vault(settings, store)
         try:
             done: dict[str, Any] = ask(
                 store, vault, SystemClock(), subscription_reference=subscription, card=card,

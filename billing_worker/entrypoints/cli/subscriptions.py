@@ -30,6 +30,7 @@ from billing_worker.entrypoints.cli.shared import (
     print_table,
     settings_for,
 )
+from billing_worker.entrypoints.cli.vault import open_vault
 from billing_worker.entrypoints.import_files import csv_rows
 from billing_worker.entrypoints.import_files.import_file import ImportReport, Progress, import_file
 from billing_worker.persistence import subscriptions as stored
@@ -87,7 +88,7 @@ def import_(file: Path, *, dry_run: bool, armed: bool, as_json: bool) -> None:
         report = import_file(
             file,
             store,
-            FernetVault(settings.vault_keys),
+            open_vault(settings, store),
             SystemClock(),
             by=f"import:{getpass.getuser()}",
             dry_run=dry_run,
@@ -209,9 +210,9 @@ def export(*, with_tokens: bool, format_: str, hand_over: bool, why: str | None,
     if hand_over and not (with_tokens and why and format_ == "jsonl"):
         raise click.UsageError("--hand-over needs --with-tokens, --why, and JSON Lines")
     settings = settings_for(*config.DATABASE, *(config.VAULT if with_tokens else ()))
-    vault = FernetVault(settings.vault_keys) if with_tokens else None
     write = _csv_writer(with_tokens=with_tokens) if format_ == "csv" else _write_json
     with open_store(settings) as store:
+        vault = open_vault(settings, store) if with_tokens else None
         if hand_over and why:
             rows = moving.hand_over(store, SystemClock(), by=f"operator:{by}", why=why)
         else:

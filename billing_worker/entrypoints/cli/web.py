@@ -5,6 +5,7 @@ from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped]
 
 from billing_worker import config, logs
 from billing_worker.entrypoints.cli.shared import settings_for
+from billing_worker.entrypoints.cli.vault import require_keys_if_known
 from billing_worker.entrypoints.web.app import create_app
 
 
@@ -32,6 +33,7 @@ def web(host: str, port: int, workers: int) -> None:
       billing-worker web --port 8000 --workers 2
     """
     settings = settings_for(*config.WEB)
+    require_keys_if_known(settings)
     logs.configure()
 
     class Server(BaseApplication):  # type: ignore[misc] # gunicorn ships no types

@@ -11,6 +11,7 @@ import structlog
 from billing_worker.bootstrap import build_ports
 from billing_worker.config import DATABASE, GATEWAY, VAULT, Settings
 from billing_worker.entrypoints.cli.shared import open_store, settings_for
+from billing_worker.entrypoints.cli.vault import require_keys
 from billing_worker.entrypoints.worker.doorbell import SilentBell
 from billing_worker.services.ports import Ports
 
@@ -24,4 +25,5 @@ def open_ports(*needs: str) -> Iterator[tuple[Ports, Settings]]:
     open_store(settings).close()  # raises in words if the database cannot be used
     ports, _ = build_ports(settings, SilentBell())
     with ports.store:
+        require_keys(ports.store, ports.vault)
         yield ports, settings
