@@ -20,7 +20,7 @@ from sqlalchemy import (
     update,
 )
 
-from billing_worker.domain.card_setup import PAID, HostedPayment, HostedStatus
+from billing_worker.domain.card_setup import PAID_SETUPS, HostedPayment, HostedStatus
 from billing_worker.domain.errors import ConcurrentChange
 from billing_worker.domain.invoice import RECOVERY_ENDED, InvoiceStatus
 from billing_worker.persistence import pay_links
@@ -181,7 +181,8 @@ def is_paid(connection: Connection, digest: str) -> bool:
         .where(
             hosted_payments.c.page_digest == digest,
             or_(
-                hosted_payments.c.status.in_(sorted(PAID)), invoices.c.status == InvoiceStatus.PAID
+                hosted_payments.c.status.in_(sorted(PAID_SETUPS)),
+                invoices.c.status == InvoiceStatus.PAID,
             ),
         )
     )
