@@ -246,6 +246,71 @@ class BillingClient:
             **optional,
         )
 
+    def uncancel(
+        self,
+        *,
+        reference_id: str,
+        subscription: str,
+        by: str | None = None,
+        why: str | None = None,
+        decided_at: datetime | None = None,
+    ) -> Sent:
+        """Withdraw a cancellation at the period's end, before it takes effect."""
+        return self._about("billing.uncancel", reference_id, subscription, by, why, decided_at)
+
+    def end(
+        self,
+        *,
+        reference_id: str,
+        subscription: str,
+        void_open: bool = False,
+        by: str | None = None,
+        why: str | None = None,
+        decided_at: datetime | None = None,
+    ) -> Sent:
+        """No further period. What is open is still collected, unless `void_open`."""
+        return self._about(
+            "billing.end",
+            reference_id,
+            subscription,
+            by,
+            why,
+            decided_at,
+            void_open=void_open,
+        )
+
+    def retry(
+        self,
+        *,
+        reference_id: str,
+        invoice: str,
+        by: str | None = None,
+        why: str | None = None,
+    ) -> Sent:
+        """Order one attempt now, on the default card."""
+        record = {"reference_id": reference_id, "invoice": invoice, "by": by, "why": why}
+        return self._send("billing.retry", record)
+
+    def describe(
+        self,
+        *,
+        subscription: str | None = None,
+        charge: str | None = None,
+        invoice: str | None = None,
+        customer: str | None = None,
+    ) -> Sent:
+        """Ask what became of one of these. The answer has its state, in words and data."""
+        named = {
+            "subscription": subscription,
+            "charge": charge,
+            "invoice": invoice,
+            "customer": customer,
+        }
+        given = {kind: reference for kind, reference in named.items() if reference is not None}
+        if len(given) != 1:
+            raise ValueError(f"name exactly one of {', '.join(named)}")
+        return self._send("billing.describe", given)
+
     def replace_card(
         self,
         *,

@@ -216,7 +216,7 @@ class Settings:
     )
     api_tokens: Secret = _setting(
         _tokens,
-        "comma-separated bearer tokens of other systems that may read `/events` and `/metrics`",
+        "comma-separated bearer tokens of other systems that may read events, states and metrics",
         _NONE,
         secret=True,
     )

@@ -30,6 +30,10 @@ CALLS = {
     "pause": ABOUT,
     "resume": ABOUT | {"shift_anchor": True},
     "cancel": ABOUT | {"at_period_end": True, "void_open": True},
+    "uncancel": ABOUT,
+    "end": ABOUT | {"void_open": True},
+    "retry": {"reference_id": "r-1", "invoice": "sub-1-p0", "by": "ann"},
+    "describe": {"invoice": "sub-1-p0"},
     "replace_card": ABOUT | {"card": CARD, "scope": "customer", "by": "ann", "why": "expired"},
     "use_card": ABOUT | {"card_id": 7, "scope": "customer", "by": "ann", "why": "expired"},
     "charge_once": {
@@ -98,7 +102,9 @@ def test_what_a_method_sends_is_what_the_worker_reads(sent, method):
     envelope = read(sent(method, **CALLS[method]), NOW)
     message = envelope.message
     assert (message.task, message.faults) == (f"billing.{method}", ())
-    assert parse_command(message.task, message.arguments).reference_id
+    # A question has no key: it may be asked again, and is answered anew.
+    has_key = bool(parse_command(message.task, message.arguments).reference_id)
+    assert has_key is (method != "describe")
     assert not envelope.wants_answer
 
 
@@ -125,7 +131,16 @@ def test_an_agreed_end_is_changed_or_removed(sent, given, sent_as):
 
 @pytest.mark.parametrize(
     "method",
-    ["change_subscription", "pause", "resume", "cancel", "charge_once", "replace_card"],
+    [
+        "change_subscription",
+        "pause",
+        "resume",
+        "cancel",
+        "uncancel",
+        "end",
+        "charge_once",
+        "replace_card",
+    ],
 )
 def test_the_time_of_a_decision_reaches_the_worker_and_is_absent_unless_given(sent, method):
     message = read(sent(method, **CALLS[method], decided_at=NOW), NOW).message
@@ -142,3 +157,8 @@ def test_a_card_token_is_in_the_body_alone_and_in_no_header(sent):
 def test_a_datetime_without_a_zone_is_refused_before_it_is_sent(sent):
     with pytest.raises(ValueError, match="time zone"):
         sent("subscribe", **CALLS["subscribe"] | {"anchor_at": datetime(2026, 1, 1)})  # noqa: DTZ001
+
+
+def test_a_question_about_two_things_is_refused_before_it_is_sent(sent):
+    with pytest.raises(ValueError, match="exactly one"):
+        sent("describe", invoice="sub-1-p0", customer="cust-1")

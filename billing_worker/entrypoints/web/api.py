@@ -1,4 +1,4 @@
-"""`GET /events`: the feed, for other systems that hold a token."""
+"""`GET /events`, `/subscriptions/…` and `/invoices/…`, for other systems that hold a token."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from billing_worker.domain.secret import Secret
 from billing_worker.entrypoints.web.bearer import only_with_token
 from billing_worker.persistence.store import Store
 from billing_worker.persistence.told import feed
+from billing_worker.services.reports.describe import Kind, describe
 
 MOST_EVENTS: Final = 1_000
 USUAL_EVENTS: Final = 100
@@ -38,6 +39,23 @@ def api_routes(store: Store, tokens: Secret) -> Blueprint:
         return Response(
             text, content_type="application/json", headers={"Cache-Control": "no-store"}
         )
+
+    @routes.get("/subscriptions/<path:reference>")
+    def subscription(reference: str) -> Response | tuple[Response, int]:
+        """A subscription, or a one-off charge."""
+        return answer(reference, Kind.SUBSCRIPTION, Kind.CHARGE)
+
+    @routes.get("/invoices/<path:reference>")
+    def invoice(reference: str) -> Response | tuple[Response, int]:
+        return answer(reference, Kind.INVOICE)
+
+    def answer(reference: str, *kinds: Kind) -> Response | tuple[Response, int]:
+        with store.reading() as connection:
+            found = [describe(connection, kind, reference) for kind in kinds]
+        told = next((one for one in found if one is not None), None)
+        if told is None:
+            return jsonify(error=f"there is no {kinds[0]} of this reference"), 404
+        return jsonify(told)
 
     return routes
 

@@ -30,6 +30,7 @@ from billing_worker.persistence.store import AWAY, CommitUnknown, Within
 from billing_worker.services.cards.new_card import replace_card, use_card
 from billing_worker.services.commands.one_off_charge import charge_once
 from billing_worker.services.commands.records import (
+    DESCRIBE,
     START_CHECKOUT,
     START_TOKENISATION,
     SUBSCRIBE,
@@ -37,16 +38,21 @@ from billing_worker.services.commands.records import (
     CancelCharge,
     Change,
     Command,
+    Describe,
+    End,
     OneOff,
     Pause,
     ReplaceCard,
     Resume,
+    Retry,
+    Uncancel,
     UseCard,
     parse_command,
     reference_in,
     shown,
 )
 from billing_worker.services.doorbell import ring_for
+from billing_worker.services.dunning import retry_invoice
 from billing_worker.services.guards import lost_memory
 from billing_worker.services.hosted_pages.start import start_checkout, start_tokenisation
 from billing_worker.services.import_records.export import differing
@@ -58,6 +64,7 @@ from billing_worker.services.import_records.subscription import (
 )
 from billing_worker.services.operators.debts import cancel_charge
 from billing_worker.services.ports import Ports
+from billing_worker.services.reports.describe import Kind, describe
 from billing_worker.services.subscriptions import lifecycle
 from billing_worker.services.subscriptions.subscribe import (
     FOREIGN,
@@ -135,6 +142,8 @@ def carry_out(ports: Ports, message: Message) -> Answer:
 
 def _carried_out(ports: Ports, message: Message) -> Answer:
     parsed = _parsed(message)
+    if isinstance(parsed, Command) and parsed.task == DESCRIBE:
+        return _described(ports, parsed.record)
     row = _row(ports, message, parsed)
     if isinstance(parsed, Command) and parsed.task in _ASKS_GATEWAY:
         return _paged(ports, row, parsed)
@@ -144,6 +153,15 @@ def _carried_out(ports: Ports, message: Message) -> Answer:
     if isinstance(parsed, Command):
         return _done_in_turn(ports, row, parsed)
     return _recorded(ports, row, Answer(REFUSED, parsed))
+
+
+def _described(ports: Ports, asked: Describe) -> Answer:
+    """Nothing changes, so that nothing is written down and no lock is taken."""
+    with ports.store.reading() as connection:
+        told = describe(connection, Kind(asked.kind), asked.reference)
+    if told is None:
+        return Answer(REFUSED, (Fault(asked.kind, f"there is no {asked.reference!r}"),))
+    return Answer(DONE, (), told)
 
 
 def _parsed(message: Message) -> Command | tuple[Fault, ...]:
@@ -310,6 +328,27 @@ def _cancel(ports: Ports, asked: Cancel) -> Effect:
     return _moved(ports, lifecycle.cancel, asked, **how)
 
 
+def _uncancel(ports: Ports, asked: Uncancel) -> Effect:
+    return _moved(ports, lifecycle.uncancel, asked)
+
+
+def _end(ports: Ports, asked: End) -> Effect:
+    return _moved(ports, lifecycle.end, asked, void_open=asked.void_open)
+
+
+def _retry(ports: Ports, asked: Retry) -> Effect:
+    why = asked.why or "ordered by a command"
+    try:
+        done = retry_invoice(
+            ports.store, ports.clock, reference=asked.invoice, by=asked.by, why=why
+        )
+    except InvalidInput as error:
+        named = "invoice" if error.field == "reference" else error.field
+        raise InvalidInput(named, error.reason) from error
+    said = {"reference_id": done["invoice"], "next_attempt_at": done["next_attempt_at"]}
+    return Effect({"invoice": said})
+
+
 def _replace_card(ports: Ports, asked: ReplaceCard) -> Effect:
     give = partial(replace_card, ports.store, ports.vault, ports.clock, card=asked.card)
     return _given(give, asked)
@@ -336,7 +375,7 @@ def _given(give: Callable[..., dict[str, Any]], asked: ReplaceCard | UseCard) ->
 def _moved(
     ports: Ports,
     move: Callable[..., lifecycle.Outcome],
-    asked: Change | Pause | Resume | Cancel,
+    asked: Change | Pause | Resume | Cancel | Uncancel | End,
     **how: Any,
 ) -> Effect:
     try:
@@ -366,6 +405,9 @@ _EFFECTS: Mapping[str, Callable[[Ports, Any], Effect]] = {
     "billing.pause": _pause,
     "billing.resume": _resume,
     "billing.cancel": _cancel,
+    "billing.uncancel": _uncancel,
+    "billing.end": _end,
+    "billing.retry": _retry,
     "billing.charge_once": _charge_once,
     "billing.cancel_charge": _cancel_charge,
     "billing.replace_card": _replace_card,

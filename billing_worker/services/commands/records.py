@@ -123,6 +123,37 @@ class Cancel:
 
 
 @dataclass(frozen=True, slots=True)
+class Uncancel:
+    subscription: str
+    by: str
+    why: str | None
+    decided_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    subscription: str
+    void_open: bool
+    by: str
+    why: str | None
+    decided_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    invoice: str
+    by: str
+    why: str | None
+    decided_at: datetime | None = None  # kept with the command; the attempt is made now
+
+
+@dataclass(frozen=True, slots=True)
+class Describe:
+    kind: str
+    reference: str
+
+
+@dataclass(frozen=True, slots=True)
 class CancelCharge:
     charge: str
     by: str
@@ -200,6 +231,32 @@ class _Cancel(_ToSubscription):
     void_open = fields.Boolean(load_default=False, truthy={True}, falsy={False})
 
 
+class _End(_ToSubscription):
+    void_open = fields.Boolean(load_default=False, truthy={True}, falsy={False})
+
+
+class _Retry(_Command):
+    invoice = fields.String(required=True, validate=is_reference)
+    by = text(100)
+    why = text(500)
+
+
+class _Describe(StrictSchema):
+    """A question: it needs no key of the caller's, because it changes nothing."""
+
+    reference_id = fields.String(load_default="", validate=is_reference)
+    subscription = fields.String(validate=is_reference)
+    charge = fields.String(validate=is_reference)
+    invoice = fields.String(validate=is_reference)
+    customer = fields.String(validate=is_reference)
+
+    @validates_schema
+    def names_one_thing(self, data: Mapping[str, Any], **_: Any) -> None:
+        kinds = sorted(set(self.fields) - {"reference_id"})
+        if len(data.keys() & set(kinds)) != 1:
+            raise ValidationError(f"must name exactly one of {', '.join(kinds)}.")
+
+
 class _OneOff(_Command):
     reference_id = fields.String(required=True, validate=is_new_reference)
     customer = fields.Nested(CustomerSchema, required=True)
@@ -258,11 +315,21 @@ def _named(kind: type[Any]) -> Callable[[dict[str, Any]], Any]:
     return build
 
 
+def _described(data: dict[str, Any]) -> Describe:
+    [(kind, reference)] = ((k, v) for k, v in data.items() if k != "reference_id")
+    return Describe(kind, reference)
+
+
+DESCRIBE = "billing.describe"
 _KINDS: Mapping[str, tuple[Schema, Callable[[dict[str, Any]], Any]]] = {
     "billing.change_subscription": (_Change(), _named(Change)),
     "billing.pause": (_ToSubscription(), _named(Pause)),
     "billing.resume": (_Resume(), _named(Resume)),
     "billing.cancel": (_Cancel(), _named(Cancel)),
+    "billing.uncancel": (_ToSubscription(), _named(Uncancel)),
+    "billing.end": (_End(), _named(End)),
+    "billing.retry": (_Retry(), _named(Retry)),
+    DESCRIBE: (_Describe(), _described),
     "billing.charge_once": (_OneOff(), _one_off),
     "billing.cancel_charge": (_CancelCharge(), _named(CancelCharge)),
     "billing.replace_card": (_ReplaceCard(), _named(ReplaceCard)),

@@ -31,8 +31,10 @@ from billing_worker.services.ports import Vault
 MOST_IN_FLIGHT: Final = 16
 """Requests at one endpoint at a time, of one process."""
 
-LEASE: Final = timedelta(seconds=60)
-"""Four times the deadline of a request: whoever sends is done by then, or dead."""
+LEASE: Final = timedelta(seconds=30)
+"""A request begins within the first half of it and ends within 15 seconds: whoever sends is done by
+then, or dead.
+"""
 
 GONE: Final = "the receiver answered 410 Gone"
 

@@ -68,3 +68,14 @@ def test_a_short_token_is_refused_at_the_start():
         load(GOOD | {"BILLING_API_TOKENS": "secret"})
     assert "BILLING_API_TOKENS" in refused.value.faults
     assert "secret" not in str(refused.value)
+
+
+def test_the_state_of_a_subscription_a_charge_and_an_invoice_is_read(world, get):
+    world.subscribe()
+    world.tick()
+    told = get("/subscriptions/sub-1").json
+    assert (told["kind"], told["state"]["status"]) == ("subscription", "active")
+    assert get("/invoices/sub-1-p0").json["fate"] == "paid"
+    assert get("/invoices/sub-9-p0").status_code == 404
+    assert get("/subscriptions/sub-9").status_code == 404
+    assert get("/invoices/sub-1-p0", token=None).status_code == 401
