@@ -21,8 +21,9 @@ from datetime import datetime
 from itertools import chain, repeat
 from typing import Any, Final, Literal, NotRequired, TypedDict, cast
 
-from celery import Celery
 from celery.result import AsyncResult
+
+from billing_worker.broker import OwnBroker
 
 QUEUE: Final = "billing.commands"
 
@@ -88,17 +89,20 @@ class BillingClient:
     def __init__(self, broker_url: str, *, answers: bool = True) -> None:
         """`answers=False` is for a sender that never waits: no answers are stored in Redis."""
         self._wants_answers = answers
-        self._app = Celery("billing_client", set_as_current=False)
+        self._app = OwnBroker(
+            "billing_client", broker=broker_url, results=None, set_as_current=False
+        )
         self._app.conf.update(
-            broker_url=broker_url,
             task_serializer="json",
             # A sender must not block while the broker is down.
             broker_transport_options={"socket_timeout": 5, "socket_connect_timeout": 3},
         )
         # A second application, because one with a result backend subscribes with every send.
-        self._answers = Celery("billing_answers", set_as_current=False)
+        results = broker_url if answers else None
+        self._answers = OwnBroker(
+            "billing_answers", broker=broker_url, results=results, set_as_current=False
+        )
         self._answers.conf.update(
-            result_backend=broker_url if answers else None,
             accept_content=["json"],
             redis_socket_timeout=5,
             redis_socket_connect_timeout=3,

@@ -107,10 +107,7 @@ def worker(settings: Mapping[str, str], folder: Path, name: str = "worker") -> I
 
 @contextmanager
 def beat(settings: Mapping[str, str], folder: Path, name: str = "beat") -> Iterator[Process]:
-    schedule = str(folder / f"{name}-schedule")
-    process = Process(
-        [*CELERY, "beat", "-s", schedule, "-l", "INFO"], settings, folder / f"{name}.log"
-    )
+    process = Process([*CELERY, "beat", "-l", "INFO"], settings, folder / f"{name}.log")
     try:
         yield process
     finally:

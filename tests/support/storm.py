@@ -185,8 +185,7 @@ class Storm:
         self._start(name, command, settings | {"STORM_CLOCK": str(self._clock_of(name))})
 
     def _start_beat(self, name: str) -> None:
-        schedule = str(self.folder / f"{name}-{next(self._born)}-schedule")
-        self._start(name, [*CELERY, "beat", "-s", schedule, "-l", "INFO"], {})
+        self._start(name, [*CELERY, "beat", "-l", "INFO"], {})
 
     def _start(self, name: str, command: list[str], settings: Mapping[str, str]) -> None:
         log = self.folder / f"{name}-{next(self._born)}.log"

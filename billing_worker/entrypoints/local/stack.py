@@ -129,9 +129,8 @@ class LocalStack:
             self._set("BILLING_TEST_MODE", "true")
 
     def start_worker_and_beat(self) -> None:
-        schedule = str(self.folder / "beat-schedule")
         self._spawn("worker", [*_CELERY, "worker", *_QUIET_WORKER, "-l", "INFO"])
-        self._spawn("beat", [*_CELERY, "beat", "-s", schedule, "-l", "INFO"])
+        self._spawn("beat", [*_CELERY, "beat", "-l", "INFO"])
 
     def _spawn(self, name: str, command: list[str]) -> None:
         with (self.folder / f"{name}.log").open("ab") as log:

@@ -18,6 +18,7 @@ from kombu import Queue
 from kombu.transport.redis import Channel
 
 from billing_worker import bootstrap, logs
+from billing_worker.broker import OwnBroker
 from billing_worker.config import BadSettings, Settings, load
 from billing_worker.entrypoints.book_checks import why_nothing_is_sold
 from billing_worker.entrypoints.worker.command_consumer import takes_commands
@@ -59,12 +60,15 @@ def _settings_or_exit() -> Settings:
 
 
 def make_app(settings: Settings) -> Celery:
-    app = Celery("billing_worker", include=["billing_worker.entrypoints.worker.tasks"])
+    app = OwnBroker(
+        "billing_worker",
+        broker=settings.redis_url,
+        results=settings.redis_url,
+        include=["billing_worker.entrypoints.worker.tasks"],
+    )
     app.conf.update(
-        broker_url=settings.redis_url,
         # Redis holds no state of record. A command's answer there is a copy of its row, kept as
         # long as a caller may wait. No other task leaves a result.
-        result_backend=settings.redis_url,
         result_backend_transport_options={"retry_policy": {"max_retries": 1}},
         result_expires=3600,
         redis_socket_timeout=5,
@@ -105,6 +109,9 @@ def make_app(settings: Settings) -> Celery:
         # Only intervals: a missed or repeated message changes nothing, because the rows say what is
         # due.
         beat_schedule=_beat_table(settings),
+        # In memory: the usual file is a pickle, and whoever plants one runs code as the beat's
+        # user.
+        beat_scheduler="celery.beat:Scheduler",
         beat_max_loop_interval=5,
     )
     app.steps["consumer"].add(LooksForFreeThreads)

@@ -6,6 +6,8 @@ import structlog
 from celery import Celery
 from kombu.exceptions import OperationalError
 
+from billing_worker.broker import OwnBroker
+
 TRANSPORT_OPTIONS = {
     # Without a timeout a half-open connection hangs a process for ever, without a log line.
     "socket_timeout": 5,
@@ -30,13 +32,11 @@ def doorbell_only(redis_url: str) -> Celery:
     """Return a Celery application that only sends messages: for processes without a worker's
     settings.
     """
-    app = Celery("billing_worker", set_as_current=False)
+    app = OwnBroker("billing_worker", broker=redis_url, results=None, set_as_current=False)
     app.conf.update(
-        broker_url=redis_url,
         broker_transport_options=TRANSPORT_OPTIONS,
         task_publish_retry=False,
         task_serializer="json",
-        result_backend=None,
         task_ignore_result=True,
     )
     return app

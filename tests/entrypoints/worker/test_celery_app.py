@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shelve
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -41,6 +43,7 @@ EXPECTED = {
     "worker_send_task_events": False,
     "worker_soft_shutdown_timeout": 0,
     "beat_max_loop_interval": 5,
+    "beat_scheduler": "celery.beat:Scheduler",
 }
 TRANSPORT = {
     "socket_timeout": 5,
@@ -136,3 +139,46 @@ def test_every_task_of_the_beat_records_that_it_has_finished(sqlite_url):
     subprocess.run([sys.executable, "-c", RUN_ALL], env=environ, cwd=ROOT, check=True)
     with Store(sqlite_url) as store, store.reading() as connection:
         assert sweep_runs.last(connection).keys() == intervals(load(GOOD)).keys()
+
+
+WHERE = """
+from celery.app.utils import find_app
+app = find_app("billing_worker")
+connections = [app.connection_for_read(), app.connection_for_write(), app.pool.connection]
+print([c.as_uri() for c in connections], app.backend.as_uri())
+"""
+
+
+def test_worker_and_beat_use_the_configured_redis_whatever_celerys_own_variables_say():
+    names = ("BROKER_URL", "BROKER_READ_URL", "BROKER_WRITE_URL", "RESULT_BACKEND")
+    theirs = {f"CELERY_{name}": "redis://stranger:1/0" for name in names}
+    told = subprocess.run(
+        [sys.executable, "-c", WHERE],
+        env=clean_environment(GOOD | theirs), cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert "stranger" not in told
+    assert told.count("redis:6379/0") == 4
+
+
+class Planted:
+    """Unpickling it creates a file: code that the planter has chosen."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_planted_schedule_file_is_not_read_by_the_beat(tmp_path):
+    schedule, proof = tmp_path / "celerybeat-schedule", tmp_path / "code-ran"
+    with shelve.open(str(schedule)) as shelf:  # noqa: S301 - that is the attack
+        shelf["entries"] = Planted(proof)
+    planted = sorted(tmp_path.iterdir())
+    environ = clean_environment(GOOD | {"PYTHONPATH": str(ROOT)})
+    command = [sys.executable, "-m", "celery", "-A", "billing_worker", "beat", "-s", str(schedule)]
+    with subprocess.Popen(command, env=environ, cwd=tmp_path, stderr=subprocess.PIPE) as beat:
+        # It has read its schedule before it looks for the broker.
+        assert any(b"Trying again" in line for line in beat.stderr)
+        beat.terminate()
+    assert sorted(tmp_path.iterdir()) == planted
