@@ -1,4 +1,4 @@
-"""Taking a page of due invoices: at most one live attempt each, under a lease and a fence."""
+"""Claims a batch of due invoices: at most one live attempt each, under a lease and a fence."""
 
 from __future__ import annotations
 
@@ -46,28 +46,30 @@ log = structlog.get_logger()
 BY = "charge"
 
 PUT_OFF = timedelta(minutes=15)
-"""How long an invoice is left alone whose service is paused, or whose elder is unpaid: turning
-sales on, and the elder's end, ring at once."""
+"""Delay for an invoice that is blocked by a paused service or by an older unpaid invoice. Resuming
+the service, or closing that invoice, re-queues it at once.
+"""
 
 READ_AGAIN = timedelta(hours=1)
 
 _RESOLVED_AT_ONCE = 3
-"""Doubts in a row that one claim resolves; what is left waits for the next sweep."""
+"""Doubts about the database that one claim resolves in a row; the rest waits for the next sweep."""
 
 MAX_CLAIMS = 10
-"""A row whose workers died this often in a row, and those of others did not, waits for a person."""
+"""After so many crashes in a row, while other rows did not crash, a row waits for a person."""
 
 SUSPECT_AFTER = 2
-"""A row whose workers died this often is claimed alone: the innocent beside it stay out of it."""
+"""After so many crashes a row is claimed alone, so that other rows do not suffer."""
 
 MANY, LATELY = 4, 5
-"""When the workers of that many other rows died as well, and no charge had gone on for that many
-leases when it was last claimed, it is the machine and not the row."""
+"""If at least MANY other rows crashed as well, and no charge had progressed for LATELY leases
+before the last claim, the machine is the cause and not the row.
+"""
 
 
 @dataclass(slots=True)
 class Lease:
-    """How long a claim holds unless its frame renews it, which nobody else does."""
+    """How long a claim lasts unless its own worker renews it."""
 
     until: datetime
     length: timedelta
@@ -75,19 +77,20 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """An attempt that this worker alone may drive, as long as nobody raises its fence."""
+    """An attempt that only this worker may continue, until another claim raises its fence."""
 
     key: CaseKey
     attempt: Attempt
     payer: Payer
-    earlier: tuple[Attempt, ...]  # of the same invoice: proven unpaid before this one runs
+    earlier: tuple[Attempt, ...]  # of the same invoice; to be proven unpaid
     lease: Lease
     may_be_forgotten: bool = False
-    """These books cannot know whether it was charged: by what they forgot when they were restored
-    from a backup, or by the book that the subscription comes from."""
+    """These books cannot know whether it was charged: in a time that they have lost, or by the
+    former book of the subscription.
+    """
     remembers: bool = False
-    """The books have provably forgotten no sale since the period of the invoice began."""
-    restored_at: datetime | None = None  # as the claim has read it
+    """It is proven that the books have lost no sale since the period of the invoice began."""
+    restored_at: datetime | None = None  # as read by the claim
     book: Book | None = None
 
     @property
@@ -96,7 +99,9 @@ class Claimed:
 
     @property
     def is_proven_unsold(self) -> bool:
-        """Whether our own row, `prepared`, proves that nothing found at the gateway was sold."""
+        """Return whether our row, still `prepared`, proves that an invoice found at the gateway was
+        not sold.
+        """
         return self.remembers and not self.may_be_forgotten
 
 
@@ -104,17 +109,18 @@ class Claimed:
 class ClaimedPage:
     claimed: list[Claimed]
     suspects: list[int]
-    """Ids of invoices that were not claimed, because each is to be claimed alone: first those on
-    which fewer workers died."""
+    """Ids of invoices that were not claimed because each must be claimed alone, those with fewer
+    crashes first.
+    """
 
 
 def claim(ports: Ports, invoice_ids: Sequence[int]) -> list[Claimed]:
-    """Claim what is due among the invoices; the others are somebody else's, or done."""
+    """Claim the due ones of these invoices. The others are claimed elsewhere or done."""
     return claim_page(ports, invoice_ids).claimed
 
 
 def claim_page(ports: Ports, invoice_ids: Sequence[int]) -> ClaimedPage:
-    """Nothing is claimed from books of which it is not known what they have forgotten."""
+    """Claim a batch. Claims nothing while it is unknown whether the books have lost data."""
     for _ in range(_RESOLVED_AT_ONCE):
         page = _claim_page(ports, invoice_ids)
         if not isinstance(page, Doubt):
@@ -167,14 +173,16 @@ def _claim_page(ports: Ports, invoice_ids: Sequence[int]) -> ClaimedPage | Doubt
     for item in beside_unknown:
         log.error("billing.alert", kind=str(EventKind.INVOICE_GOES_ON),
                   invoice=item.invoice.reference_id)  # fmt: skip
-    if ready.missed:  # In its own transaction: subscriptions are locked before their invoices.
+    if ready.missed:  # Alone: subscriptions are locked before invoices.
         _decide_again_safely(ports, {item.invoice.subscription_id for item in ready.missed})
     suspects.sort(key=_deaths)
     return ClaimedPage(claimed, [item.invoice.id for item in suspects])
 
 
 def _decide_again_safely(ports: Ports, subscription_ids: set[int]) -> None:
-    """Its trouble must not cost the page what it has claimed; the missed ones are rung again."""
+    """Decide again about missed charges. An error must not lose the claims of the batch; the sweep
+    finds the missed ones again.
+    """
     try:
         decide_again(ports, subscription_ids)
     except AWAY as error:
@@ -193,20 +201,22 @@ def _too_late(item: DueInvoice, now: datetime) -> NextStep | None:
 
 
 def _is_overtaken(item: DueInvoice, now: datetime) -> bool:
-    """Time has passed over it: what was prepared is decided about again, and not just gone on with."""
+    """Return whether too much time has passed: a prepared attempt is then decided again instead of
+    continued.
+    """
     return _was_missed(item, now) or _too_late(item, now) is not None
 
 
 @dataclass(frozen=True, slots=True)
 class _Readiness:
-    """Due invoices that nobody works on, sorted by what can be done about them now."""
+    """Due invoices without a worker, sorted by what can be done about them now."""
 
-    chargeable: list[DueInvoice]  # with the card that is to be charged
-    without_card: list[tuple[DueInvoice, str]]  # (…, why none can be charged)
+    chargeable: list[DueInvoice]  # with the card to charge
+    without_card: list[tuple[DueInvoice, str]]  # (…, why no card can be charged)
     later: list[tuple[DueInvoice, str]]  # (…, what comes first)
-    early: list[tuple[DueInvoice, datetime]]  # (…, until when an earlier attempt may still be paid)
-    missed: list[DueInvoice]  # so late that the catch-up rules decide about them again
-    too_late: list[tuple[DueInvoice, NextStep]]  # their recovery was over before its next step
+    early: list[tuple[DueInvoice, datetime]]  # (…, until when an earlier attempt may be paid)
+    missed: list[DueInvoice]  # so late that the catch-up rules decide again
+    too_late: list[tuple[DueInvoice, NextStep]]  # their recovery ended before its next step
 
 
 def _readiness(
@@ -245,7 +255,7 @@ def _readiness(
 def _tell_what_goes_on(
     connection: Connection, chargeable: Sequence[DueInvoice], now: datetime
 ) -> list[DueInvoice]:
-    """First charges that an older invoice of unknown outcome no longer holds back."""
+    """Write events about first charges that an older unknown invoice no longer blocks."""
     found = [item for item in chargeable if item.older_since is not None and not item.attempts]
     found = [item for item in found if item.invoice.next_origin in LADDER_ORIGINS]
     history.write(
@@ -268,8 +278,10 @@ def _unknown_since(item: DueInvoice) -> dict[str, object]:
 def _what_comes_first(
     ports: Ports, item: DueInvoice, switched: Switches, now: datetime
 ) -> str | None:
-    """One collection at a time: two ladders on one card would ask it twice as often. But what is
-    unknown may stay so for ever, and blocks only its own period for long.
+    """Return what blocks the invoice.
+
+    One unpaid invoice is collected at a time: two retry schedules on one card ask it twice as
+    often. An unknown outcome may stay for ever, so after some time it blocks only its own period.
     """
     after_older = item.comes_after_older(now, ports.timings.unknown_blocks)
     if after_older and item.invoice.next_origin in LADDER_ORIGINS:
@@ -280,7 +292,7 @@ def _what_comes_first(
 def _await_cards(
     connection: Connection, waiting: Sequence[tuple[DueInvoice, str]], now: datetime
 ) -> None:
-    """The customer has to give a card: until when, is the policy's word."""
+    """Let invoices wait for a card of the customer, as long as the policy says."""
     claims.hold(connection, [(item.invoice.id, reason) for item, reason in waiting])
     entries: list[Entry] = []
     for item, reason in waiting:
@@ -306,7 +318,7 @@ def _put_off(
                 item.invoice, Event(EventKind.INVOICE_WAITING, now, BY, {"reason": why})
             )
             for item, why in later
-            if item.invoice.reason != why  # told once, not at every ring
+            if item.invoice.reason != why  # told once, not at every wake-up
         ),
     )
 
@@ -314,7 +326,7 @@ def _put_off(
 def _await_late_money(
     connection: Connection, early: Sequence[tuple[DueInvoice, datetime]], now: datetime
 ) -> None:
-    """Whoever asked for this attempt did not know, or an older version dated it."""
+    """Let an invoice wait for late money. Its next attempt was dated without that knowledge."""
     reason = invoices.LATE_MONEY
     claims.date(connection, [(item.invoice.id, reason, until) for item, until in early])
     rule = invoices.LATE_MONEY_WAITS
@@ -336,7 +348,9 @@ def _await_late_money(
 def _set_aside(
     connection: Connection, unreadable: Sequence[UnreadableInvoice], now: datetime
 ) -> None:
-    """A person mends it, or the next version reads it: it is tried again all the same."""
+    """Set an unreadable invoice aside. It is tried again, because a person or a later version may
+    mend it.
+    """
     waiting = [(row, f"cannot be read: {row.reason}") for row in unreadable]
     claims.wait(connection, [(row.id, why) for row, why in waiting], now + READ_AGAIN)
     untold = [(row, why) for row, why in waiting if row.told != why]
@@ -361,13 +375,13 @@ def _lease_is_over(item: DueInvoice, now: datetime) -> bool:
     return (
         live is not None
         and live.status is AttemptStatus.PREPARED
-        and live.origin is not Origin.LINK  # never sold by us: the sweep of looks releases it
+        and live.origin is not Origin.LINK  # never sold here: the poll sweep releases it
         and (live.lease_until is None or live.lease_until <= now)
     )
 
 
 def _deaths(item: DueInvoice) -> int:
-    """Claims of its live attempt that ended without a word."""
+    """Return how many claims of its live attempt ended without a result."""
     return item.live.claims if item.live is not None else 0
 
 
@@ -390,7 +404,9 @@ def _is_poison(connection: Connection, timings: Timings, item: DueInvoice, now: 
 
 
 def lease(timings: Timings, fence: int) -> timedelta:
-    """Doubles with every claim that was replaced: one too short for a single call grows past it."""
+    """Return the lease of a claim. It doubles with each claim that was replaced, so that a lease
+    too short for one call grows beyond it.
+    """
     doubled = timings.stuck_after * (1 << min(fence, MAX_CLAIMS))
     return min(doubled, max(timings.stuck_after, timings.longest_charge))
 
@@ -426,13 +442,13 @@ def _take_over(
         connection,
         (_entry(item, attempt, EventKind.ATTEMPT_CLAIMED, now, **_silence(before))
          for item, (before, _), attempt in zip(items, lapsed, taken, strict=True)
-         if before.claims > 0),  # otherwise the last one gave it back, and said so
+         if before.claims > 0),  # otherwise the last claim returned it, with an event
     )  # fmt: skip
     return taken
 
 
 def _silence(before: Attempt) -> dict[str, object]:
-    """Claims that ended without a word leave a gap in the history: this tells what it is."""
+    """Return the event that explains a gap in the history: claims that ended without a result."""
     return {"claims_without_a_word": before.claims, "the_last_until": before.lease_until}
 
 
@@ -445,10 +461,10 @@ def _entry(
 
 
 def _leave_to_a_person(connection: Connection, poison: Sequence[DueInvoice], now: datetime) -> None:
-    """End what was prepared, so that a person can order another attempt, or hand out a page.
+    """End a prepared attempt, so that a person can order another one or a pay page.
 
-    Nothing was sold, and nothing will be: the invoice is locked here as it is by whoever submits a
-    charge, and that finds no prepared attempt any more, however slow its worker was.
+    Nothing was sold and nothing will be: the invoice is locked here as in a submit, which then
+    finds no prepared attempt, however slow its worker is.
     """
     for item in poison:
         reason = _poison_reason(item)
@@ -462,7 +478,7 @@ def _leave_to_a_person(connection: Connection, poison: Sequence[DueInvoice], now
 def _end_recovery(
     connection: Connection, late: Sequence[tuple[DueInvoice, NextStep]], now: datetime
 ) -> None:
-    """The debt stays owed, and a person decides. What waited behind it goes on."""
+    """End the recovery. The debt stays owed, and a person decides. Invoices behind it continue."""
     pause_collection.end_prepared(
         connection, [item for item, _ in late], "recovery ended", Moment(now, BY)
     )

@@ -1,7 +1,7 @@
-"""The transaction in which attempts move: what was heard is settled, what is to be sold is armed.
+"""The transaction that changes attempts: it settles news, then submits charges.
 
-Callers that wait at the same time share one. News goes first: an attempt is armed by what is known
-then, a decline or a late payment that came in the same moment included.
+Concurrent callers share one. News comes first, so that a charge is submitted with all that is
+known, including a decline or a late payment of the same moment.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ log = structlog.get_logger()
 
 
 def settle(ports: Ports, request: Settle) -> Case:
-    """Apply one piece of news and return the case as it stands now.
+    """Apply one piece of news and return the case as it is now.
 
-    Raises ConcurrentChange when another claim owns the attempt, CommitUnknown when the commit
-    failed: the sweeps come back to both.
+    Raises ConcurrentChange if another claim owns the attempt, CommitUnknown if the commit failed.
+    The sweeps find both again.
     """
     settled = ports.commit_group(_commit, ports, request)
     if not isinstance(settled, Settled):
@@ -47,10 +47,10 @@ def settle(ports: Ports, request: Settle) -> Case:
 
 
 def submit(ports: Ports, request: Submit) -> Submitted | NotSubmitted:
-    """Commit `submitted`, or say what stands in the way.
+    """Commit `submitted`, or return what forbids it.
 
-    Raises ConcurrentChange when the claim is no longer ours, and CommitUnknown when COMMIT itself
-    failed: then the sale must not be sent.
+    Raises ConcurrentChange if another claim owns the attempt, CommitUnknown if COMMIT itself
+    failed: the sale must not be sent then.
     """
     answer = ports.commit_group(_commit, ports, request)
     if not isinstance(answer, Submitted | NotSubmitted):
@@ -59,8 +59,8 @@ def submit(ports: Ports, request: Submit) -> Submitted | NotSubmitted:
 
 
 Answer = Settled | Submitted | NotSubmitted | None
-"""A `Settle` is answered with the first, a `Submit` with one of the next two. None: another claim
-owns the attempt, or its row is forgotten. One such row must not cost its neighbours their commit.
+"""The answer to a `Settle` is the first, to a `Submit` one of the next two. None: another claim
+owns the attempt, or its row is lost. One such row must not cost the others their commit.
 """
 
 

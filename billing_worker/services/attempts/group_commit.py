@@ -1,7 +1,7 @@
-"""Group commit: callers that wait at the same time share one transaction.
+"""Group commit: concurrent callers share one transaction.
 
-A commit waits for the disk whether it holds one charge or fifty. While one batch commits, the
-next callers queue up; the first of them to get the turn then commits for all.
+A commit waits for the disk whether it holds one charge or fifty. While one batch commits, the next
+callers queue, and the first of them then commits for all.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ Answer = TypeVar("Answer")
 Work = Callable[[Ports, Sequence[Request]], Sequence[Answer]]
 
 MAX_BATCH = 64
-"""Bounds how many attempts one crash between commit and sale leaves to be reconciled."""
+"""Limits how many attempts a crash between commit and sale leaves to be reconciled."""
 
 
 class EachAlone:
-    """Every request in a transaction of its own: for simulations and single-threaded use."""
+    """Runs every request in a transaction of its own: for simulations and single-threaded use."""
 
     def __call__(self, work: Work[Request, Answer], ports: Ports, request: Request) -> Answer:
         return work(ports, [request])[0]
@@ -34,7 +34,7 @@ class EachAlone:
 class _Ticket(Generic[Request, Answer]):
     request: Request
     done: bool = False
-    alone: bool = False  # its batch failed, maybe by somebody else's fault: it runs again by itself
+    alone: bool = False  # its batch failed, perhaps because of another request: it runs again alone
     answer: Answer = field(init=False)
     error: BaseException | None = None
 
@@ -46,12 +46,12 @@ class _Queue(Generic[Request, Answer]):
 
 
 class GroupCommit:
-    """`group(work, ports, request)` returns what `work` answered to this request.
+    """`group(work, ports, request)` returns the answer of `work` to this request.
 
     `work` takes the ports and a list of requests, runs them in one transaction and returns one
-    answer each. One GroupCommit serves one set of ports. An
-    error before the commit is nobody's but one request's: each then runs again by itself. An
-    error *of* the commit belongs to all: nobody knows, so nobody may go on.
+    answer each. One GroupCommit serves one set of ports. After an error before the commit each
+    request runs again alone. After an error *of* the commit nobody knows the result, so all of them
+    fail.
     """
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ class GroupCommit:
                 if not ticket.done:
                     self._run_next(work, ports, queue)
         if ticket.alone:
-            # In its own thread: waiting for the others' runs would cost it the sale's few seconds.
+            # In its own thread: waiting for the others costs a sale its few seconds.
             return work(ports, [request])[0]
         if ticket.error is not None:
             raise ticket.error

@@ -1,4 +1,4 @@
-"""What need not be said again: an attempt that is undecided is asked about for days."""
+"""Drops repeated history entries: an undecided attempt is polled for days."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from billing_worker.persistence import history
 from billing_worker.persistence.history import Entry, Last
 
 SAY_AGAIN_AFTER = timedelta(hours=1)
-"""News that is the same as the last is written this often, and not at every look."""
+"""Repeated news is written this often, and not at every poll."""
 
 LONG_UNDECIDED = timedelta(days=1)
-"""At this age of an attempt that is neither paid nor proven unpaid a person is told, once."""
+"""At this age of an undecided attempt a person is told, once."""
 
 _REPEATED = frozenset({EventKind.ATTEMPT_POLLED, EventKind.ATTEMPT_POSTPONED})
 
@@ -25,8 +25,8 @@ _REPEATED = frozenset({EventKind.ATTEMPT_POLLED, EventKind.ATTEMPT_POSTPONED})
 def worth_saying(
     connection: Connection, entries: Sequence[Entry], attempts: Sequence[Attempt], now: datetime
 ) -> list[Entry]:
-    """The entries without those that repeat the last word about their attempt, and an alert for
-    each attempt (of these, as they stand now) that has been undecided for too long.
+    """Return the entries without repetitions, and an alert for each attempt that has been undecided
+    for too long.
     """
     repeated = [
         (entry.invoice_id, entry.attempt_id)
@@ -58,7 +58,7 @@ def worth_saying(
 
 
 def _gist(data: Mapping[str, object]) -> dict[str, object]:
-    """What it says, without the dates and the calls that differ each time."""
+    """Return the content of an entry without dates and calls, which differ each time."""
     return {name: data[name] for name in ("found", "reason") if name in data}
 
 
@@ -69,7 +69,9 @@ def _still(entry: Entry, last: Last) -> Entry:
 
 
 def _left_something(event: Event) -> bool:
-    """A request that may have left something at the gateway is always told."""
+    """Return whether a request may have created something at the gateway: that is always
+    written.
+    """
     return any(
         call["method"] != "GET" and not call["outcome"].startswith("not sent")
         for call in event.data.get("calls", ())
@@ -77,7 +79,9 @@ def _left_something(event: Event) -> bool:
 
 
 def _is_long_undecided(attempt: Attempt, now: datetime) -> bool:
-    """A page may stay open for days: there the customer decides when."""
+    """Return whether it is undecided for too long. A page may stay open for days: the customer
+    decides.
+    """
     if attempt.status not in LIVE or attempt.origin is Origin.LINK:
         return False
     return now - attempt.created_at >= LONG_UNDECIDED

@@ -1,9 +1,9 @@
-"""What stands against charging a card now: asked inside the transaction that arms an attempt.
+"""Checks inside the submitting transaction whether a card may be charged now.
 
-One budget per card fingerprint, spent by every attempt whatever its origin. A network limit counts
-declines and attempts that may become one, so a card without a recent decline and without another
-live attempt has all of its budget: for ordinary charges this costs one query for a whole batch. Only
-cards that may share theirs with somebody are locked and counted.
+Retry limits are kept per card fingerprint and count every attempt, whatever its origin. A network
+limit counts declines and attempts that may become declines. A card without a recent decline and
+without another live attempt has no used limit: for ordinary charges this costs one query per batch.
+Only the other cards are locked and counted.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CARD_RULE = "card.usable"
 
 
 class Budget:
-    """The budgets of some cards, held until the transaction ends."""
+    """The retry limits of some cards, locked until the transaction ends."""
 
     def __init__(self, connection: Connection, card_ids: Collection[int], now: datetime) -> None:
         self._now = now
@@ -40,7 +40,7 @@ class Budget:
             self._tries |= cards.tries_on(connection, locked.values(), since, now)
 
     def spend(self, card_id: int, money: Money) -> Forbidden | None:
-        """Count an attempt of this amount as made, or say which rule forbids it."""
+        """Count an attempt of this amount, or return which rule forbids it."""
         card = self._cards.get(card_id)
         if card is None:
             return None
@@ -52,7 +52,8 @@ class Budget:
     def _against(self, card: Card, money: Money) -> Forbidden | None:
         obstacle = card_rules.obstacle(card, self._now)
         if obstacle is not None:
-            # Due again at once: the next claim takes the backup card, or asks for another one.
+            # Due again at once: the next claim takes the backup card, or asks the customer for
+            # another one.
             return Forbidden(CARD_RULE, obstacle, self._now)
         tries = self._tries.get(card.fingerprint, [])
         refused = network_rules.refusal(card.brand, money, tries, self._now)

@@ -1,4 +1,4 @@
-"""The one writer of outcomes: loads the rows, asks the domain what follows, writes it."""
+"""The only writer of outcomes: it loads the rows, asks the domain what follows, and writes it."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ from billing_worker.services.ports import Ports
 
 @dataclass(frozen=True, slots=True)
 class Settle:
-    """One piece of news about one attempt, with the calls that brought it."""
+    """News about one attempt, with the gateway calls that brought it."""
 
     key: CaseKey
     news: News
     by: str
     calls: tuple[WireCall, ...] = ()
-    hint: SaleAnswer | None = None  # what the answer to the sale claimed
-    fence: int | None = None  # of the claim that speaks; only the gateway's word needs none
+    hint: SaleAnswer | None = None  # what the sale's answer claimed
+    fence: int | None = None  # fence of the reporting claim; a gateway statement needs none
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +59,10 @@ def settle_all(
     now: datetime,
     to_submit: Collection[int] = (),
 ) -> tuple[list[Settled | None], list[Entry]]:
-    """Apply each piece of news to its case, in order, and save them.
+    """Apply each piece of news to its case, in order, and save.
 
-    Returns one result for each request, None where another claim owns the attempt and the news was
-    dropped; and what the history is to say. `to_submit`: ids of cards to be charged in the same
-    transaction.
+    Returns one result for each request (None if another claim owns the attempt and the news was
+    dropped), and the history entries. `to_submit`: ids of cards to charge in the same transaction.
     """
     results: list[Settled | None] = []
     entries: list[Entry] = []
@@ -102,8 +101,8 @@ def settle_all(
 
 
 def _end_the_next(connection: Connection, case: Case, moment: Moment) -> None:
-    """An earlier attempt has paid the invoice, or may: whoever had prepared the next one may be dead,
-    and nobody would be rung for it any more.
+    """End the next, prepared attempt: an earlier one has paid the invoice, or may. The worker that
+    prepared it may be dead.
     """
     item = claims.lock_one(connection, case.invoice.id)
     if item is not None and item.live is not None and item.live.id != case.attempt.id:
@@ -113,8 +112,8 @@ def _end_the_next(connection: Connection, case: Case, moment: Moment) -> None:
 def _lock_cards(
     connection: Connection, cases: LockedCases, keys: Sequence[CaseKey], to_submit: Collection[int]
 ) -> None:
-    """All that this transaction will lock, at once and in order: two of them never wait for each
-    other in a circle. What cannot be declined locks no card here.
+    """Lock all cards of this transaction at once and in order, so that transactions never deadlock.
+    A charge that cannot be declined locks no card.
     """
     asked = {card_id for key in keys if (card_id := cases.case(key).attempt.card_id) is not None}
     if asked:
@@ -126,7 +125,7 @@ def _is_declined_by_it(before: Case, concluded: Conclusion) -> bool:
 
 
 def _refused(concluded: Conclusion) -> list[tuple[int, str | None]]:
-    """The card that was asked, if it is known, and why it must never be charged again."""
+    """Return the charged card, if known, and why it must never be charged again."""
     card_id = concluded.case.attempt.card_id
     return [] if card_id is None else [(card_id, concluded.kills_card)]
 
@@ -146,7 +145,7 @@ def _may_end_unpaid(request: Settle) -> bool:
 def _carry_out(
     ports: Ports, connection: Connection, before: Case, concluded: Conclusion, context: Context
 ) -> list[Event]:
-    """What a conclusion means beyond its own rows: for the card, the service, the next invoice."""
+    """Apply a conclusion beyond its own rows: to the card, the service, the next invoice."""
     case = concluded.case
     said: list[Event] = []
     card_id = case.attempt.card_id
@@ -167,11 +166,11 @@ def _carry_out(
 
 
 def _is_outdated(case: Case, request: Settle) -> bool:
-    """Does the news come from a claim that another one has replaced?
+    """Return whether the news comes from a claim that was replaced.
 
-    What the gateway states of a submitted attempt is true whoever brings it. Every other kind of
-    news (that nothing was sent, that it goes on later) is the word of the claim that holds the attempt: an old
-    one knows nothing of the sale that its successor may have sent.
+    A gateway statement about a submitted attempt is true whoever brings it. Any other news (nothing
+    was sent, or it continues later) is known only to the claim that holds the attempt: an older
+    claim does not know what its successor has sent.
     """
     if request.fence is None or request.fence == case.attempt.fence:
         return False
@@ -190,7 +189,7 @@ def _with_hint(case: Case, hint: SaleAnswer | None) -> Case:
 
 
 def _with_calls(concluded: Conclusion, request: Settle, context: Context) -> list[Event]:
-    """The first event of the news carries the wire calls; calls without an event get their own."""
+    """Attach the gateway calls to the first event of the news, or to an event of their own."""
     events = list(concluded.events)
     if not request.calls:
         return events
@@ -202,7 +201,7 @@ def _with_calls(concluded: Conclusion, request: Settle, context: Context) -> lis
 
 
 def wire_data(calls: Sequence[WireCall]) -> list[dict[str, object]]:
-    """Wire calls as JSON for the history."""
+    """Return gateway calls as JSON for the history."""
     return [
         {
             "operation": call.operation,

@@ -1,4 +1,4 @@
-"""The last safe commit: prepared -> submitted, under the fence, right before the sale."""
+"""The last safe commit before a sale: prepared -> submitted, under the fence."""
 
 from __future__ import annotations
 
@@ -56,19 +56,19 @@ class Submit:
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """`submitted` is committed: the frame that asked for it may now send the sale, once."""
+    """`submitted` is committed: the caller may now send the sale, once."""
 
-    committed_at: float  # monotonic seconds, taken before COMMIT: a slow one counts too
+    committed_at: float  # monotonic seconds before COMMIT, so that a slow commit counts too
 
 
 @dataclass(frozen=True, slots=True)
 class NotSubmitted:
-    """Something changed since the claim. Nothing was committed, nothing may be sent."""
+    """Something changed since the claim. Nothing was committed, and nothing may be sent."""
 
     obstacle: str
-    held: bool = False  # the invoice waits for a person: its reason is kept
-    later: bool = False  # the same attempt may go ahead another time
-    forbidden: Forbidden | None = None  # the rule that stands against this very attempt
+    held: bool = False  # the invoice waits for a person and keeps its reason
+    later: bool = False  # the same attempt may continue later
+    forbidden: Forbidden | None = None  # the rule that forbids this attempt
 
 
 def submit_all(
@@ -78,10 +78,11 @@ def submit_all(
     requests: Sequence[Submit],
     now: datetime,
 ) -> tuple[list[Submitted | NotSubmitted | None], list[Entry]]:
-    """Mark `submitted` what nothing stands against. One answer for each request, None where the
-    claim is no longer ours, and what the history is to say.
+    """Mark as `submitted` what nothing forbids. Returns one answer for each request (None if
+    another claim owns the attempt), and the history entries.
     """
-    # Read in here: a pause between COMMIT and a later reading would go unseen.
+    # Read in this transaction: a process that is suspended between COMMIT and a later reading would
+    # not notice it.
     submitted = Submitted(ports.clock.monotonic())
     switched = switches.read(connection)
     doubted = lost_memory.stands_against_submitting(ports, switched)
@@ -105,14 +106,14 @@ def submit_all(
 
 
 def _is_ours(stored: Attempt, claimed: Attempt) -> bool:
-    """The reference too: a database that has forgotten gives the same ids to other rows."""
+    """Compare the reference too: a database that has lost data gives the same ids to other rows."""
     ours = (AttemptStatus.PREPARED, claimed.fence, claimed.reference_id)
     return (stored.status, stored.fence, stored.reference_id) == ours
 
 
 def _held(case: Case) -> NotSubmitted | None:
-    """Since the claim somebody found that an earlier attempt may still pay, or that a person must
-    look: both take the invoice's next attempt away.
+    """Return whether the invoice is held since the claim: an earlier attempt may still pay, or a
+    person must look. Both remove its next attempt.
     """
     if case.invoice.status is InvoiceStatus.OPEN and case.invoice.next_attempt_at is None:
         return NotSubmitted(f"held: {case.invoice.reason or 'no next attempt'}", held=True)
@@ -120,7 +121,7 @@ def _held(case: Case) -> NotSubmitted | None:
 
 
 def _obstacle(ports: Ports, case: Case, switched: Switches) -> NotSubmitted | None:
-    """What may have changed since the claim, read under the locks of this commit."""
+    """Return what has changed since the claim, read under the locks of this commit."""
     if case.invoice.status not in _payable(case.attempt):
         return NotSubmitted(f"invoice is {case.invoice.status}")
     if case.subscription.status not in _collectable(case):
@@ -130,9 +131,9 @@ def _obstacle(ports: Ports, case: Case, switched: Switches) -> NotSubmitted | No
 
 
 def why_not(ports: Ports, connection: Connection, case: Case, now: datetime) -> str | None:
-    """What stands against a page for the customer: the same that stands against a charge.
+    """Return why a customer's page may not be handed out: the same rules as for a charge.
 
-    `case`: a link that is prepared, or one whose page is open. Its invoice is locked.
+    `case`: a prepared link, or one whose page is open. Its invoice is locked.
     """
     switched = switches.read(connection)
     doubted = lost_memory.stands_against_submitting(ports, switched)
@@ -147,7 +148,9 @@ def why_not(ports: Ports, connection: Connection, case: Case, now: datetime) -> 
 
 
 def _others_may_pay(ports: Ports, connection: Connection, case: Case, now: datetime) -> str | None:
-    """`_held` does not tell it of a page: an invoice that waits for its customer has no date."""
+    """Return whether other attempts may pay. `_held` cannot tell it for a page, because an invoice
+    that waits for its customer has no date.
+    """
     others = pay_links.others(connection, case.attempt)
     earliest = not_before(Origin.LINK, others, ports.timings)
     if earliest is not None and earliest > now:
@@ -167,7 +170,7 @@ def _others_may_pay(ports: Ports, connection: Connection, case: Case, now: datet
 def _card_forbidden(connection: Connection, attempt: Attempt, now: datetime) -> str | None:
     if attempt.card_id is None:
         return None
-    if attempt.status is AttemptStatus.SUBMITTED:  # its budget counts it already
+    if attempt.status is AttemptStatus.SUBMITTED:  # its retry limits count it already
         card = cards.by_ids(connection, {attempt.card_id})[attempt.card_id]
         return card_rules.obstacle(card, now)
     forbidden = Budget(connection, {attempt.card_id}, now).spend(attempt.card_id, attempt.money)
@@ -175,7 +178,9 @@ def _card_forbidden(connection: Connection, attempt: Attempt, now: datetime) -> 
 
 
 def _payable(attempt: Attempt) -> frozenset[InvoiceStatus]:
-    """We charge what is open; a customer may pay what was given up, too."""
+    """Return whether it can be paid: the worker charges open invoices; a customer may also pay one
+    that was given up.
+    """
     return OWED if attempt.origin is Origin.LINK else frozenset({InvoiceStatus.OPEN})
 
 
@@ -186,7 +191,7 @@ def _collectable(case: Case) -> frozenset[SubscriptionStatus]:
 
 
 def card_ids(requests: Iterable[Submit]) -> set[int]:
-    """Of the cards that are to be charged."""
+    """Return the ids of the cards to charge."""
     return {card_id for r in requests if (card_id := r.claimed.attempt.card_id) is not None}
 
 

@@ -1,7 +1,7 @@
-"""Callbacks ring, and do nothing else: the gateway is asked, whatever its callback claimed.
+"""Callbacks only cause a poll: the worker asks the gateway, whatever the callback claims.
 
-So a callback that is lost, doubled, late, merged with the next one, out of order or even forged
-with a stolen key cannot change what is charged: it costs one GET.
+A callback that is lost, repeated, late, merged, out of order, or forged with a stolen key cannot
+change what is charged. It costs one GET.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from billing_worker.services.ports import Bell, Vault
 
 BY = "callback"
 COUNTER = "callbacks."
-"""Prefix of the counters: one for each fate that stores nothing."""
+"""Prefix of the counters, one for each fate that stores nothing."""
 
 
 class Fate(StrEnum):
-    """What becomes of a call. All but STORED leave a count and nothing else."""
+    """The result of a callback. Every result but STORED leaves only a count."""
 
     STORED = "stored"
-    DUPLICATE = "duplicate"  # These very bytes are stored: a repetition, or somebody's replay.
+    DUPLICATE = "duplicate"  # The same bytes are stored already: a repetition or a replay.
     FORGED = "forged"
-    OTHER_MODE = "other_mode"  # Live where we are test, or the other way: not with our key.
+    OTHER_MODE = "other_mode"  # live in test mode, or the reverse
     UNREADABLE = "unreadable"
     TOO_LARGE = "too_large"
     TOO_MANY = "too_many"
@@ -41,7 +41,7 @@ class Fate(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Inbox:
-    """What taking a callback needs. `key` signs the callbacks of our one mode."""
+    """What the callback endpoint needs. `key` verifies the callbacks of our mode."""
 
     store: Store
     clock: Clock
@@ -56,10 +56,10 @@ def is_genuine(inbox: Inbox, body: bytes, signature: str | None) -> bool:
 
 
 def receive(inbox: Inbox, body: bytes) -> Fate:
-    """Store a genuine callback and ring for what it is about; return when that is committed.
+    """Store a genuine callback and wake a worker for its invoice. Returns after the commit.
 
-    Only the invoice and the mode are read from it. An invoice that we do not know is stored too:
-    the callback may be faster than our own commit, whose first look comes by itself.
+    Only the invoice and the mode are read from it. A callback about an unknown invoice is stored
+    too: it may arrive before our own commit, and the first poll comes by itself.
     """
     try:
         hint = called_back(body)
@@ -93,7 +93,7 @@ def _poll_now(connection: Connection, hint: Hint, event: Event) -> int | None:
 
 
 def count(inbox: Inbox, fate: Fate, number: int = 1) -> Fate:
-    """Keep the number of calls that met this fate."""
+    """Count callbacks with this result."""
     with inbox.store.transaction() as connection:
         counters.add(connection, COUNTER + fate, number, inbox.clock.now())
     return fate

@@ -1,4 +1,4 @@
-"""One charge, from a claimed invoice to an answer. Only this module may cause a sale.
+"""One charge, from a claimed invoice to an answer. Only this module may send a sale.
 
     claim -> create or find -> compare -> commit `submitted` -> SALE, once -> look -> settle
 
@@ -74,24 +74,26 @@ from billing_worker.services.guards import lost_memory
 from billing_worker.services.ports import Ports
 
 CONFIGURATION_ANSWERS = frozenset({401, 403})
-"""Our credentials or permissions, not this charge: the same attempt goes ahead once mended."""
+"""These answers mean our credentials or permissions, not this charge: the same attempt continues
+when they are corrected.
+"""
 
 MOST_USELESS = 3
-"""Invoices of one charge that could not be sold, before a person is asked."""
+"""After so many gateway invoices that cannot be sold, a person is asked."""
 
 NOT_ENABLED = "instant charges are probably not enabled for this gateway account"
 
 OTHER_MODE = "prepared in the other test mode"
-"""Nothing was sold, so the next attempt is made in the present one."""
+"""Nothing was sold, so the next attempt is made in the present mode."""
 
 STALE_AFTER_SECONDS = 5.0
-"""Who waited longer than this for the turn of a sale looks at the invoice again before it; what was
-heard longer ago than this of earlier attempts is asked once more.
+"""After waiting this long for rate-limit capacity, the worker reads the invoice again before the
+sale, and polls earlier attempts again.
 """
 
 OLDEST_NEWS_SECONDS = 60.0
-"""A frame that slept longer than this since it asked about earlier attempts sells nothing: one of
-them may have been paid meanwhile.
+"""After a suspension longer than this since the last poll of earlier attempts, nothing is sold: one
+of them may have been paid meanwhile.
 """
 
 NEWS_TOO_OLD = "too late after earlier attempts were asked about"
@@ -102,7 +104,7 @@ log = structlog.get_logger()
 
 
 def charge_batch(ports: Ports, invoice_ids: Sequence[int]) -> dict[str, int]:
-    """Charge those of the invoices that are due and free. Returns counts by final state."""
+    """Charge the invoices that are due and not claimed by others. Returns counts by final state."""
     suspects: list[int] = []
 
     def found() -> list[Claimed]:
@@ -111,13 +113,13 @@ def charge_batch(ports: Ports, invoice_ids: Sequence[int]) -> dict[str, int]:
         return page.claimed
 
     outcomes = ports.pool.take(partial(_charge_safely, ports), found)
-    for one in suspects:  # Alone: should it end this process again, it takes no other with it.
+    for one in suspects:  # Alone: if it crashes this process again, no other charge is affected.
         outcomes += ports.pool.take(partial(_charge_safely, ports), partial(claim, ports, [one]))
     return dict(Counter(outcomes))
 
 
 def charge_on_probation(ports: Ports) -> dict[str, int]:
-    """While charging is stopped: try one of the charges that were kept back, now and then."""
+    """While charging is stopped, try one waiting charge from time to time."""
     return charge_batch(ports, []) if ports.breaker.is_open else {}
 
 
@@ -131,7 +133,9 @@ def _claimed(ports: Ports, invoice_ids: Sequence[int]) -> ClaimedPage:
 
 
 def _charge_safely(ports: Ports, claimed: Claimed) -> str:
-    """One charge's trouble must not stop its page: what is left undone, the sweeps find."""
+    """Charge one attempt. An error must not stop the others of the batch: sweeps find what
+    is left.
+    """
     try:
         outcome = charge(ports, claimed)
     except ConcurrentChange as moved:
@@ -145,8 +149,8 @@ def _charge_safely(ports: Ports, claimed: Claimed) -> str:
 
 
 def charge(ports: Ports, claimed: Claimed) -> str:
-    """Drive one claimed attempt as far as it goes now. Returns the attempt's state."""
-    ports.vault.unlock(claimed.payer.card_token)  # Before the gateway hears of it, not after.
+    """Drive one claimed attempt as far as possible now. Returns the attempt's state."""
+    ports.vault.unlock(claimed.payer.card_token)  # Checked before the gateway receives a request.
     calls: CallLog = []
     asked_at = ports.clock.monotonic() if claimed.earlier else math.inf
     obstacle = _earlier_attempts_may_pay(ports, claimed, calls)
@@ -157,11 +161,11 @@ def charge(ports: Ports, claimed: Claimed) -> str:
         found = _fit(ports, claimed, _read_once_more(ports, claimed, found, calls))
     may_poll = True
     if isinstance(found, Statement):
-        # The turns of the sale and of the look after it are waited for before the commit: the
-        # sale must follow that at once.
+        # Rate permits for the sale and the following poll are taken before the commit: the sale
+        # must follow the commit at once.
         waited = rate_permit.take(ports, claimed, 2)
         if waited > STALE_AFTER_SECONDS:
-            may_poll = False  # its turn is used up here
+            may_poll = False  # this poll uses one permit
             found = _fit(ports, claimed, _seen_again(ports, found, calls))
         if claimed.earlier and ports.clock.monotonic() - asked_at > STALE_AFTER_SECONDS:
             asked_at = ports.clock.monotonic()
@@ -181,7 +185,7 @@ def charge(ports: Ports, claimed: Claimed) -> str:
 
 
 def _earlier_attempts_may_pay(ports: Ports, claimed: Claimed, calls: CallLog) -> News | None:
-    """Ask once more about every ended attempt of this invoice: late money pays it (§11.6)."""
+    """Poll every ended attempt of this invoice once more: a late payment pays it (§11.6)."""
     asking = _asking(ports, claimed)
     try:
         obstacle = why_no_other(
@@ -209,8 +213,8 @@ def _asking(ports: Ports, claimed: Claimed) -> Asking:
 
 
 def _known_already(ports: Ports, claimed: Claimed, calls: CallLog) -> Statement | News | None:
-    """What the gateway may know of this attempt before this frame creates it: from an older claim,
-    or from a life that restored books have forgotten.
+    """Find what the gateway may know of this attempt from an older claim, or from a time that
+    restored books have lost.
     """
     if claimed.attempt.test_mode == ports.test_mode and not claimed.create_may_have_been_sent:
         return None
@@ -237,8 +241,10 @@ def _sought(ports: Ports, claimed: Claimed, calls: CallLog) -> Statement | News 
 
 
 def _invoice_at_gateway(ports: Ports, claimed: Claimed, calls: CallLog) -> Statement | News:
-    """The gateway's invoice for this attempt: found by our reference if a create may have
-    reached the gateway before, created otherwise.
+    """Return the gateway's invoice of this attempt.
+
+    It is found by our reference if an earlier create may have reached the gateway, and created
+    otherwise.
     """
     known = _known_already(ports, claimed, calls)
     if known is not None:
@@ -290,10 +296,11 @@ def _order(ports: Ports, claimed: Claimed) -> InstantOrder:
 def _believed(
     ports: Ports, claimed: Claimed, found: Found, *, made_now: int = 0, maybe_now: int = 0
 ) -> Statement | News:
-    """The invoice that was found, if it may be sold. `made_now`: of those under the reference, how
-    many the create of this frame has made, proven by its name; `maybe_now`: how many others it may
-    have made. Older claims have sent one create each, so more invoices than that are the work of a
-    life that this book has forgotten.
+    """Return the found invoice if it may be sold.
+
+    `made_now`: how many of the invoices under the reference this create has made, proven by its
+    name. `maybe_now`: how many others it may have made. Each older claim has sent one create. More
+    invoices than that were made in a time that this book has lost.
     """
     older = found.count - made_now
     unproven = older > 0 and found.maybe_sold and not claimed.is_proven_unsold
@@ -302,7 +309,7 @@ def _believed(
     not_ours = older - maybe_now >= claimed.attempt.fence
     if not_ours and not claimed.may_be_forgotten:
         lost_memory.notice(ports, KNOWN_THERE, seen=claimed.restored_at, by=BY)
-    # What has ended by now may have been sold before: its money may still come.
+    # An invoice that has ended may have been sold before: its money may still come.
     ended = not claimed.is_proven_unsold and not found.maybe_sold
     if not_ours or ended:
         return Stated(found.statement, maybe_sold=True)
@@ -321,11 +328,12 @@ def _after_failed_create(
     error: Refused | OutcomeUnknown,
     calls: CallLog,
 ) -> Statement | News:
-    """The create may have worked, or collided with a twin: look for an invoice once now. A refusal is
-    meant where there is none; whatever else it was is looked for again later.
+    """Look for the invoice once after a failed create: the create may have worked, or the reference
+    may exist.
 
-    What is found after a 4xx (409 and 429 may mean a duplicate) is an older create's, unless it
-    bears the name of this one.
+    Without an invoice a refusal is final; after any other error the worker looks again later. An
+    invoice that is found after a 4xx (409 and 429 may mean a duplicate) was made by an older
+    create, unless it bears the name of this one.
     """
     if error.http_status in CONFIGURATION_ANSWERS:
         return _refuses_us(ports, claimed, error)
@@ -347,7 +355,7 @@ def _after_failed_create(
 
 
 def _seen_again(ports: Ports, found: Statement, calls: CallLog) -> Statement | News:
-    """What was read before a long wait may have expired in it."""
+    """Read the invoice again: it may have expired during a long wait."""
     try:
         return ports.gateway.poll(found.gateway_id, calls)
     except GatewayError as error:
@@ -356,7 +364,7 @@ def _seen_again(ports: Ports, found: Statement, calls: CallLog) -> Statement | N
 
 @dataclass(frozen=True, slots=True)
 class _Useless:
-    """A fresh invoice that can never be sold: it has no bearer, or has ended already."""
+    """A new invoice that can never be sold: it has no bearer, or has already ended."""
 
     statement: Statement
     reason: str
@@ -365,13 +373,15 @@ class _Useless:
 def _read_once_more(
     ports: Ports, claimed: Claimed, useless: _Useless, calls: CallLog
 ) -> Statement | News:
-    """The answer to a create may leave out what the invoice itself shows."""
+    """Read the invoice once more: the answer to a create may lack fields that the invoice has."""
     rate_permit.take(ports, claimed)
     return _seen_again(ports, useless.statement, calls)
 
 
 def _given_up(claimed: Claimed, useless: _Useless) -> News:
-    """Another attempt may get a better invoice. After some it will not, and each leaves one more."""
+    """Give this invoice up. Another attempt may get a usable one; after some attempts a person is
+    asked.
+    """
     before = [one for one in claimed.earlier if (one.outcome or "").startswith(useless.reason)]
     number = 1 + sum(one.submitted_at is None for one in before)
     if number < MOST_USELESS:
@@ -383,7 +393,7 @@ def _given_up(claimed: Claimed, useless: _Useless) -> News:
 def _fit(
     ports: Ports, claimed: Claimed, found: Statement | News | _Useless
 ) -> Statement | News | _Useless:
-    """The gateway's invoice if it may be sold; otherwise what it means that it may not."""
+    """Return the gateway's invoice if it may be sold, otherwise what follows from that."""
     if not isinstance(found, Statement):
         return found
     attempt, expected = claimed.attempt, _expected(claimed)
@@ -415,7 +425,7 @@ def _why_not_armed(obstacle: NotSubmitted) -> News:
 def _sell(
     ports: Ports, request: Submit, submitted: Submitted, asked_at: float, *, may_poll: bool
 ) -> str:
-    """Send the sale this frame has just committed, once, and only if it is still that moment."""
+    """Send the sale that was just committed, once, and only within the gate of a few seconds."""
     claimed = request.claimed
     calls: CallLog = []
     if ports.clock.monotonic() - submitted.committed_at > ports.timings.sale_gate_seconds:
@@ -427,10 +437,10 @@ def _sell(
     except NotSent as error:
         return _settle(ports, claimed, NothingSent(f"sale not sent: {error.reason}"), calls)
     except (Refused, OutcomeUnknown) as error:
-        # Even a clear "no" to a sale was seen to be wrong (§0 E): only the invoice decides.
+        # Even a clear refusal of a sale has been wrong (§0 E): only the invoice decides.
         return _settle(ports, claimed, NoAnswer(f"sale: {error.reason}"), calls)
     if not may_poll or answer.status not in PAID_STATUSES | DECLINED_STATUSES:
-        # A final answer is worth asking the invoice about at once; any other can wait.
+        # After a final answer the invoice is polled at once; any other answer can wait.
         news: News = NoAnswer(f"sale answered {answer.status}")
     else:
         news = _seen_after(ports, request.statement.gateway_id, calls)
@@ -457,7 +467,7 @@ def _settle(
 
 
 def _shown(ports: Ports, claimed: Claimed, calls: CallLog) -> tuple[WireCall, ...]:
-    """The calls without the card's token, which only the create knew when it was answered."""
+    """Return the calls without the card token, which only the create contained."""
     token = ports.vault.unlock(claimed.payer.card_token)
     return tuple(
         replace(call, answer=hide(call.answer, (token,))) if call.answer else call for call in calls
@@ -465,7 +475,7 @@ def _shown(ports: Ports, claimed: Claimed, calls: CallLog) -> tuple[WireCall, ..
 
 
 def _alert_now_and_then(ports: Ports, claimed: Claimed, kind: EventKind, **data: object) -> None:
-    """One line for what meets every charge alike, whatever number of processes meets it."""
+    """Alert once in a while about an error that affects every charge, over all processes."""
     now = ports.clock.now()
     with ports.store.transaction() as connection:
         first = counters.add_unless_recent(connection, kind, now, now - TROUBLE_ALERT_AGAIN_AFTER)

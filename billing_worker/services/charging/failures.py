@@ -1,8 +1,8 @@
-"""A charge that raised: whose fault it is, and who is told.
+"""Charges that raise an error: the cause, and who is told.
 
-Trouble that meets everybody (a vault key, a setting, the database, a bug of ours) is no row's fault:
-nothing more is started until a charge passes again, and no claim is counted. What meets one row only
-is counted, until it waits for a person (`claim.MAX_CLAIMS`).
+An error that affects every charge (a vault key, a setting, the database, a bug of ours) is not
+counted against a row: no further charge starts until one succeeds again. An error of a single row
+is counted, until the row waits for a person (`claim.MAX_CLAIMS`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ log = structlog.get_logger()
 
 
 def passed(ports: Ports, claimed: Claimed) -> None:
-    """The charge has a result, whatever it is."""
+    """Record that a charge had a result, whatever it is."""
     kept_back = ports.breaker.passed(claimed.key.invoice_id)
     if kept_back is not None:
         log.warning("charging.goes_on", kept_back=len(kept_back))
@@ -75,7 +75,7 @@ def crashed(ports: Ports, claimed: Claimed, error: Exception) -> str:
 
 
 def stop_charging(ports: Ports, reason: str) -> None:
-    """For what is known to meet every charge before the first one is tried."""
+    """Stop charging because of an error that is known to affect every charge."""
     ports.breaker.open(ports.clock.monotonic())
     with ports.store.transaction() as connection:
         _tell_people(ports, connection, reason)
@@ -83,7 +83,7 @@ def stop_charging(ports: Ports, reason: str) -> None:
 
 
 def _where(error: Exception) -> str:
-    """The fault by its place, not by its message: that may hold anything, and differs by row."""
+    """Return where the error was raised. Its message may hold anything and differs by row."""
     place = ""
     for frame, line in walk_tb(error.__traceback__):
         path = Path(frame.f_code.co_filename)
@@ -107,7 +107,7 @@ def _write_down(ports: Ports, claimed: Claimed, verdict: Verdict, reason: str) -
 
 
 def _tell_people(ports: Ports, connection: Connection, reason: str) -> None:
-    """Once for all processes that meet it."""
+    """Alert once for all processes."""
     now, kind = ports.clock.now(), EventKind.CHARGING_STOPPED
     if counters.add_unless_recent(connection, kind, now, now - STOPPED_ALERT_AGAIN_AFTER):
         history.write(connection, [Entry(Event(kind, now, BY, {"reason": reason}, alert=True))])

@@ -1,4 +1,4 @@
-"""Our invoices at the gateway, found by the reference that we gave them."""
+"""Finds our invoices at the gateway by our reference."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ from billing_worker.services.ports import Ports
 TELL_AGAIN_AFTER = timedelta(days=1)
 
 POLL_AHEAD = 5
-"""Numbers of attempts that left nothing at the gateway, in a row: a refused create, a page that
-could not be made, a pause."""
+"""Attempts in a row that may have left nothing at the gateway: a refused create, a failed page, a
+pause.
+"""
 
 MAYBE_SOLD = (
     "found at the gateway, and restored books (or moved ones) cannot tell whether it was sold"
@@ -44,25 +45,25 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Asking:
-    """Who asks: for the history, and for the shared request cap."""
+    """The caller of a look-up: for the history and the shared rate limit."""
 
     by: str
-    wait: Callable[[], object]  # for the turn of one request
+    wait: Callable[[], object]  # waits for the permit of one request
     shown: Callable[[CallLog], tuple[WireCall, ...]]
     forgetful: bool
-    """The books were restored from a backup, and may have forgotten what they have sold."""
+    """The books were restored from a backup and may have lost sales."""
     owner: Owner
-    """Whose the invoices are that may be believed."""
+    """The owner that an invoice must have to count."""
     remembers: bool = False
-    """It is proven that these books have forgotten no sale of this invoice."""
+    """It is proven that these books have lost no sale of this invoice."""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    statement: Statement  # whole, of the most telling one
-    maybe_sold: bool  # before a sale and during one it shows the same (§0 A)
+    statement: Statement  # complete, of the invoice that decides
+    maybe_sold: bool  # it looks the same before and during a sale (§0 A)
     made_by: tuple[str | None, ...]
-    """Names of the creates that have made the invoices under the reference; None: not said."""
+    """Names of the creates that made the invoices under the reference; None: not said."""
 
     @property
     def count(self) -> int:
@@ -71,7 +72,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Foreign:
-    """Under our reference there is an invoice of another book, or of another customer."""
+    """An invoice of another book or customer has our reference."""
 
     whose: str
 
@@ -79,10 +80,10 @@ class Foreign:
 def by_reference(
     ports: Ports, key: CaseKey, attempt: Attempt, asking: Asking, calls: CallLog
 ) -> Found | Foreign | None:
-    """None when the gateway has none. Raises GatewayError.
+    """Return what the gateway has under the reference, or None. Raises GatewayError.
 
-    Rows of a list name neither book nor customer, so each invoice is read by itself. Where ours is
-    among them, ours counts, and a person is told of the foreign one: ours may have been sold.
+    Rows of a list name neither book nor customer, so each invoice is read by itself. If ours is
+    among them, it counts, and a person is told of the foreign one: ours may have been sold.
     """
     matches = _listed(ports, key, attempt.reference_id, asking, calls)
     if not matches:
@@ -107,7 +108,7 @@ def by_reference(
 def _listed(
     ports: Ports, key: CaseKey, reference_id: str, asking: Asking, calls: CallLog
 ) -> list[Statement]:
-    """As the gateway lists them. Tells a person when its lists cannot be believed."""
+    """Return the invoices as the gateway lists them. Alerts if the list cannot be trusted."""
     asking.wait()
     try:
         return ports.gateway.find(reference_id, calls)
@@ -117,7 +118,9 @@ def _listed(
 
 
 def _tell_unreliable(ports: Ports, key: CaseKey, reason: str, by: str) -> None:
-    """Once a day for all: it is the gateway's way, and meets every charge that is in doubt."""
+    """Alert once a day for all charges: the gateway's lists affect each charge that needs a
+    look-up.
+    """
     kind, now = EventKind.POLL_UP_UNRELIABLE, ports.clock.now()
     event = Event(kind, now, by, {"reason": reason}, alert=True)
     with ports.store.transaction() as connection:
@@ -136,8 +139,10 @@ def _read(ports: Ports, listed: Statement, asking: Asking, calls: CallLog) -> St
 def knows_later(
     ports: Ports, key: CaseKey, attempt: Attempt, asking: Asking, calls: CallLog
 ) -> bool:
-    """Whether the gateway knows an attempt of the same invoice with a higher number: restored books
-    number anew, and what they forgot may stand behind a gap. Raises GatewayError.
+    """Return whether the gateway has an attempt of the same invoice with a higher number. Raises
+    GatewayError.
+
+    Restored books number attempts again; a lost one may stand behind a gap.
     """
     invoice = attempt.reference_id.removesuffix(reference_for("", attempt.number))
     for number in range(attempt.number + 1, attempt.number + 1 + POLL_AHEAD):

@@ -1,9 +1,9 @@
-"""Pay links that were given to nobody, and charges that were withdrawn before these books sold them:
-what the gateway has made of them is asked by reference.
+"""Asks by reference about pay links that were not handed out, and about charges that were withdrawn
+before their sale.
 
-Their create may have arrived without an answer, and a gateway may charge for a page as it is
-created. So such a link ends only by the gateway's word that it has nothing under the reference.
-A withdrawn charge has ended; a life that these books have forgotten may have sold it.
+Their create may have arrived without an answer, and a gateway may charge when a page is created. So
+such a link ends only when the gateway has nothing under its reference. A withdrawn charge has
+ended, but may have been sold in a time that these books have lost.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ BY = "reconcile"
 
 
 def ask_by_reference(ports: Ports, key: CaseKey) -> str:
-    """Ask about a link that is prepared and whose caller is gone, or about an attempt that has ended,
-    whose id at the gateway nobody has told us. Returns the attempt's state.
+    """Ask about a prepared link without a caller, or about an ended attempt without a gateway id.
+    Returns the attempt's state.
     """
     with ports.store.transaction() as connection:
         cases = LockedCases(connection, [key])
@@ -64,9 +64,9 @@ def _news(attempt: Attempt, found: Found | Foreign | None, asking: Asking) -> Ne
     if found is None or isinstance(found, Foreign):
         return NeverHandedOut()
     if found.maybe_sold and asking.forgetful and attempt.status is AttemptStatus.PREPARED:
-        return NoAnswer(MAYBE_SOLD)  # Another life, or another book, may have.
+        return NoAnswer(MAYBE_SOLD)  # A time that was lost, or another book, may have sold it.
     if found.maybe_sold and (asking.forgetful or attempt.origin is not Origin.LINK):
-        # Its id is not kept: the next attempt goes on waiting for the end of what has none.
+        # The id is not stored, so the next attempt still waits for an end.
         return NeverHandedOut(MAYBE_SOLD if asking.forgetful else UNPROVEN)
     if attempt.status is AttemptStatus.PREPARED and not page_may_be_paid(found.statement):
         return NothingSent(LINK_NEVER_HANDED_OUT, statement=found.statement)

@@ -1,11 +1,11 @@
-"""Ended attempts of an invoice are asked about once more before another one may pay it.
+"""Polls ended attempts of an invoice once more before another attempt may pay it.
 
-    known by the gateway's id   look
-    known by our reference      find; nobody has told us whether anything was made under it
+    with a gateway id     polled by it
+    without one           searched by our reference: the create may have arrived unanswered
 
-Late money pays the invoice (gateway.md §11.6), and finals of the gateway are not frozen (§0 H). An
-attempt without an id ended before its create was answered. Unless it is proven that these books have
-forgotten no sale, it may even have been sold.
+A late payment pays the invoice (gateway.md §11.6), and a final state at the gateway may still change
+(§0 H). An attempt without an id ended before its create was answered. Unless it is proven that these
+books have lost no sale, it may even have been sold.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from billing_worker.services.ports import Ports
 
 
 class Obstacle(StrEnum):
-    """Why no other attempt may pay the invoice now."""
+    """The reason why no other attempt may pay the invoice now."""
 
     PAID = "an earlier attempt turned out paid"
     UNDECIDED = "an earlier attempt is undecided again"
@@ -42,7 +42,7 @@ class Obstacle(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TooEarly:
-    """The gateway has told something new of an earlier attempt, whose money may come until then."""
+    """The gateway reported news of an earlier attempt, whose money may come until then."""
 
     until: datetime
 
@@ -60,16 +60,17 @@ def why_no_other(
     origin: Origin,
     patient: bool = True,
 ) -> Obstacle | TooEarly | None:
-    """Settles what it hears about `earlier`, the ended attempts of the invoice of `key`. Calls that
-    found nothing are added to `calls`: the caller tells of them. Raises GatewayError when an
-    attempt cannot be asked about.
+    """Poll `earlier`, the ended attempts of the invoice, and return why no other may pay it, or
+    None.
 
-    `origin`: of the attempt that wants to pay. What is heard now may make it wait longer than its
-    claim knew.
+    News is settled. Calls without news are added to `calls`, for the caller's history. Raises
+    GatewayError if an attempt cannot be polled.
 
-    `patient`: what is found pending under a reference alone is left to end. By books that have
-    forgotten nothing it was never sold, so nobody can pay it, and whoever is watched by a customer
-    need not wait; unless there are more invoices than creates that these books may have sent.
+    `origin`: of the attempt that wants to pay. News may make it wait longer than its claim knew.
+
+    `patient`: wait for the end of an invoice that is found pending only by its reference. Books
+    that have lost nothing never sold it, so it cannot be paid, and a customer on a page need not
+    wait for it, unless there are more invoices than creates of these books.
     """
     for one in earlier:
         heard: CallLog = []
@@ -106,18 +107,20 @@ def why_no_other(
 
 
 def _as_if_sold(ports: Ports, attempt: Attempt) -> datetime | None:
-    """Return until when its money may come, although these books have not sold it: a life that they
-    have forgotten may have. The wait begins when they see that it has ended.
+    """Return until when its money may come, although these books have not sold it: it may have been
+    sold in a time that they have lost. The wait begins when the books see that it has ended.
     """
     since = attempt.unpaid_since if attempt.submitted_at is None else None
     return None if since is None else since + ports.timings.expired_retry
 
 
 def _may_still_pay(case: Case, statement: Statement) -> bool:
-    """Judged by the statement itself: what is settled may have been newer by another's clock."""
+    """Return whether the statement allows a later payment. The stored state may be newer by another
+    clock.
+    """
     finding = judge(statement, case.expected)
     if finding.verdict not in {Verdict.PENDING, Verdict.CONTRADICTORY}:
         return False
     if is_overruled(case.attempt, finding):
-        return False  # A named person has said that it was not paid, and knew that much.
+        return False  # A named person recorded that it was not paid, and knew this state.
     return not (was_never_sold(case.attempt) and statement.status in UNSOLD_STATUSES)

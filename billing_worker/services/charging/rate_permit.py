@@ -1,4 +1,4 @@
-"""Waiting for the shared request cap, and keeping the claim while waiting."""
+"""Waits for the shared rate limit and renews the lease meanwhile."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from billing_worker.services.ports import Ports
 
 
 def take(ports: Ports, claimed: Claimed, requests: int = 1) -> float:
-    """Wait until this many requests may be sent, with a lease that holds. Returns seconds waited.
+    """Wait until so many requests may be sent, and keep the lease. Returns the seconds waited.
 
-    Raises ConcurrentChange when another claim has replaced this one, in the queue or here.
+    Raises ConcurrentChange if another claim has taken over.
     """
     began = ports.clock.monotonic()
     ports.pace.wait(requests, partial(_keep, ports, claimed))
@@ -22,9 +22,9 @@ def take(ports: Ports, claimed: Claimed, requests: int = 1) -> float:
 
 
 def _keep(ports: Ports, claimed: Claimed) -> None:
-    """Renew the lease when half of it is gone: a frame that merely waits is not one that died.
+    """Renew the lease at half of its time: a waiting worker is not a dead one.
 
-    Without this a small cap would end every lease before its sale, for ever.
+    Otherwise a small rate limit ends every lease before its sale, for ever.
     """
     lease = claimed.lease
     if lease.until - ports.clock.now() > lease.length / 2:

@@ -1,4 +1,4 @@
-"""Asking the gateway about attempts whose outcome is open, or was settled a while ago."""
+"""Polls attempts whose outcome is open, or that ended a while ago."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ log = structlog.get_logger()
 
 
 def poll_batch(ports: Ports, attempt_ids: Sequence[int]) -> dict[str, int]:
-    """GET each attempt's invoice and settle what it says. Returns counts by resulting state."""
+    """Poll each attempt's invoice and settle the answer. Returns counts by resulting state."""
     with ports.store.reading() as connection:
         keys = attempts.keys_of(connection, attempt_ids)
         nameless = pay_links.known_by_reference(connection, attempt_ids, ports.clock.now())
@@ -45,7 +45,7 @@ def _poll_safely(ports: Ports, asked: tuple[CaseKey, Callable[[], str]]) -> str:
         log.warning("reconcile.interrupted", attempt_id=attempt_id, reason=type(error).__name__)
         return "interrupted"
     except Exception:
-        # Our bug. The attempt stays as it is, and is asked about again, not at every sweep.
+        # A bug of ours. The attempt stays as it is and is polled again, but not at every sweep.
         log.exception("billing.alert", kind="reconcile.crashed", attempt_id=attempt_id)
         with ports.store.transaction() as connection:
             invoices.poll_later(connection, attempt_id, ports.clock.now() + AFTER_A_CRASH)
@@ -53,7 +53,7 @@ def _poll_safely(ports: Ports, asked: tuple[CaseKey, Callable[[], str]]) -> str:
 
 
 def poll(ports: Ports, key: CaseKey, gateway_id: str) -> str:
-    """Ask about one attempt. No answer proves nothing: it is asked again later."""
+    """Poll one attempt. No answer proves nothing: it is polled again later."""
     calls: CallLog = []
     ports.pace.wait()
     asked_at = ports.clock.now()

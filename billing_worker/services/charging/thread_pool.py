@@ -1,4 +1,4 @@
-"""Many charges in flight in one process: threads that mostly wait for the gateway."""
+"""Many charges in one process: threads that mostly wait for the gateway."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ R = TypeVar("R")
 
 
 class OneByOne:
-    """No threads: for simulations, where every interleaving is chosen."""
+    """No threads: for simulations, which choose every interleaving."""
 
     def map(self, work: Callable[[T], R], items: Sequence[T]) -> list[R]:
         return [work(item) for item in items]
@@ -22,7 +22,7 @@ class OneByOne:
 
 
 class ThreadPool:
-    """Shares `size` threads among all pages of this process."""
+    """Shares `size` threads among all batches of this process."""
 
     def __init__(self, size: int) -> None:
         self._pool = ThreadPoolExecutor(size, thread_name_prefix="charge")
@@ -33,10 +33,11 @@ class ThreadPool:
         self._enough = max(1, size // 2)
 
     def take(self, work: Callable[[T], R], found: Callable[[], Sequence[T]]) -> list[R]:
-        """`map` over what `found` returns, which is asked only when threads are about to be free.
+        """Run `map` over the items of `found`, which is called only when threads are about to be
+        free.
 
-        What is claimed under a lease is then begun within a moment, and not held while others
-        could do it. One caller at a time asks.
+        Items that are claimed under a lease then begin at once, instead of waiting while others
+        could take them. One caller at a time calls `found`.
         """
         with self._turn:
             with self._room:
@@ -45,10 +46,10 @@ class ThreadPool:
         return self._results(futures)
 
     def map(self, work: Callable[[T], R], items: Sequence[T]) -> list[R]:
-        """Results of the items that were begun, in order, once all of those have ended.
+        """Return results of the items that began, in order, after all of them have ended.
 
-        After `leave` no further item is begun: an attempt that was only prepared is found again
-        by the sweep, which is safer than starting a sale while the process is being stopped.
+        After `leave` no further item begins: the sweep finds an attempt that is only prepared,
+        which is safer than a sale during shutdown.
         """
         return self._results(self._submit(work, items))
 

@@ -1,4 +1,4 @@
-"""Do the vault keys open what is stored? Asked of a sample, before anything is charged."""
+"""Tests before any charge whether the vault keys decrypt a sample of the stored tokens."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from billing_worker.services.charging import failures
 from billing_worker.services.ports import Ports, Vault
 
 EACH = 20
-"""Of the newest subscriptions, of the oldest, and at random."""
+"""So many of the newest subscriptions, of the oldest, and at random."""
 
 log = structlog.get_logger()
 
@@ -26,7 +26,7 @@ log = structlog.get_logger()
 class KeyTest:
     tried: int
     opened: int
-    newest_closed_at: datetime | None  # when the newest card was stored that does not open
+    newest_closed_at: datetime | None  # when the newest card that does not decrypt was stored
 
     @property
     def open_nothing(self) -> bool:
