@@ -98,7 +98,7 @@ def samples(connection: Connection, now: datetime) -> Iterator[Sample]:
     due = figures.due_between(connection, now, now + FORECAST)
     yield from _by_label("billing_forecast_minor", due)
     yield one("billing_outbox_lag_seconds", _age(figures.oldest_untold(connection), now))
-    yield one("billing_sales_enabled", float(switches.read(connection).sales_on))
+    yield one("billing_sales_enabled", int(switches.read(connection).sales_on))
     yield from _by_label("billing_callbacks_total", counters.counts(connection, CALLBACKS))
 
 

@@ -13,7 +13,7 @@ from billing_worker.domain.secret import Secret
 from billing_worker.persistence.book import identity
 from billing_worker.persistence.store import Store
 from billing_worker.services import kill_switch
-from billing_worker.services.cards import replace_card
+from billing_worker.services.cards.new_card import replace_card
 from billing_worker.services.commands.execute import Message, carry_out
 from billing_worker.services.import_records.export import leaving
 from billing_worker.services.import_records.subscription import CardRecord
