@@ -119,7 +119,7 @@ def _unchecked(*fields: str) -> Disable:
     return altered(evidence.mismatch, *changes)
 
 
-_VOID_UNSEEN = altered(submit._obstacle, (r"if case\.invoice\.status is not [^:]+:", "if False:"))
+_VOID_UNSEEN = altered(submit._obstacle, (r"if case\.invoice\.status not in [^:]+:", "if False:"))
 _VOID_OVERWRITTEN = swapped(attempt_rows, "_IN_FLIGHT", _by_id_alone(attempt_rows._IN_FLIGHT))
 
 _PART_IS_PAID = swapped(evidence, "PAID_STATUSES", evidence.PAID_STATUSES | {"partially_processed"})
