@@ -33,7 +33,7 @@ from billing_worker.services.operators.debts import IfCharged, mark_paid, void_i
 from billing_worker.services.operators.resolve import resolve_unknown
 from billing_worker.services.ports import Ports
 from billing_worker.services.subscriptions import lifecycle
-from tests.simulation.witness import witness_of
+from tests.simulation.witness import people_call_unpaid
 
 ANSWERS = (InvalidInput, BadRecord, NotPayable, GatewayError, ConcurrentChange)
 NEW_CARDS = (
@@ -215,7 +215,7 @@ class People:
             debited = any(debit.gateway_id == unknown.gateway_id for debit in sandbox.ledger)
             paid = debited is not errs
             if not paid:
-                witness_of(sandbox).called_unpaid(unknown.gateway_id, ports.clock.now())
+                people_call_unpaid(sandbox, unknown.gateway_id, ports.clock.now())
             return resolve_unknown(
                 ports, reference=unknown.reference_id, paid=paid, evidence="the statement",
                 by="somebody", why="asked",

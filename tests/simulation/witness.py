@@ -131,9 +131,11 @@ class Witness:
 _WITNESSES: WeakKeyDictionary[SandboxGateway, Witness] = WeakKeyDictionary()
 
 
-def witness_of(sandbox: SandboxGateway) -> Witness:
-    """For people, who say of an invoice of this gateway what they believe."""
-    return _WITNESSES[sandbox]
+def people_call_unpaid(sandbox: SandboxGateway, gateway_id: str, now: datetime) -> None:
+    """Tell the gateway's witness, if it has one, what people believe of an invoice."""
+    witness = _WITNESSES.get(sandbox)
+    if witness is not None:
+        witness.called_unpaid(gateway_id, now)
 
 
 def _unknowable(seen: Seen, ask: Ask, waits: Waits, *, asked_for: bool) -> str | None:

@@ -83,7 +83,12 @@ def _line(event: dict[str, Any]) -> str:
 @events.command()
 @json_option
 def stuck(*, as_json: bool) -> None:
-    """List what could not be rendered. It is kept, and holds back its own subscription."""
+    """List events that could not be rendered. They are kept and hold back their own subscription.
+
+    \b
+    Example:
+      billing-worker events stuck
+    """
     with open_store(settings_for(*config.DATABASE)) as store, store.reading() as connection:
         rows = outbox.in_trouble(connection, _BATCH)
     found = [
@@ -98,7 +103,12 @@ def stuck(*, as_json: bool) -> None:
 @events.command()
 @click.argument("event_type", type=click.Choice([str(kind) for kind in PublicType]), required=False)
 def schema(event_type: str | None) -> None:
-    """Print the JSON Schema of one type, or those of all types by type."""
+    """Print the JSON Schema of one event type, or of all types.
+
+    \b
+    Example:
+      billing-worker events schema invoice.paid
+    """
     if event_type is not None:
         print_json(schema_of(PublicType(event_type)))
         return

@@ -62,11 +62,11 @@ def _given(secret_file: TextIO | None) -> Secret | None:
 @_secret_option
 @json_option
 def add(url: str, *, events: str | None, secret_file: TextIO | None, as_json: bool) -> None:
-    """Send events to URL from now on. Prints the secret, this once.
+    """Send events to URL from now on. Prints the secret, only this once.
 
     \b
     Example:
-      billing-worker webhooks add https://shop.example/billing --events invoice.paid,invoice.failed
+      billing-worker webhooks add https://shop.example/b --events invoice.paid
     """
     types = [name.strip() for name in events.split(",")] if events is not None else None
     with _opened(*config.VAULT) as (store, settings):
@@ -89,7 +89,12 @@ def add(url: str, *, events: str | None, secret_file: TextIO | None, as_json: bo
 @webhooks.command("list")
 @json_option
 def list_endpoints(*, as_json: bool) -> None:
-    """List endpoints, and how many subscriptions wait for each."""
+    """List endpoints, and how many subscriptions wait for each.
+
+    \b
+    Example:
+      billing-worker webhooks list
+    """
     with _opened() as (store, _), store.reading() as connection:
         found = endpoints.described(connection)
     if as_json:
@@ -107,7 +112,12 @@ def _cell(value: Any) -> Any:
 @_endpoint
 @click.option("--why", default="paused by a person", show_default=True)
 def pause(endpoint: int, why: str) -> None:
-    """Send nothing to ENDPOINT. Events are kept, and sent after `resume`."""
+    """Send nothing to ENDPOINT. Events are kept and sent after `resume`.
+
+    \b
+    Example:
+      billing-worker webhooks pause 1 --why "the shop moves"
+    """
     with _opened() as (store, _):
         endpoints.pause(store, endpoint, why)
     click.echo(f"Endpoint {endpoint} is paused.")
@@ -116,7 +126,12 @@ def pause(endpoint: int, why: str) -> None:
 @webhooks.command()
 @_endpoint
 def resume(endpoint: int) -> None:
-    """Send what waits for ENDPOINT, and what comes."""
+    """Send the waiting and all later events to ENDPOINT.
+
+    \b
+    Example:
+      billing-worker webhooks resume 1
+    """
     with _opened() as (store, _):
         endpoints.resume(store, endpoint)
     click.echo(f"Endpoint {endpoint} is active.")
@@ -125,7 +140,12 @@ def resume(endpoint: int) -> None:
 @webhooks.command()
 @_endpoint
 def remove(endpoint: int) -> None:
-    """Forget ENDPOINT and what was to go there. `events list` still has the events."""
+    """Remove ENDPOINT and its waiting deliveries. `events list` still has the events.
+
+    \b
+    Example:
+      billing-worker webhooks remove 1
+    """
     with _opened() as (store, _):
         endpoints.remove(store, endpoint)
     click.echo(f"Endpoint {endpoint} is removed.")
@@ -136,7 +156,12 @@ def remove(endpoint: int) -> None:
 @_secret_option
 @json_option
 def rotate_secret(endpoint: int, *, secret_file: TextIO | None, as_json: bool) -> None:
-    """Print a new secret, this once. For 24 hours requests are signed with both."""
+    """Print a new secret, only this once. For 24 hours requests are signed with both.
+
+    \b
+    Example:
+      billing-worker webhooks rotate-secret 1
+    """
     with _opened(*config.VAULT) as (store, settings):
         vault = FernetVault(settings.vault_keys)
         secret = endpoints.rotate_secret(store, vault, SystemClock(), endpoint, _given(secret_file))
@@ -150,7 +175,12 @@ def rotate_secret(endpoint: int, *, secret_file: TextIO | None, as_json: bool) -
 @_endpoint
 @json_option
 def test(endpoint: int, *, as_json: bool) -> None:
-    """Send one signed `webhook.test` to ENDPOINT now; exit 1 if it is not taken."""
+    """Send one signed `webhook.test` to ENDPOINT now. Exit status 1 if it is not accepted.
+
+    \b
+    Example:
+      billing-worker webhooks test 1
+    """
     with _opened(*config.VAULT) as (store, settings):
         answer = endpoints.send_test(bootstrap.build_outbound(settings, store), endpoint)
     failure = in_words(answer.status, answer.reason)
@@ -199,7 +229,12 @@ def replay(
 @click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 100_000))
 @json_option
 def deliveries(*, endpoint: int | None, failed: bool, limit: int, as_json: bool) -> None:
-    """List what became of events at their endpoints, the newest try first."""
+    """List deliveries and their last results, the newest first.
+
+    \b
+    Example:
+      billing-worker webhooks deliveries --failed
+    """
     with _opened() as (store, _), store.reading() as connection:
         rows = stored.listed(connection, failed=failed, endpoint_id=endpoint, limit=limit)
     found = [
