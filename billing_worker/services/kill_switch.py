@@ -63,8 +63,9 @@ def switch(
         if moved:
             data["moved"] = True
         history.write(connection, [Entry(Event(EventKind.SALES_SWITCHED, now, by, data))])
+        switched = switches.read(connection)
     if restored:
-        lost_memory.begin_record(store, outside, now)
+        lost_memory.begin_record(outside, switched, now)
     with store.transaction() as connection:
         if on:
             switches.ring_again(connection, service, now)

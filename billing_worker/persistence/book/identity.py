@@ -59,6 +59,11 @@ class ServerNow:
     synchronous_commit: str | None = None
     synchronous_standby_names: str | None = None
 
+    @property
+    def is_hidden(self) -> bool:
+        """PostgreSQL, and this role may not read which server it is: a fail-over is not noticed."""
+        return self.clock is not None and self.server is None
+
 
 BOOK_COLUMNS = tuple(column.label(f"book_{column.name}") for column in book.c)
 

@@ -46,7 +46,9 @@ class Record:
     """Every sale since then was recorded: the record was neither lost nor begun again. None: this
     process could not record one, so it is not known of any time."""
     server: str | None = None
+    timeline: int | None = None  # of that server; None: of an older version, which kept none
     server_since: datetime | None = None
+    restored_at: datetime | None = None  # when the book was last found to have forgotten something
     sales: tuple[Sale, ...] = ()  # in the order of recording
 
     def with_sale(self, sale: Sale) -> Record:
@@ -161,8 +163,8 @@ def read_record(text: Any) -> Record | None:
         ]  # records written by older versions
         sales = told.get("sales", [sale for sale in sales if sale[0] is not None])
         told["sales"] = tuple(Sale(*sale) for sale in sales)
-        for name in ("begun_at", "server_since"):
-            told[name] = told[name] and datetime.fromisoformat(told[name])
+        for name in ("begun_at", "server_since", "restored_at"):
+            told[name] = told.get(name) and datetime.fromisoformat(told[name])
         return Record(**told)
     except (AttributeError, TypeError, ValueError, KeyError):
         return None

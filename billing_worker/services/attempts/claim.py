@@ -163,8 +163,7 @@ def _claim_page(ports: Ports, invoice_ids: Sequence[int]) -> ClaimedPage | Doubt
         claimed = _claimed(
             connection, [*prepared, *taken_over], due, _Memory(switched, records), now
         )
-    if switched.book is not None:
-        lost_memory.begin_missing(ports, switched.book)
+    lost_memory.begin_missing(ports, switched)
     for item in poison:
         _log_poison(item)
     for item, over in ready.too_late:

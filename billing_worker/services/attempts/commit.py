@@ -104,7 +104,8 @@ def _record_the_newest(
     ]
     if just_submitted:
         newest = just_submitted[-1]
-        lost_memory.record(ports, newest.book, newest.attempt, ports.clock.now())
+        now = ports.clock.now()
+        lost_memory.record(ports, newest.book, newest.attempt, newest.restored_at, now)
 
 
 def _alert(case: Case, event: Event) -> None:

@@ -3,6 +3,7 @@
     what is seen                                  what follows
     same server, newer timeline (fail-over)       treated as restored books; sales go on
     a recorded sale is not in the books           treated as restored books; sales go on
+    a recorded loss is not in the books           treated as restored books; sales go on
     the folder of an SQLite file is elsewhere     treated as restored books; sales go on
     another server, or another file               a copy: sales stop until a person says `--moved`
     a record of a later server                    an older copy: nothing is sold from it
@@ -31,7 +32,6 @@ from billing_worker.persistence.book import identity as books
 from billing_worker.persistence.book.identity import Book, Server, ServerNow
 from billing_worker.persistence.book.outside import Record, Sale
 from billing_worker.persistence.history import Entry
-from billing_worker.persistence.store import Store
 from billing_worker.persistence.switches import Switches
 from billing_worker.services.guards.refusals import refusal, right_now, wrong_clock
 from billing_worker.services.ports import Outside, Ports
@@ -41,6 +41,7 @@ TELL_AGAIN_AFTER = timedelta(days=1)
 
 NOTICED_SINCE = "the books were found to have forgotten something since this charge was begun"
 OTHER_SERVER = "the database is not the one that this charge was begun on"
+LOSS_IS_LOST = "a loss of memory that was noticed at {at} is not in the books any more"
 FIRST_CHARGE = "the first charge from this database"
 BEFORE_ITS_FIRST = "charges are recorded outside of a book that has no memory of any"
 COPY = (
@@ -123,7 +124,7 @@ def doubt(
     if changed is not None:
         return Doubt(*changed, switched)
     for record in records:
-        forgot = _contradicted(connection, switched.book, record)
+        forgot = _contradicted(connection, ports.outside, switched, record)
         if forgot is not None:
             return Doubt(*forgot, switched)
     return None
@@ -184,20 +185,40 @@ def _moved_as_a_whole(book: Book, keeper: Outside, was: Server) -> bool:
     return not old.exists() or old.samefile(here)
 
 
-def _contradicted(connection: Connection, book: Book, record: Record) -> tuple[Kind, str] | None:
-    if record.book != book.identity or _is_of_an_earlier_server(record, book):
+def _contradicted(
+    connection: Connection, outside: Sequence[Outside], switched: Switches, record: Record
+) -> tuple[Kind, str] | None:
+    book = switched.book
+    if book is None or record.book != book.identity:
         return None
-    if record.server_since is not None and record.server_since != book.server_since:
-        return Kind.OLDER, OLDER.format(since=record.server_since.isoformat())
+    if _is_later(record.server_since, book.server_since) and not _is_here(
+        record, _current(outside, switched.server)
+    ):
+        return Kind.OLDER, OLDER.format(since=record.server_since)
+    for noticed_at, known in (
+        (record.restored_at, switched.restored_at),
+        (record.server_since, book.server_since),
+    ):
+        if _is_later(noticed_at, known):
+            return Kind.FORGOT, LOSS_IS_LOST.format(at=noticed_at)
+    if record.server_since != book.server_since:
+        return None  # of an earlier server
     missing = record.missing_in(connection)
     if missing is not None:
         return Kind.FORGOT, f"a recorded sale, {missing.reference_id}, is not in the books any more"
     return None
 
 
-def _is_of_an_earlier_server(record: Record, book: Book) -> bool:
-    since = book.server_since
-    return since is not None and (record.server_since is None or record.server_since < since)
+def _is_later(recorded: datetime | None, known: datetime | None) -> bool:
+    return recorded is not None and (known is None or recorded > known)
+
+
+def _is_here(record: Record, current: Server | None) -> bool:
+    """Whether the record was begun on this very server, which no other one has replaced since."""
+    return current is not None and (record.server, record.timeline) == (
+        current.identity,
+        current.timeline,
+    )
 
 
 def stands_against_submitting(ports: Ports, switched: Switches) -> str | None:
@@ -217,16 +238,19 @@ def has_forgotten_nothing_since(
     """Whether a row that says `prepared` proves that nothing was sold: every sale since its period
     began has been recorded outside, and those recorded last are in the books. From the row on is
     not enough: a life that these books have forgotten may have sold the same before.
+
+    A process that dies while Redis is away records nothing of its last sales. So a record proves
+    something only as long as nothing was forgotten and the server is the same, and where that can
+    be seen: a fail-over to a late standby is how a database forgets its last sales.
     """
     since = min(attempt.created_at, invoice.period_start)
-    if switched.book is None or (
-        switched.restored_at is not None and attempt.created_at <= switched.restored_at
-    ):
+    book, restored_at = switched.book, switched.restored_at
+    if book is None or switched.server.is_hidden:
+        return False
+    if restored_at is not None and attempt.created_at <= restored_at:
         return False
     return any(
-        record.book == switched.book.identity
-        and record.begun_at is not None
-        and record.begun_at <= since
+        _is_about(record, book) and record.begun_at is not None and record.begun_at <= since
         for record in records
     )
 
@@ -243,8 +267,9 @@ def resolve(ports: Ports, doubt: Doubt) -> bool:
         if not _stands_as(doubt.seen, book, switched):
             return True  # somebody else has acted meanwhile
         told = _act(connection, doubt, _current(ports.outside, server), now)
+        acted = switches.read(connection)
     if doubt.kind in {Kind.FIRST, Kind.MOVED, Kind.FORGOT}:
-        begin_record(ports.store, ports.outside, now)
+        begin_record(ports.outside, acted, now)
     if told:
         log.error("billing.alert", kind=str(_EVENTS[doubt.kind]), reason=doubt.why)
     return doubt.kind not in {Kind.COPIED, Kind.OLDER, Kind.REFUSED}
@@ -309,7 +334,8 @@ def notice(ports: Ports, why: str, *, seen: datetime | None, by: str) -> bool:
         switches.mark_restored(connection, by=by, reason=why, now=now)
         event = Event(EventKind.BOOK_FORGOT, now, by, {"reason": why}, alert=True)
         history.write(connection, [Entry(event)])
-    begin_record(ports.store, ports.outside, now)
+        noticed = switches.read(connection)
+    begin_record(ports.outside, noticed, now)
     log.error("billing.alert", kind=str(EventKind.BOOK_FORGOT), reason=why)
     return True
 
@@ -364,22 +390,27 @@ def why_the_clock_is_wrong(ports: Ports) -> str | None:
 # --- the record outside -----------------------------------------------------------------------
 
 
-def begin_record(store: Store, outside: Sequence[Outside], now: datetime) -> None:
-    """Begin the records anew: what they said was forgotten, or was said of another server."""
-    with store.reading() as connection:
-        book = books.read(connection)
-    for keeper in outside:
-        keeper.begin(_first(book, now))
+def begin_record(outside: Sequence[Outside], switched: Switches, now: datetime) -> None:
+    """Begin the records anew: what they said was forgotten, or was said of another server.
+
+    `switched`: as the transaction before has left it. Read again it might be forgotten already.
+    """
+    if switched.book is not None:
+        for keeper in outside:
+            keeper.begin(_first(switched.book, switched.restored_at, now))
 
 
-def begin_missing(ports: Ports, book: Book) -> None:
+def begin_missing(ports: Ports, switched: Switches) -> None:
     """A flushed Redis knows nothing of the sales before, and one that was away misses some: what
     is recorded is complete from now on. Not from the claim on: others may have sold since.
     """
+    book = switched.book
+    if book is None:
+        return
     for keeper in ports.outside:
         known = keeper.known
         if known is None or not _is_about(known, book):
-            keeper.begin(_first(book, ports.clock.now()))
+            keeper.begin(_first(book, switched.restored_at, ports.clock.now()))
         elif known.begun_at is None:
             keeper.renew(replace(known, begun_at=ports.clock.now()))
 
@@ -388,17 +419,19 @@ def _is_about(record: Record, book: Book) -> bool:
     return record.book == book.identity and record.server_since == book.server_since
 
 
-def _first(book: Book, now: datetime) -> Record:
-    server = book.server.identity if book.server else None
-    return Record(book.identity, now, server, book.server_since)
+def _first(book: Book, restored_at: datetime | None, now: datetime) -> Record:
+    server, timeline = (book.server.identity, book.server.timeline) if book.server else (None, None)
+    return Record(book.identity, now, server, timeline, book.server_since, restored_at)
 
 
-def record(ports: Ports, book: Book | None, attempt: Attempt, now: datetime) -> None:
-    """Record a sale after its commit, and before it is sent."""
+def record(
+    ports: Ports, book: Book | None, attempt: Attempt, restored_at: datetime | None, now: datetime
+) -> None:
+    """Record a sale after its commit, and before it is sent. `restored_at`: see `Claimed`."""
     if book is None:
         return
     for keeper in ports.outside:
         known = keeper.known
         if known is None or not _is_about(known, book):
-            keeper.begin(_first(book, now))
+            keeper.begin(_first(book, restored_at, now))
         keeper.add(book.identity, Sale(attempt.id, attempt.reference_id))

@@ -227,7 +227,7 @@ def open_page(
 
 def record(ports: Ports, slot: Slot) -> None:
     """A page that is handed out may be paid like a sale: it is recorded like one, before that."""
-    lost_memory.record(ports, slot.book, slot.attempt, ports.clock.now())
+    lost_memory.record(ports, slot.book, slot.attempt, slot.restored_at, ports.clock.now())
 
 
 def give_back(

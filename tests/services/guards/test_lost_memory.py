@@ -117,6 +117,37 @@ def test_a_pending_sale_is_not_sold_again_when_the_record_outside_is_lost_too(wo
     assert world.fate() == "paid"
 
 
+@pytest.mark.parametrize("lost_before_it_is_recorded", [False, True])
+def test_a_loss_whose_own_notice_is_lost_is_noticed_again(world, lost_before_it_is_recorded):
+    world.subscribe("approved", "sub-0")
+    world.tick()
+    world.clock.advance(MINUTE)
+    slow(world)
+    kept = backup(world.store)
+    world.tick()
+    restore(world.store, kept)
+    world.bell.messages.clear()
+    world.clock.advance(MINUTE)
+    keeper = world.outside[0]
+    begin = keeper.begin
+
+    def begin_after_a_loss(record):
+        restore(world.store, kept)
+        keeper.begin = begin
+        begin(record)
+
+    if lost_before_it_is_recorded:
+        keeper.begin = begin_after_a_loss
+    lost_memory.poll(world.ports)
+    restore(world.store, kept)
+    world.clock.advance(MINUTE)
+    world.run_for(3 * HOUR, step=5 * MINUTE)
+    assert world.sales("sub-1-p0-a1") == 1
+    assert world.debits() == {"sub-0-p0": 1, "sub-1-p0": 1}
+    assert world.fate() == "paid"
+    assert "a loss of memory that was noticed" in alerts(world, "book.forgot")[0]
+
+
 def test_a_charge_that_the_books_have_never_heard_of_is_found_without_anybody_saying_so(world):
     world.subscribe("approved")
     kept = backup(world.store)
@@ -198,7 +229,7 @@ def test_a_sale_that_another_process_records_late_hides_no_newer_one(world):
 
     world.transport.before_send = keep
     world.tick()
-    lost_memory.record(world.ports, world.book, older, world.clock.now())
+    lost_memory.record(world.ports, world.book, older, None, world.clock.now())
     restore(world.store, kept[0])
     world.bell.messages.clear()
     world.run_for(3 * HOUR, step=5 * MINUTE)
@@ -324,6 +355,46 @@ def test_a_role_that_may_not_read_the_server_charges_all_the_same(postgres_url):
         assert world.fate() == "paid"
 
 
+def test_an_interrupted_charge_waits_where_nobody_may_read_whether_there_was_a_fail_over(
+    postgres_url, monkeypatch
+):
+    monkeypatch.setattr(books, "_may_read_server", lambda _: False)
+    with Store(postgres_url) as store:
+        world = World(store)
+        world.subscribe("approved")
+        with monkeypatch.context() as patched, capture_logs():
+            patched.setattr("billing_worker.services.charging.charge.submit", _end_the_process)
+            world.tick()
+        world.run_for(20 * MINUTE)
+        assert world.attempts() == ["prepared"]
+        assert world.sales("sub-1-p0-a1") == 0
+        assert "nothing proves that it was not sold" in world.explain()["reason"]
+
+
+def test_a_sale_that_nobody_could_record_and_a_fail_over_has_lost_is_not_made_again(
+    postgres_url, client
+):
+    """Redis was away, and the process that had sold has died before it was back."""
+    with Store(postgres_url) as store:
+        world = World(store)
+        world.outside = (RedisRecord(client),)
+        world.ports = world.ports_of_a_worker()
+        world.subscribe("approved", "sub-0")
+        world.tick()
+        world.clock.advance(MINUTE)
+        slow(world)
+        world.ports = world.ports_of_a_worker(outside=(RedisRecord(AwayForSales(client)),))
+        lose_submitted(world)
+        with store.transaction() as connection:
+            was = books.read(connection)
+            before = Server(was.server.identity, was.server.timeline - 1)
+            books.remember_server(connection, before, was.server_since)
+        world.ports = world.ports_of_a_worker(outside=(RedisRecord(client),))
+        world.run_for(3 * HOUR, step=5 * MINUTE)
+        assert world.sales("sub-1-p0-a1") == 1
+        assert world.debits() == {"sub-0-p0": 1, "sub-1-p0": 1}
+
+
 def test_a_copy_of_a_database_sells_nothing_until_a_person_says_that_the_original_is_gone(
     postgres, postgres_url
 ):
@@ -356,9 +427,9 @@ def test_an_old_primary_that_comes_back_sells_nothing(postgres_url):
         world = World(store)
         world.subscribe("approved")
         world.tick()
-        world.outside[0].begin(
-            replace(world.outside[0].known, server_since=world.clock.now() + MINUTE)
-        )
+        known = world.outside[0].known
+        promoted = {"timeline": known.timeline + 1, "server_since": world.clock.now() + MINUTE}
+        world.outside[0].begin(replace(known, **promoted))
         world.clock.advance(HOUR)
         world.subscribe("approved", "sub-2")
         world.run_for(HOUR, step=10 * MINUTE)
@@ -469,3 +540,17 @@ def test_a_file_that_is_put_back_from_a_backup_is_noticed(kept_in_a_file, tmp_pa
     assert kept_in_a_file.debits() == {"sub-1-p0": 1, "sub-2-p0": 1}
     assert kept_in_a_file.sales("sub-2-p0-a1") == 1
     assert restored_at(kept_in_a_file) is not None
+
+
+def test_a_file_that_is_put_back_twice_is_not_taken_for_the_copy_of_another(
+    kept_in_a_file, tmp_path
+):
+    assert goes_on(kept_in_a_file, "sub-1")
+    shutil.copy(tmp_path / "home" / "billing.db", tmp_path / "backup.db")
+    assert goes_on(kept_in_a_file, "sub-2")
+    for again in ("sub-3", "sub-4"):
+        shutil.copy(tmp_path / "backup.db", tmp_path / "home" / "billing.db")
+        kept_in_a_file.bell.messages.clear()
+        kept_in_a_file.clock.advance(MINUTE)
+        assert goes_on(kept_in_a_file, again)
+    assert alerts(kept_in_a_file, "book.refused") == []
