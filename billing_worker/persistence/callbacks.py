@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, case, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from billing_worker.persistence.attempts import CaseKey
@@ -43,9 +44,14 @@ def poll_now(
     connection.execute(
         update(hosted_payments)
         .where(hosted_payments.c.gateway_id == gateway_id, hosted_payments.c.status != "prepared")
-        .values(next_poll_at=now)
+        .values(next_poll_at=_not_later(hosted_payments.c.next_poll_at, now))
     )
     return moved
+
+
+def _not_later(next_poll_at: ColumnElement[Any], now: datetime) -> ColumnElement[Any]:
+    """The clock of the web process may be ahead of the worker's: a callback postpones nothing."""
+    return case((next_poll_at < now, next_poll_at), else_=now)
 
 
 def _poll_attempt(
@@ -54,7 +60,7 @@ def _poll_attempt(
     moved = connection.execute(
         update(attempts)
         .where(which, attempts.c.status != "prepared")
-        .values(next_poll_at=now)
+        .values(next_poll_at=_not_later(attempts.c.next_poll_at, now))
         .returning(attempts.c.id, attempts.c.invoice_id)
     ).first()
     if moved is None:

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -21,7 +22,7 @@ from billing_worker.entrypoints import unique_json
 from billing_worker.persistence import switches
 from billing_worker.persistence.schema.migrate import current_revision, newest_revision
 from billing_worker.persistence.store import Store
-from billing_worker.services.guards.refusals import wrong_clock
+from billing_worker.services.guards.refusals import Refusal, wrong_clock
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, nothing else.")
 
@@ -79,12 +80,22 @@ def _require_ready(store: Store, url: str, *, migrated: bool) -> None:
         )
 
 
+def require_clock_of_database(store: Store) -> None:
+    """Raises ClickException if this machine's clock is not the database's. SQLite has none: there a
+    person who starts sales says that the clock is right.
+    """
+    with store.reading() as connection:
+        server = switches.read(connection).server
+    _require(wrong_clock(ClockWatch(SystemClock()), replace(server, newest_entry=None)))
+
+
 def _require_right_clock(store: Store) -> None:
     with store.reading() as connection:
         server = switches.read(connection).server
-    if server.clock is None:  # SQLite has no clock of its own.
-        return
-    wrong = wrong_clock(ClockWatch(SystemClock()), server)
+    _require(wrong_clock(ClockWatch(SystemClock()), server))
+
+
+def _require(wrong: Refusal | None) -> None:
     if wrong is not None:
         raise click.ClickException(wrong.why)
 

@@ -52,12 +52,14 @@ class Book:
 
 @dataclass(frozen=True, slots=True)
 class ServerNow:
-    """What the database server reports about itself now. SQLite reports nothing."""
+    """What the database server reports about itself now. SQLite reports `newest_entry` alone."""
 
     server: Server | None = None  # None: the database role may not read it
     clock: datetime | None = None
     synchronous_commit: str | None = None
     synchronous_standby_names: str | None = None
+    newest_entry: datetime | None = None
+    """The latest time among the last entries of the history, where the server has no clock."""
 
     @property
     def is_hidden(self) -> bool:
@@ -98,12 +100,21 @@ _ALL: tuple[ColumnElement[Any], ...] = (
     literal_column(_DATABASE, BigInteger).label("database_oid"),
     literal_column(_TIMELINE, Text).label("timeline"),
     *_SETTINGS,
+    null().label("newest_entry"),
 )
 _UNREADABLE: tuple[ColumnElement[Any], ...] = (
     *(null().label(name) for name in ("system_identifier", "database_oid", "timeline")),
     *_SETTINGS,
+    null().label("newest_entry"),
 )
-_NOTHING: tuple[ColumnElement[Any], ...] = tuple(null().label(column.name) for column in _ALL)
+# Entries before a person's `sales start` do not count: it says that the clock is right now.
+_NEWEST = """(WITH last AS (SELECT at, id, kind FROM events ORDER BY id DESC LIMIT 8)
+SELECT max(at) FROM last
+WHERE id >= coalesce((SELECT max(id) FROM last WHERE kind = 'sales.switched'), 0))"""
+_NOTHING: tuple[ColumnElement[Any], ...] = (
+    *(null().label(column.name) for column in _ALL[:-1]),
+    literal_column(_NEWEST, Instant).label("newest_entry"),
+)
 
 
 def _may_read_server(connection: Connection) -> bool:
@@ -145,7 +156,13 @@ def server_from(row: Row[Any]) -> ServerNow:
         # A WAL file name begins with the timeline as 8 hexadecimal digits.
         identity = f"{row.system_identifier}/{row.database_oid}"
         server = Server(identity, int(row.timeline, 16))
-    return ServerNow(server, row.server_clock, row.synchronous_commit, row.standby_names)
+    return ServerNow(
+        server,
+        row.server_clock,
+        row.synchronous_commit,
+        row.standby_names,
+        row.newest_entry,
+    )
 
 
 _BOOK = select(*BOOK_COLUMNS)

@@ -40,13 +40,32 @@ def wrong_clock(timekeeper: Timekeeper | None, server: ServerNow) -> Refusal | N
         return None
     ahead = timekeeper.ahead_by(server.clock)
     if abs(ahead) <= CLOCK_MAY_DIFFER:
-        return None
-    off = timedelta(seconds=round(abs(ahead).total_seconds()))
+        return _went_back(timekeeper, server)
+    off = _in_seconds(ahead)
     how = f"{off} {'ahead of' if ahead > timedelta(0) else 'behind'}"
     if server.clock is None:
         mend = "if it is right now, restart this process"
         return Refusal("clock", f"the clock of this machine was set to {how} what it was: {mend}")
     return Refusal("clock", f"the clock of this machine is {how} the database's: set it right")
+
+
+def _went_back(timekeeper: Timekeeper, server: ServerNow) -> Refusal | None:
+    """SQLite has no clock of its own, but its history does not lie in the future."""
+    if server.newest_entry is None:
+        return None
+    ahead = timekeeper.ahead_by(server.newest_entry)
+    if ahead >= -CLOCK_MAY_DIFFER:
+        return None
+    why = (
+        f"the clock of this machine is {_in_seconds(ahead)} behind the newest entry of the history: "
+        "set it right. If it is right, that entry was written by a clock that was ahead, and "
+        "`billing-worker sales start` says so"
+    )
+    return Refusal("clock", why)
+
+
+def _in_seconds(ahead: timedelta) -> timedelta:
+    return timedelta(seconds=round(abs(ahead).total_seconds()))
 
 
 def right_now(ports: Ports, connection: Connection) -> datetime:

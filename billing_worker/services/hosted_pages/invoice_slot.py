@@ -49,7 +49,7 @@ from billing_worker.services.charging.find_by_reference import (
 )
 from billing_worker.services.charging.previous_attempts import why_no_other
 from billing_worker.services.guards import lost_memory
-from billing_worker.services.guards.refusals import enter_mode
+from billing_worker.services.guards.refusals import enter_mode, right_now
 from billing_worker.services.hosted_pages.gateway_page import nothing_was_made
 from billing_worker.services.invoicing import pause_collection
 from billing_worker.services.invoicing.pause_collection import Moment
@@ -106,7 +106,7 @@ def take(
     `item.card_id` None: the customer will type a new card. Raises SlotTaken while another attempt
     is live, NotPayable for what forbids a charge too: nothing of the transaction is to be kept.
     """
-    now = ports.clock.now()
+    now = right_now(ports, connection)
     item = pause_collection.release_held(connection, item, Moment(now, BY))
     live, until = item.live, lapses_at(ports, now)
     if live is None:
@@ -139,7 +139,7 @@ def take(
 
 def require_payable(ports: Ports, connection: Connection, case: Case) -> None:
     """Raises NotPayable with what stands against a page for this attempt, open or not yet."""
-    obstacle = why_not(ports, connection, case, ports.clock.now())
+    obstacle = why_not(ports, connection, case, right_now(ports, connection))
     if obstacle is not None:
         raise NotPayable(obstacle)
 
@@ -198,7 +198,7 @@ def open_page(
     `page_digest` None: the name of the page leads to a card page, and not to this attempt.
     Raises NotPayable for what forbids a charge too, ConcurrentChange when the slot is not ours.
     """
-    now = ports.clock.now()
+    now = right_now(ports, connection)
     cases = LockedCases(connection, [slot.key])
     if not cases.knows(slot.key):
         raise ConcurrentChange(f"{slot.attempt.reference_id} is not in the books any more")

@@ -37,6 +37,7 @@ from billing_worker.persistence.history import Entry
 from billing_worker.services.attempts.settle import wire_data
 from billing_worker.services.cards.keep import card_row
 from billing_worker.services.cards.new_card import Given, Scope, give
+from billing_worker.services.guards.refusals import right_now
 from billing_worker.services.hosted_pages.gateway_page import find_page
 from billing_worker.services.import_records.subscription import CardRecord
 from billing_worker.services.ports import Ports
@@ -106,8 +107,8 @@ def settle_page(
 
     `not_handed_out`: why a prepared payment's page is given to nobody.
     """
-    context = Context(ports.clock.now(), BY, ports.timings)
     with ports.store.transaction() as connection:
+        context = Context(right_now(ports, connection), BY, ports.timings)
         token = said.card.token if said and said.card else None
         if token is not None:
             card_setups.lock_subscriptions_of(connection, payment.customer_id)
@@ -157,7 +158,7 @@ def _keep(
     card: StoredCard,
 ) -> int:
     """The customer's card of this token, stored once."""
-    row = card_row(ports.vault, _record(card), payment.customer_id, ports.clock.now())
+    row = card_row(ports.vault, _record(card), payment.customer_id, right_now(ports, connection))
     row |= {
         "holder": card.holder,
         "issuer_name": card.issuer_name,
@@ -184,7 +185,7 @@ def _give(ports: Ports, connection: Connection, payment: HostedPayment, card_id:
     A page that pays an invoice is for its subscription, and for all that the replaced card has paid.
     Any other one with a good card keeps it: the customer may have two for a reason.
     """
-    now = ports.clock.now()
+    now = right_now(ports, connection)
     obstacle = card_rules.obstacle(cards.by_ids(connection, {card_id})[card_id], now)
     if obstacle is not None:
         log.warning("hosted.card_not_used", page=payment.reference_id, reason=obstacle)

@@ -43,7 +43,7 @@ from billing_worker.persistence.claims import DueInvoice
 from billing_worker.persistence.history import Entry
 from billing_worker.services.attempts.settle import wire_data
 from billing_worker.services.guards.lost_memory import stands_against_submitting
-from billing_worker.services.guards.refusals import enter_mode
+from billing_worker.services.guards.refusals import enter_mode, right_now
 from billing_worker.services.hosted_pages import invoice_slot as slots
 from billing_worker.services.hosted_pages.gateway_page import (
     CONFIGURATION_ANSWERS,
@@ -242,7 +242,7 @@ def _take_card_page(ports: Ports, wanted: TokenisationRecord) -> _CardPage | dic
 
 
 def _begin(ports: Ports, connection: Connection, wanted: TokenisationRecord) -> _CardPage:
-    now = ports.clock.now()
+    now = right_now(ports, connection)
     subscription, item = _invoice_to_pay(connection, wanted) or (None, None)
     person = wanted.customer
     known = {"reference_id": person.reference_id, "name": person.name, "email": person.email}
@@ -294,7 +294,7 @@ def _invoice_to_pay(
 
 def _continue(ports: Ports, connection: Connection, payment: HostedPayment) -> _CardPage:
     """Take a prepared page over. Its older caller, should it still live, hands out nothing."""
-    now = ports.clock.now()
+    now = right_now(ports, connection)
     slot = _slot_of(ports, connection, payment) if payment.attempt_id else None
     payment = card_setups.lock(connection, payment.id)
     if payment.status is not HostedStatus.PREPARED:
@@ -341,9 +341,9 @@ def _open_card_page(
     ports: Ports, taken: _CardPage, said: HostedStatement, page: NamedPage, calls: CallLog
 ) -> None:
     """Commit the page, and with it the attempt on the invoice that it pays."""
-    now = ports.clock.now()
     gateway_id, locked = said.statement.gateway_id, lock_page(ports.vault, page)
     with ports.store.transaction() as connection:
+        now = right_now(ports, connection)
         if taken.slot is not None:
             slots.open_page(ports, connection, taken.slot, said.statement, locked, None, calls)
         elif (other := enter_mode(ports, connection, switches.read(connection))) is not None:
@@ -399,8 +399,8 @@ def _not_handed_out(
 
 
 def _give_up(ports: Ports, taken: _CardPage, reason: str, calls: CallLog) -> None:
-    context = Context(ports.clock.now(), BY, ports.timings)
     with ports.store.transaction() as connection:
+        context = Context(right_now(ports, connection), BY, ports.timings)
         payment = card_setups.lock(connection, taken.payment.id)
         if payment.fence != taken.payment.fence or payment.status is not HostedStatus.PREPARED:
             return

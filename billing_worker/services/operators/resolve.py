@@ -24,6 +24,7 @@ from billing_worker.services.attempts.claim import BY as CHARGE
 from billing_worker.services.attempts.commit import settle
 from billing_worker.services.attempts.settle import Settle
 from billing_worker.services.charging.find_by_reference import MAYBE_SOLD
+from billing_worker.services.guards.refusals import right_now
 from billing_worker.services.operators.debts import MAY_BE_CHARGED
 from billing_worker.services.operators.words import required
 from billing_worker.services.ports import Ports
@@ -48,7 +49,7 @@ def resolve_unknown(
     with ports.store.reading() as connection:
         key, attempt, said, waits_for = _found(connection, reference)
         refusal = _prepared(attempt, waits_for) or _why_not(
-            connection, attempt, ports.timings, ports.clock.now(), paid=paid
+            connection, attempt, ports.timings, right_now(ports, connection), paid=paid
         )
     if refusal is not None:
         raise InvalidInput("reference", f"{attempt.reference_id} {refusal}")
@@ -70,7 +71,7 @@ def _ask_about_surplus(ports: Ports, key: CaseKey) -> None:
     with ports.store.transaction() as connection:
         for row in invoices.attempts_of(connection, key.invoice_id):
             if attempt_from(row).status is AttemptStatus.SURPLUS:
-                invoices.poll_again(connection, row.id, ports.clock.now())
+                invoices.poll_again(connection, row.id, right_now(ports, connection))
 
 
 def _found(

@@ -10,15 +10,19 @@ from sqlalchemy import select
 
 from billing_worker.clock import ClockWatch, SystemClock
 from billing_worker.domain.errors import NotPayable
+from billing_worker.persistence import card_setups
 from billing_worker.persistence.book import identity as books
-from billing_worker.persistence.schema.tables import events, invoices
+from billing_worker.persistence.callbacks import poll_now
+from billing_worker.persistence.schema.tables import attempts, events, hosted_payments, invoices
 from billing_worker.persistence.store import Store
 from billing_worker.services.attempts.claim import claim
 from billing_worker.services.charging.charge import charge
 from billing_worker.services.commands.execute import Message, NotKept, carry_out
 from billing_worker.services.guards import lost_memory
+from billing_worker.services.hosted_pages.poll import poll
 from billing_worker.services.hosted_pages.start import start_checkout, start_tokenisation
 from billing_worker.services.invoicing.renew import renew_due
+from billing_worker.services.kill_switch import switch
 from tests.support.world import VirtualClock, World
 
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
@@ -174,6 +178,65 @@ def test_a_decline_is_dated_right_by_a_clock_that_is_set_ahead_after_the_sale(by
     assert world.attempts() == ["declined"]
     assert invoice(world).first_declined_at < world.clock.now()
     assert invoice(world).next_attempt_at < world.clock.now() + 30 * DAY
+
+
+def test_a_process_that_starts_after_the_clock_went_back_sells_nothing(by_the_clock):
+    """On SQLite, which has no clock, the newest entry of the history tells it."""
+    world = by_the_clock
+    world.subscribe("approved")
+    world.clock.off = -10 * MINUTE
+    world.ports = world.ports_of_a_worker(timekeeper=ClockWatch(world.clock))
+    assert lost_memory.clock_is_wrong(world.ports)
+    assert claim(world.ports, [1]) == []
+    assert "behind the" in refusals(world)[0]
+    world.clock.off = timedelta(0)
+    world.ports = world.ports_of_a_worker(timekeeper=ClockWatch(world.clock))
+    assert not lost_memory.clock_is_wrong(world.ports)
+
+
+def test_a_person_says_that_the_history_was_written_by_a_clock_that_was_ahead(sqlite_url):
+    with Store(sqlite_url) as store:
+        world = World(store)
+        world.clock = SetClock()
+        world.clock.off = DAY
+        world.subscribe("approved")
+        world.clock.off = timedelta(0)
+        world.ports = world.ports_of_a_worker(timekeeper=ClockWatch(world.clock))
+        assert lost_memory.clock_is_wrong(world.ports)
+        switch(store, on=True, service=None, by="operator:ann", reason="the clock is right now",
+               now=world.clock.now())  # fmt: skip
+        assert not lost_memory.clock_is_wrong(world.ports)
+
+
+def test_a_page_that_was_paid_is_dated_right_by_a_clock_that_is_set_ahead(by_the_clock):
+    world = by_the_clock
+    page = start_tokenisation(world.ports, {
+        "reference_id": "card-1", "customer": {"reference_id": "c"}, "amount": "1.00",
+        "currency": "USD",
+    })  # fmt: skip
+    world.sandbox.pay_hosted(page["gateway_id"])
+    world.clock.off = 400 * DAY
+    with world.store.reading() as connection:
+        [row] = connection.execute(select(hosted_payments)).all()
+        payment, _ = card_setups.find(connection, "card-1")
+    assert row.next_poll_at < SystemClock().now() + DAY
+    poll(world.ports, payment)
+    with world.store.reading() as connection:
+        [row] = connection.execute(select(hosted_payments)).all()
+    assert row.status == "stored"
+    assert row.settled_at < SystemClock().now() + DAY
+
+
+def test_a_callback_of_a_clock_that_is_ahead_postpones_no_poll(by_the_clock):
+    world = by_the_clock
+    world.subscribe("pending_forever")
+    world.sweep()
+    world.deliver()
+    with world.store.transaction() as connection:
+        [before] = connection.execute(select(attempts)).all()
+        poll_now(connection, before.gateway_id, world.clock.now() + 400 * DAY)
+        [after] = connection.execute(select(attempts)).all()
+    assert after.next_poll_at == before.next_poll_at
 
 
 def test_a_command_waits_while_the_clock_is_wrong(by_the_clock):
