@@ -30,7 +30,13 @@ from billing_worker.domain.catch_up import WAIVED_BY, Action, Planned
 from billing_worker.domain.events import EventKind
 from billing_worker.domain.statement import UNSOLD_STATUSES
 from billing_worker.domain.subscription import Subscription
-from billing_worker.persistence.schema.tables import attempts, events, invoices, subscriptions
+from billing_worker.persistence.schema.tables import (
+    Instant,
+    attempts,
+    events,
+    invoices,
+    subscriptions,
+)
 
 
 def open_periods(
@@ -191,6 +197,16 @@ def of_subscription(connection: Connection, subscription_id: int) -> Sequence[Ro
         .order_by(invoices.c.period_number)
     )
     return connection.execute(query).all()
+
+
+def charges_due(connection: Connection, now: datetime) -> tuple[int, datetime | None]:
+    """Return how many open invoices are due for a charge, and when the next one will be."""
+    at = invoices.c.next_attempt_at
+    query = select(
+        func.count(case((at <= now, 1))), func.min(case((at > now, at)), type_=Instant)
+    ).where(invoices.c.status == "open", at.is_not(None))
+    due, next_at = connection.execute(query).one()
+    return due, next_at
 
 
 def opened_after(

@@ -10,6 +10,7 @@ import click
 
 from billing_worker import config
 from billing_worker.clock import SystemClock
+from billing_worker.config import Settings
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.entrypoints import unique_json
 from billing_worker.entrypoints.cli.hand_out import hand_out_page, html_option
@@ -23,7 +24,9 @@ from billing_worker.entrypoints.cli.shared import (
     settings_for,
 )
 from billing_worker.entrypoints.cli.vault import open_vault
+from billing_worker.entrypoints.cli.what_follows import what_follows
 from billing_worker.entrypoints.unique_json import KeyTwice
+from billing_worker.persistence.store import Store
 from billing_worker.services.cards.listing import list_cards
 from billing_worker.services.cards.new_card import Scope, add_backup_card, replace_card, use_card
 from billing_worker.services.hosted_pages.start import start_tokenisation
@@ -132,7 +135,8 @@ def use(
     Example:
       billing-worker cards use sub-1 7 --why "asked on the phone"
     """
-    with open_store(settings_for(*config.DATABASE), decides=True) as store:
+    settings = settings_for(*config.DATABASE)
+    with open_store(settings, decides=True) as store:
         try:
             done = use_card(
                 store, SystemClock(), subscription_reference=subscription, card_id=card_id,
@@ -140,7 +144,14 @@ def use(
             )  # fmt: skip
         except InvalidInput as error:
             raise click.ClickException(str(error)) from None
+        done = _with_next(store, settings, done)
     _print_given(subscription, done, as_json=as_json)
+
+
+def _with_next(store: Store, settings: Settings, done: dict[str, Any]) -> dict[str, Any]:
+    """Say what really happens to each invoice that the card is tried on: a wait may hold it back."""
+    tried = done.get("tried", ())
+    return done | {"next": {name: what_follows(store, settings, name) for name in tried}}
 
 
 def _print_given(subscription: str, done: dict[str, Any], *, as_json: bool) -> None:
@@ -150,7 +161,10 @@ def _print_given(subscription: str, done: dict[str, Any], *, as_json: bool) -> N
     click.echo(f"{subscription} is paid with card {done['card_id']} from now on.")
     others = [name for name in done["subscriptions"] if name != subscription]
     later = [f"{one['invoice']} at {one['at']}" for one in done["later"]]
-    click.echo(f"  tried at once: {', '.join(done['tried']) or 'nothing waits'}")
+    if not done["tried"]:
+        click.echo("  tried: nothing waits")
+    for invoice, follows in done["next"].items():
+        click.echo(f"  tried: {invoice}. {follows}")
     for title, names in (
         ("paid with it as well", others),
         ("still on the old card", done["on_the_old_card"]),
@@ -226,7 +240,7 @@ def _do(ask: Any, subscription: str, file: IO[str], **options: Any) -> dict[str,
             )  # fmt: skip
         except InvalidInput as error:
             raise click.ClickException(str(error)) from None
-    return done
+        return _with_next(store, settings, done)
 
 
 def _read(file: IO[str]) -> CardRecord:

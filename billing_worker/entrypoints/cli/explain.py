@@ -14,6 +14,7 @@ from billing_worker.entrypoints.cli.shared import (
     print_json,
     settings_for,
 )
+from billing_worker.entrypoints.cli.what_follows import charge_settings
 from billing_worker.services.reports import status as report
 
 _SHOWN_OF_AN_ANSWER = 300
@@ -32,8 +33,9 @@ def explain(reference: str, *, as_json: bool) -> None:
     Example:
       billing-worker explain sub-1-p0
     """
-    with open_store(settings_for(*config.DATABASE)) as store, store.reading() as connection:
-        data = report.explain(connection, reference)
+    settings = settings_for(*config.DATABASE)
+    with open_store(settings) as store, store.reading() as connection:
+        data = report.explain(connection, reference, charge_settings(settings))
     if data is None:
         raise click.ClickException(f"no invoice, attempt, card page or gateway id {reference!r}")
     if as_json:

@@ -21,6 +21,7 @@ from billing_worker.entrypoints.cli.shared import (
     print_json,
     settings_for,
 )
+from billing_worker.entrypoints.cli.what_follows import what_follows
 from billing_worker.entrypoints.cli.worker_ports import open_ports
 from billing_worker.services.dunning import retry_invoice
 from billing_worker.services.hosted_pages.start import start_checkout
@@ -77,17 +78,16 @@ def retry(reference: str, by: str, why: str, *, as_json: bool) -> None:
     Example:
       billing-worker invoices retry sub-1-p0 --by ann --why "customer called"
     """
-    with (
-        open_store(settings_for(*config.DATABASE), decides=True) as store,
-        _refusals_said(as_json=as_json),
-    ):
+    settings = settings_for(*config.DATABASE)
+    with open_store(settings, decides=True) as store, _refusals_said(as_json=as_json):
         done = retry_invoice(
             store, SystemClock(), reference=reference, by=f"operator:{by}", why=why
         )
+        follows = what_follows(store, settings, done["invoice"])
     if as_json:
-        print_json(done)
+        print_json(done | {"next": follows})
         return
-    click.echo(f"{done['invoice']} is charged with the next sweep.")
+    click.echo(f"{done['invoice']} is to be charged once more. {follows}")
 
 
 @invoices.command("pay-link")
@@ -129,20 +129,19 @@ def resolve(reference: str, evidence: str, by: str, why: str, *, paid: bool, as_
     Example:
       billing-worker invoices resolve sub-1-p0 --paid --evidence mail-7 --why t-42
     """
-    with open_ports() as (ports, _), _refusals_said(as_json=as_json):
+    with open_ports() as (ports, settings), _refusals_said(as_json=as_json):
         done = resolve_unknown(
             ports, reference=reference, paid=paid, evidence=evidence, by=f"operator:{by}", why=why
         )
+        follows = what_follows(ports.store, settings, done["invoice"])
     if as_json:
-        print_json(done)
+        print_json(done | {"next": follows})
         return
     click.echo(
         f"{done['attempt']}: {done['outcome']}, {done['attempt_status']}; "
         f"{done['invoice']} is {done['invoice_status']}."
     )
-    if done["invoice_status"] == "open" and done["attempt_status"] == "not_charged":
-        click.echo(f"Nothing is charged by itself: `invoices retry {done['invoice']}` does, "
-                   f"`invoices void {done['invoice']}` ends it.")  # fmt: skip
+    click.echo(follows)
 
 
 _EVEN_IF_CHARGED = click.option(
@@ -209,7 +208,10 @@ def mark_as_paid(
       billing-worker invoices mark-paid sub-1-p0 --evidence transfer-99 --why t-42
     """
     how = IfCharged.ALL_THE_SAME if even_if_charged else IfCharged.REFUSE
-    with open_store(settings_for(*config.DATABASE)) as store, _refusals_said(as_json=as_json):
+    with (
+        open_store(settings_for(*config.DATABASE), decides=True) as store,
+        _refusals_said(as_json=as_json),
+    ):
         done = mark_paid(
             store, SystemClock(), reference=reference, evidence=evidence, by=f"operator:{by}",
             why=why, if_charged=how,

@@ -19,6 +19,7 @@ from billing_worker.entrypoints.cli.shared import (
     print_json,
     settings_for,
 )
+from billing_worker.entrypoints.cli.what_follows import what_follows_of
 from billing_worker.services.subscriptions import lifecycle
 from billing_worker.services.subscriptions.lifecycle import Outcome
 
@@ -41,7 +42,8 @@ def _asked_for(command: Callable[..., Any]) -> Callable[..., Any]:
 def _do(
     ask: Callable[..., Outcome], reference_id: str, by: str, *, as_json: bool, **options: Any
 ) -> None:
-    with open_store(settings_for(*config.DATABASE), decides=True) as store:
+    settings = settings_for(*config.DATABASE)
+    with open_store(settings, decides=True) as store:
         try:
             outcome = ask(store, SystemClock(), reference_id, by=f"operator:{by}", **options)
         except InvalidInput as error:
@@ -49,7 +51,8 @@ def _do(
                 print_json({"error": {"field": error.field, "reason": error.reason}})
                 raise SystemExit(1) from None
             raise click.ClickException(str(error)) from None
-    shown = outcome.as_dict()
+        open_invoices = what_follows_of(store, settings, reference_id)
+    shown = outcome.as_dict() | {"open_invoices": open_invoices}
     if as_json:
         print_json(shown)
         return
@@ -59,6 +62,8 @@ def _do(
         click.echo(f"  cancels at   {shown['cancels_at']}")
     for name, value in outcome.details.items():
         click.echo(f"  {name:12} {value}")
+    for invoice, follows in open_invoices.items():
+        click.echo(f"  {invoice}: {follows}")
 
 
 _and_void = click.option(

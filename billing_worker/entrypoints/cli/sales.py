@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import getpass
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import click
@@ -9,8 +11,14 @@ from billing_worker import config
 from billing_worker.bootstrap import build_outside
 from billing_worker.clock import SystemClock
 from billing_worker.domain.errors import InvalidInput
-from billing_worker.entrypoints.cli.shared import json_option, open_store, print_json, settings_for
-from billing_worker.persistence import switches
+from billing_worker.entrypoints.cli.shared import (
+    json_option,
+    open_store,
+    print_json,
+    require_clock_of_database,
+    settings_for,
+)
+from billing_worker.persistence import invoices, switches
 from billing_worker.services.kill_switch import switch
 
 
@@ -62,9 +70,9 @@ def sales(
     said: dict[str, Any] = {
         "on": on, "service": service, "reason": reason, "by": f"operator:{by}",
     }  # fmt: skip
-    sales_on = _switch(**said, restored=restored, moved=moved)
+    state = _switch(**said, restored=restored, moved=moved)
     if as_json:
-        print_json(said | {"restored": restored, "moved": moved})
+        print_json(said | {"restored": restored, "moved": moved, "next": str(state)})
         return
     if service is not None:
         click.echo(f"{service} is {'resumed' if on else 'paused'}.")
@@ -72,13 +80,33 @@ def sales(
         click.echo("What was due by now is looked for at the gateway before it is created there.")
     if restored and not on:
         click.echo("Nothing becomes due before `sales start --restored`.")
-    click.echo("Sales are sent." if sales_on else "Sales are stopped: prepared charges wait.")
+    click.echo(str(state))
 
 
-def _switch(*, service: str | None, **order: Any) -> bool:
-    """Carry the order out, and return whether sales are on after it."""
+@dataclass(frozen=True, slots=True)
+class _State:
+    """What is charged next, after the order."""
+
+    sales_on: bool
+    paused: tuple[str, ...]
+    due: int
+    next_at: datetime | None
+
+    def __str__(self) -> str:
+        if not self.sales_on:
+            return "Sales are stopped: prepared charges wait."
+        due = f"{self.due} invoice(s) are due now"
+        later = f"the next one is due at {self.next_at.isoformat()}" if self.next_at else ""
+        paused = f"paused: {', '.join(self.paused)}" if self.paused else ""
+        return f"Sales are on: {'; '.join(filter(None, (due, later, paused)))}."
+
+
+def _switch(*, service: str | None, **order: Any) -> _State:
+    """Carry the order out, and return what is charged after it."""
     settings = settings_for(*config.DATABASE)
     with open_store(settings) as store:
+        if order["on"]:  # `stop` works with any clock.
+            require_clock_of_database(store)
         try:
             switch(
                 store,
@@ -90,4 +118,6 @@ def _switch(*, service: str | None, **order: Any) -> bool:
         except InvalidInput as error:
             raise click.ClickException(error.reason if not service else str(error)) from None
         with store.reading() as connection:
-            return switches.read(connection).sales_on
+            switched = switches.read(connection)
+            due, next_at = invoices.charges_due(connection, SystemClock().now())
+    return _State(switched.sales_on, tuple(sorted(switched.paused)), due, next_at)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -160,14 +161,24 @@ def activate(references: tuple[str, ...], *, everything: bool, as_json: bool) ->
             result = activate_imports.activate_all(store, SystemClock(), by=by)
         else:
             result = activate_imports.arm(store, SystemClock(), references, by=by)
+        with store.reading() as connection:
+            due = stored.earliest_due(connection)
     if as_json:
-        print_json(asdict(result))
+        print_json(asdict(result) | {"next_due_at": due.isoformat() if due else None})
     else:
         for reference, reason in result.refused.items():
             click.echo(f"{reference}: {reason}", err=True)
-        click.echo(f"{result.armed} armed.")
+        click.echo(f"{result.armed} activated. {_next_period(due)}")
     if result.refused:
         raise SystemExit(1)
+
+
+def _next_period(due: datetime | None) -> str:
+    if due is None:
+        return "No period of any subscription becomes due."
+    late = due <= SystemClock().now()
+    how = "; what is late is decided by the catch-up policies (`catch-up plan`)" if late else ""
+    return f"The next period of any subscription is due at {due.isoformat()}{how}."
 
 
 @subscriptions.command()
@@ -211,7 +222,7 @@ def export(*, with_tokens: bool, format_: str, hand_over: bool, why: str | None,
         raise click.UsageError("--hand-over needs --with-tokens, --why, and JSON Lines")
     settings = settings_for(*config.DATABASE, *(config.VAULT if with_tokens else ()))
     write = _csv_writer(with_tokens=with_tokens) if format_ == "csv" else _write_json
-    with open_store(settings) as store:
+    with open_store(settings, decides=hand_over) as store:
         vault = open_vault(settings, store) if with_tokens else None
         if hand_over and why:
             rows = moving.hand_over(store, SystemClock(), by=f"operator:{by}", why=why)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, Row
 
+from billing_worker.domain.attempt import Origin
 from billing_worker.domain.card_setup import HostedPayment
 from billing_worker.domain.money import Money
+from billing_worker.domain.outcome import not_before
+from billing_worker.domain.timings import Timings
 from billing_worker.persistence import card_setups, history, invoices, subscriptions, switches
+from billing_worker.persistence.rows import attempt_from
 from billing_worker.services.reports import wording
-from billing_worker.services.reports.wording import fate_of
+from billing_worker.services.reports.wording import ChargedNotBefore, fate_of
 
 SHOWN_SURPLUS = 20
 
@@ -125,7 +130,23 @@ def _alert(row: Row[Any]) -> dict[str, Any]:
     }
 
 
-def explain(connection: Connection, reference: str) -> dict[str, Any] | None:
+@dataclass(frozen=True, slots=True)
+class ChargeSettings:
+    """The worker's settings that date a charge."""
+
+    timings: Timings = field(default_factory=Timings)
+    service_template: str = ""
+
+    def service(self, currency: str) -> str:
+        return self.service_template.replace("{currency}", currency.lower())
+
+
+_DEFAULTS = ChargeSettings()
+
+
+def explain(
+    connection: Connection, reference: str, settings: ChargeSettings = _DEFAULTS
+) -> dict[str, Any] | None:
     """Return one invoice with its states, times, decisions and every gateway call (redacted).
 
     `reference` is the invoice's, an attempt's or the gateway's id. For a card page without an
@@ -133,12 +154,27 @@ def explain(connection: Connection, reference: str) -> dict[str, Any] | None:
     """
     invoice = invoices.find(connection, reference)
     if invoice is not None:
-        return _explained_invoice(connection, invoice)
+        return _explained_invoice(connection, invoice, settings)
     page = card_setups.find_by_any(connection, reference)
     return _explained_page(connection, page) if page is not None else None
 
 
-def _explained_invoice(connection: Connection, invoice: Row[Any]) -> dict[str, Any]:
+def _not_before(
+    connection: Connection, invoice: Row[Any], tries: Sequence[Row[Any]], settings: ChargeSettings
+) -> ChargedNotBefore:
+    """Say what a worker that claims the invoice will find, before any does."""
+    switched, service = switches.read(connection), settings.service(invoice.currency)
+    off = None if switched.sales_on else "sales are started again"
+    if off is None and service in switched.paused:
+        off = f"`sales start --service {service}`"
+    attempts = [attempt_from(row) for row in tries]
+    late = not_before(Origin(invoice.next_origin), attempts, settings.timings)
+    return ChargedNotBefore(off, late)
+
+
+def _explained_invoice(
+    connection: Connection, invoice: Row[Any], settings: ChargeSettings
+) -> dict[str, Any]:
     tries = invoices.attempts_of(connection, invoice.id)
     newest = tries[-1] if tries else None
     known = None
@@ -154,9 +190,9 @@ def _explained_invoice(connection: Connection, invoice: Row[Any]) -> dict[str, A
         reason=invoice.reason,
         patient=invoice.give_up_at is not None,
     )
-    sales_on = switches.sales_are_on(connection)
+    until = _not_before(connection, invoice, tries, settings)
     payer = next((row for row in tries if row.status == "succeeded"), None)
-    told = wording.about_invoice(invoice, newest, fate, known, payer=payer, sales_on=sales_on)
+    told = wording.about_invoice(invoice, newest, fate, known, payer=payer, until=until)
     return {
         "invoice": invoice.reference_id,
         "subscription": invoice.subscription_reference,

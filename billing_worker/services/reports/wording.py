@@ -101,6 +101,14 @@ class Told:
     next: str
 
 
+@dataclass(frozen=True, slots=True)
+class ChargedNotBefore:
+    """What may hold back a charge whose date has come."""
+
+    switched: str | None = None  # what has to be switched on first
+    late_money: datetime | None = None  # until when an earlier attempt may still be paid
+
+
 def about_invoice(
     invoice: Row[Any],
     newest: Row[Any] | None,
@@ -108,7 +116,7 @@ def about_invoice(
     known: str | None,
     *,
     payer: Row[Any] | None,
-    sales_on: bool,
+    until: ChargedNotBefore,
 ) -> Told:
     """Return the sentence about an invoice.
 
@@ -120,7 +128,7 @@ def about_invoice(
     reason = reason_in_words(invoice.reason)
     match fate:
         case Fate.DATED | Fate.IN_FLIGHT:
-            why, next_ = _why_charged(newest, reason), _when_charged(invoice, sales_on=sales_on)
+            why, next_ = _why_charged(newest, reason), _when_charged(invoice, until)
         case Fate.PAID:
             why, next_ = _who_says_paid(invoice, payer), "Nothing more is charged for it"
         case _:
@@ -178,16 +186,21 @@ def _why_charged(newest: Row[Any] | None, reason: str) -> str:
     return f"Attempt {newest.number} ended without money: {reason or newest.outcome}"
 
 
-def _when_charged(invoice: Row[Any], *, sales_on: bool) -> str:
+def _when_charged(invoice: Row[Any], until: ChargedNotBefore) -> str:
     at = invoice.enqueue_at or invoice.next_attempt_at
+    switched = f", but not before {until.switched}" if until.switched else ""
     if invoice.reason == AFTER_OLDER:
         when = (
             "It is charged once the older invoice is paid or given up; while the outcome of that one "
             "is unknown, BILLING_UNKNOWN_BLOCKS_SECONDS (7 days) after its sale at the latest"
         )
-        return when if sales_on else f"{when}, but not before sales are started again"
-    when = f"It is charged at {at.isoformat()}" if at else "A worker takes it up"
-    return when if sales_on else f"{when}, but not before sales are started again"
+        return when + switched
+    if at is not None and until.late_money is not None and until.late_money > at:
+        return (
+            f"It is charged at {until.late_money.isoformat()}, because an earlier attempt may still "
+            f"be paid until then{switched}"
+        )
+    return (f"It is charged at {at.isoformat()}" if at else "A worker takes it up") + switched
 
 
 def _patience(invoice: Row[Any]) -> str:

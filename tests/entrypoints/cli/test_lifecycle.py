@@ -11,7 +11,9 @@ from click.testing import CliRunner
 from billing_worker.clock import SystemClock
 from billing_worker.entrypoints.cli import catch_up as catch_up_command
 from billing_worker.entrypoints.cli import cli, lifecycle, shared
+from billing_worker.persistence.store import Store
 from tests.entrypoints.test_config import GOOD
+from tests.support.world import World
 
 DAY = timedelta(days=1)
 
@@ -126,14 +128,52 @@ def test_what_is_still_owed_is_named_and_voided_with_the_subscription(world, run
     assert asked(run, "end", "sub-2", "--and-void")["details"]["voided"] == 1
 
 
-def test_a_machine_whose_clock_is_wrong_decides_nothing(postgres_url, monkeypatch):
-    class Ahead(SystemClock):
-        def now(self):
-            return super().now() + 60 * DAY
+SAID = ("--by", "ann", "--why", "x")
+DATED = [
+    ("subscriptions", "change", "sub-1", "--amount", "19.99"),
+    ("subscriptions", "export", "--with-tokens", "--hand-over", "--why", "x"),
+    ("sales", "start", "--reason", "x"),
+    ("invoices", "pay-link", "sub-1-p0"),
+    ("invoices", "resolve", "sub-1-p0", "--paid", "--evidence", "x", *SAID),
+    ("invoices", "mark-paid", "sub-1-p0", "--evidence", "x", *SAID),
+]
+"""Commands that date what money depends on."""
 
-    for name, value in (GOOD | {"BILLING_DATABASE_URL": postgres_url}).items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(shared, "SystemClock", Ahead)
-    refused = CliRunner().invoke(cli, ["subscriptions", "change", "sub-1", "--amount", "19.99"])
+
+@pytest.fixture
+def off(monkeypatch):
+    """Set this machine's clock, for commands on such a database."""
+
+    def off(url, by):
+        class Wrong(SystemClock):
+            def now(self):
+                return super().now() + by
+
+        for name, value in (GOOD | {"BILLING_DATABASE_URL": url}).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(shared, "SystemClock", Wrong)
+
+    return off
+
+
+@pytest.mark.parametrize("command", DATED)
+def test_a_machine_whose_clock_is_wrong_decides_nothing(postgres_url, off, command):
+    off(postgres_url, 60 * DAY)
+    refused = CliRunner().invoke(cli, command)
     assert refused.exit_code == 1
     assert "60 days, 0:00:00 ahead of the database's: set it right" in refused.output
+
+
+def test_on_sqlite_a_clock_that_went_back_decides_nothing_until_a_person_says_that_it_is_right(
+    sqlite_url, off
+):
+    with Store(sqlite_url) as store:
+        world = World(store)
+        world.clock = SystemClock()
+        world.subscribe("approved")
+    off(sqlite_url, -60 * DAY)
+    [change, _, start, *_] = DATED
+    refused = CliRunner().invoke(cli, change)
+    assert refused.exit_code == 1
+    assert "60 days, 0:00:00 behind the newest entry of the history" in refused.output
+    assert CliRunner().invoke(cli, start).exit_code == 0

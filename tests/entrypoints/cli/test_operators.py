@@ -43,10 +43,11 @@ def unknown(world):
 def test_an_unknown_is_resolved_in_somebodys_name(unknown, run):
     told = run("invoices", "resolve", INVOICE, "--not-paid", *SAID)
     assert "sub-1-p0-a1: changed, not_charged; sub-1-p0 is open." in told
-    assert "`invoices retry sub-1-p0` does" in told
+    assert "`invoices retry sub-1-p0` charges it" in told
     [event] = [e for e in unknown.explain()["history"] if e["kind"] == "attempt.resolved"]
     assert (event["by"], event["data"]["evidence"]) == ("operator:ann", "portal, case 7")
     again = json.loads(run("invoices", "resolve", INVOICE, "--paid", *SAID, "--json"))
+    assert again.pop("next") == "Nothing more is charged for it."
     assert again == {
         "invoice": INVOICE, "attempt": "sub-1-p0-a1", "outcome": "changed",
         "attempt_status": "succeeded", "invoice_status": "paid", "reason": None,

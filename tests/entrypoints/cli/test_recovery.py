@@ -44,7 +44,7 @@ def run(database_url, monkeypatch):
 
 def test_a_card_is_replaced_from_standard_input_and_tried_on_what_waits(run):
     said = run("cards", "replace", "sub-1", "--why", "lost", input=json.dumps(NEW_CARD))
-    assert "tried at once: sub-1-p0" in said
+    assert "tried: sub-1-p0. It is charged at" in said
     listed = json.loads(run("cards", "list", "sub-1", "--json"))
     assert [card["default_for"] for card in listed] == [[], ["sub-1"]]
     assert "approved" not in said
@@ -55,7 +55,7 @@ def test_a_stored_card_is_named_by_its_number_and_the_answer_says_what_follows(r
     _, second = json.loads(run("cards", "list", "customer-of-sub-1", "--json"))
     said = run("cards", "use", "sub-1", str(second["card_id"]), "--scope", "customer")
     assert "sub-1 is paid with card 2" in said
-    assert "tried at once: sub-1-p0" in said
+    assert "tried: sub-1-p0. It is charged at" in said
     shown = run("cards", "list", "customer-of-sub-1")
     assert "yes" in shown
     assert "no card 99" in run("cards", "use", "sub-1", "99", status=1)
@@ -120,9 +120,13 @@ def test_the_switch_of_sales_can_be_read_by_a_program(run):
         "restored": False,
         "moved": False,
     }
-    assert json.loads(run("sales", "stop", *asked)) == {"on": False} | told
+    stopped = json.loads(run("sales", "stop", *asked))
+    assert stopped.pop("next").startswith("Sales are stopped")
+    assert stopped == {"on": False} | told
     assert json.loads(run("status", "--json"))["sales_on"] is False
-    assert json.loads(run("sales", "start", *asked)) == {"on": True} | told
+    started = json.loads(run("sales", "start", *asked))
+    assert started.pop("next").startswith("Sales are on")
+    assert started == {"on": True} | told
 
 
 def test_a_service_is_resumed_by_its_own_name_and_sales_that_are_stopped_stay_so(run):
