@@ -18,7 +18,7 @@ from sqlalchemy import func, select
 from billing_worker.client import BillingClient
 from billing_worker.entrypoints.worker.doorbell import COMMANDS
 from billing_worker.persistence.schema import tables
-from tests.support.processes import eventually, worker
+from tests.support.processes import WITHIN, eventually, worker
 
 TOKEN = "approved.4c9jHUgeL1SD7g5byDYn9Gc0"
 CUSTOMER = {"reference_id": "cust-1"}
@@ -55,9 +55,9 @@ def outcomes(installation):
 def test_a_command_is_carried_out_charged_and_answered(installation, client, queue):
     with worker(installation.settings, installation.folder) as process:
         sent = client.charge_once(**order(1))
-        assert sent.answer(timeout=10)["status"] == "done"
+        assert sent.answer(timeout=WITHIN)["status"] == "done"
         eventually(lambda: installation.paid() == 1, why="the one-off charge is paid")
-        assert client.charge_once(**order(1)).answer(timeout=10)["status"] == "unchanged"
+        assert client.charge_once(**order(1)).answer(timeout=WITHIN)["status"] == "unchanged"
         assert TOKEN not in process.output
         assert process.terminate() == 0
     assert installation.debits_per_invoice() == {"order-1-p0": 1}
@@ -69,9 +69,9 @@ def test_a_plain_celery_application_needs_to_know_only_queue_and_names(installat
     with worker(installation.settings, installation.folder):
         for options in ({"args": [order(1)]}, {"kwargs": order(2), "priority": 6}):
             result = app.send_task("billing.charge_once", queue=COMMANDS, **options)
-            assert result.get(timeout=10)["status"] == "done"
+            assert result.get(timeout=WITHIN)["status"] == "done"
         lost = app.send_task("billing.charge_once", args=[order(3)], queue="billing.sweeps")
-        assert lost.get(timeout=10)["status"] == "done"
+        assert lost.get(timeout=WITHIN)["status"] == "done"
 
 
 def test_what_is_no_command_is_kept_answered_and_does_no_harm(installation, client, queue):
@@ -82,10 +82,10 @@ def test_what_is_no_command_is_kept_answered_and_does_no_harm(installation, clie
         unknown = app.send_task("billing.refund", args=[{"token": TOKEN}], queue=COMMANDS)
         app.send_task("billing.refund", args=[{"token": TOKEN}], queue="billing.sweeps")
         malformed = app.send_task("billing.pause", kwargs={"subscription": 1}, queue=COMMANDS)
-        assert unknown.get(timeout=10)["errors"][0]["field"] == "task"
-        assert malformed.get(timeout=10)["status"] == "refused"
+        assert unknown.get(timeout=WITHIN)["errors"][0]["field"] == "task"
+        assert malformed.get(timeout=WITHIN)["status"] == "refused"
         eventually(lambda: outcomes(installation) == {"refused": 7}, why="all are kept")
-        assert client.charge_once(**order(1)).answer(timeout=10)["status"] == "done"
+        assert client.charge_once(**order(1)).answer(timeout=WITHIN)["status"] == "done"
         eventually(lambda: "celery.message_refused" in process.output, why="the stray one is told")
         assert process.terminate() == 0
     assert queue.llen(COMMANDS) == 0
@@ -94,7 +94,7 @@ def test_what_is_no_command_is_kept_answered_and_does_no_harm(installation, clie
 
 def test_a_database_that_stops_loses_no_command(installation, client, queue, postgres):
     with worker(installation.settings, installation.folder) as process:
-        client.charge_once(**order(0)).answer(timeout=10)
+        client.charge_once(**order(0)).answer(timeout=WITHIN)
         postgres.stop(immediate=True)
         try:
             sent = [client.charge_once(**order(number)) for number in range(1, 21)]
@@ -102,7 +102,7 @@ def test_a_database_that_stops_loses_no_command(installation, client, queue, pos
             assert queue.llen(COMMANDS) == 20
         finally:
             postgres.start()
-        assert {one.answer(timeout=30)["status"] for one in sent} == {"done"}
+        assert {one.answer(timeout=WITHIN)["status"] for one in sent} == {"done"}
         assert process.terminate() == 0
     assert outcomes(installation) == {"done": 21}
     assert queue.llen(COMMANDS) == 0
@@ -120,7 +120,7 @@ def test_workers_killed_in_the_middle_lose_no_command(installation, client, queu
             queue.delete(lease)  # A minute passes.
     with worker(installation.settings, installation.folder, "successor") as process:
         for one in sent:
-            assert one.answer(timeout=30)["status"] == "done"
+            assert one.answer(timeout=WITHIN)["status"] == "done"
         assert process.terminate() == 0
     assert outcomes(installation) == {"done": 60}
     assert queue.llen(COMMANDS) == 0
@@ -130,15 +130,15 @@ def test_a_broker_that_restarts_loses_no_command_and_ends_no_worker(installation
     with worker(installation.settings, installation.folder) as process:
         sent = [client.charge_once(**order(number)) for number in range(20)]
         installation.redis.restart()
-        eventually(lambda: outcomes(installation) == {"done": 20}, 30, why="all are done")
-        assert sent[-1].answer(timeout=10)["status"] == "done"
+        eventually(lambda: outcomes(installation) == {"done": 20}, why="all are done")
+        assert sent[-1].answer(timeout=WITHIN)["status"] == "done"
         assert process.terminate() == 0
 
 
 def test_a_worker_asked_to_stop_finishes_the_command_in_hand(installation, client, queue):
     with worker(installation.settings, installation.folder) as process:
         sent = [client.charge_once(**order(number)) for number in range(30)]
-        sent[0].answer(timeout=10)
+        sent[0].answer(timeout=WITHIN)
         assert process.terminate() == 0
     done = outcomes(installation)["done"]
     assert done + queue.llen(COMMANDS) == 30
@@ -163,7 +163,7 @@ def test_a_cancellation_sent_right_after_its_subscription_always_finds_it(instal
             sent.append(client.cancel(
                 reference_id=f"cancel-{number}", subscription=name, at_period_end=False,
             ))  # fmt: skip
-        answers = [one.answer(timeout=30) for one in sent]
+        answers = [one.answer(timeout=WITHIN) for one in sent]
     assert {answer["status"] for answer in answers} == {"done"}
     assert {answer["subscription"]["status"] for answer in answers} == {"cancelled"}
 

@@ -17,12 +17,12 @@ from billing_worker.entrypoints.local.stack import LocalStack
 from billing_worker.persistence.book import identity as books
 from billing_worker.persistence.schema.migrate import migrate
 from billing_worker.persistence.store import Store
-from tests.support.processes import CLI, clean_environment, command, eventually
+from tests.support.processes import CLI, WITHIN, clean_environment, command, eventually
 from tests.support.world import KEY
 
 
 def test_the_demo_charges_nobody_twice_and_loses_nothing(tmp_path):
-    done = command("demo", "--folder", str(tmp_path), "--json", settings={}, seconds=60)
+    done = command("demo", "--folder", str(tmp_path), "--json", settings={}, seconds=110)
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads(done.stdout)
     assert (result["charged_twice"], result["lost"]) == (0, 0)
@@ -44,7 +44,7 @@ def up(folder, settings=None):
     )  # fmt: skip
     try:
         log = folder / "worker.log"
-        eventually(lambda: log.exists() and "ready." in log.read_text(), 30, why="worker ready")
+        eventually(lambda: log.exists() and "ready." in log.read_text(), why="worker ready")
         yield child, psutil.Process(child.pid).children(recursive=True)
     finally:
         child.kill()
@@ -52,14 +52,21 @@ def up(folder, settings=None):
 
 
 def alive(family):
-    return [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    return [process for process in family if _is_alive(process)]
+
+
+def _is_alive(process):
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE and process.is_running()
+    except psutil.NoSuchProcess:
+        return False
 
 
 @pytest.mark.again  # `up` is started, and all of it ended, by the test below as well
 def test_up_runs_until_it_is_asked_to_stop_and_leaves_no_process(tmp_path):
     with up(tmp_path) as (child, family):
         child.send_signal(signal.SIGTERM)
-        output, _ = child.communicate(timeout=30)
+        output, _ = child.communicate(timeout=WITHIN)
     assert child.returncode == 0, output
     assert "export BILLING_DATABASE_URL=" in output
     assert not alive(family)
@@ -74,7 +81,7 @@ def test_a_killed_up_leaves_no_process_and_gives_its_folder_free(tmp_path):
         assert any("valkey-server" in name for name in names)
         twin = command("demo", "--folder", str(tmp_path), settings={})
         child.kill()
-        eventually(lambda: not alive(family), 5, why="worker, beat and Redis end")
+        eventually(lambda: not alive(family), why="worker, beat and Redis end")
     assert twin.returncode == 1
     assert twin.stderr == (
         f"Error: `demo` or `up` (pid {child.pid}) is running in {tmp_path}: "
@@ -152,7 +159,7 @@ def test_up_waits_for_a_redis_that_is_away_with_one_clear_line(tmp_path):
     try:
         line = child.stderr.readline()
         child.send_signal(signal.SIGTERM)
-        _, rest = child.communicate(timeout=20)
+        _, rest = child.communicate(timeout=WITHIN)
     finally:
         child.kill()
     assert line.startswith("Redis redis://:***@127.0.0.1:1/0 is unreachable, trying again: ")
@@ -168,7 +175,7 @@ def test_up_does_not_start_in_test_mode_on_a_live_book(tmp_path):
             books.set_mode(connection, test_mode=False)
     ended = subprocess.run(
         [*CLI, "up", "--folder", str(tmp_path)],
-        env=clean_environment({}), capture_output=True, text=True, check=False, timeout=30,
+        env=clean_environment({}), capture_output=True, text=True, check=False, timeout=WITHIN,
     )  # fmt: skip
     assert ended.returncode == 1
     assert "this book charges in live mode, and BILLING_TEST_MODE=true says test" in ended.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import dataclass, field
 
 import pytest
@@ -62,12 +63,26 @@ CASES = {
 }
 
 
+class HoldsCreates(SandboxGateway):
+    """Answers no create before `goes_on` is set: no sale may come before the standby is cut off."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.goes_on = threading.Event()
+
+    def handle(self, method, target, headers, body):
+        reply = super().handle(method, target, headers, body)
+        if method == "POST" and "payment-invoices" in target:
+            assert self.goes_on.wait(WITHIN)
+        return reply
+
+
 @pytest.fixture
 def installation(pair, tmp_path, case):
     behaviour = Behaviour(
         second_sale="charge", latency_seconds=0.3, lifetime_seconds=25, **case.behaviour
     )
-    sandbox = SandboxGateway(behaviour, SystemClock().now)
+    sandbox = HoldsCreates(behaviour, SystemClock().now)
     with RedisServer(tmp_path / "redis") as redis, SandboxServer(sandbox) as server:
         installation = Installation(pair.url("books"), redis, sandbox, server, tmp_path)
         installation.settings |= {"BILLING_EXPIRED_RETRY_SECONDS": "1"}
@@ -98,12 +113,14 @@ def test_nobody_is_debited_twice_or_lost_over_a_fail_over_that_forgets(pair, ins
     in_flight = FEW_AT_A_TIME if case.lost == "invoices" else ALL_AT_ONCE
     if case.lost == "invoices":
         pair.cut_off()
+        installation.sandbox.goes_on.set()
     with worker(installation.settings | in_flight, installation.folder) as process, \
             beat(installation.settings, installation.folder):  # fmt: skip
         if case.lost == "submitted":
             eventually(lambda: prepared(installation) == CUSTOMERS, WITHIN, why="all are prepared")
-            assert sold(installation) == 0
             pair.cut_off()
+            assert sold(installation) == 0
+            installation.sandbox.goes_on.set()
         eventually(lambda: sold(installation) >= CUSTOMERS * 3 // 4, WITHIN, why="most are sold")
         pair.kill_primary()
         installation.store.close()

@@ -186,7 +186,7 @@ def test_a_message_in_hand_when_redis_dies_does_not_end_the_worker(installation)
 
 @pytest.fixture
 def on_sqlite(sqlite_url, tmp_path):
-    behaviour = Behaviour(second_sale="charge", lifetime_seconds=3, latency_seconds=0.05)
+    behaviour = Behaviour(second_sale="charge", lifetime_seconds=3, latency_seconds=0.15)
     sandbox = SandboxGateway(behaviour, SystemClock().now)
     with RedisServer(tmp_path / "redis") as redis, SandboxServer(sandbox) as server:
         installation = Installation(sqlite_url, redis, sandbox, server, tmp_path)

@@ -47,7 +47,7 @@ def redis(tmp_path_factory):
 def installation(postgres_url, redis, tmp_path):
     redis.wipe()
     # An invoice that is never sold expires soon; one that is sold twice is charged twice.
-    behaviour = Behaviour(second_sale="charge", lifetime_seconds=3)
+    behaviour = Behaviour(second_sale="charge", lifetime_seconds=6)
     sandbox = SandboxGateway(behaviour, SystemClock().now)
     with SandboxServer(sandbox) as server:
         installation = Installation(postgres_url, redis, sandbox, server, tmp_path)

@@ -103,7 +103,7 @@ def most_within(seconds: float, times: list[float]) -> int:
 def test_no_cap_never_waits():
     started = time.monotonic()
     Unlimited().wait(1000)
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 10  # a cap would make it wait for minutes
 
 
 @pytest.mark.usefixtures("client")
@@ -116,7 +116,7 @@ def test_several_processes_together_keep_the_cap_and_use_it(server):
     took = times[-1] - times[0]
     # 80 permits at 50 a second: the first is free, the last is due after 79/50 s.
     assert took >= 79 / 50 * 0.98
-    assert took < 79 / 50 + 1
+    assert took < 79 / 50 * 4  # as long as one of them alone would be given; threads wake late
     # A thread that wakes up late may fall among the next ones.
     assert most_within(0.5, times) <= 25 + 4
 

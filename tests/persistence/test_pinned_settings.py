@@ -177,7 +177,7 @@ def ask(store):
 
 
 def ask_while_frozen(store, server):
-    with store.transaction() as connection, frozen(server), within(4):
+    with store.transaction() as connection, frozen(server), within(10):
         connection.execute(text("SELECT 1"))
 
 
@@ -196,7 +196,7 @@ def test_a_frozen_server_is_given_up_in_a_statement_and_by_those_who_come_after(
 ):
     with pytest.raises(OperationalError, match="no answer within 2 s"):
         ask_while_frozen(frozen_store, server)
-    with frozen(server), within(9), pytest.raises(OperationalError):
+    with frozen(server), within(15), pytest.raises(OperationalError):
         ask(frozen_store)
     assert ask(frozen_store) == 1
 
@@ -208,14 +208,14 @@ def test_a_commit_that_a_frozen_server_does_not_answer_is_unknown(server, frozen
             connection.execute(text("CREATE TEMPORARY TABLE t (v int)"))
             frost.enter_context(frozen(server))
 
-    with within(4), pytest.raises(CommitUnknown):
+    with within(10), pytest.raises(CommitUnknown):
         commit_while_frozen()
 
 
 @pytest.mark.again
 def test_a_pooled_connection_whose_server_is_frozen_is_given_up_too(server, frozen_store):
     """A second for the question whether it lives, and the time that a connection may take."""
-    with frozen(server), within(9), pytest.raises(OperationalError):
+    with frozen(server), within(15), pytest.raises(OperationalError):
         ask(frozen_store)
     assert ask(frozen_store) == 1
 

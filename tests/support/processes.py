@@ -80,8 +80,18 @@ class Process:
     def output(self) -> str:
         return self.log.read_text(errors="replace")
 
+    def says(self, words: str) -> None:
+        """Return when it has said so; one that has ended never will."""
+        eventually(lambda: words in self.output or self.status is not None, why=f"{words!r}")
+        assert words in self.output, f"ended with status {self.status}: {self.output[-3000:]}"
 
-def eventually(condition: Callable[[], Any], seconds: float = 20, *, why: str = "") -> Any:
+
+WITHIN = 60.0
+"""Seconds for what other processes bring about. The machine may be busy; whoever waits for it goes
+on at once."""
+
+
+def eventually(condition: Callable[[], Any], seconds: float = WITHIN, *, why: str = "") -> Any:
     """Wait for something that other processes bring about; the last value is in the failure."""
     deadline = time.monotonic() + seconds
     value = condition()
@@ -99,7 +109,7 @@ def worker(settings: Mapping[str, str], folder: Path, name: str = "worker") -> I
     arguments = [*CELERY, "worker", "-n", f"{name}@test", "--without-gossip", "--without-mingle"]
     process = Process([*arguments, "-l", "INFO"], settings, folder / f"{name}.log")
     try:
-        eventually(lambda: "ready." in process.output, why=f"{name} starts")
+        process.says("ready.")
         yield process
     finally:
         process.kill()

@@ -177,10 +177,11 @@ class Reckoning:
                 yield reference, "LOST: its period was never opened"
         for reference, invoice in known.items():
             fate = _fate(invoice, attempts[invoice.id])
+            why = (invoice.reason or "").partition(":")[0]
             if fate in FATES[self._outcome(tokens, reference)]:
                 self.fates[fate] += 1
-            elif fate in NOT_CHARGED and (invoice.reason or "").partition(":")[0] in BY_THE_WEATHER:
-                self.fates[f"{fate} by the weather"] += 1
+            elif fate in NOT_CHARGED and why in BY_THE_WEATHER:
+                self.fates[f"{fate} by the weather ({why})"] += 1
             elif fate == "person" and ANOTHER_BOOKS in (invoice.reason or ""):
                 self.fates[f"{fate}: {ANOTHER_BOOKS}"] += 1
             else:
@@ -255,7 +256,7 @@ class Reckoning:
 
     @property
     def unpaid_by_the_weather(self) -> int:
-        return sum(count for fate, count in self.fates.items() if fate.endswith("by the weather"))
+        return sum(count for fate, count in self.fates.items() if "by the weather" in fate)
 
     def figures(self) -> str:
         fates = ", ".join(f"{count} {fate}" for fate, count in sorted(self.fates.items()))

@@ -37,7 +37,7 @@ from billing_worker.persistence.store import Store
 from billing_worker.services.charging.callbacks import Fate, Inbox, is_genuine, receive
 from tests.gateway.samples import BODIES, body
 from tests.support.ports import free_port
-from tests.support.processes import CLI, Process, eventually
+from tests.support.processes import CLI, Process
 from tests.support.redis_server import RedisServer
 from tests.support.world import KEY as VAULT_KEY
 from tests.support.world import World
@@ -419,7 +419,7 @@ def test_under_gunicorn_a_call_is_stored_and_rings_the_workers_queue(environment
     web = Process(command, environment, tmp_path / "web.log")
     url = f"http://127.0.0.1:{port}"
     try:
-        eventually(lambda: "Listening at" in web.output, why="gunicorn starts")
+        web.says("Listening at")
         assert requests.get(f"{url}/health/ready", timeout=10).json()["callbacks"] == "on"
         content = about(gateway_id)
         headers = {"X-Signature": sign(content), "X-Forwarded-Proto": "https"}
