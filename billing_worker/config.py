@@ -94,6 +94,15 @@ def _whole_number(most: int) -> Callable[[str], int]:
     return read
 
 
+def _foreign_queue(text: str) -> str:
+    if text.startswith(_OUR_QUEUES) or not text.isascii() or any(c.isspace() for c in text):
+        raise ValueError(f"must be ASCII without spaces, and must not begin with {_OUR_QUEUES}")
+    return text
+
+
+_OUR_QUEUES = "billing."
+
+
 def _schedule(text: str) -> tuple[timedelta, ...]:
     parts = [part.strip() for part in text.split(",")]
     good = all(
@@ -223,6 +232,16 @@ class Settings:
     silence_seconds: int = _setting(
         _seconds, "age of a sweep's last run from which on readiness fails", 600
     )
+    events_queue: str = _setting(
+        _foreign_queue,
+        "queue of other systems that each event is also sent to, as the Celery task `billing.event`",
+        "",
+    )
+    events_keep_days: int | None = _setting(
+        _whole_number(36_500),
+        "how long an event is kept after it was published; empty means for ever",
+        None,
+    )
     webhooks_schedule_seconds: tuple[timedelta, ...] = _setting(
         _schedule,
         "wait before each try of a webhook, comma-separated; afterwards once a day",
@@ -238,6 +257,10 @@ class Settings:
         "`true` sells nothing while a fail-over of PostgreSQL could lose commits",
         default=False,
     )
+
+    @property
+    def events_kept(self) -> timedelta | None:
+        return None if self.events_keep_days is None else timedelta(days=self.events_keep_days)
 
     @property
     def timings(self) -> Timings:

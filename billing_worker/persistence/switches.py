@@ -157,6 +157,14 @@ def handed_over_at(connection: Connection) -> datetime | None:
     return connection.execute(_HANDED_OVER_AT).scalar()
 
 
+_RESTORED_AT = select(switches.c.changed_at).where(switches.c.name == _RESTORED)
+
+
+def restored_at(connection: Connection) -> datetime | None:
+    """Return when the book was last found to have forgotten something, or None."""
+    return connection.execute(_RESTORED_AT).scalar()
+
+
 _WAITS_SINCE = select(switches.c.changed_at).where(switches.c.name == _WAITS)
 
 

@@ -30,6 +30,10 @@ def api_routes(store: Store, tokens: Secret) -> Blueprint:
             return jsonify(error=reason), 400
         with store.reading() as connection:
             rows = feed.after(connection, after, limit + 1)
+            forgotten = feed.forgotten(connection)
+        if after < forgotten:
+            reason = f"events up to {forgotten} are deleted, some before it may be left"
+            return jsonify(error=reason, forgotten=forgotten), 410
         shown = rows[:limit]
         last = shown[-1].number if shown else after
         more = "true" if len(rows) > limit else "false"

@@ -31,12 +31,15 @@ from billing_worker.entrypoints.worker.doorbell import (
     TRANSPORT_OPTIONS,
     WEBHOOKS,
     CeleryBell,
+    EventsQueue,
+    doorbell_only,
 )
 from billing_worker.entrypoints.worker.sweeps import TELL, intervals
 from billing_worker.services.charging.thread_pool import ThreadPool
 from billing_worker.services.charging.vault_keys import try_at_start
 from billing_worker.services.commands.records import TASKS as COMMAND_TASKS
 from billing_worker.services.doorbell import IDS_IN_A_MESSAGE
+from billing_worker.services.outbox.relay import Send
 from billing_worker.services.ports import Bell, Ports
 
 FREE_THREADS_EVERY_SECONDS = 0.05
@@ -159,17 +162,18 @@ class _Process:
     """The ports of this process, built at first use: after a fork, never before."""
 
     def __init__(self, settings: Settings, bell: Bell) -> None:
-        self._settings = settings
+        self.settings = settings
         self._bell = bell
         self._lock = threading.Lock()
         self._built: tuple[Ports, ThreadPool] | None = None
         self._deliveries: Deliveries | None = None
+        self._events_queue: EventsQueue | None = None
         self._keys_were_tried = False
 
     def ports(self) -> Ports:
         with self._lock:
             if self._built is None:
-                self._built = bootstrap.build_ports(self._settings, self._bell)
+                self._built = bootstrap.build_ports(self.settings, self._bell)
             if not self._keys_were_tried:
                 self._keys_were_tried = try_at_start(self._built[0])
             return self._built[0]
@@ -178,9 +182,17 @@ class _Process:
         """With a store of their own: they take no connection that a charge needs."""
         with self._lock:
             if self._deliveries is None:
-                store = bootstrap.build_store(self._settings)
-                self._deliveries = Deliveries(bootstrap.build_outbound(self._settings, store))
+                store = bootstrap.build_store(self.settings)
+                self._deliveries = Deliveries(bootstrap.build_outbound(self.settings, store))
             return self._deliveries
+
+    def events_queue(self) -> Send | None:
+        """Where BILLING_EVENTS_QUEUE sends events, through an application that may use any queue."""
+        with self._lock:
+            if self._events_queue is None and self.settings.events_queue:
+                sender = doorbell_only(self.settings.redis_url)
+                self._events_queue = EventsQueue(sender, self.settings.events_queue)
+            return self._events_queue
 
     def leave(self) -> None:
         with self._lock:

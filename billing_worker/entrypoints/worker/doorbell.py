@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import structlog
 from celery import Celery
@@ -71,3 +72,24 @@ class CeleryBell:
             self._app.send_task(task, args=[list(ids)], queue=queue)
         except OperationalError as error:
             log.warning("bell.broker_unreachable", task=task, reason=type(error).__name__)
+
+
+EVENT = "billing.event"
+"""The task of other systems that takes one public event."""
+
+
+class EventsQueue:
+    """Sends public events to a queue of other systems. The task's id is the event's."""
+
+    def __init__(self, app: Celery, queue: str) -> None:
+        self._app = app
+        self._queue = queue
+
+    def __call__(self, event: dict[str, Any]) -> bool:
+        """False: the broker is away, and the event is sent again later."""
+        try:
+            self._app.send_task(EVENT, args=[event], queue=self._queue, task_id=event["id"])
+        except OperationalError as error:
+            log.warning("events.broker_unreachable", reason=type(error).__name__)
+            return False
+        return True

@@ -24,5 +24,6 @@ def intervals(settings: Settings) -> dict[str, int]:
         "billing.reconcile": settings.reconcile_every_seconds,
         "billing.card_pages": settings.reconcile_every_seconds,
         "billing.give_up": GIVE_UP_EVERY_SECONDS,
+        "billing.forget_events": WARN_EVERY_SECONDS,
         "billing.warn_expiring": WARN_EVERY_SECONDS,
     }

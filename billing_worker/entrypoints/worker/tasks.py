@@ -21,7 +21,8 @@ from billing_worker.services.guards.lost_memory import clock_is_wrong
 from billing_worker.services.hosted_pages.poll import poll_due_pages
 from billing_worker.services.invoicing.renew import renew_due
 from billing_worker.services.monitoring.silence import record_run
-from billing_worker.services.outbox.publish import publish
+from billing_worker.services.outbox.retention import forget
+from billing_worker.services.outbox.sweep import tell
 
 log = structlog.get_logger()
 
@@ -121,11 +122,13 @@ def warn_of_expiring_cards() -> int:
 
 @sweep("billing.publish", by_the_clock=False)
 def publish_events() -> int:
-    """Number what is committed, and wake the threads that send it."""
+    return tell(process.ports(), process.deliveries().wake, process.events_queue())
+
+
+@sweep("billing.forget_events")
+def forget_events() -> int:
     ports = process.ports()
-    published = publish(ports.store, ports.clock)
-    process.deliveries().wake()
-    return published
+    return forget(ports.store, ports.clock, process.settings.events_kept)
 
 
 @task("billing.charge", by_the_clock=False)  # the claim compares the clock, once for all charges

@@ -536,6 +536,13 @@ feed = Table(
     # One row, made by the migration. Its lock is the right to give out numbers.
     Column("id", Integer, primary_key=True, autoincrement=False),
     Column("number", BigInteger, nullable=False),  # the last one
+    # After a restore numbers and sequences go on above all that may have been given out before.
+    Column("floor", BigInteger, nullable=False, server_default="0"),
+    Column("restored_at", Instant),  # the restore that this has been done for
+    Column("forgotten", BigInteger, nullable=False, server_default="0"),  # the last one deleted
+    Column("queued", BigInteger),  # the last one sent to the queue; None: none ever
+    Column("queue_claim", Integer, nullable=False, server_default="0"),
+    Column("queue_lease_until", Instant),
 )
 
 webhook_endpoints = Table(

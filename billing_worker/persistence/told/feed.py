@@ -3,23 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, bindparam, select, update
+from sqlalchemy import Connection, Row, Select, bindparam, delete, exists, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from billing_worker.persistence.bulk import insert_many
-from billing_worker.persistence.schema.tables import feed, public_events, streams
+from billing_worker.persistence.schema.tables import (
+    deliveries,
+    feed,
+    public_events,
+    streams,
+    webhook_cursors,
+)
+
+JUMP = 1_000_000
+"""More than a book tells between a backup and the moment in which it is put back."""
 
 
-def lock(connection: Connection) -> int:
-    """The right to give out numbers until the end of the transaction, and the last one given out.
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the feed stands, for whoever holds its lock."""
+
+    number: int  # the last one that was given out
+    floor: int  # sequences are above it
+    restored_at: datetime | None
+
+
+def lock(connection: Connection) -> Place:
+    """The right to give out numbers until the end of the transaction.
 
     Whoever waits here reads the outbox afterwards, and so sees what the one before has taken. A
     number is visible only with all that are smaller: they are committed with it, or before it.
     """
-    number: int = connection.execute(select(feed.c.number).with_for_update()).scalar_one()
-    return number
+    query = select(feed.c.number, feed.c.floor, feed.c.restored_at).with_for_update()
+    return Place(*connection.execute(query).one())
+
+
+def jump(connection: Connection, place: Place, restored_at: datetime) -> Place:
+    """Leave out the numbers and sequences that the forgotten time may have given out: whoever has
+    seen them would never see the new ones.
+    """
+    number = place.number + JUMP
+    values = {"number": number, "floor": number, "restored_at": restored_at}
+    connection.execute(update(feed).values(values))
+    return Place(number, number, restored_at)
 
 
 def last_sequences(connection: Connection, of: Collection[int]) -> dict[int, int]:
@@ -64,3 +94,69 @@ def newest(connection: Connection) -> int:
 def number_of(connection: Connection, event_id: str) -> int | None:
     query = select(public_events.c.number).where(public_events.c.event_id == event_id)
     return connection.execute(query).scalar()
+
+
+def forgotten(connection: Connection) -> int:
+    """The last number that was deleted; 0: none."""
+    number: int = connection.execute(select(feed.c.forgotten)).scalar_one()
+    return number
+
+
+_STILL_TO_SEND = exists().where(
+    webhook_cursors.c.stream == public_events.c.stream,
+    webhook_cursors.c.head <= public_events.c.sequence,
+)
+
+
+def forget(connection: Connection, before: datetime, limit: int) -> int:
+    """Delete up to `limit` events that were published before then, but for what an endpoint or the
+    queue has still to be sent. Returns how many.
+    """
+    lock(connection)
+    is_queued = select(feed.c.queued).where(
+        or_(feed.c.queued.is_(None), feed.c.queued >= public_events.c.number)
+    )
+    c = public_events.c
+    query = (
+        select(c.number)
+        .where(c.published_at < before, ~_STILL_TO_SEND, is_queued.exists())
+        .order_by(c.number)
+        .limit(limit)
+    )
+    numbers = list(connection.execute(query).scalars())
+    if numbers:
+        connection.execute(delete(deliveries).where(deliveries.c.number.in_(numbers)))
+        connection.execute(delete(public_events).where(c.number.in_(numbers)))
+        connection.execute(
+            update(feed).where(feed.c.forgotten < numbers[-1]).values(forgotten=numbers[-1])
+        )
+    return len(numbers)
+
+
+# --- the queue of other systems ---------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    after: int  # the last number that was sent
+    claim: int
+
+
+def claim_queue(connection: Connection, now: datetime, until: datetime) -> Queued | None:
+    """The right to send what is new. None: another process has it."""
+    row = connection.execute(select(feed).with_for_update()).one()
+    if row.queue_lease_until is not None and row.queue_lease_until > now:
+        return None
+    sent = row.number if row.queued is None else row.queued
+    values = {"queued": sent, "queue_claim": row.queue_claim + 1, "queue_lease_until": until}
+    connection.execute(update(feed).values(values))
+    return Queued(sent, row.queue_claim + 1)
+
+
+def queued(connection: Connection, claimed: Queued, number: int) -> None:
+    """Sent up to this number. Says nothing once another process has taken over."""
+    connection.execute(
+        update(feed)
+        .where(feed.c.queue_claim == claimed.claim)
+        .values(queued=number, queue_lease_until=None)
+    )

@@ -177,7 +177,7 @@ def replay(store: Store, clock: Clock, endpoint_id: int, *, first: int, last: in
     how many subscriptions they belong to. Raises InvalidInput on `from` when there are none.
     """
     with store.transaction() as connection:
-        newest = feed.lock(connection)  # no cursor is pointed anywhere meanwhile
+        newest = feed.lock(connection).number  # no cursor is pointed anywhere meanwhile
         endpoint = _required(connection, endpoint_id)
         asked = cursors.ranges(connection, endpoint, first, newest if last is None else last)
         if not asked:

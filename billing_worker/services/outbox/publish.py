@@ -18,8 +18,10 @@ from sqlalchemy import Connection, Row
 
 from billing_worker.clock import Clock
 from billing_worker.domain.public_events import Numbered, PublicType, Told, body, refuse_large
+from billing_worker.persistence import switches
 from billing_worker.persistence.store import Store
 from billing_worker.persistence.told import cursors, endpoints, feed, outbox, states
+from billing_worker.persistence.told.feed import Place
 from billing_worker.services.outbox.states import invoice_state, subscription_state
 
 PUBLISH_BATCH = 500
@@ -43,11 +45,14 @@ def publish(store: Store, clock: Clock) -> int:
 
 
 def _publish_batch(connection: Connection, now: datetime) -> tuple[int, int]:
-    number = feed.lock(connection)
+    place = feed.lock(connection)
+    restored_at = switches.restored_at(connection)
+    if restored_at is not None and restored_at != place.restored_at:
+        place = feed.jump(connection, place, restored_at)
     facts = outbox.waiting(connection, now, PUBLISH_BATCH)
     if not facts:
         return 0, 0
-    rendered = _Batch(connection, facts, number, now).rendered()
+    rendered = _Batch(connection, facts, place, now).rendered()
     if rendered:
         rows = [row for _, row in rendered]
         feed.publish(connection, rows)
@@ -60,7 +65,7 @@ def _publish_batch(connection: Connection, now: datetime) -> tuple[int, int]:
 class _Batch:
     connection: Connection
     facts: Sequence[Row[Any]]
-    number: int
+    place: Place
     now: datetime
 
     def rendered(self) -> list[tuple[int, dict[str, Any]]]:
@@ -68,19 +73,20 @@ class _Batch:
         streams = {fact.stream for fact in self.facts}
         sequences = feed.last_sequences(self.connection, streams)
         current = _Current(self.connection, self.facts)
+        number, floor = self.place.number, self.place.floor
         done: list[tuple[int, dict[str, Any]]] = []
         stuck: set[int] = set()
         for fact in self.facts:
             if fact.stream in stuck:
                 continue
-            place = self.number + 1, sequences.get(fact.stream, 0) + 1
+            place = number + 1, max(sequences.get(fact.stream, 0), floor) + 1
             try:
                 row = _row(fact, place, current.of(fact), self.now)
             except Exception as error:  # noqa: BLE001 - kept and shown; others must not wait for it
                 stuck.add(fact.stream)
                 self._tell_trouble(fact, error)
                 continue
-            self.number, sequences[fact.stream] = place
+            number, sequences[fact.stream] = place
             done.append((fact.id, row))
         return done
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 from flask import Flask
 
@@ -7,6 +9,7 @@ from billing_worker.config import BadSettings, load
 from billing_worker.domain.secret import Secret
 from billing_worker.entrypoints.web.api import api_routes
 from billing_worker.services.outbox.publish import publish
+from billing_worker.services.outbox.retention import forget
 from tests.entrypoints.test_config import GOOD
 
 TOKENS = ("first-token-of-the-shop", "second-token-of-the-books")
@@ -79,3 +82,13 @@ def test_the_state_of_a_subscription_a_charge_and_an_invoice_is_read(world, get)
     assert get("/invoices/sub-9-p0").status_code == 404
     assert get("/subscriptions/sub-9").status_code == 404
     assert get("/invoices/sub-1-p0", token=None).status_code == 401
+
+
+def test_a_reader_that_asks_for_what_was_deleted_is_told_so(world, get):
+    world.subscribe()
+    publish(world.store, world.clock)
+    world.clock.advance(timedelta(days=40))
+    forget(world.store, world.clock, timedelta(days=30))
+    answer = get("/events?after=0")
+    assert (answer.status_code, answer.json["forgotten"]) == (410, 1)
+    assert get("/events?after=1").json["events"] == []
