@@ -2,10 +2,12 @@
 
     due periods ──decide──▶ collect │ waive │ hold ──place──▶ the date of each debit
 
-A period on time is charged at once, at its agreed date. A late period (after an outage, an import,
-a wrong clock) follows the subscription's catch-up policy. Late debits keep a distance to every
-other debit of the same *customer*, in all of their subscriptions: made, dated, or coming up on an
-agreed date (https://github.com/getlago/lago-api/pull/5935 reverted a catch-up without that rule).
+A period on time is charged at once, at its agreed date. Whatever is late (an outage, an import, a
+clock) goes by the subscription's policy, and no subscription is debited twice in one go: its late
+debits keep a distance to every other debit of that *subscription*, made, dated, or coming up on an
+agreed date (https://github.com/getlago/lago-api/pull/5935 took back a catch-up that had no such
+rule). Other subscriptions of the same customer do not count: what is charged together on time, the
+80 of a reseller for example, is charged together after an outage.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ sets another limit: customers dispute such debits and win
 """
 
 SHORTEST_GAP = timedelta(days=1)
-"""Distance between late debits of one customer when the policy names none."""
+"""Distance between late debits of one subscription when the policy names none."""
 
 CATCH_UP_RULE = "catch_up."
 """Prefix of every rule here, and so of the reason of an open invoice that waits for a person."""
@@ -66,10 +68,9 @@ class Planned:
 
 @dataclass(frozen=True, slots=True)
 class Diary:
-    """All debits of one customer to which a late debit keeps its distance."""
+    """All debits of one subscription to which a late debit keeps its distance."""
 
     debits: tuple[datetime, ...] = ()  # made recently, or already dated
-    calendars: tuple[Subscription, ...] = ()  # billable; their next periods are agreed dates
 
     def with_debit(self, at: datetime) -> Diary:
         return replace(self, debits=(*self.debits, at))
@@ -89,7 +90,7 @@ def on_time(period: DuePeriod, now: datetime) -> Planned:
 
 
 def is_late(subscription: Subscription, now: datetime) -> bool:
-    """Whether the next period is late: then the policy and the customer's diary decide about it."""
+    """Whether the next period is late: then the policy and the subscription's diary decide about it."""
     start = subscription.next_billing_at
     return start is not None and now - start > LATE_AFTER
 
@@ -106,7 +107,7 @@ def plan(
     periods, after = _due_periods(subscription, now)
     complete = after.next_billing_at is None or after.next_billing_at > now
     latest = periods[-1] if periods and complete else None
-    planned, diary = _decided(periods, latest, policy, now, diary, age_cap)
+    planned, diary = _decided(subscription, periods, latest, policy, now, diary, age_cap)
     return Plan(subscription, planned, after, diary)
 
 
@@ -137,7 +138,7 @@ def plan_held(
     """Decide again about held periods (oldest first), by a policy that a person has named."""
     newest = subscription.next_period - 1
     latest = held[-1] if held[-1].number == newest and not is_due(subscription, now) else None
-    return _decided(held, latest, policy, now, diary, age_cap)
+    return _decided(subscription, held, latest, policy, now, diary, age_cap)
 
 
 def was_missed(invoice: Invoice, attempts: Sequence[Attempt], now: datetime) -> bool:
@@ -175,10 +176,11 @@ def plan_missed(
         policy = Policy(CatchUp.COLLECT_ALL, SHORTEST_GAP.days)
     coming = is_due(subscription, now) and not cancellation_is_due(subscription)
     latest = missed[-1] if missed[-1].number == newest and not coming else None
-    return _decided(missed, latest, policy, now, diary, AGE_CAP)
+    return _decided(subscription, missed, latest, policy, now, diary, AGE_CAP)
 
 
 def _decided(
+    subscription: Subscription,
     periods: Sequence[DuePeriod],
     latest: DuePeriod | None,
     policy: Policy,
@@ -190,7 +192,7 @@ def _decided(
     for period in periods:
         decided = decide(policy, period, now, is_latest=period is latest, age_cap=age_cap)
         if decided.action is Action.COLLECT:
-            decided = place(decided, policy, now, diary)
+            decided = place(decided, policy, now, diary, subscription)
             if decided.at is not None and decided.at - period.start > age_cap:
                 decided = _too_old(period, age_cap)  # on its debit day
             else:
@@ -258,28 +260,31 @@ def _too_old(period: DuePeriod, age_cap: timedelta) -> Planned:
 # --- when ------------------------------------------------------------------------------------
 
 
-def place(planned: Planned, policy: Policy, now: datetime, diary: Diary) -> Planned:
+def place(
+    planned: Planned, policy: Policy, now: datetime, diary: Diary, subscription: Subscription
+) -> Planned:
     """Set the date of a debit."""
     if planned.rule == ON_TIME:
         return replace(planned, at=now)
     gap = SHORTEST_GAP
     if policy.rule is CatchUp.COLLECT_ALL:
         gap = timedelta(days=policy.days or 0)
-    at = _free_moment(now, gap, diary)
+    at = _free_moment(now, gap, diary, subscription)
     reason = f"{planned.rule}: {gap.days} day(s) between debits" if at > now else None
     return replace(planned, at=at, reason=reason)
 
 
-def _free_moment(now: datetime, gap: timedelta, diary: Diary) -> datetime:
-    """Return the first moment from `now` on that keeps the distance to everything in the diary.
-
-    The agreed dates of several subscriptions may leave no room. Then only the debits count.
+def _free_moment(
+    now: datetime, gap: timedelta, diary: Diary, subscription: Subscription
+) -> datetime:
+    """The first moment from `now` on that keeps the distance to the debits, and to the dates that
+    are agreed. These may leave no room at all. Then the debits alone count.
     """
     debits = sorted(diary.debits)
     at = now
     for _ in range(_TRIES):
         at = _after_debits(at, gap, debits)
-        free = _after_agreed_date(at, now, gap, diary.calendars)
+        free = _after_agreed_date(at, now, gap, subscription)
         if free is None:
             return at
         at = free
@@ -295,13 +300,12 @@ def _after_debits(at: datetime, gap: timedelta, debits: Sequence[datetime]) -> d
 
 
 def _after_agreed_date(
-    at: datetime, now: datetime, gap: timedelta, calendars: Sequence[Subscription]
+    at: datetime, now: datetime, gap: timedelta, subscription: Subscription
 ) -> datetime | None:
-    """Return the end of the distance to an agreed date that is too close to `at`, or None."""
-    for subscription in calendars:
-        for date, room in _agreed_dates_around(subscription, at, now, gap):
-            if abs(at - date) < room:
-                return date + room
+    """When the first agreed date found too close to `at` lets go of it, or None."""
+    for date, room in _agreed_dates_around(subscription, at, now, gap):
+        if abs(at - date) < room:
+            return date + room
     return None
 
 
@@ -313,7 +317,7 @@ def _agreed_dates_around(
     The distance is `gap` or half the period, whichever is shorter: otherwise daily debits would
     leave no moment between them.
     """
-    if subscription.status not in BILLABLE:
+    if subscription.status not in BILLABLE or subscription.next_billing_at is None:
         return
     number = subscription.series_start + subscription.schedule.period_at(at)
     start, end = subscription.period(number)

@@ -12,7 +12,7 @@ MAX_DAYS = 365
 
 class CatchUp(StrEnum):
     COLLECT_LATEST = "collect_latest"  # The latest period is collected, earlier ones are waived.
-    COLLECT_ALL = "collect_all"  # All are collected, at least `days` apart per customer.
+    COLLECT_ALL = "collect_all"  # All are collected, at least `days` apart.
     FORGIVE_OLDER_THAN = "forgive_older_than"  # Periods older than `days` are waived.
     HOLD = "hold"  # Late periods wait for a person's decision.
 

@@ -1,4 +1,4 @@
-"""Queries for catch-up: the other debits of a customer, and the late periods that wait for a
+"""Queries for catch-up: the other debits of a subscription, and the late periods that wait for a
 person.
 """
 
@@ -23,83 +23,41 @@ from billing_worker.persistence.schema.tables import attempts, customers, invoic
 _MADE = ("submitted", "succeeded", "surplus")
 
 
-def lock_customers(connection: Connection, customer_ids: Collection[int]) -> None:
-    """Lock customers, so that two sweeps do not date debits of one customer at once.
-
-    Taken after subscriptions and before invoices, in the order of the ids: this avoids deadlocks.
-    """
-    if customer_ids:
-        connection.execute(
-            select(customers.c.id)
-            .where(customers.c.id.in_(sorted(customer_ids)))
-            .order_by(customers.c.id)
-            .with_for_update()
-        )
-
-
 def diaries(
-    connection: Connection, customer_ids: Collection[int], now: datetime
+    connection: Connection, subscription_ids: Collection[int], now: datetime
 ) -> dict[int, Diary]:
-    """Return by customer: debits of the last year, debits with a date, and agreed dates to come."""
-    if not customer_ids:
+    """Return by subscription: its debits of the last year, and those with a date."""
+    if not subscription_ids:
         return {}
-    debits = _debits(connection, customer_ids, now)
-    calendars = _calendars(connection, customer_ids)
-    return {
-        customer: Diary(tuple(sorted(debits[customer])), tuple(calendars[customer]))
-        for customer in customer_ids
-    }
+    debits = _debits(connection, subscription_ids, now)
+    return {one: Diary(tuple(sorted(debits[one]))) for one in subscription_ids}
 
 
 def _debits(
-    connection: Connection, customer_ids: Collection[int], now: datetime
+    connection: Connection, subscription_ids: Collection[int], now: datetime
 ) -> dict[int, set[datetime]]:
-    made = (
-        select(subscriptions.c.customer_id, attempts.c.submitted_at.label("at"))
-        .join(invoices, invoices.c.subscription_id == subscriptions.c.id)
+    made: Any = (
+        select(invoices.c.subscription_id, attempts.c.submitted_at.label("at"))
         .join(attempts, attempts.c.invoice_id == invoices.c.id)
         .where(
-            subscriptions.c.customer_id.in_(customer_ids),
+            invoices.c.subscription_id.in_(subscription_ids),
             attempts.c.status.in_(_MADE),
             attempts.c.submitted_at >= now - timedelta(days=MAX_DAYS),
         )
     )
-    dated = (
-        select(subscriptions.c.customer_id, invoices.c.next_attempt_at.label("at"))
-        .join(invoices, invoices.c.subscription_id == subscriptions.c.id)
-        .where(
-            subscriptions.c.customer_id.in_(customer_ids),
-            invoices.c.status == "open",
-            # A missed charge has lost its date: it gets another one (`catch_up.was_missed`).
-            or_(
-                invoices.c.next_attempt_at >= now - LATE_AFTER,
-                (invoices.c.next_attempt_at < now) & (invoices.c.next_origin != "scheduled"),
-            ),
-        )
+    dated: Any = select(invoices.c.subscription_id, invoices.c.next_attempt_at.label("at")).where(
+        invoices.c.subscription_id.in_(subscription_ids),
+        invoices.c.status == "open",
+        # A missed charge has lost its date: it gets another one (`catch_up.was_missed`).
+        or_(
+            invoices.c.next_attempt_at >= now - LATE_AFTER,
+            (invoices.c.next_attempt_at < now) & (invoices.c.next_origin != "scheduled"),
+        ),
     )
     found: dict[int, set[datetime]] = defaultdict(set)
     for query in (made, dated):
         for row in connection.execute(query):
-            found[row.customer_id].add(row.at)
-    return found
-
-
-def _calendars(
-    connection: Connection, customer_ids: Collection[int]
-) -> dict[int, list[Subscription]]:
-    query = (
-        select(*TERMS)
-        .where(
-            subscriptions.c.customer_id.in_(customer_ids),
-            subscriptions.c.next_billing_at.is_not(None),
-        )
-        .order_by(subscriptions.c.id)
-    )
-    found: dict[int, list[Subscription]] = defaultdict(list)
-    # An unreadable subscription has no dates to respect. The sweep over it raises the alert.
-    agreed, _ = readable(connection.execute(query))
-    for subscription in agreed:
-        found[subscription.customer_id].append(subscription)
+            found[row.subscription_id].add(row.at)
     return found
 
 
@@ -169,8 +127,6 @@ def late_of(
     if lock:
         query = query.with_for_update(of=subscriptions)
     rows: Sequence[Row[Any]] = connection.execute(query).all()
-    if lock:
-        lock_customers(connection, customer_ids)
     held = _held_of(connection, [row.id for row in rows], lock=lock)
     found = {row.customer_id: LateOf(row.customer_reference) for row in rows}
     read, unreadable = readable(rows)

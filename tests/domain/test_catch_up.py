@@ -43,7 +43,7 @@ def subscription(unit=Unit.DAY, policy=DEFAULT_POLICY, number=1, **changes):
 
 
 def planned(subscription, now, diary=None, **options):
-    return plan(subscription, now, diary or Diary(calendars=(subscription,)), **options).planned
+    return plan(subscription, now, diary or Diary(), **options).planned
 
 
 def actions(lines):
@@ -98,28 +98,10 @@ def test_a_debit_that_would_be_too_old_on_its_day_is_held():
         assert line.at is None or line.at - line.period.start <= AGE_CAP
 
 
-def test_two_subscriptions_of_one_customer_are_not_debited_together_after_an_outage():
-    now = ANCHOR + 2 * DAY
-    monthly, yearly = subscription(Unit.MONTH), subscription(Unit.YEAR, number=2)
-    first = plan(monthly, now, Diary(calendars=(monthly, yearly)))
-    [second] = plan(yearly, now, first.diary).planned
-    assert first.planned[0].at == now
-    assert second.at == now + DAY
-
-
-def test_a_late_debit_makes_way_for_another_subscription_that_is_due_on_time():
-    now = ANCHOR + 2 * DAY
-    schedule = Schedule(now - timedelta(minutes=1), Unit.MONTH, 1, "UTC")
-    punctual = subscription(number=2, schedule=schedule, next_billing_at=schedule.anchor)
-    late = subscription(Unit.MONTH)
-    [line] = planned(late, now, Diary(calendars=(late, punctual)))
-    assert line.at == schedule.anchor + DAY
-
-
 def test_a_debit_made_yesterday_counts():
     now = ANCHOR + 40 * DAY
     late = subscription(Unit.MONTH, Policy.parse("collect_all:7"))
-    lines = planned(late, now, Diary((now - DAY,), (late,)))
+    lines = planned(late, now, Diary((now - DAY,)))
     assert lines[0].at == now + 6 * DAY
 
 
@@ -177,7 +159,7 @@ def test_every_due_period_gets_one_decision_and_late_debits_keep_their_distance(
     now = ANCHOR + timedelta(minutes=minutes)
     one = subscription(unit, policy)
     made = tuple(now - timedelta(minutes=ago) for ago in paid)
-    result = plan(one, now, Diary(made, (one,)))
+    result = plan(one, now, Diary(made))
     assert [line.period.number for line in result.planned] == list(range(result.after.next_period))
     assert result.after.next_billing_at > now
     dates = sorted(line.at for line in result.planned if line.at)
@@ -197,16 +179,9 @@ def test_every_due_period_gets_one_decision_and_late_debits_keep_their_distance(
         assert end - at >= room
 
 
-def test_dates_agreed_for_every_hour_leave_late_debits_to_keep_apart_from_each_other():
+def test_daily_dates_leave_room_for_late_debits_half_way_between_them():
     now = ANCHOR + 3.5 * DAY
-    crowd = tuple(
-        subscription(
-            number=hour, schedule=Schedule(now + timedelta(hours=hour), Unit.DAY, 1, "UTC"),
-            next_billing_at=now + timedelta(hours=hour),
-        )
-        for hour in range(24)
-    )  # fmt: skip
-    lines = planned(subscription(policy=Policy.parse("collect_all:1")), now, Diary((), crowd))
+    lines = planned(subscription(policy=Policy.parse("collect_all:1")), now)
     assert [line.at - now for line in lines] == [0 * DAY, 1 * DAY, 2 * DAY, 3 * DAY]
 
 
@@ -231,7 +206,7 @@ def test_any_number_of_debits_leaves_a_moment_that_keeps_the_distance_to_each(co
     now = ANCHOR + timedelta(hours=2)
     made = tuple(now - timedelta(hours=1) + timedelta(seconds=n) for n in range(count))
     late = subscription(Unit.MONTH)
-    [line] = planned(late, now, Diary(made, (late,)))
+    [line] = planned(late, now, Diary(made))
     assert all(abs(line.at - debit) >= DAY for debit in made)
     assert line.at == (made[-1] + DAY if made else now)
 
@@ -240,7 +215,7 @@ def test_debits_in_any_order_are_kept_away_from():
     now = ANCHOR + 2 * DAY
     late = subscription(Unit.MONTH)
     made = (now + 2.5 * DAY, now - 0.5 * DAY, now + 1.2 * DAY)
-    [line] = planned(late, now, Diary(made, (late,)))
+    [line] = planned(late, now, Diary(made))
     assert line.at == now + 3.5 * DAY
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from billing_worker.domain.catch_up import Diary, Planned
@@ -43,23 +43,14 @@ def missed_of(
 
 
 def decided_again(
-    missed: Mapping[int, Missed],
-    newest: Mapping[int, int],
-    agreed: Mapping[int, Subscription],
-    diary: Diary,
+    missed: Missed, newest: int, subscription: Subscription, diary: Diary
 ) -> dict[int, Planned]:
-    """Return what becomes of one customer's missed charges, by invoice.
+    """Return what becomes of the missed charges of one subscription, by invoice.
 
-    `missed` and `newest`, the number of the newest period, are by subscription; `agreed` are all
-    subscriptions of the customer, once their due periods are opened.
+    `newest` is the number of its newest period, `subscription` how it stands once its due periods
+    are opened.
     """
-    dated = [s for s in agreed.values() if s.next_billing_at is not None]
-    diary = replace(diary, calendars=tuple(sorted(dated, key=lambda s: s.id)))
-    found: dict[int, Planned] = {}
-    for id_ in sorted(missed, key=lambda id_: (missed[id_].at, id_)):
-        if agreed[id_].status in COLLECTABLE:
-            one = missed[id_]
-            decided = decide(one.items, newest[id_], agreed[id_], one.at, diary)
-            diary = decided.diary
-            found |= {item.invoice.id: planned for item, planned in decided.planned}
-    return found
+    if subscription.status not in COLLECTABLE:
+        return {}
+    decided = decide(missed.items, newest, subscription, missed.at, diary)
+    return {item.invoice.id: planned for item, planned in decided.planned}

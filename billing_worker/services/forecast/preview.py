@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from itertools import groupby
 from typing import Any
 
 from sqlalchemy import Connection, Row
@@ -90,6 +89,7 @@ class _Outcome:
 
     plans: Sequence[Plan]
     to_come: Sequence[Expected]
+    diary: Diary  # with the new debits
     trouble: str | None = None  # why it cannot be planned
 
     @property
@@ -129,8 +129,8 @@ class _Page:
         self._newest = (
             catch_up_rows.newest_periods(connection, self._missed) if self._missed else {}
         )
-        behind = {s.customer_id for s in self._if_armed.values() if catch_up.is_late(s, now)}
-        behind |= {self._agreed[subscription_id].customer_id for subscription_id in self._missed}
+        behind = {s.id for s in self._if_armed.values() if catch_up.is_late(s, now)}
+        behind |= self._missed.keys()
         self._diaries = catch_up_rows.diaries(connection, behind, now)
         in_use = {row.card_id for row in self._rows if row.card_id is not None}
         self._doubtful = cards.with_a_past(connection, in_use, now, until)
@@ -152,82 +152,53 @@ class _Page:
         for row in self._stuck:
             yield cannot_be_planned(row, None, self._unreadable[row.id])
             yield from self._of_open_ones_of_stuck(row, self._unreadable[row.id])
-        for customer_id, group in groupby(self._rows, key=lambda row: row.customer_id):
-            rows = list(group)
-            diary = self._diaries.get(customer_id, Diary())
-            live = [row for row in rows if not _is_held(row)]
-            yield from self._of_agreements(live, self._agreed, diary)
-            if len(live) < len(rows):
-                yield from self._of_held(rows, diary)
+        for row in self._rows:
+            if _is_held(row):
+                yield from self._of_held(row)
+            else:
+                yield from self._of_agreement(row, self._agreed[row.id])
 
-    def _of_agreements(
-        self, rows: Sequence[Row[Any]], agreed: Mapping[int, Subscription], diary: Diary
-    ) -> Iterator[Expected]:
-        """Yield lines of one customer.
-
-        First due periods are opened, in the order of the sweep. Then open invoices are charged, and
-        missed ones are decided.
+    def _of_agreement(self, row: Row[Any], agreed: Subscription) -> Iterator[Expected]:
+        """First what is due is opened; then what is open is charged, and what of it was missed is
+        decided about.
         """
-        outcomes: dict[int, _Outcome] = {}
-        for row in rows:
-            outcomes[row.id], diary = self._outcome(row, agreed[row.id], diary)
-        again = self._decided_again(rows, agreed, outcomes, diary)
-        for row in rows:
-            outcome = outcomes[row.id]
-            if open_ := self._open.get(row.id):
-                yield from self._of_open_invoices(row, outcome.after(agreed[row.id]), open_, again)
-            if outcome.trouble is not None:
-                yield cannot_be_planned(row, agreed[row.id].money, outcome.trouble)
-            for plan in outcome.plans:
-                yield from self._of_due_periods(row, plan, outcome.after(agreed[row.id]))
-            yield from outcome.to_come
+        outcome = self._outcome(row, agreed)
+        after = outcome.after(agreed)
+        if open_ := self._open.get(row.id):
+            again = self._decided_again(row, outcome, after)
+            yield from self._of_open_invoices(row, after, open_, again)
+        if outcome.trouble is not None:
+            yield cannot_be_planned(row, agreed.money, outcome.trouble)
+        for plan in outcome.plans:
+            yield from self._of_due_periods(row, plan, after)
+        yield from outcome.to_come
 
-    def _outcome(
-        self, row: Row[Any], subscription: Subscription, diary: Diary
-    ) -> tuple[_Outcome, Diary]:
+    def _outcome(self, row: Row[Any], subscription: Subscription) -> _Outcome:
         plans: list[Plan] = []
-        after = subscription
+        after, diary = subscription, self._diaries.get(row.id, Diary())
         try:
             if catch_up.is_due(subscription, self._now):
                 plans = list(catch_up.plans(subscription, self._now, diary))
                 after, diary = plans[-1].after, plans[-1].diary
             to_come = list(self._of_periods_to_come(row, after))
         except Exception as error:  # noqa: BLE001 - shown, and the sweep raises the alert
-            return _Outcome(plans, (), trouble_of(error)), diary
-        return _Outcome(plans, to_come), diary
+            return _Outcome(plans, (), diary, trouble_of(error))
+        return _Outcome(plans, to_come, diary)
 
     def _decided_again(
-        self,
-        rows: Sequence[Row[Any]],
-        agreed: Mapping[int, Subscription],
-        outcomes: Mapping[int, _Outcome],
-        diary: Diary,
-    ) -> dict[int, Planned]:
-        """Return by invoice the decisions about missed charges, after the customer's due periods
-        are opened.
-        """
-        missed = {row.id: self._missed[row.id] for row in rows if row.id in self._missed}
-        if not missed:
+        self, row: Row[Any], outcome: _Outcome, after: Subscription
+    ) -> Mapping[int, Planned]:
+        """By invoice: what becomes of the missed ones once the due periods are opened."""
+        missed = self._missed.get(row.id)
+        if missed is None:
             return {}
-        newest = {
-            id_: max([self._newest[id_], *(p.period.number for p in outcomes[id_].opened)])
-            for id_ in missed
-        }
-        after = {row.id: outcomes[row.id].after(agreed[row.id]) for row in rows}
-        return decided_again(missed, newest, after, diary)
+        newest = max([self._newest[row.id], *(p.period.number for p in outcome.opened)])
+        return decided_again(missed, newest, after, outcome.diary)
 
-    def _of_held(self, rows: Sequence[Row[Any]], diary: Diary) -> Iterator[Expected]:
-        """Yield lines of held imports. All of the customer's are planned again, because late debits
-        keep a distance to each other.
-        """
-        agreed = self._if_armed
-        due = [row for row in rows if agreed[row.id].next_billing_at is not None]
-        due.sort(key=lambda row: (agreed[row.id].next_billing_at, row.id))
-        calendars = tuple(agreed[row.id] for row in sorted(due, key=lambda row: row.id))
-        held = {row.reference_id for row in rows if _is_held(row)}
-        for line in self._of_agreements(due, agreed, replace(diary, calendars=calendars)):
-            if line.subscription in held:
-                yield replace(line, reason=HELD_IMPORT, if_armed=line.reason or CHARGED)
+    def _of_held(self, row: Row[Any]) -> Iterator[Expected]:
+        """As if it were armed now."""
+        for line in self._of_agreement(row, self._if_armed[row.id]):
+            yield replace(line, reason=HELD_IMPORT, if_armed=line.reason or CHARGED)
 
     def _of_open_invoices(
         self,

@@ -236,13 +236,16 @@ def _planned(
     lock: bool,
 ) -> Iterator[_Customer]:
     found = catch_up_rows.late_of(connection, customer_ids, moment.now, lock=lock)
-    diaries = catch_up_rows.diaries(connection, customer_ids, moment.now)
+    ids = [one.subscription.id for late in found.values() for one in late.readable]
+    diaries = catch_up_rows.diaries(connection, ids, moment.now)
     for customer_id in customer_ids:
         if customer_id in found:
-            yield _planned_for(found[customer_id], diaries[customer_id], moment.now, answer)
+            yield _planned_for(found[customer_id], diaries, moment.now, answer)
 
 
-def _planned_for(found: LateOf, diary: Diary, now: datetime, answer: Answer) -> _Customer:
+def _planned_for(
+    found: LateOf, diaries: dict[int, Diary], now: datetime, answer: Answer
+) -> _Customer:
     customer = _Customer(found.customer_reference)
     for row in found.unreadable:
         start = row.next_billing_at or now
@@ -251,7 +254,8 @@ def _planned_for(found: LateOf, diary: Diary, now: datetime, answer: Answer) -> 
         )
     for one in found.readable:
         if one.held:
-            planned, diary = _held(one, diary, now, answer)
+            id_ = one.subscription.id
+            planned, diaries[id_] = _held(one, diaries[id_], now, answer)
             customer.held += [
                 (one.subscription, invoice, item)
                 for invoice, item in zip(one.held, planned, strict=True)
@@ -259,6 +263,7 @@ def _planned_for(found: LateOf, diary: Diary, now: datetime, answer: Answer) -> 
     for one in found.readable:
         agreed = one.subscription
         try:
+            diary = diaries[agreed.id]
             plans = list(catch_up.plans(agreed, now, diary, answer.policy, answer.age_cap))
         except Exception as error:  # noqa: BLE001 - shown, and the sweep raises the alert
             start = agreed.next_billing_at or now
@@ -268,7 +273,6 @@ def _planned_for(found: LateOf, diary: Diary, now: datetime, answer: Answer) -> 
                 )
             )
             continue
-        diary = plans[-1].diary
         customer.due += [plan for plan in plans if plan.planned or plan.after != plan.before]
     return customer
 

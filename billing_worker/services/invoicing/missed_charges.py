@@ -54,14 +54,10 @@ def decide_again(ports: Ports, subscription_ids: Collection[int]) -> None:
     with ports.store.transaction() as connection:
         moment = Moment(ports.clock.now(), BY)
         agreed, unreadable = subscriptions.lock_these(connection, subscription_ids)
-        customer_ids = {s.customer_id for s in agreed}
-        catch_up_rows.lock_customers(
-            connection, customer_ids | {row.customer_id for row in unreadable}
-        )
         missed = _missed(connection, subscription_ids, moment)
         for row in unreadable:
             _write(connection, _held(missed[row.id], row.reason), moment)
-        diaries = catch_up_rows.diaries(connection, customer_ids, moment.now)
+        diaries = catch_up_rows.diaries(connection, subscription_ids, moment.now)
         newest = catch_up_rows.newest_periods(connection, subscription_ids)
         to_charge: list[int] = []
         for subscription in agreed:
@@ -70,11 +66,10 @@ def decide_again(ports: Ports, subscription_ids: Collection[int]) -> None:
                 _stop(connection, subscription, moment)
             elif items:
                 decided = decide(items, newest[subscription.id], subscription, moment.now,
-                                 diaries[subscription.customer_id])  # fmt: skip
+                                 diaries[subscription.id])  # fmt: skip
                 if (error := decided.error) is not None:
                     whose = subscription.reference_id
                     log.error("billing.alert", kind=TROUBLE, subscription=whose, exc_info=error)
-                diaries[subscription.customer_id] = decided.diary
                 _write(connection, decided.planned, moment)
                 to_charge += [i.invoice.id for i, p in decided.planned if p.at == moment.now]
     ring_for(ports, to_charge)
@@ -85,7 +80,6 @@ class Decided:
     """What becomes of the missed charges of one subscription. After an `error` all are held."""
 
     planned: Sequence[tuple[DueInvoice, Planned]]
-    diary: Diary
     error: Exception | None = None
 
 
@@ -114,7 +108,6 @@ def decide(
     subscription's newest period.
     """
     planned: list[tuple[DueInvoice, Planned]] = []
-    before = diary
     try:
         for waited in (True, False):
             group = [item for item in items if (item.invoice.reason == AFTER_OLDER) is waited]
@@ -125,8 +118,8 @@ def decide(
                 )
                 planned += zip(group, some, strict=True)
     except Exception as error:  # noqa: BLE001 - the caller reports it: one subscription must not stop the others
-        return Decided(_held(items, trouble_of(error)), before, error)
-    return Decided(planned, diary)
+        return Decided(_held(items, trouble_of(error)), error)
+    return Decided(planned)
 
 
 def _held(items: Sequence[DueInvoice], trouble: str) -> list[tuple[DueInvoice, Planned]]:

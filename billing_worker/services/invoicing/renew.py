@@ -72,7 +72,7 @@ def _renew_batch(ports: Ports) -> tuple[Opened, bool]:
             return Opened(0, [], still_due=False), False
         claimed, unreadable = subscriptions.claim_due(connection, now, RENEW_BATCH)
         trouble = [_unread(row) for row in unreadable]
-        plans = within_limits(plans_for(connection, claimed, now, lock=True, trouble=trouble))
+        plans = within_limits(plans_for(connection, claimed, now, trouble=trouble))
         enqueue_at = now + max(ports.timings.stuck_after, MESSAGE_LOST_AFTER)
         opened = open_planned(connection, plans, Moment(now, BY), enqueue_at)
         _put_off(connection, trouble, now)
@@ -143,31 +143,23 @@ def plans_for(
     due: Sequence[Subscription],
     now: datetime,
     *,
-    lock: bool,
     policy: Policy | None = None,
     trouble: list[Trouble] | None = None,
 ) -> Iterator[Plan]:
-    """Plan due subscriptions, in order. `lock` unless nothing will be written.
+    """Plan due subscriptions, which the caller holds locked if anything will be written.
 
-    Order matters only within a customer: each plan keeps its distance to the ones before. By next
-    date, whoever plans: so that what was shown is what is done. What cannot be planned is passed
-    over and added to `trouble`; without that list it raises.
+    What cannot be planned is passed over and added to `trouble`; without that list it raises.
     """
-    customer_ids = {s.customer_id for s in due if catch_up.is_late(s, now)}
-    if lock:
-        catch_up_rows.lock_customers(connection, customer_ids)
-    diaries = catch_up_rows.diaries(connection, customer_ids, now)
+    late = {s.id for s in due if catch_up.is_late(s, now)}
+    diaries = catch_up_rows.diaries(connection, late, now)
     for subscription in due:
-        diary = diaries.get(subscription.customer_id, Diary())
+        diary = diaries.get(subscription.id, Diary())
         try:
-            plan = catch_up.plan(subscription, now, diary, policy)
+            yield catch_up.plan(subscription, now, diary, policy)
         except Exception as error:
             if trouble is None:
                 raise
             trouble.append(_unplanned(connection, subscription, error))
-            continue
-        diaries[subscription.customer_id] = plan.diary
-        yield plan
 
 
 def _unplanned(connection: Connection, subscription: Subscription, error: Exception) -> Trouble:

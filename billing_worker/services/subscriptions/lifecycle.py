@@ -407,7 +407,7 @@ def _up_to_date(
     """
     if subscription.next_billing_at is None or subscription.next_billing_at > at:
         return subscription
-    plans = list(plans_for(connection, [subscription], at, lock=True))
+    plans = list(plans_for(connection, [subscription], at))
     if is_due(plans[0].after, at):
         most = f"more than {MAX_PLANNED_PERIODS} periods are due"
         raise InvalidInput("status", f"{most}: ask again when the sweep has opened them")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from datetime import timedelta
 from itertools import pairwise
@@ -15,14 +14,13 @@ from billing_worker.domain.catch_up import Action
 from billing_worker.domain.catch_up_policy import Policy
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.domain.money import Money
-from billing_worker.persistence import subscriptions, switches
+from billing_worker.persistence import switches
 from billing_worker.persistence.schema import tables
 from billing_worker.services.attempts import claim as claim_module
 from billing_worker.services.forecast.preview import preview
 from billing_worker.services.invoicing import catch_up
 from billing_worker.services.invoicing.catch_up import Answer, Caps
-from billing_worker.services.invoicing.pause_collection import Moment
-from billing_worker.services.invoicing.renew import open_planned, plans_for, renew_due
+from billing_worker.services.invoicing.renew import renew_due
 from billing_worker.services.subscriptions import lifecycle
 from tests.support.world import START
 
@@ -64,13 +62,13 @@ def fates(world):
         )
 
 
-def work_through(world, moments):
+def work_through(world, moments, together=1):
     """Beat and workers run again: at every agreed date, and at every one of the plan."""
     for moment in sorted(moments):
         world.clock.advance(max(moment - world.clock.now(), timedelta(0)))
         before = len(world.sandbox.ledger)
         world.tick()
-        assert len(world.sandbox.ledger) - before <= 1, "two debits in one sweep"
+        assert len(world.sandbox.ledger) - before <= together, "too many debits in one sweep"
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # about rules, not about SQL
@@ -129,38 +127,62 @@ def test_a_plan_changes_nothing(world):
     assert fates(world) == {}
 
 
-def test_two_subscriptions_of_one_customer_are_debited_on_two_days(world):
-    shared = {"customer": {"reference_id": "ann"}}
-    world.subscribe("approved", "sub-1", **shared)
-    world.subscribe("approved", "sub-2", interval="year", **shared)
-    world.clock.advance(5 * DAY)
-    planned = dates(plan(world))
-    assert planned["sub-2-p0"] - planned["sub-1-p0"] == DAY
-    world.tick()
-    assert world.debits().total() == 1
-    world.clock.advance(DAY)
-    world.tick()
-    assert world.debits() == {"sub-1-p0": 1, "sub-2-p0": 1}
+RESELLER = {"customer": {"reference_id": "reseller"}}
 
 
-def test_two_sweeps_at_once_do_not_debit_one_customer_twice(world):
-    """The second one claims the other subscription, and waits for the customer's diary."""
-    for number in range(2):
-        world.subscribe("approved", f"sub-{number}", customer={"reference_id": "ann"})
-    world.clock.advance(5 * DAY)
+def debited_at(world):
+    return {one.reference_id.rpartition("-a")[0]: one.at for one in world.sandbox.ledger}
+
+
+@pytest.mark.parametrize("down", ["the sweep", "the gateway"])
+def test_what_is_charged_together_on_time_is_charged_together_after_an_outage(world, down):
+    for number in range(80):
+        world.subscribe("approved", f"sub-{number}", **RESELLER)
+    if down == "the gateway":
+        world.transport.unreachable = True
+        world.tick()
+        world.transport.unreachable = False
+    world.clock.advance(timedelta(hours=2))
     now = world.clock.now()
-    second = threading.Thread(target=renew_due, args=(world.ports,))
-    with world.store.transaction() as connection:
-        claimed, _ = subscriptions.claim_due(connection, now, 1)
-        plans = list(plans_for(connection, claimed, now, lock=True))
-        open_planned(connection, plans, Moment(now, "renew"), now)
-        second.start()
-        second.join(0.5)
-    second.join()
-    with world.store.reading() as connection:
-        query = select(tables.invoices.c.next_attempt_at)
-        one, other = sorted(connection.execute(query).scalars())
-    assert other - one >= DAY
+    promised = [one for one in preview(world.store, now, now + DAY) if one.reason is None]
+    world.tick()
+    assert world.debits().total() == 80
+    assert len(promised) == 80
+    assert {one.at for one in promised} == {now}
+
+
+def test_every_subscription_of_a_customer_makes_one_debit_after_a_long_outage(world):
+    for number in range(3):
+        world.subscribe("approved", f"sub-{number}", interval="week", **RESELLER)
+    world.clock.advance(30 * DAY)
+    assert set(dates(plan(world)).values()) == {world.clock.now()}
+    world.tick()
+    assert world.debits() == {f"sub-{number}-p4": 1 for number in range(3)}
+
+
+def test_a_new_subscription_does_not_wait_because_its_customer_was_debited_for_another(world):
+    world.subscribe("approved", "sub-1", **RESELLER)
+    world.tick()
+    midnight = world.clock.now().replace(hour=0).isoformat()
+    world.clock.advance(timedelta(hours=2))
+    world.subscribe("approved", "sub-2", anchor_at=midnight, **RESELLER)
+    world.tick()
+    assert world.fate("sub-2-p0") == "paid"
+
+
+def test_periods_of_one_subscription_keep_their_distance_whatever_its_customer_pays_besides(world):
+    for number in range(2):
+        terms = {"interval": "day", "ends_after_periods": 4, "catch_up": "collect_all:2"}
+        world.subscribe("approved", f"sub-{number}", **RESELLER, **terms)
+    world.clock.advance(3.5 * DAY)
+    at = dates(plan(world))
+    for number in range(2):
+        late = [at[f"sub-{number}-p{period}"] for period in range(4)]
+        assert all(after - before >= 2 * DAY for before, after in pairwise(late))
+    assert at["sub-0-p0"] == at["sub-1-p0"] == world.clock.now()
+    work_through(world, at.values(), together=2)
+    assert debited(world, plan(world)) == {}
+    assert {invoice: debited_at(world)[invoice] for invoice in at} == at
 
 
 def test_subscriptions_on_time_are_charged_together_as_agreed(world):
@@ -348,17 +370,6 @@ def test_a_pause_of_400_days_does_not_outlive_the_age_cap(world):
     assert sum(debits_of_each_sweep(world, 5, timedelta(minutes=10))) == 0
     assert fates(world)["held"] == waiting == 4
     assert alerts(world)[-1][1]["rules"] == ["catch_up.age_cap"]
-
-
-def test_subscriptions_of_one_customer_are_debited_on_two_days_after_the_gateway_was_away(world):
-    for number in range(2):
-        world.subscribe("approved", f"sub-{number}", customer={"reference_id": "ann"})
-    world.transport.unreachable = True
-    world.run_for(timedelta(hours=3), step=timedelta(minutes=30))
-    world.transport.unreachable = False
-    debits_of_each_sweep(world, 72, timedelta(hours=1))
-    one, other = sorted(debit.at for debit in world.sandbox.ledger)
-    assert other - one >= DAY
 
 
 def test_an_outage_of_less_than_an_hour_decides_nothing_again(world):
