@@ -192,3 +192,39 @@ def refuse_forgotten_start(schedule: Schedule, first: int, now: datetime) -> Non
     else:
         return
     raise InvalidInput("anchor_at", f"{reason}: say with paid_through what has been charged")
+
+
+LARGEST_MISS = timedelta(days=1)
+"""A `paid_through` closer than this behind a boundary is taken for a slip: a last second that was
+counted in, another time zone, a date without its time.
+"""
+
+
+def near_miss(schedule: Schedule, paid_through: datetime) -> tuple[datetime, datetime] | None:
+    """Return the two dates that a `paid_through` shortly after a boundary may mean: that boundary,
+    where the period that begins there is to be charged, and the next one, where it is paid. None: it
+    misses none, by less than a day and less than a quarter of the period.
+
+    Shortly *before* a boundary both readings are the same: the period there is the first to be charged.
+    """
+    if paid_through <= schedule.anchor:
+        return None
+    start, end = schedule.period(schedule.period_at(paid_through))
+    missed_by = paid_through - start
+    if not timedelta(0) < missed_by < min(LARGEST_MISS, (end - start) / 4):
+        return None
+    return start, end
+
+
+def refuse_near_miss(schedule: Schedule, paid_through: datetime) -> None:
+    """Refuse what would leave a period unbilled without a word. Raises InvalidInput on
+    `paid_through`.
+    """
+    meant = near_miss(schedule, paid_through)
+    if meant is not None:
+        start, end = (one.isoformat() for one in meant)
+        reason = (
+            f"misses the boundary {start} by {paid_through - meant[0]}: say {start} if the period from "
+            f"there is to be charged, or {end} if it is paid"
+        )
+        raise InvalidInput("paid_through", reason)

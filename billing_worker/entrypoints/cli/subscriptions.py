@@ -73,8 +73,14 @@ for _command in (*lifecycle.LIFECYCLE_COMMANDS, dunning):
     default=True,
     help="Held subscriptions are billed only after `subscriptions activate`.  [default: armed]",
 )
+@click.option(
+    "--snap-paid-through",
+    "snap",
+    is_flag=True,
+    help="Put a paid_through less than a day after a boundary on that boundary, not refuse it.",
+)
 @json_option
-def import_(file: Path, *, dry_run: bool, armed: bool, as_json: bool) -> None:
+def import_(file: Path, *, dry_run: bool, armed: bool, snap: bool, as_json: bool) -> None:
     """Import subscriptions from JSON Lines, or from CSV if FILE ends in .csv.
 
     Idempotent by reference_id. Bad lines are reported with their number and field, the other lines
@@ -94,12 +100,13 @@ def import_(file: Path, *, dry_run: bool, armed: bool, as_json: bool) -> None:
             by=f"import:{getpass.getuser()}",
             dry_run=dry_run,
             held=not armed,
+            snap=snap,
             progress=progress,
         )
     if as_json:
         print_json(report.as_dict())
     else:
-        _print_report(report, dry_run=dry_run)
+        _print_report(report, dry_run=dry_run, snap=snap)
     if report.faults or report.still_held:
         raise SystemExit(1)
 
@@ -115,7 +122,7 @@ def _progress_bar(file: Path) -> Iterator[Progress]:
         yield lambda done: bar.update(task, completed=done)
 
 
-def _print_report(report: ImportReport, *, dry_run: bool) -> None:
+def _print_report(report: ImportReport, *, dry_run: bool, snap: bool) -> None:
     for fault in report.faults[:SHOWN_FAULTS]:
         where = f", {fault.field}" if fault.field else ""
         click.echo(f"line {fault.line}{where}: {fault.reason}", err=True)
@@ -136,10 +143,25 @@ def _print_report(report: ImportReport, *, dry_run: bool) -> None:
             f"{report.to_be_cancelled} of them are about to be cancelled: "
             "`billing-worker subscriptions uncancel REFERENCE` keeps one."
         )
+    _print_likely_slips(report, snap=snap)
     if report.done_commands:
         click.echo(f"{report.done_commands} command(s) that another book has carried out.")
     for currency, total in report.totals().items():
         click.echo(f"  {total['count']} in {currency}, together {total['amount']} a period")
+
+
+def _print_likely_slips(report: ImportReport, *, snap: bool) -> None:
+    if report.near_boundary:
+        done = "put on it" if snap else "refused; --snap-paid-through puts them on it"
+        click.echo(
+            f"{report.near_boundary} have a paid_through that just misses a boundary: {done}."
+        )
+    if report.due_at_once:
+        click.echo(
+            f"{report.due_at_once} would be due at once: their first period to be charged has begun."
+        )
+    if report.after_2100:
+        click.echo(f"{report.after_2100} have a date after the year 2100.")
 
 
 @subscriptions.command()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -43,6 +44,13 @@ LONGEST_LINE = 1_048_576
 KEPT_FAULTS = 1_000
 """A file of the wrong kind has a fault in every line; the report keeps these."""
 
+COUNTED = (
+    "done_commands", "still_held", "to_be_cancelled", "near_boundary", "due_at_once", "after_2100",
+)  # fmt: skip
+"""What a report mentions only where there is any."""
+
+LAST_LIKELY_YEAR = 2100
+
 Progress = Callable[[int], None]
 """Receives the number of bytes read so far."""
 
@@ -65,6 +73,9 @@ class ImportReport:
     done_commands: int = 0  # lines that say what another book has carried out
     still_held: int = 0  # asked to be billed, and held since an earlier import
     to_be_cancelled: int = 0  # asked to be billed, and about to be cancelled
+    near_boundary: int = 0  # `paid_through` just misses a boundary: refused, or put on it
+    due_at_once: int = 0  # new, and the first period to be charged began before now
+    after_2100: int = 0  # new, and with a date that far away
 
     def refuse(self, line: int, faults: Sequence[tuple[str, str]]) -> None:
         self.bad_lines += 1
@@ -84,6 +95,13 @@ class ImportReport:
             self.still_held += standing.held and wanted
             self.to_be_cancelled += standing.cancels_at != record.state.cancels_at
 
+    def look_at(self, record: SubscriptionRecord, now: datetime, *, held: bool) -> None:
+        """Count what is allowed in a new record, and may be a slip all the same."""
+        dates = (record.starts_at, record.paid_through, record.ends_at)
+        self.after_2100 += any(at is not None and at.year > LAST_LIKELY_YEAR for at in dates)
+        waits = held or record.state.held or record.state.paused_at is not None or record.is_over
+        self.due_at_once += record.starts_at < now and not waits
+
     def totals(self) -> dict[str, dict[str, Any]]:
         """Return totals of what was added: {"USD": {"count": 2, "amount": "19.98"}}."""
         return {
@@ -94,7 +112,7 @@ class ImportReport:
     def as_dict(self) -> dict[str, Any]:
         shown = asdict(self)
         del shown["counts"], shown["sums"]
-        for name in ("done_commands", "still_held", "to_be_cancelled"):
+        for name in COUNTED:
             if not shown[name]:
                 del shown[name]
         return shown | ({"totals": self.totals()} if self.added else {})
@@ -109,17 +127,19 @@ def import_file(
     by: str,
     dry_run: bool,
     held: bool = False,
+    snap: bool = False,
     progress: Progress = lambda _: None,
 ) -> ImportReport:
     """Import every good line in committed batches. The report names the bad ones.
 
-    An interrupted import is run again: committed lines are then `unchanged`.
+    An interrupted import is run again: committed lines are then `unchanged`. `snap` puts a
+    `paid_through` that just misses a boundary on it. A dry run also counts what is likely a slip.
     """
     report = ImportReport()
     with path.open("rb") as file, closing(_EarlierLines(needed=dry_run)) as earlier:
         lines = read_lines(file) if path.suffix.lower() == ".csv" else _json_lines(file)
         lines = _but_done_commands(lines, report, store, dry_run=dry_run)
-        batches = _batches(_parsed(lines, report))
+        batches = _batches(_parsed(lines, report, snap=snap))
         write = partial(_write, store, vault, clock, by=by, dry_run=dry_run, held=held)
         for batch, done in _written_meanwhile(batches, write):
             for position, (line, record) in enumerate(batch):
@@ -127,8 +147,11 @@ def import_file(
                     record, done.outcomes[position], done.conflicts.get(position, ())
                 )
                 if (refused := done.refused.get(position)) is not None:
+                    report.near_boundary += refused.field == "paid_through"
                     report.refuse(line, [(refused.field, f"{refused.reason}.")])
                     continue
+                if outcome == "added" and dry_run:
+                    report.look_at(record, clock.now(), held=held)
                 if outcome == "unchanged":
                     report.keep(record, done.standing.get(position), held=held)
                 else:
@@ -234,16 +257,20 @@ class _EarlierLines:
 
 
 def _parsed(
-    lines: Iterator[Line], report: ImportReport
+    lines: Iterator[Line], report: ImportReport, *, snap: bool
 ) -> Iterator[tuple[int, SubscriptionRecord]]:
     for number, raw, faults in lines:
         if faults:
             report.refuse(number, faults)
             continue
         try:
-            yield number, parse_record(raw)
+            record = parse_record(raw)
         except BadRecord as error:
             report.refuse(number, [(fault.field, fault.reason) for fault in error.faults])
+            continue
+        meant = record.snapped() if snap else record
+        report.near_boundary += meant is not record
+        yield number, meant
 
 
 def _but_done_commands(

@@ -12,7 +12,12 @@ from typing import Any
 from sqlalchemy import Row
 
 from billing_worker.domain.secret import Secret
-from billing_worker.domain.subscription import BILLABLE, Subscription, SubscriptionStatus
+from billing_worker.domain.subscription import (
+    BILLABLE,
+    Subscription,
+    SubscriptionStatus,
+    near_miss,
+)
 from billing_worker.gateway.redaction import HIDDEN
 from billing_worker.persistence.book.identity import Book
 from billing_worker.persistence.rows import subscription_from
@@ -107,6 +112,7 @@ def _paid_through(subscription: Subscription, imported: datetime | None) -> date
         imported is not None
         and subscription.series_start == 0
         and subscription.first_number_from(imported) == following
+        and near_miss(subscription.schedule, imported) is None  # which no import takes any more
     ):
         return imported
     return None if following == subscription.series_start else subscription.start_of(following)

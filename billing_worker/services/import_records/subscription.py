@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,6 +19,7 @@ from billing_worker.domain.dunning import POLICIES
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.domain.money import Money
 from billing_worker.domain.secret import Secret
+from billing_worker.domain.subscription import near_miss
 from billing_worker.gateway.redaction import legible
 from billing_worker.services.import_records.fields import (
     DEEPEST,
@@ -163,6 +164,13 @@ class SubscriptionRecord:
     def is_over(self) -> bool:
         """Return whether all its periods were billed elsewhere."""
         return self.ends_after_periods is not None and self.first_period >= self.ends_after_periods
+
+    def snapped(self) -> SubscriptionRecord:
+        """The record with a `paid_through` that just misses a boundary put on that boundary: the
+        period that begins there is then charged.
+        """
+        meant = near_miss(self.schedule, self.paid_through) if self.paid_through else None
+        return replace(self, paid_through=meant[0]) if meant else self
 
     def _meaning(self) -> dict[str, Any]:
         schedule, card = self.schedule, self.card

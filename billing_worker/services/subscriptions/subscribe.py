@@ -19,6 +19,7 @@ from billing_worker.domain.subscription import (
     SubscriptionStatus,
     refuse_again,
     refuse_forgotten_start,
+    refuse_near_miss,
 )
 from billing_worker.persistence import cards, customers, history, subscriptions, switches
 from billing_worker.persistence.book import identity as books
@@ -192,16 +193,23 @@ def moved_away(connection: Connection) -> InvalidInput | None:
 
 
 def _refused(new: Sequence[SubscriptionRecord], now: datetime) -> dict[str, InvalidInput]:
-    """By reference: what only the clock can find wrong with a record."""
+    """By reference: what is wrong only with a record that begins here, and today."""
     refused: dict[str, InvalidInput] = {}
     for record in new:
-        becomes_due = record.state.paused_at is None and not record.is_over
-        if becomes_due and record.starts_at < now:
-            try:
-                refuse_forgotten_start(record.schedule, record.first_from_anchor, now)
-            except InvalidInput as error:
-                refused[record.reference_id] = error
+        try:
+            _refuse(record, now)
+        except InvalidInput as error:
+            refused[record.reference_id] = error
     return refused
+
+
+def _refuse(record: SubscriptionRecord, now: datetime) -> None:
+    if record.is_over:
+        return
+    if record.paid_through is not None:
+        refuse_near_miss(record.schedule, record.paid_through)
+    if record.state.paused_at is None and record.starts_at < now:
+        refuse_forgotten_start(record.schedule, record.first_from_anchor, now)
 
 
 def _sorted_out(

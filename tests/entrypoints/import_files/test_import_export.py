@@ -519,6 +519,61 @@ def test_arming_names_what_cannot_be_armed(run, lines):
     assert set(report["refused"]) == {"sub-2", "nobody"}
 
 
+A_SECOND_LATE = RECORD | {"paid_through": "2026-04-30T00:00:01Z"}
+
+
+def test_a_paid_through_that_just_misses_a_boundary_is_refused_with_the_dates_it_may_mean(
+    run, lines
+):
+    path = lines(A_SECOND_LATE, RECORD | {"reference_id": "sub-2"})
+    for options in (["--dry-run"], []):
+        report = imported(run, path, 1, *options)
+        assert (report["added"], report["near_boundary"]) == (1, 1)
+        [fault] = report["faults"]
+        assert (fault["line"], fault["field"]) == (1, "paid_through")
+        for date in ("2026-04-30T00:00:00+00:00", "2026-05-31T00:00:00+00:00"):
+            assert date in fault["reason"]
+    assert "--snap-paid-through" in run("subscriptions", "import", path, status=1).stdout
+
+
+def test_a_snapped_paid_through_lets_the_period_at_the_near_boundary_be_charged(run, lines):
+    path = lines(A_SECOND_LATE)
+    for _ in range(2):
+        imported(run, path, 0, "--snap-paid-through")
+    assert imported(run, path, 0, "--snap-paid-through")["unchanged"] == 1
+    assert listed(run)[0]["next_billing_at"] == "2026-04-30T00:00:00+00:00"
+
+
+@pytest.mark.parametrize(
+    ("change", "first_charge"),
+    [
+        ({"paid_through": "2026-04-29T23:59:59Z"}, "2026-04-30"),  # both readings are the same
+        ({"paid_through": "2026-05-01T00:00:00Z"}, "2026-05-31"),  # a whole day is no slip
+        ({"paid_through": "2026-04-30T00:00:00Z"}, "2026-04-30"),
+        ({"interval": "day", "paid_through": "2026-04-30T06:00:00Z"}, "2026-05-01"),  # a quarter
+        ({"paid_through": "2026-01-30T12:00:00Z"}, "2026-01-31"),  # before the anchor
+    ],
+    ids=str,
+)
+def test_a_paid_through_that_means_one_date_is_taken_as_it_is(run, lines, change, first_charge):
+    assert "near_boundary" not in imported(run, lines(RECORD | change), 0)
+    assert listed(run)[0]["next_billing_at"].startswith(first_charge)
+
+
+def test_a_dry_run_counts_what_is_due_at_once_and_what_is_centuries_away(run, lines):
+    path = lines(
+        RECORD,
+        RECORD | {"reference_id": "sub-2", "anchor_at": "2206-01-31T00:00:00Z"},
+        RECORD | {"reference_id": "sub-3", "ends_at": "2199-01-31T00:00:00Z"},
+        RECORD | {"reference_id": "sub-4", "anchor_at": "2090-01-31T00:00:00Z"},
+    )
+    report = imported(run, path, 0, "--dry-run")
+    assert (report["due_at_once"], report["after_2100"]) == (2, 2)
+    told = run("subscriptions", "import", path, "--dry-run").stdout
+    assert "2 would be due at once" in told
+    assert "2 have a date after the year 2100" in told
+
+
 def test_an_armed_import_of_held_ones_arms_nothing_and_says_how_to(run, lines):
     path = lines(*BOOK[:2])
     imported(run, path, 0, "--held")

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import copy
 import math
+from datetime import datetime
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from marshmallow import Schema, ValidationError
+from sqlalchemy import update
 
+from billing_worker.persistence import subscriptions
+from billing_worker.persistence.schema import tables
+from billing_worker.services.import_records.export import record_from
 from billing_worker.services.import_records.fields import LONGEST_JSON, NotPlain
 from billing_worker.services.import_records.subscription import RecordSchema, parse_record
 from tests.entrypoints.import_files.test_import_export import BOOK
@@ -103,3 +108,16 @@ def test_each_odd_value_alone_is_read_alike(path):
 def test_an_ordinary_record_does_not_go_through_marshmallow(record, monkeypatch):
     monkeypatch.setattr(Schema, "load", None)
     assert parse_record(record).reference_id == record["reference_id"]
+
+
+def test_a_near_miss_that_an_older_version_took_leaves_the_book_as_the_date_it_meant(world):
+    dates = {"anchor_at": "2026-01-31T00:00:00Z", "paid_through": "2026-05-31T00:00:00Z"}
+    world.subscribe("approved", **dates)
+    with world.store.transaction() as connection:
+        missed = datetime.fromisoformat("2026-04-30T00:00:01Z")
+        connection.execute(update(tables.subscriptions).values(paid_through=missed))
+    with world.store.reading() as connection:
+        [row] = subscriptions.whole(connection, ["sub-1"])
+    record = record_from(row, world.vault)
+    assert record.paid_through.isoformat() == "2026-05-31T00:00:00+00:00"
+    assert record.snapped() is record
