@@ -124,6 +124,7 @@ class BillingClient:
         paid_through: datetime | None = None,
         ends_after_periods: int | None = None,
         ends_at: datetime | None = None,
+        billing_day: int | None = None,
         description: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         catch_up: str | None = None,
@@ -133,7 +134,10 @@ class BillingClient:
 
         `catch_up` and `dunning` name policies; None: the worker's default.
         """
-        optional = {"ends_at": _instant(ends_at), "catch_up": catch_up, "dunning": dunning}
+        optional = {
+            "ends_at": _instant(ends_at), "billing_day": billing_day, "catch_up": catch_up,
+            "dunning": dunning,
+        }  # fmt: skip
         return self._send(
             "billing.subscribe",
             {

@@ -73,8 +73,10 @@ class Interval:
     def is_one_day(self) -> bool:
         return self.unit is Unit.DAY and self.count == 1
 
-    def after(self, wall: datetime, n: int) -> datetime:
+    def after(self, wall: datetime, n: int, day: int | None = None) -> datetime:
         """`wall` plus n intervals (n may be negative), cut to the end of the month.
+
+        `day` is the wanted day of the month where `wall` is on a cut one; None: that of `wall`.
 
         Raises OverflowError or ValueError outside the years 1 to 9999.
         """
@@ -84,15 +86,15 @@ class Interval:
         year, month = divmod(month_number, 12)
         # `monthrange` also finds the weekday, which takes longer than all the rest here.
         last_day = 29 if month == 1 and isleap(year) else _LAST_DAYS[month]
-        return wall + (date(year, month + 1, min(wall.day, last_day)) - wall.date())
+        return wall + (date(year, month + 1, min(day or wall.day, last_day)) - wall.date())
 
-    def whole_between(self, start: datetime, wall: datetime) -> int:
-        """The largest n for which `after(start, n) <= wall`; negative before `start`."""
+    def whole_between(self, start: datetime, wall: datetime, day: int | None = None) -> int:
+        """The largest n for which `after(start, n, day) <= wall`; negative before `start`."""
         if self.unit in _DAYS:
             return (wall - start) // self._days
         months = (wall.year - start.year) * 12 + wall.month - start.month
         n = months // self._months
-        return n if self.after(start, n) <= wall else n - 1
+        return n if self.after(start, n, day) <= wall else n - 1
 
     @property
     def _days(self) -> timedelta:
@@ -116,6 +118,10 @@ class Schedule:
     unit: Unit
     count: int
     tz: str
+    day: int | None = None
+    """The wanted day of the month, where the anchor is on a month's end that was cut: a series that
+    begins on Feb 28 goes on to Mar 31. None: the anchor's own day. Days and weeks only keep it.
+    """
 
     interval: Interval = field(init=False, repr=False, compare=False)
     _zone: ZoneInfo = field(init=False, repr=False, compare=False)
@@ -128,6 +134,18 @@ class Schedule:
         keep("unit", self.interval.unit)
         keep("_zone", _zone_named(self.tz))
         keep("_local_anchor", _wall("anchor_at", self.anchor, self._zone))
+        if self.day is not None and not _is_cut(self._local_anchor, self.day):
+            raise InvalidInput(
+                "billing_day", "must be later than an anchor on its month's last day"
+            )
+
+    def day_kept_at(self, start: datetime) -> int | None:
+        """Return the wanted day of the month for a new series that begins at `start`, if `start` is
+        on a month's end for which that day was cut.
+        """
+        wanted = self.day or (None if self.unit in _DAYS else self._local_anchor.day)
+        local = _wall("anchor_at", _utc("anchor_at", start), self._zone)
+        return wanted if wanted is not None and _is_cut(local, wanted) else None
 
     def boundary(self, n: int) -> datetime:
         """The instant at which period n begins and period n-1 ends."""
@@ -168,7 +186,7 @@ class Schedule:
         return n if self.boundary(n) == moment else n + 1
 
     def _boundary(self, n: int) -> datetime:
-        wall = self.interval.after(self._local_anchor, n)
+        wall = self.interval.after(self._local_anchor, n, self.day)
         # `combine` gives fold=0, for which PEP 495 uses the offset before a clock change. That
         # picks the first of two equal times, and moves a time inside a gap forward by the gap.
         instant = datetime.combine(wall, wall.time(), self._zone).astimezone(UTC)
@@ -179,9 +197,15 @@ class Schedule:
     def _guess_period_at(self, moment: datetime) -> int:
         wall = _wall("instant", moment, self._zone)
         try:
-            return self.interval.whole_between(self._local_anchor, wall)
+            return self.interval.whole_between(self._local_anchor, wall, self.day)
         except (OverflowError, ValueError) as error:
             raise InvalidInput("instant", _OUTSIDE) from error
+
+
+def _is_cut(wall: datetime, wanted: int) -> bool:
+    """Whether `wall` is on the last day of a month that has no such day."""
+    last_day = 29 if wall.month == 2 and isleap(wall.year) else _LAST_DAYS[wall.month - 1]  # noqa: PLR2004 - February
+    return wall.day == last_day < wanted <= max(_LAST_DAYS)
 
 
 def boundary(anchor: datetime, unit: Unit, count: int, n: int, tz: str) -> datetime:

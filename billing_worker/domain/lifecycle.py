@@ -31,9 +31,9 @@ def changed(
 ) -> Subscription:
     """Set new terms from the next period on.
 
-    A new interval starts a new series of periods, anchored at the start of the next period. A new
-    amount or currency keeps the anchor: an anchor at a shortened month's end would keep that day
-    for good (31st -> 28th).
+    A new interval starts a new series of periods, anchored at the start of the next period. It keeps
+    the wanted day of the month where that anchor is on a shortened month's end (31 Mar after
+    28 Feb). A new amount or currency keeps the series.
 
     While nothing becomes due (paused, suspended), the next period is the first of the old series
     from `now` on. Earlier ones are skipped, and the pause counts from `now`.
@@ -175,7 +175,8 @@ def _after_pause(subscription: Subscription, *, owes: bool) -> SubscriptionStatu
 
 
 def _new_series(subscription: Subscription, start: datetime, interval: Interval) -> Subscription:
-    schedule = Schedule(start, interval.unit, interval.count, subscription.schedule.tz)
+    before = subscription.schedule
+    schedule = Schedule(start, interval.unit, interval.count, before.tz, before.day_kept_at(start))
     return replace(subscription, schedule=schedule, series_start=subscription.next_period)
 
 

@@ -40,9 +40,9 @@ SUBSCRIPTIONS = Objects(
     paused_from=Part(("paused_from",), lambda status: status and SubscriptionStatus(status)),
     money=MONEY,
     schedule=Part(
-        ("anchor_at", "interval", "interval_count", "timezone"),
-        lambda anchor, unit, count, tz: Schedule(anchor, Unit(unit), count, tz),
-        attrgetter("anchor", "unit", "count", "tz"),
+        ("anchor_at", "interval", "interval_count", "timezone", "billing_day"),
+        lambda anchor, unit, count, tz, day: Schedule(anchor, Unit(unit), count, tz, day),
+        attrgetter("anchor", "unit", "count", "tz", "day"),
     ),
     catch_up=Part(
         ("catch_up", "catch_up_days"),

@@ -128,6 +128,7 @@ subscriptions = Table(
     Column("interval_count", Integer, nullable=False),
     Column("anchor_at", Instant, nullable=False),
     Column("timezone", String(64), nullable=False),
+    Column("billing_day", Integer),  # of the month, where the anchor is on a cut month's end
     Column("ends_after_periods", Integer),
     Column("next_period", Integer, nullable=False),
     Column("next_billing_at", Instant),

@@ -180,7 +180,13 @@ class SubscriptionRecord:
             "card": card and {**_fields_of(card), "token": card.token.reveal()},
             "description": self.description,
             "money": str(self.money),
-            "schedule": [schedule.anchor.timestamp(), schedule.unit, schedule.count, schedule.tz],
+            "schedule": [
+                schedule.anchor.timestamp(),
+                schedule.unit,
+                schedule.count,
+                schedule.tz,
+                *([] if schedule.day is None else [schedule.day]),
+            ],
             "trial_end": self.trial_end and self.trial_end.timestamp(),
             "paid_through": self.paid_through and self.paid_through.timestamp(),
             "ends_after_periods": self.ends_after_periods,
@@ -208,6 +214,7 @@ class SubscriptionRecord:
             "interval_count": self.schedule.count,
             "anchor_at": _instant(self.schedule.anchor),
             "timezone": self.schedule.tz,
+            "billing_day": self.schedule.day,
             "trial_end": _instant(self.trial_end),
             "paid_through": _instant(self.paid_through),
             "ends_after_periods": self.ends_after_periods,
@@ -284,6 +291,7 @@ class RecordSchema(PlainSchema):
     interval_count = Whole(load_default=1, strict=True)
     anchor_at = Aware(required=True)
     timezone = Zone(load_default="UTC")
+    billing_day = Whole(1, 31, load_default=None, allow_none=True, strict=True)
     trial_end = Aware(load_default=None, allow_none=True)
     paid_through = Aware(load_default=None, allow_none=True)
     ends_after_periods = Whole(
@@ -319,6 +327,7 @@ class RecordSchema(PlainSchema):
                 Unit(data["interval"]),
                 data["interval_count"],
                 data["timezone"],
+                data["billing_day"],
             ),
         )
         data["state"] = _checked(faults, lambda: _state(data))

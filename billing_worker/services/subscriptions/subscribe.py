@@ -355,6 +355,7 @@ def _row(
         "interval_count": schedule.count,
         "anchor_at": schedule.anchor,
         "timezone": schedule.tz,
+        "billing_day": schedule.day,
         "ends_after_periods": record.ends_after_periods,
         "series_start": state.first_number,
         "next_period": record.first_period,

@@ -25,11 +25,17 @@ from billing_worker.domain.invoice import SUSPENDED
 from billing_worker.domain.secret import Secret
 from billing_worker.domain.subscription import BILLABLE
 from billing_worker.persistence import subscriptions as stored
+from billing_worker.persistence.rows import subscription_from
 from billing_worker.persistence.schema import tables
 from billing_worker.services.cards.new_card import replace_card
 from billing_worker.services.doorbell import ring_due
 from billing_worker.services.dunning import choose_policy, give_up_overdue
-from billing_worker.services.import_records.subscription import CardRecord
+from billing_worker.services.import_records.export import record_from
+from billing_worker.services.import_records.subscription import (
+    BadRecord,
+    CardRecord,
+    parse_record,
+)
 from billing_worker.services.invoicing import pause_collection
 from billing_worker.services.invoicing.renew import renew_due
 from billing_worker.services.subscriptions import lifecycle
@@ -94,6 +100,65 @@ def interrupted(world, what, **options):
     return world.ports_of_a_worker(
         gateway=_Delegate(world.ports.gateway, lambda: do(world, what, **options))
     )
+
+
+# --- the billing day -------------------------------------------------------------------------
+
+
+def next_dates(world, count):
+    """The local days of the next periods, without billing them."""
+    with world.store.reading() as connection:
+        subscription = subscription_from(stored.find(connection, "sub-1"))
+    numbers = range(subscription.next_period, subscription.next_period + count)
+    return [f"{subscription.start_of(number):%d %b %Y}" for number in numbers]
+
+
+def test_the_31st_is_kept_from_month_to_year_and_back(world):
+    world.subscribe("approved")  # on 31 Jan
+    world.tick()
+    do(world, "change", interval="year")
+    assert next_dates(world, 4) == ["28 Feb 2026", "28 Feb 2027", "29 Feb 2028", "28 Feb 2029"]
+    world.run_for(30 * DAY, step=DAY)
+    do(world, "change", interval="month")
+    assert next_dates(world, 3) == ["28 Feb 2027", "31 Mar 2027", "30 Apr 2027"]
+
+
+@pytest.mark.parametrize("again", [1, 3])
+def test_the_31st_is_kept_through_short_pauses_that_shift_the_anchor(world, again):
+    world.subscribe("approved")
+    world.tick()
+    for _ in range(again):
+        do(world, "pause")
+        world.clock.advance(timedelta(minutes=1))
+        do(world, "resume", shift_anchor=True)
+    assert next_dates(world, 3) == ["28 Feb 2026", "31 Mar 2026", "30 Apr 2026"]
+
+
+def test_a_pause_that_moves_the_day_makes_another_day_the_wanted_one(world):
+    world.subscribe("approved")
+    world.tick()
+    do(world, "pause")
+    world.clock.advance(10 * DAY)
+    do(world, "resume", shift_anchor=True)
+    assert next_dates(world, 3) == ["10 Mar 2026", "10 Apr 2026", "10 May 2026"]
+
+
+def test_a_kept_billing_day_moves_with_the_book(world):
+    world.subscribe("approved")
+    world.tick()
+    do(world, "change", interval="quarter")
+    with world.store.reading() as connection:
+        record = record_from(stored.whole(connection, ["sub-1"])[0], world.vault)
+    there = parse_record(record.as_json(with_token=True))
+    assert there.digest == record.digest
+    dates = [there.schedule.boundary(n) for n in range(2)]
+    assert [f"{at:%d %b}" for at in dates] == ["28 Feb", "31 May"]
+
+
+@pytest.mark.parametrize("anchor", ["2026-02-27", "2026-01-31"])
+def test_a_billing_day_that_the_anchor_is_not_cut_from_is_refused(world, anchor):
+    with pytest.raises(BadRecord, match="billing_day"):
+        world.subscribe("approved", anchor_at=f"{anchor}T12:00:00Z", billing_day=31)
 
 
 # --- change ----------------------------------------------------------------------------------

@@ -1,0 +1,15 @@
+"""A series that begins on a month's end that was cut keeps the day of the month that is wanted."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0018"
+down_revision = "0017"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.add_column("subscriptions", sa.Column("billing_day", sa.Integer(), nullable=True))
