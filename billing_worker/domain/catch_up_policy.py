@@ -58,3 +58,13 @@ Collecting all missed periods at once had to be reverted elsewhere
 (https://github.com/getlago/lago-api/pull/5935). `HOLD` would stop all billing after each outage. An
 outage shorter than the interval waives nothing.
 """
+
+INSTALMENTS_POLICY = Policy(CatchUp.COLLECT_ALL, 7)
+"""Of an agreement with a number of periods, unless it names another: every instalment is owed, and
+none is waived because nobody billed it in time. A week apart.
+"""
+
+
+def default_policy(ends_after_periods: int | None) -> Policy:
+    """Return the policy of an agreement that names none."""
+    return DEFAULT_POLICY if ends_after_periods is None else INSTALMENTS_POLICY

@@ -12,7 +12,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from billing_worker.domain.calendar import Interval, Schedule
+from billing_worker.domain.calendar import Interval
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.domain.money import Money
 from billing_worker.domain.subscription import (
@@ -43,9 +43,8 @@ def changed(
     if interval == subscription.schedule.interval:
         return after
     if subscription.status not in BILLABLE:
-        following = max(subscription.next_period, subscription.first_number_from(now))
-        after = replace(after, next_period=following, paused_at=subscription.paused_at and now)
-    return _new_series(after, subscription.start_of(after.next_period), interval)
+        after = replace(after.from_now_on(now), paused_at=subscription.paused_at and now)
+    return after.in_new_series(after.start_of(after.next_period), interval)
 
 
 def ending(subscription: Subscription, ends_at: datetime | None) -> Subscription:
@@ -101,18 +100,18 @@ def resumed(subscription: Subscription, now: datetime, *, shift: bool, owes: boo
 
     `shift` True: the next period begins later by the length of the pause and is the new anchor, so
     the customer gets all the time that was paid for. False: the calendar stays. Periods that would
-    have begun during the pause are skipped and count towards `ends_after_periods`; service until
-    the next boundary is free. `owes`: the subscription is past due afterwards.
+    have begun during the pause are skipped; service until the next boundary is free. Instalments
+    (`ends_after_periods`) are not skipped: they are owed, and go on at the later dates. `owes`: the subscription is past due afterwards.
     """
     _require(subscription, {_S.PAUSED})
     paused_for = now - (subscription.paused_at or now)
     after = _unpaused(replace(subscription, status=_after_pause(subscription, owes=owes)))
-    following = subscription.next_period
     if shift and paused_for > timedelta(0):
-        start = subscription.start_of(following) + paused_for
-        after = _new_series(after, start, subscription.schedule.interval)
+        start = subscription.start_of(subscription.next_period) + paused_for
+        after = after.in_new_series(start, subscription.schedule.interval)
     else:
-        following = max(following, subscription.first_number_from(now))
+        after = after.from_now_on(now)
+    following = after.next_period
     if not after.is_past_end(following, after.start_of(following)):
         after = replace(after, next_period=following, next_billing_at=after.start_of(following))
         return Resumed(after, range(subscription.next_period, following))
@@ -172,12 +171,6 @@ def _after_pause(subscription: Subscription, *, owes: bool) -> SubscriptionStatu
         return move(subscription.status, _S.PAST_DUE)
     trialing = subscription.paused_from is _S.TRIALING
     return move(subscription.status, _S.TRIALING if trialing else _S.ACTIVE)
-
-
-def _new_series(subscription: Subscription, start: datetime, interval: Interval) -> Subscription:
-    before = subscription.schedule
-    schedule = Schedule(start, interval.unit, interval.count, before.tz, before.day_kept_at(start))
-    return replace(subscription, schedule=schedule, series_start=subscription.next_period)
 
 
 def _require(subscription: Subscription, allowed: Collection[SubscriptionStatus]) -> None:

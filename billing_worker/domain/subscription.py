@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from billing_worker.domain.calendar import Schedule
+from billing_worker.domain.calendar import Interval, Schedule
 from billing_worker.domain.catch_up_policy import DEFAULT_POLICY, Policy
 from billing_worker.domain.errors import IllegalTransition, InvalidInput
 from billing_worker.domain.money import Money
@@ -108,6 +108,30 @@ class Subscription:
         """Return the first number of this series whose period begins at or after `instant`."""
         return self.series_start + self.schedule.first_period_from(instant)
 
+    @property
+    def is_in_instalments(self) -> bool:
+        """Whether a number of periods was agreed: each of them is owed."""
+        return self.ends_after_periods is not None
+
+    def in_new_series(self, start: datetime, interval: Interval) -> Subscription:
+        """Return it with the next period at `start`, from which later ones are counted."""
+        day = self.schedule.day_kept_at(start)
+        schedule = Schedule(start, interval.unit, interval.count, self.schedule.tz, day)
+        return replace(self, schedule=schedule, series_start=self.next_period)
+
+    def from_now_on(self, now: datetime) -> Subscription:
+        """Return it with the next period at the first date of its calendar from `now` on.
+
+        Dates before it are not billed. Their periods are skipped; instalments are owed, so they move
+        on to the later dates instead.
+        """
+        number = self.first_number_from(now)
+        if number <= self.next_period:
+            return self
+        if self.is_in_instalments:
+            return self.in_new_series(self.start_of(number), self.schedule.interval)
+        return replace(self, next_period=number)
+
     def is_past_end(self, number: int, start: datetime) -> bool:
         """Whether the subscription ends before period `number`, which would begin at `start`."""
         last, ends_at = self.ends_after_periods, self.ends_at
@@ -154,7 +178,8 @@ def reactivate(subscription: Subscription, now: datetime) -> Subscription:
     Periods that began during the suspension are not billed. A scheduled cancellation whose date has
     passed takes effect now; a later one, when the next period would begin.
     """
-    number = max(subscription.next_period, subscription.first_number_from(now))
+    subscription = subscription.from_now_on(now)
+    number = subscription.next_period
     start = subscription.start_of(number)
     leaves = subscription.cancels_at
     if leaves is not None and leaves <= now:

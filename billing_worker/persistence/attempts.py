@@ -294,7 +294,7 @@ _INVOICE = Update(
 _SUBSCRIPTION = Update(
     SUBSCRIPTIONS,
     subscriptions,
-    ["status", "next_period", "next_billing_at", "cancels_at"],
+    ["status", "schedule", "series_start", "next_period", "next_billing_at", "cancels_at"],
     under=["status"],
 )
 

@@ -14,7 +14,7 @@ from typing import Any
 from marshmallow import Schema, ValidationError, post_load
 
 from billing_worker.domain.calendar import Schedule, Unit
-from billing_worker.domain.catch_up_policy import DEFAULT_POLICY, Policy
+from billing_worker.domain.catch_up_policy import Policy, default_policy
 from billing_worker.domain.dunning import POLICIES
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.domain.money import Money
@@ -74,7 +74,7 @@ class State:
     those again. Raises InvalidInput on the field.
     """
 
-    catch_up: Policy = DEFAULT_POLICY
+    catch_up: Policy | None = None  # None: the default of such an agreement
     dunning: str | None = None
     held: bool = False
     first_number: int = 0
@@ -96,7 +96,7 @@ class State:
 
     def as_json(self) -> dict[str, Any]:
         return {
-            "catch_up": str(self.catch_up),
+            "catch_up": str(self.catch_up) if self.catch_up else None,
             "dunning": self.dunning,
             "held": self.held,
             "first_number": self.first_number,
@@ -165,6 +165,10 @@ class SubscriptionRecord:
         """Return whether all its periods were billed elsewhere."""
         return self.ends_after_periods is not None and self.first_period >= self.ends_after_periods
 
+    @property
+    def catch_up(self) -> Policy:
+        return self.state.catch_up or default_policy(self.ends_after_periods)
+
     def snapped(self) -> SubscriptionRecord:
         """The record with a `paid_through` that just misses a boundary put on that boundary: the
         period that begins there is then charged.
@@ -193,7 +197,7 @@ class SubscriptionRecord:
             "metadata": self.metadata,
             # Absent if empty, as in records older than these fields.
             **({"ends_at": self.ends_at.timestamp()} if self.ends_at else {}),
-            **self.state.said(),
+            **self._state_said(),
         }
 
     def as_json(self, *, with_token: bool) -> dict[str, Any]:
@@ -221,8 +225,15 @@ class SubscriptionRecord:
             "ends_at": _instant(self.ends_at),
             "description": self.description,
             "metadata": self.metadata,
-            **self.state.as_json(),
+            **self.state.as_json() | {"catch_up": str(self.catch_up)},
         }
+
+    def _state_said(self) -> dict[str, Any]:
+        """What its state says beyond what holds for every such agreement."""
+        said = self.state.said()
+        if self.catch_up == default_policy(self.ends_after_periods):
+            said.pop("catch_up", None)
+        return said
 
 
 def _person(customer: CustomerRecord) -> dict[str, Any]:
@@ -338,7 +349,7 @@ class RecordSchema(PlainSchema):
 
 def _state(data: Mapping[str, Any]) -> State:
     return State(
-        catch_up=DEFAULT_POLICY if data["catch_up"] is None else Policy.parse(data["catch_up"]),
+        catch_up=None if data["catch_up"] is None else Policy.parse(data["catch_up"]),
         dunning=data["dunning"],
         held=data["held"],
         first_number=data["first_number"],

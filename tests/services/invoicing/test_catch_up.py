@@ -185,6 +185,26 @@ def test_periods_of_one_subscription_keep_their_distance_whatever_its_customer_p
     assert {invoice: debited_at(world)[invoice] for invoice in at} == at
 
 
+def test_instalments_that_an_outage_has_missed_are_all_collected_a_week_apart(world):
+    world.subscribe("approved", ends_after_periods=3, amount="400.00")
+    world.clock.advance(40 * DAY)
+    at = dates(plan(world))
+    assert at["sub-1-p1"] - at["sub-1-p0"] >= 7 * DAY
+    work_through(world, at.values())
+    assert world.debits() == {"sub-1-p0": 1, "sub-1-p1": 1}
+    world.run_for(30 * DAY, step=DAY)
+    assert world.debits() == {f"sub-1-p{number}": 1 for number in range(3)}
+
+
+def test_instalments_go_by_another_policy_that_their_record_names(world):
+    terms = {"ends_after_periods": 3, "catch_up": "collect_latest"}
+    world.subscribe("approved", **terms)
+    assert world.subscribe("approved", **terms | {"catch_up": "collect_all:7"}).conflicts
+    world.clock.advance(40 * DAY)
+    world.tick()
+    assert [world.fate(f"sub-1-p{number}") for number in range(2)] == ["void", "paid"]
+
+
 def test_subscriptions_on_time_are_charged_together_as_agreed(world):
     for number in range(3):
         world.subscribe("approved", f"sub-{number}", customer={"reference_id": "ann"})

@@ -39,7 +39,7 @@ from billing_worker.services.import_records.subscription import (
 from billing_worker.services.invoicing import pause_collection
 from billing_worker.services.invoicing.renew import renew_due
 from billing_worker.services.subscriptions import lifecycle
-from tests.support.recovery import retry
+from tests.support.recovery import banks_change_their_mind, retry
 from tests.support.world import START
 
 DAY = timedelta(days=1)
@@ -277,13 +277,44 @@ def test_a_trial_that_was_paused_and_shifted_lasts_as_long_as_it_was_promised(wo
     assert (outcome.status, outcome.next_billing_at) == ("trialing", trial_end + 30 * DAY)
 
 
-def test_periods_skipped_up_to_the_end_end_the_subscription(world):
-    world.subscribe("approved", interval="day", ends_after_periods=3)
+def instalments(world, **terms):
+    """Three instalments, the first of which is paid."""
+    world.subscribe("approved", ends_after_periods=3, **terms)
     world.tick()
+
+
+def test_instalments_that_a_pause_passes_over_go_on_at_the_later_dates(world):
+    instalments(world)
     do(world, "pause")
-    world.clock.advance(10 * DAY)
+    world.clock.advance(60 * DAY)
     outcome = do(world, "resume", shift_anchor=False)
-    assert (outcome.status, outcome.details["skipped_periods"]) == ("ended", [1, 2])
+    assert (outcome.status, outcome.details["skipped_periods"]) == ("active", None)
+    assert next_dates(world, 2) == ["30 Apr 2026", "31 May 2026"]
+    world.run_for(100 * DAY, step=DAY)
+    assert world.debits() == {f"sub-1-p{number}": 1 for number in range(3)}
+    assert row(world).status == "ended"
+
+
+def test_instalments_that_a_suspension_passes_over_go_on_at_the_later_dates(world):
+    world.subscribe("decline_insufficient_funds", ends_after_periods=3)
+    world.run_for(70 * DAY, step=DAY)
+    assert row(world).status == "suspended"
+    banks_change_their_mind(world, "approved")
+    retry(world)
+    world.tick()
+    world.run_for(100 * DAY, step=DAY)
+    assert world.debits() == {f"sub-1-p{number}": 1 for number in range(3)}
+
+
+def test_instalments_whose_interval_changes_in_a_pause_are_all_owed(world):
+    instalments(world)
+    do(world, "pause")
+    world.clock.advance(70 * DAY)
+    do(world, "change", interval="week")
+    do(world, "resume", shift_anchor=False)
+    assert next_dates(world, 2) == ["30 Apr 2026", "07 May 2026"]
+    world.run_for(40 * DAY, step=DAY)
+    assert world.debits().total() == 3
 
 
 def test_a_pause_stops_an_open_invoice_and_resuming_rings_for_it_again(world):
@@ -580,7 +611,7 @@ def test_a_ladder_that_cancels_leaves_no_invoice_open(world):
 
 @pytest.mark.parametrize("shift", [False, True])
 def test_an_interval_changed_in_a_pause_is_not_counted_from_before_the_change(world, shift):
-    world.subscribe("approved", ends_after_periods=6)
+    world.subscribe("approved")
     world.tick()
     do(world, "pause")
     world.clock.advance(70 * DAY)
@@ -591,7 +622,7 @@ def test_an_interval_changed_in_a_pause_is_not_counted_from_before_the_change(wo
 
 
 def test_an_interval_changed_while_suspended_is_not_counted_from_before_the_change(world):
-    suspend(world, ends_after_periods=12)
+    suspend(world)
     world.clock.advance(60 * DAY)
     do(world, "change", interval="day")
     for invoice in give_card(world)["for_a_person"]:
