@@ -11,6 +11,7 @@ from billing_worker.config import Settings
 from billing_worker.gateway.http import RequestsTransport
 from billing_worker.gateway.paycore import GatewaySettings, PaycoreGateway
 from billing_worker.gateway.rate_limit import Pace, RedisPace, Unlimited
+from billing_worker.persistence.book.machine import this_machine
 from billing_worker.persistence.book.outside import FileRecord, database_file
 from billing_worker.persistence.book.outside_redis import RedisRecord
 from billing_worker.persistence.store import Store
@@ -55,7 +56,7 @@ def build_outside(settings: Settings) -> list[Outside]:
     if settings.redis_url:
         keepers.append(RedisRecord(_impatient_redis(settings)))
     if (file := database_file(settings.database_url)) is not None:
-        keepers.append(FileRecord(file))
+        keepers.append(FileRecord(file, this_machine()))
     return keepers
 
 

@@ -52,6 +52,9 @@ class Outside(Protocol):
     path: Path | None
     """The database, where the record is a file beside it."""
 
+    machine: str | None
+    """Which machine this is, where the record is a file and the machine can be known."""
+
     known: Record | None
     """What was read or written last."""
 

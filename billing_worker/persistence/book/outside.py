@@ -49,6 +49,7 @@ class Record:
     timeline: int | None = None  # of that server; None: of an older version, which kept none
     server_since: datetime | None = None
     restored_at: datetime | None = None  # when the book was last found to have forgotten something
+    machine: str | None = None  # which has the file; None: not known, or kept in Redis
     sales: tuple[Sale, ...] = ()  # in the order of recording
 
     def with_sale(self, sale: Sale) -> Record:
@@ -68,6 +69,7 @@ class Memory:
     """A record in this process: for tests and as the default."""
 
     path: Path | None = None
+    machine: str | None = None
     is_missing = False
 
     def __init__(self) -> None:
@@ -88,10 +90,11 @@ class Memory:
 
 
 class FileRecord:
-    """A file beside an SQLite database: `billing.db.outside`."""
+    """A file beside an SQLite database: `billing.db.outside`. `machine`: see `this_machine`."""
 
-    def __init__(self, database: Path) -> None:
+    def __init__(self, database: Path, machine: str | None = None) -> None:
         self.path: Path | None = database
+        self.machine = machine
         self._file = database.with_name(database.name + ".outside")
         self.known: Record | None = None
 
@@ -111,7 +114,9 @@ class FileRecord:
             self._write(record)
 
     def renew(self, record: Record) -> None:
-        """Does nothing: if the file cannot be written, `add` raises and the sale is not sent."""
+        with self._alone():
+            known = self.read(record.book)
+            self._write(replace(record, sales=known.sales) if known else record)
 
     def add(self, book: str, sale: Sale) -> None:
         """Add a sale and keep the sales of other processes."""

@@ -33,6 +33,7 @@ class RedisRecord:
     """
 
     path: Path | None = None
+    machine: str | None = None
     is_missing = False
 
     def __init__(self, client: Redis) -> None:

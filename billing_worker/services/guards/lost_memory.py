@@ -5,7 +5,7 @@
     a recorded sale is not in the books           treated as restored books; sales go on
     a recorded loss is not in the books           treated as restored books; sales go on
     the folder of an SQLite file is elsewhere     treated as restored books; sales go on
-    another server, or another file               a copy: sales stop until a person says `--moved`
+    another server, another file or machine       a copy: sales stop until a person says `--moved`
     a record of a later server                    an older copy: nothing is sold from it
 
 "Treated as restored books" means: what is due by now is looked for at the gateway, under the
@@ -152,6 +152,10 @@ def _file_changed(book: Book, keeper: Outside) -> tuple[Kind, str] | None:
         return Kind.FIRST, FIRST_CHARGE
     if keeper.is_missing:
         return Kind.COPIED, NO_FILE.format(file=Path(current.identity).name)
+    if _is_on_another_machine(book, keeper):
+        return Kind.COPIED, COPY.format(
+            was=f"{was.identity} on another machine", now=_told(current)
+        )
     if current == was:
         return None
     if _moved_as_a_whole(book, keeper, was):
@@ -174,6 +178,13 @@ def _beside(outside: Sequence[Outside]) -> Outside | None:
 
 def _told(server: Server) -> str:
     return f"{server.identity}, timeline {server.timeline}" if server.timeline else server.identity
+
+
+def _is_on_another_machine(book: Book, keeper: Outside) -> bool:
+    record = keeper.known
+    if record is None or record.book != book.identity or record.machine is None:
+        return False
+    return keeper.machine is not None and keeper.machine != record.machine
 
 
 def _moved_as_a_whole(book: Book, keeper: Outside, was: Server) -> bool:
@@ -397,7 +408,7 @@ def begin_record(outside: Sequence[Outside], switched: Switches, now: datetime) 
     """
     if switched.book is not None:
         for keeper in outside:
-            keeper.begin(_first(switched.book, switched.restored_at, now))
+            keeper.begin(_first(keeper, switched.book, switched.restored_at, now))
 
 
 def begin_missing(ports: Ports, switched: Switches) -> None:
@@ -410,18 +421,28 @@ def begin_missing(ports: Ports, switched: Switches) -> None:
     for keeper in ports.outside:
         known = keeper.known
         if known is None or not _is_about(known, book):
-            keeper.begin(_first(book, switched.restored_at, ports.clock.now()))
+            keeper.begin(_first(keeper, book, switched.restored_at, ports.clock.now()))
         elif known.begun_at is None:
             keeper.renew(replace(known, begun_at=ports.clock.now()))
+        elif known.machine is None and keeper.machine is not None:  # of an older version
+            keeper.renew(replace(known, machine=keeper.machine))
 
 
 def _is_about(record: Record, book: Book) -> bool:
     return record.book == book.identity and record.server_since == book.server_since
 
 
-def _first(book: Book, restored_at: datetime | None, now: datetime) -> Record:
-    server, timeline = (book.server.identity, book.server.timeline) if book.server else (None, None)
-    return Record(book.identity, now, server, timeline, book.server_since, restored_at)
+def _first(keeper: Outside, book: Book, restored_at: datetime | None, now: datetime) -> Record:
+    server = book.server
+    return Record(
+        book.identity,
+        now,
+        server=server.identity if server else None,
+        timeline=server.timeline if server else None,
+        server_since=book.server_since,
+        restored_at=restored_at,
+        machine=keeper.machine,
+    )
 
 
 def record(
@@ -433,5 +454,5 @@ def record(
     for keeper in ports.outside:
         known = keeper.known
         if known is None or not _is_about(known, book):
-            keeper.begin(_first(book, restored_at, now))
+            keeper.begin(_first(keeper, book, restored_at, now))
         keeper.add(book.identity, Sale(attempt.id, attempt.reference_id))

@@ -463,12 +463,12 @@ def kept_in_a_file(sqlite_template, tmp_path):
     return opened(tmp_path / "home")
 
 
-def opened(folder, beside=None):
+def opened(folder, beside=None, machine=None):
     """A worker on the books in this folder. `beside`: one whose gateway it shares."""
     world = World(Store(f"sqlite:///{folder / 'billing.db'}"))
     if beside is not None:
         world.sandbox, world.clock, world.transport = beside.sandbox, beside.clock, beside.transport
-    world.outside = (FileRecord(folder / "billing.db"),)
+    world.outside = (FileRecord(folder / "billing.db", machine),)
     world.ports = world.ports_of_a_worker()
     return world
 
@@ -488,8 +488,7 @@ def test_a_file_that_is_copied_elsewhere_alone_is_a_copy(kept_in_a_file, tmp_pat
     assert not goes_on(copy, "sub-2")
     (said,) = alerts(copy, "book.refused")
     assert "billing.db.outside" in said
-    kill_switch.switch(copy.store, on=True, service=None, by="operator:ann", reason="r",
-                 now=copy.clock.now(), moved=True, outside=copy.outside)  # fmt: skip
+    start_moved(copy)
     assert goes_on(copy, "sub-3")
 
 
@@ -498,6 +497,43 @@ def test_a_folder_that_is_copied_beside_its_original_is_a_copy(kept_in_a_file, t
     shutil.copytree(tmp_path / "home", tmp_path / "else")
     assert not goes_on(opened(tmp_path / "else", kept_in_a_file), "sub-2")
     assert goes_on(opened(tmp_path / "home", kept_in_a_file), "sub-3")
+
+
+def start_moved(world):
+    kill_switch.switch(world.store, on=True, service=None, by="operator:ann", reason="r",
+                 now=world.clock.now(), moved=True, outside=world.outside)  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ["home", "else"])
+def test_a_folder_that_comes_to_another_machine_is_a_copy(kept_in_a_file, tmp_path, path):
+    """Its original cannot be seen from there, at the same path or at another one."""
+    original = opened(tmp_path / "home", kept_in_a_file, "one")
+    assert goes_on(original, "sub-1")
+    shutil.move(tmp_path / "home", tmp_path / "there")
+    shutil.move(tmp_path / "there", tmp_path / path)
+    copy = opened(tmp_path / path, kept_in_a_file, "two")
+    assert not goes_on(copy, "sub-2")
+    (said,) = alerts(copy, "book.refused")
+    assert "on another machine" in said
+    assert "sales start --moved" in said
+    start_moved(copy)
+    assert goes_on(copy, "sub-3")
+    assert not goes_on(opened(tmp_path / path, kept_in_a_file, "one"), "sub-4")
+
+
+def test_a_book_of_before_machines_were_kept_learns_its_own(kept_in_a_file, tmp_path):
+    assert goes_on(kept_in_a_file, "sub-1")
+    assert goes_on(opened(tmp_path / "home", kept_in_a_file, "one"), "sub-2")
+    kept = opened(tmp_path / "home", kept_in_a_file, "two").outside[0].read("")
+    assert kept.machine == "one"
+    assert [sale.reference_id for sale in kept.sales] == ["sub-1-p0-a1", "sub-2-p0-a1"]
+    assert not goes_on(opened(tmp_path / "home", kept_in_a_file, "two"), "sub-3")
+
+
+def test_a_folder_goes_on_in_a_container_that_knows_no_machine(kept_in_a_file, tmp_path):
+    assert goes_on(opened(tmp_path / "home", kept_in_a_file, "one"), "sub-1")
+    assert goes_on(opened(tmp_path / "home", kept_in_a_file), "sub-2")
+    assert goes_on(opened(tmp_path / "home", kept_in_a_file, "one"), "sub-3")
 
 
 def test_a_folder_that_is_moved_as_a_whole_goes_on_as_restored_books(kept_in_a_file, tmp_path):
