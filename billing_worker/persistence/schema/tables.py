@@ -371,9 +371,8 @@ book = Table(
     Column("server", Text),  # server of the last claim; see `persistence/book/identity.py`
     Column("timeline", Integer),
     Column("server_since", Instant),
-    # The book that this one was taken back from. A command that is repeated here may have run there.
     Column("taken_back_at", Instant),
-    Column("other_book", String(32)),
+    Column("other_book", String(32)),  # which has billed in between; it may know repeated commands
     Column("other_prefix", String(16)),
 )
 
