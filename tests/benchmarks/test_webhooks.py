@@ -12,13 +12,13 @@ import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import requests
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from billing_worker.clock import SystemClock
 from billing_worker.domain.events import Event, EventKind
@@ -26,7 +26,7 @@ from billing_worker.domain.secret import Secret
 from billing_worker.domain.webhooks import USUAL_WAITS
 from billing_worker.persistence import history
 from billing_worker.persistence.history import Entry
-from billing_worker.persistence.schema.tables import public_events
+from billing_worker.persistence.schema.tables import attempts, public_events
 from billing_worker.persistence.store import Store
 from billing_worker.persistence.vault import FernetVault
 from billing_worker.receivers.post import Poster
@@ -34,6 +34,13 @@ from billing_worker.services.outbox import endpoints
 from billing_worker.services.outbox.deliver import MOST_IN_FLIGHT, Outbound, deliver
 from billing_worker.services.outbox.publish import publish
 from billing_worker.services.subscriptions.subscribe import subscribe
+from tests.benchmarks.test_throughput import (
+    CHARGES,
+    PROCESSES,
+    sandbox,
+    settled,
+    subscribe_many,
+)
 from tests.support.ports import free_port
 from tests.support.processes import Process, beat, eventually, worker
 from tests.support.records import monthly
@@ -164,3 +171,45 @@ def _tell(store, second):
             ]
             history.write(connection, entries)
         time.sleep(max(0, 0.1 - (time.monotonic() - began)))
+
+
+@pytest.mark.parametrize("pairs", [2])
+def test_charges_per_second_with_and_without_two_endpoints(postgres, tmp_path, pairs):
+    rates = {0: [], 2: []}
+    for pair in range(pairs):
+        for count in (0, 2):
+            folder = tmp_path / f"{pair}-{count}"
+            folder.mkdir()
+            rates[count].append(_charging_rate(postgres, folder, count))
+    best = {count: max(found) for count, found in rates.items()}
+    print(f"\n{CHARGES} charges, {PROCESSES} workers, best of {pairs}: "
+          f"{best[0]:.1f}/s without endpoints, {best[2]:.1f}/s with two, "
+          f"ratio {best[2] / best[0]:.2f}")  # fmt: skip
+
+
+def _charging_rate(postgres, folder, count):
+    with ExitStack() as stack:
+        database = stack.enter_context(postgres.temporary_database(template="template_billing"))
+        store = stack.enter_context(Store(database))
+        redis = stack.enter_context(RedisServer(folder / "redis"))
+        gateway = stack.enter_context(sandbox(folder, 0))
+        for number in range(count):
+            url = stack.enter_context(fast_receiver(folder))
+            _outbound(store, f"{url}{number}")
+        subscribe_many(store)
+        settings = _settings(database, redis.url) | {
+            "BILLING_GATEWAY_URL": f"{gateway}/api",
+            "BILLING_CARDGATE_URL": gateway,
+            "BILLING_GATEWAY_USERNAME": "sandbox",
+            "BILLING_GATEWAY_PASSWORD": "sandbox",
+            "BILLING_RENEW_EVERY_SECONDS": "1",
+            "BILLING_CHARGE_CONCURRENCY": "16",
+        }
+        for number in range(PROCESSES):
+            stack.enter_context(worker(settings, folder, f"worker-{number}"))
+        stack.enter_context(beat(settings, folder))
+        eventually(lambda: settled(store) == CHARGES, 300, why="all paid")
+        with store.reading() as connection:
+            span = select(func.min(attempts.c.created_at), func.max(attempts.c.settled_at))
+            begun, ended = connection.execute(span).one()
+    return CHARGES / (ended - begun).total_seconds()

@@ -1,12 +1,18 @@
 from __future__ import annotations
 
 import base64
+import json
+import os
+import shutil
+import subprocess
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from freezegun import freeze_time
 from standardwebhooks import Webhook, WebhookVerificationError
 
+from billing_worker.clock import SystemClock
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.domain.secret import Secret
 from billing_worker.receivers.signature import LONGEST, SHORTEST, new_secret, read_secret, signed
@@ -77,3 +83,30 @@ def test_a_secret_that_is_too_short_is_refused_and_not_shown(text):
 
 def test_no_two_secrets_are_the_same():
     assert new_secret() != new_secret()
+
+
+NODE_MODULES = os.environ.get("BILLING_TEST_NODE_MODULES", "")
+WHY_NO_NODE = (
+    "needs node and the npm package: npm install --prefix FOLDER standardwebhooks, then "
+    "BILLING_TEST_NODE_MODULES=FOLDER/node_modules"
+)
+has_node = shutil.which("node") is not None and (Path(NODE_MODULES) / "standardwebhooks").is_dir()
+
+
+@pytest.mark.node
+@pytest.mark.skipif(not has_node, reason=WHY_NO_NODE)
+@pytest.mark.parametrize(
+    ("body", "age", "said"),
+    [(BODY, 0, "invoice.paid"), (BODY + b" ", 0, "refused"), (BODY, 301, "refused")],
+    ids=["as signed", "tampered", "old"],
+)
+def test_the_npm_library_takes_and_refuses_the_same(body, age, said):
+    secret, old = new_secret(), new_secret()
+    headers = signed([old, secret], "evt_1", int(SystemClock().now().timestamp()) - age, BODY)
+    given = {"secret": secret.reveal(), "headers": headers, "body": body.decode()}
+    script = Path(__file__).parent / "node" / "verify.cjs"
+    done = subprocess.run(
+        ["node", str(script)], input=json.dumps(given), capture_output=True, text=True, check=True,
+        env={"NODE_PATH": NODE_MODULES, "PATH": os.environ["PATH"]},
+    )  # fmt: skip
+    assert done.stdout.strip() == said
