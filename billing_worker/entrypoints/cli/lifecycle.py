@@ -135,7 +135,7 @@ def cancel(
 ) -> None:
     """Cancel now, or when the next period would begin. Its open invoices become void then.
 
-    A subscription that has ended, and a one-off charge, still owe what is open. They are cancelled
+    Until then they are still collected: the answer names them, and --and-void voids them now. A subscription that has ended, and a one-off charge, still owe what is open. They are cancelled
     only with --and-void.
 
     \b

@@ -187,7 +187,9 @@ def cancel(
 
     When it takes effect, open invoices are void, except one whose charge is in flight: the
     gateway's word decides that one, and it is void if it ends unpaid. What is to be collected
-    after the end calls for `end`. A paused or suspended subscription is cancelled at once.
+    after the end calls for `end`. A paused or suspended subscription is cancelled at once. Until a
+    cancellation at the period's end takes effect, what is open is still collected: `details` names it
+    in `still_collected`, whenever it is asked.
 
     `void_open`: what is open is void now, whatever becomes of the subscription. That is how one that
     has ended, or a one-off charge, is cancelled: it is refused otherwise, on `status`, with what
@@ -202,17 +204,34 @@ def cancel(
         if void_open and at_period_end:
             asked.also(_voided(asked, why))
         scheduled = before.cancels_at is not None and before.next_billing_at is not None
-        if before.status is _S.CANCELLED or (at_period_end and scheduled):
+        if before.status is _S.CANCELLED:
+            return
+        if at_period_end and scheduled:
+            asked.details = asked.details | _still_collected(asked)
             return
         after = rules.cancelling(before) if at_period_end else rules.cancelled(before)
         if after.status is not _S.CANCELLED:
-            asked.becomes(after, EventKind.CANCELLATION_SCHEDULED, **_takes_effect(after))
+            told = {**_takes_effect(after), **_still_collected(asked)}
+            asked.becomes(after, EventKind.CANCELLATION_SCHEDULED, **told)
             return
         voided = pause_collection.give_up(asked.connection, before.id, asked.moment)
         voided += asked.details.get("voided", 0)
         asked.becomes(after, EventKind.SUBSCRIPTION_CANCELLED, voided=voided)
 
     return _ask(store, clock, reference_id, by, why, decide, decided_at)
+
+
+def _still_collected(asked: _Asked) -> dict[str, Any]:
+    """What a cancellation at the period's end does not stop: recovery goes on until it takes effect."""
+    items = claims.lock_open(asked.connection, asked.subscription.id)
+    owed = [i.invoice for i in items if i.invoice.reason != invoices.VOID_IF_UNPAID]
+    if not owed:
+        return {}
+    return {
+        "still_collected": [invoice.reference_id for invoice in owed[:_NAMED]],
+        "still_collected_count": len(owed),
+        "to_void_them": "cancel at the period's end with void_open (--and-void)",
+    }
 
 
 def _call_off(asked: _Asked, why: str | None, *, void_open: bool) -> None:

@@ -633,6 +633,42 @@ def test_an_interval_changed_while_suspended_is_not_counted_from_before_the_chan
     assert after.next_billing_at.date().isoformat() == "2026-04-30"
 
 
+# --- what a cancellation does not stop ------------------------------------------------------------
+
+
+def test_a_cancellation_at_the_end_of_a_past_due_period_says_that_the_debt_is_still_collected(
+    world,
+):
+    world.subscribe("decline_insufficient_funds")
+    world.tick()
+    for outcome in (
+        do(world, "cancel", at_period_end=True),
+        do(world, "cancel", at_period_end=True),
+    ):
+        assert outcome.details["still_collected"] == ["sub-1-p0"]
+        assert "--and-void" in outcome.details["to_void_them"]
+    banks_change_their_mind(world, "approved")
+    world.run_for(3 * DAY, step=DAY)
+    assert world.fate() == "paid"  # as it was said
+
+
+def test_a_cancellation_that_voids_the_debt_has_nothing_more_to_say(world):
+    world.subscribe("decline_insufficient_funds")
+    world.tick()
+    do(world, "cancel", at_period_end=True)
+    outcome = do(world, "cancel", at_period_end=True, void_open=True)
+    assert "still_collected" not in outcome.details
+    banks_change_their_mind(world, "approved")
+    world.run_for(3 * DAY, step=DAY)
+    assert world.debits() == {}
+
+
+def test_a_cancellation_of_who_owes_nothing_speaks_of_no_debt(world):
+    world.subscribe("approved")
+    world.tick()
+    assert "still_collected" not in do(world, "cancel", at_period_end=True).details
+
+
 # --- an agreed end ----------------------------------------------------------------------------
 
 
