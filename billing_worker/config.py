@@ -38,6 +38,12 @@ def _http_url(text: str) -> str:
     return text
 
 
+def _cardgate_url(text: str) -> str:
+    if urlsplit(text).path.rstrip("/").endswith("/payment/sale"):
+        raise ValueError("must be without /payment/sale, which is added to it.")
+    return _http_url(text)
+
+
 def _username(text: str) -> str:
     if ":" in text:
         raise ValueError("must not contain a colon: Basic authentication cannot carry it.")
@@ -168,7 +174,9 @@ class Settings:
     )
     gateway_username: str = _required(_username, "commerce account id (Basic auth)")
     gateway_password: Secret = _required(Secret, "API key (Basic auth)", _NONE, secret=True)
-    cardgate_url: str = _required(_http_url, "Cardgate base, e.g. `https://cardgate.example.com`")
+    cardgate_url: str = _required(
+        _cardgate_url, "Cardgate base, e.g. `https://cardgate.example.com`"
+    )
     gateway_service: str = _setting(
         str, "template of the service code", "payment_card_{currency}_hpp"
     )

@@ -195,9 +195,13 @@ def judge(statement: Statement, expected: Expected) -> Finding:
     if status in UNPAID_FINAL_STATUSES:
         return Finding(Verdict.UNPAID_FINAL, status, refusal_of(statement))
     if status in PENDING_STATUSES:
-        held = "; held for moderation" if statement.moderation_required else ""
+        held = f"; {MODERATION}" if statement.moderation_required else ""
         return Finding(Verdict.PENDING, status + held)
     return Finding(Verdict.CONTRADICTORY, f"status {status!s} does not belong to an instant charge")
+
+
+MODERATION = "held for moderation"
+"""How the finding ends about a charge that a person at the gateway has to release."""
 
 
 def refusal_of(statement: Statement) -> str | None:
@@ -241,7 +245,7 @@ def may_be_paid(statement: Statement, expected: Expected) -> str | None:
     if statement.status not in UNSOLD_STATUSES:
         return f"status is {statement.status}, expected a fresh invoice"
     if statement.moderation_required:
-        return "held for moderation"
+        return MODERATION
     return None
 
 

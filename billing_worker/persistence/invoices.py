@@ -28,7 +28,7 @@ from billing_worker.domain import invoice as invoice_rules
 from billing_worker.domain.attempt import Origin
 from billing_worker.domain.catch_up import WAIVED_BY, Action, Planned
 from billing_worker.domain.events import EventKind
-from billing_worker.domain.statement import UNSOLD_STATUSES
+from billing_worker.domain.statement import MODERATION, UNSOLD_STATUSES
 from billing_worker.domain.subscription import Subscription
 from billing_worker.persistence.schema.tables import (
     Instant,
@@ -248,6 +248,9 @@ order.
 REOPENED = "reopened"
 """The gateway has taken back that the attempt ended unpaid."""
 
+MODERATED = "moderated"
+"""A person at the gateway has to release or refuse it."""
+
 SAYS_NOTHING = ("no answer", "nothing new")
 
 
@@ -267,6 +270,7 @@ _UNTOUCHED_PAGE = and_(
     ~_polled(found_none_of=[*SAYS_NOTHING, *sorted(UNSOLD_STATUSES)]),
 )
 _KNOWN_OF_SUBMITTED = case(
+    (attempts.c.outcome.endswith(MODERATION), MODERATED),
     (attempts.c.outcome.is_not(None), MISFIT),
     (_UNTOUCHED_PAGE, PAGE),
     (attempts.c.sale_status.is_not(None), UNDECIDED),
@@ -282,7 +286,7 @@ _REOPENED = exists().where(
 
 
 def known_of_submitted(connection: Connection, attempt_id: int) -> str:
-    """Return PAGE, SILENT, UNDECIDED or MISFIT."""
+    """Return PAGE, SILENT, UNDECIDED, MODERATED or MISFIT."""
     query = select(_KNOWN_OF_SUBMITTED).where(attempts.c.id == attempt_id)
     return str(connection.execute(query).scalar_one())
 

@@ -45,6 +45,12 @@ def test_the_required_settings_are_enough():
     assert settings.timings.expired_retry == timedelta(days=3)
 
 
+@pytest.mark.parametrize("end", ["/payment/sale", "/payment/sale/"])
+def test_a_cardgate_address_that_has_the_path_of_sales_already_is_refused(end):
+    found = faults(BILLING_CARDGATE_URL=f"https://cardgate.example.com{end}")
+    assert "without /payment/sale" in found["BILLING_CARDGATE_URL"]
+
+
 def test_everything_missing_is_named_at_once():
     with pytest.raises(BadSettings) as caught:
         load({})

@@ -42,6 +42,7 @@ from billing_worker.domain.outcome.next_step import (
 )
 from billing_worker.domain.outcome.pay_link_unpaid import link_unpaid
 from billing_worker.domain.statement import (
+    MODERATION,
     UNPAID_FINAL_STATUSES,
     UNSOLD_STATUSES,
     Finding,
@@ -63,8 +64,22 @@ def undecided_or_unpaid(case: Case, finding: Finding, context: Context) -> Concl
         case Verdict.CONTRADICTORY:
             return _held_as_unknown(_unpaid_no_longer(case), finding, context)
         case _:
-            polled = context.event(EventKind.ATTEMPT_POLLED, found=finding.reason)
-            return Conclusion(ask_again(_unpaid_no_longer(case), context), (polled,))
+            return _pending(_unpaid_no_longer(case), finding, context)
+
+
+def _pending(case: Case, finding: Finding, context: Context) -> Conclusion:
+    """Poll again. Moderation ends only when a person at the gateway acts: it alerts once, at once."""
+    attempt = case.attempt
+    moderated = finding.reason if finding.reason.endswith(MODERATION) else None
+    polled = context.event(
+        EventKind.ATTEMPT_POLLED,
+        found=finding.reason,
+        alert=moderated is not None and attempt.outcome != moderated,
+    )
+    was_moderated = (attempt.outcome or "").endswith(MODERATION)
+    if moderated or was_moderated:
+        case = replace(case, attempt=replace(attempt, outcome=moderated))
+    return Conclusion(ask_again(case, context), (polled,))
 
 
 def _held_as_unknown(case: Case, finding: Finding, context: Context) -> Conclusion:

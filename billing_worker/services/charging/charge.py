@@ -422,6 +422,10 @@ def _why_not_armed(obstacle: NotSubmitted) -> News:
 # --- after the commit -------------------------------------------------------------------------
 
 
+SETTINGS_ARE_WRONG = frozenset({401, 403, 404, 405})
+"""Answers to a sale that every other sale gets too: the address of the cardgate, or its rights."""
+
+
 def _sell(
     ports: Ports, request: Submit, submitted: Submitted, asked_at: float, *, may_poll: bool
 ) -> str:
@@ -438,6 +442,8 @@ def _sell(
         return _settle(ports, claimed, NothingSent(f"sale not sent: {error.reason}"), calls)
     except (Refused, OutcomeUnknown) as error:
         # Even a clear refusal of a sale has been wrong (§0 E): only the invoice decides.
+        if error.http_status in SETTINGS_ARE_WRONG:
+            _alert_now_and_then(ports, claimed, EventKind.SALES_REFUSED, reason=error.reason)
         return _settle(ports, claimed, NoAnswer(f"sale: {error.reason}"), calls)
     if not may_poll or answer.status not in PAID_STATUSES | DECLINED_STATUSES:
         # After a final answer the invoice is polled at once; any other answer can wait.

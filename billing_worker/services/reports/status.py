@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Row
 
 from billing_worker.domain.attempt import Origin
 from billing_worker.domain.card_setup import HostedPayment
+from billing_worker.domain.events import EventKind
 from billing_worker.domain.money import Money
 from billing_worker.domain.outcome import not_before
 from billing_worker.domain.timings import Timings
@@ -20,6 +21,9 @@ from billing_worker.services.reports import wording
 from billing_worker.services.reports.wording import ChargedNotBefore, fate_of
 
 SHOWN_SURPLUS = 20
+
+OF_A_SALE = "sale"
+"""How the reason begins of a sale that brought no usable answer: no poll is expected to."""
 
 
 def status(connection: Connection, now: datetime) -> dict[str, Any]:
@@ -192,7 +196,11 @@ def _explained_invoice(
     )
     until = _not_before(connection, invoice, tries, settings)
     payer = next((row for row in tries if row.status == "succeeded"), None)
-    told = wording.about_invoice(invoice, newest, fate, known, payer=payer, until=until)
+    events = history.of_invoice(connection, invoice.id)
+    told = wording.about_invoice(
+        invoice, newest, fate, known, payer=payer, until=until,
+        unusable=_unusable(events, newest),
+    )  # fmt: skip
     return {
         "invoice": invoice.reference_id,
         "subscription": invoice.subscription_reference,
@@ -215,8 +223,21 @@ def _explained_invoice(
         "next_attempt_at": _iso(invoice.next_attempt_at),
         "paid_at": _iso(invoice.paid_at),
         "attempts": [_attempt(row) for row in tries],
-        "history": [_event(row) for row in history.of_invoice(connection, invoice.id)],
+        "history": [_event(row) for row in events],
     }
+
+
+def _unusable(events: Sequence[Row[Any]], attempt: Row[Any] | None) -> tuple[datetime, str] | None:
+    """Return the newest poll of an attempt, if it brought no usable answer, with its time and why."""
+    if attempt is None:
+        return None
+    polled = [
+        e for e in events if e.kind == EventKind.ATTEMPT_POLLED and e.attempt_id == attempt.id
+    ]
+    if not polled or polled[-1].data.get("found") != "no answer":
+        return None
+    reason = str(polled[-1].data.get("reason"))
+    return None if reason.startswith(OF_A_SALE) else (polled[-1].at, reason)
 
 
 def _explained_page(connection: Connection, page: HostedPayment) -> dict[str, Any]:

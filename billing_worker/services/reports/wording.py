@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import Row
 
 from billing_worker.domain import card as cards
+from billing_worker.domain.attempt import Origin
 from billing_worker.domain.card_setup import STEPS, HostedPayment, HostedStatus
 from billing_worker.domain.declines import decline_for
 from billing_worker.domain.invoice import (
@@ -28,7 +29,14 @@ from billing_worker.domain.invoice import (
 )
 from billing_worker.domain.outcome import PAID_BY_WORD
 from billing_worker.persistence.claims import AFTER_OLDER
-from billing_worker.persistence.invoices import MISFIT, PAGE, REOPENED, SILENT, UNDECIDED
+from billing_worker.persistence.invoices import (
+    MISFIT,
+    MODERATED,
+    PAGE,
+    REOPENED,
+    SILENT,
+    UNDECIDED,
+)
 
 
 class Fate(StrEnum):
@@ -50,6 +58,7 @@ class Fate(StrEnum):
 KNOWN_IN_WORDS = {
     SILENT: "no answer yet",
     UNDECIDED: "gateway undecided",
+    MODERATED: "held for moderation at the gateway",
     MISFIT: "gateway's answer does not fit the order",
     REOPENED: "gateway has taken back that it was unpaid",
 }
@@ -117,14 +126,21 @@ def about_invoice(
     *,
     payer: Row[Any] | None,
     until: ChargedNotBefore,
+    unusable: tuple[datetime, str] | None = None,
 ) -> Told:
     """Return the sentence about an invoice.
 
     `newest`: its newest attempt, or the one that may still be paid; `known`: what is known of it.
-    `payer`: the attempt that paid the invoice.
+    `payer`: the attempt that paid the invoice. `unusable`: when an answer about `newest` could not be
+    used, and why.
     """
     if newest is not None and fate in {Fate.UNKNOWN, Fate.LINK}:
-        return _about_submitted(invoice, newest, known or SILENT)
+        told = _about_submitted(invoice, newest, known or SILENT)
+        if unusable is None:
+            return told
+        at, trouble = unusable
+        return Told(f"{told.why[:-1]}. At {_moment(at)} its answer could not be used: {trouble}.",
+                    told.next)  # fmt: skip
     reason = reason_in_words(invoice.reason)
     match fate:
         case Fate.DATED | Fate.IN_FLIGHT:
@@ -183,6 +199,11 @@ def _why_charged(newest: Row[Any] | None, reason: str) -> str:
     if newest.status == "prepared":
         because = f"; the last time: {reason}" if reason else ""
         return f"Attempt {newest.number} is prepared, nothing has been sold{because}"
+    if newest.origin == Origin.LINK:
+        # The reason of the invoice is that of the attempt before the page.
+        before = f"; before it: {reason}" if newest.number > 1 and reason else ""
+        own = reason_in_words(newest.outcome)
+        return f"Attempt {newest.number}, a page to pay on, ended without money: {own}{before}"
     return f"Attempt {newest.number} ended without money: {reason or newest.outcome}"
 
 
@@ -227,6 +248,8 @@ def _about_submitted(invoice: Row[Any], newest: Row[Any], known: str) -> Told:
         SILENT: f"The sale of attempt {number} was sent, or may have been, and nobody has answered",
         UNDECIDED: f"The gateway answers and has not decided about attempt {number}; of a sale that "
         "never arrived it says the same",
+        MODERATED: f"The gateway holds attempt {number} for moderation: somebody there has to release "
+        "or refuse it",
         MISFIT: f"What the gateway says of attempt {number} does not fit: {newest.outcome}",
         REOPENED: f"Attempt {number} had ended unpaid ({newest.outcome}), and the gateway has taken "
         f"that back at {_moment(newest.undecided_since)}",
@@ -290,11 +313,8 @@ def about_page(payment: HostedPayment) -> Told:
     match payment.status:
         case HostedStatus.PREPARED:
             return Told("Nobody has the page yet.", f"{again}; if nobody has it then, it is over.")
-        case HostedStatus.OPEN if payment.unpaid_since is not None:
-            since = payment.unpaid_since.isoformat()
-            return Told(f"The gateway has called it unpaid since {since}.", f"{again}.")
         case HostedStatus.OPEN:
-            return Told("The page is out, and no payment is known.", f"{again}.")
+            return Told(_known_of_page(payment), f"{again}.")
         case HostedStatus.STORED:
             return Told("The customer paid, and the card is stored.", "Nothing.")
         case HostedStatus.NO_CARD:
@@ -307,3 +327,11 @@ def about_page(payment: HostedPayment) -> Told:
                 else "Nothing."
             )
             return Told(f"Nobody paid there: {payment.outcome}.", recheck)
+
+
+def _known_of_page(payment: HostedPayment) -> str:
+    if payment.unpaid_since is not None:
+        return f"The gateway has called it unpaid since {payment.unpaid_since.isoformat()}."
+    if payment.outcome is not None:
+        return f"What the gateway says of the page does not fit, and a person looks: {payment.outcome}."
+    return "The page is out, and no payment is known."
