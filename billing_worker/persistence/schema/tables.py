@@ -396,8 +396,9 @@ commands = Table(
     Column("id", Key, primary_key=True),
     Column("received_at", Instant, nullable=False),
     Column("task", Text, nullable=False),
-    Column("reference_id", Text),  # the caller's key; None if the message has no readable one
-    Column("message_id", Text),  # Celery's task id: the caller asks for the result with it
+    # The caller's key; None: the message had none that can be read.
+    Column("reference_id", Text, index=True),
+    Column("message_id", Text, index=True),  # Celery's: the caller asks by it what happened
     Column("arguments", Json, nullable=False),  # redacted: no card token
     Column("digest", String(64), nullable=False),  # of all arguments: same or conflict
     Column("outcome", String(16), nullable=False),
@@ -413,8 +414,6 @@ commands = Table(
         postgresql_where=_DONE,
         sqlite_where=_DONE,
     ),
-    Index("ix_commands_message_id", "message_id"),
-    Index("ix_commands_reference_id", "reference_id"),
 )
 
 hosted_payments = Table(
