@@ -15,8 +15,8 @@ from billing_worker.domain.attempt import Origin
 from billing_worker.domain.dunning import POLICIES
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.domain.events import Event, EventKind
-from billing_worker.domain.invoice import InvoiceStatus
-from billing_worker.domain.outcome import Context, give_up
+from billing_worker.domain.invoice import LATE_MONEY, InvoiceStatus
+from billing_worker.domain.outcome import Context, give_up, not_before
 from billing_worker.domain.subscription import PAYABLE, Subscription
 from billing_worker.domain.timings import Timings
 from billing_worker.persistence import attempts, claims, history, subscriptions, switches
@@ -32,13 +32,22 @@ GIVE_UP_BATCH = 500
 GIVE_UP_AGAIN_AFTER = timedelta(hours=1)
 RETRIABLE = PAYABLE
 
+_USUAL_TIMINGS = Timings()
+
 log = structlog.get_logger()
 
 
 def retry_invoice(
-    store: Store, clock: Clock, *, reference: str, by: str, why: str
+    store: Store,
+    clock: Clock,
+    *,
+    reference: str,
+    by: str,
+    why: str,
+    timings: Timings = _USUAL_TIMINGS,
 ) -> dict[str, Any]:
-    """Let a named person order one attempt now, on the default card.
+    """Let a named person order one attempt on the default card: now, or when the wait for late money
+    of an earlier one is over.
 
     It takes the same slot and the same network budget as every other attempt, and no step of the
     ladder. Returns {invoice, next_attempt_at}. Raises InvalidInput: `reference` when the invoice
@@ -52,10 +61,14 @@ def retry_invoice(
         _require_free(item, subscription)
         _require_allowed(connection, item, now)
         after = replace(invoices.owed_again(item.invoice, now), next_origin=Origin.MANUAL)
+        earliest = not_before(Origin.MANUAL, item.attempts, timings)
+        if earliest is not None and earliest > now:
+            after = replace(after, reason=LATE_MONEY, next_attempt_at=earliest, enqueue_at=earliest)
         attempts.save_open(connection, [], [(item.invoice, after)])
         event = Event(EventKind.RETRY_ORDERED, now, by, {"why": why, "origin": Origin.MANUAL})
         history.write(connection, [Entry(event, subscription.id, after.id)])
-    return {"invoice": after.reference_id, "next_attempt_at": now.isoformat()}
+    at = after.next_attempt_at or now
+    return {"invoice": after.reference_id, "next_attempt_at": at.isoformat()}
 
 
 def choose_policy(

@@ -39,6 +39,8 @@ class Postponed:
     """The worker gives a prepared attempt back, to continue later. It sent no sale."""
 
     reason: str
+    until_it_ends: bool = False
+    """It waits for the end of an invoice at the gateway, which may take days: asked hourly then."""
 
 
 @dataclass(frozen=True, slots=True)

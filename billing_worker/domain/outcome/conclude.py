@@ -106,8 +106,8 @@ def _apply(  # noqa: PLR0911, C901 - a case each
             return _stated(heard(case, statement, asked_at), news, context)
         case NothingSent():
             return nothing_sent(case, news, context)
-        case Postponed(reason):
-            return postpone(case, reason, context)
+        case Postponed():
+            return postpone(case, news, context)
         case Forbidden():
             return forbid(case, news, context)
         case NoAnswer(reason):

@@ -18,8 +18,10 @@ from billing_worker.domain.dunning import (
 from billing_worker.domain.events import Event, EventKind
 from billing_worker.domain.invoice import InvoiceStatus
 from billing_worker.domain.outcome.attempt_changes import (
+    EAGER_POLLS_FOR,
     LONGEST_EAGER_WAIT,
     NEEDS_CUSTOMER,
+    PATIENT_WAIT,
     ask_again,
     end_attempt,
     heard,
@@ -31,6 +33,7 @@ from billing_worker.domain.outcome.attempt_result import (
     Context,
     Forbidden,
     NothingSent,
+    Postponed,
     Stated,
 )
 from billing_worker.domain.outcome.distance import NOT_SENT, ended_unproven
@@ -248,8 +251,8 @@ def forbid(case: Case, news: Forbidden, context: Context) -> Conclusion:
     return stays_owed(case, attempt, step, (said,), context)
 
 
-def postpone(case: Case, reason: str, context: Context) -> Conclusion:
-    attempt = case.attempt
+def postpone(case: Case, news: Postponed, context: Context) -> Conclusion:
+    attempt, reason = case.attempt, news.reason
     if attempt.status is not AttemptStatus.PREPARED:
         return Conclusion(case, ())
     if case.invoice.status is not InvoiceStatus.OPEN or case.invoice.next_attempt_at is None:
@@ -258,7 +261,10 @@ def postpone(case: Case, reason: str, context: Context) -> Conclusion:
         said = context.event(EventKind.ATTEMPT_NOT_CHARGED, reason=reason)
         return Conclusion(replace(case, attempt=ended), (said,))
     age = context.now - attempt.created_at
-    again = context.now + min(max(age / 4, context.timings.reconcile_after), LONGEST_EAGER_WAIT)
+    wait = min(max(age / 4, context.timings.reconcile_after), LONGEST_EAGER_WAIT)
+    if news.until_it_ends and age > EAGER_POLLS_FOR:
+        wait = PATIENT_WAIT
+    again = context.now + wait
     attempt = replace(attempt, lease_until=again, claims=0)
     invoice = replace(case.invoice, enqueue_at=again, reason=reason)
     said = context.event(EventKind.ATTEMPT_POSTPONED, reason=reason, again=again)

@@ -81,8 +81,9 @@ def retry(reference: str, by: str, why: str, *, as_json: bool) -> None:
     settings = settings_for(*config.DATABASE)
     with open_store(settings, decides=True) as store, _refusals_said(as_json=as_json):
         done = retry_invoice(
-            store, SystemClock(), reference=reference, by=f"operator:{by}", why=why
-        )
+            store, SystemClock(), reference=reference, by=f"operator:{by}", why=why,
+            timings=settings.timings,
+        )  # fmt: skip
         follows = what_follows(store, settings, done["invoice"])
     if as_json:
         print_json(done | {"next": follows})

@@ -11,7 +11,10 @@ from billing_worker.services.reports.status import ChargeSettings
 
 
 def charge_settings(settings: Settings) -> ChargeSettings:
-    return ChargeSettings(settings.timings, settings.gateway_service)
+    template = settings.gateway_service
+    return ChargeSettings(
+        settings.timings, lambda currency: template.replace("{currency}", currency.lower())
+    )
 
 
 def what_follows(store: Store, settings: Settings, invoice: str) -> str:

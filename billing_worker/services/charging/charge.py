@@ -197,7 +197,7 @@ def _earlier_attempts_may_pay(ports: Ports, claimed: Claimed, calls: CallLog) ->
         return NothingSent(str(obstacle))
     if isinstance(obstacle, TooEarly):
         return Forbidden(LATE_MONEY_WAITS, LATE_MONEY, obstacle.until)
-    return Postponed(str(obstacle)) if obstacle else None
+    return Postponed(str(obstacle), until_it_ends=True) if obstacle else None
 
 
 def _asking(ports: Ports, claimed: Claimed) -> Asking:
@@ -305,7 +305,7 @@ def _believed(
     older = found.count - made_now
     unproven = older > 0 and found.maybe_sold and not claimed.is_proven_unsold
     if unproven and claimed.may_be_forgotten:
-        return Postponed(MAYBE_SOLD)
+        return Postponed(MAYBE_SOLD, until_it_ends=True)
     not_ours = older - maybe_now >= claimed.attempt.fence
     if not_ours and not claimed.may_be_forgotten:
         lost_memory.notice(ports, KNOWN_THERE, seen=claimed.restored_at, by=BY)
@@ -313,7 +313,7 @@ def _believed(
     ended = not claimed.is_proven_unsold and not found.maybe_sold
     if not_ours or ended:
         return Stated(found.statement, maybe_sold=True)
-    return Postponed(UNPROVEN) if unproven else found.statement
+    return Postponed(UNPROVEN, until_it_ends=True) if unproven else found.statement
 
 
 def _refuses_us(ports: Ports, claimed: Claimed, error: GatewayError) -> News:

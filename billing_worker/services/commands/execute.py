@@ -65,6 +65,7 @@ from billing_worker.services.import_records.subscription import (
 from billing_worker.services.operators.debts import cancel_charge
 from billing_worker.services.ports import Ports
 from billing_worker.services.reports.describe import Kind, describe
+from billing_worker.services.reports.status import ChargeSettings
 from billing_worker.services.subscriptions import lifecycle
 from billing_worker.services.subscriptions.subscribe import (
     FOREIGN,
@@ -157,8 +158,9 @@ def _carried_out(ports: Ports, message: Message) -> Answer:
 
 def _described(ports: Ports, asked: Describe) -> Answer:
     """Nothing changes, so that nothing is written down and no lock is taken."""
+    settings = ChargeSettings(ports.timings, ports.gateway.service)
     with ports.store.reading() as connection:
-        told = describe(connection, Kind(asked.kind), asked.reference)
+        told = describe(connection, Kind(asked.kind), asked.reference, settings)
     if told is None:
         return Answer(REFUSED, (Fault(asked.kind, f"there is no {asked.reference!r}"),))
     return Answer(DONE, (), told)

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Row
 from billing_worker.domain.subscription import ONE_OFF
 from billing_worker.persistence.told import states
 from billing_worker.services.outbox.states import invoice_state, subscription_state
-from billing_worker.services.reports.status import explain
+from billing_worker.services.reports.status import ChargeSettings, explain
 
 SHOWN_INVOICES: Final = 24
 SHOWN_SUBSCRIPTIONS: Final = 100
@@ -26,7 +26,9 @@ class Kind(StrEnum):
     CUSTOMER = "customer"
 
 
-def describe(connection: Connection, kind: Kind, reference: str) -> dict[str, Any] | None:
+def describe(
+    connection: Connection, kind: Kind, reference: str, settings: ChargeSettings | None = None
+) -> dict[str, Any] | None:
     """None: there is no such thing. Shapes, each with `kind`, `reference_id` and `words`:
 
     subscription  customer, state, invoices: the newest states, newest first
@@ -36,14 +38,16 @@ def describe(connection: Connection, kind: Kind, reference: str) -> dict[str, An
     """
     match kind:
         case Kind.SUBSCRIPTION | Kind.CHARGE:
-            return _billed(connection, kind, reference)
+            return _billed(connection, kind, reference, settings)
         case Kind.INVOICE:
-            return _invoice(connection, reference)
+            return _invoice(connection, reference, settings)
         case Kind.CUSTOMER:
             return _customer(connection, reference)
 
 
-def _billed(connection: Connection, kind: Kind, reference: str) -> dict[str, Any] | None:
+def _billed(
+    connection: Connection, kind: Kind, reference: str, settings: ChargeSettings | None
+) -> dict[str, Any] | None:
     row = states.subscription_named(connection, reference)
     if row is None or (row.kind == ONE_OFF) is not (kind is Kind.CHARGE):
         return None
@@ -57,7 +61,7 @@ def _billed(connection: Connection, kind: Kind, reference: str) -> dict[str, Any
         }
     return (
         told
-        | _fate(connection, newest[0].reference_id)
+        | _fate(connection, newest[0].reference_id, settings)
         | {
             "state": subscription_state(row),
             "invoice": invoice_state(newest[0]),
@@ -74,7 +78,9 @@ def _in_words(row: Row[Any]) -> str:
     return f"It is {row.status}: {held}{terms}; {next_period}."
 
 
-def _invoice(connection: Connection, reference: str) -> dict[str, Any] | None:
+def _invoice(
+    connection: Connection, reference: str, settings: ChargeSettings | None
+) -> dict[str, Any] | None:
     invoice = states.invoice_named(connection, reference)
     if invoice is None:
         return None
@@ -84,13 +90,15 @@ def _invoice(connection: Connection, reference: str) -> dict[str, Any] | None:
         "reference_id": reference,
         "customer": subscription.customer_reference,
         "subscription": subscription.reference_id,
-        **_fate(connection, reference),
+        **_fate(connection, reference, settings),
         "state": invoice_state(invoice),
     }
 
 
-def _fate(connection: Connection, reference: str) -> dict[str, Any]:
-    explained = explain(connection, reference)
+def _fate(
+    connection: Connection, reference: str, settings: ChargeSettings | None
+) -> dict[str, Any]:
+    explained = explain(connection, reference, settings)
     assert explained is not None  # noqa: S101 - the invoice has just been read
     words = f"{explained['why']} {explained['next']}"
     return {"words": words, "fate": str(explained["fate"])}

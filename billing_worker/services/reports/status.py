@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -138,23 +138,18 @@ def _alert(row: Row[Any]) -> dict[str, Any]:
 class ChargeSettings:
     """The worker's settings that date a charge."""
 
-    timings: Timings = field(default_factory=Timings)
-    service_template: str = ""
-
-    def service(self, currency: str) -> str:
-        return self.service_template.replace("{currency}", currency.lower())
-
-
-_DEFAULTS = ChargeSettings()
+    timings: Timings
+    service: Callable[[str], str]  # the gateway's code of the service for a currency
 
 
 def explain(
-    connection: Connection, reference: str, settings: ChargeSettings = _DEFAULTS
+    connection: Connection, reference: str, settings: ChargeSettings | None = None
 ) -> dict[str, Any] | None:
     """Return one invoice with its states, times, decisions and every gateway call (redacted).
 
     `reference` is the invoice's, an attempt's or the gateway's id. For a card page without an
     invoice the answer has "card_page" in place of "invoice". None: the reference is unknown.
+    `settings`: without them neither the wait for late money nor a paused service is told of.
     """
     invoice = invoices.find(connection, reference)
     if invoice is not None:
@@ -164,11 +159,17 @@ def explain(
 
 
 def _not_before(
-    connection: Connection, invoice: Row[Any], tries: Sequence[Row[Any]], settings: ChargeSettings
+    connection: Connection,
+    invoice: Row[Any],
+    tries: Sequence[Row[Any]],
+    settings: ChargeSettings | None,
 ) -> ChargedNotBefore:
     """Say what a worker that claims the invoice will find, before any does."""
-    switched, service = switches.read(connection), settings.service(invoice.currency)
+    switched = switches.read(connection)
     off = None if switched.sales_on else "sales are started again"
+    if settings is None:
+        return ChargedNotBefore(off)
+    service = settings.service(invoice.currency)
     if off is None and service in switched.paused:
         off = f"`sales start --service {service}`"
     attempts = [attempt_from(row) for row in tries]
@@ -177,7 +178,7 @@ def _not_before(
 
 
 def _explained_invoice(
-    connection: Connection, invoice: Row[Any], settings: ChargeSettings
+    connection: Connection, invoice: Row[Any], settings: ChargeSettings | None
 ) -> dict[str, Any]:
     tries = invoices.attempts_of(connection, invoice.id)
     newest = tries[-1] if tries else None

@@ -449,6 +449,24 @@ def test_a_withdrawn_attempt_that_may_be_sold_is_polled_on_a_ladder_and_then_lef
     assert world.attempts() == ["surplus"]
 
 
+def test_what_is_found_pending_for_days_is_asked_about_every_hour(world):
+    world.sandbox.behaviour = replace(
+        world.sandbox.behaviour, later_seconds=5 * 86400.0, lifetime_seconds=90 * 86400.0
+    )
+    world.subscribe("approved_later", ends_after_periods=1)
+    kept = backup(world.store)
+    world.tick()
+    go_back(world, kept)
+    start_again(world)
+    world.run_for(30 * HOUR, step=10 * MINUTE)
+    before = len(world.transport.sent)
+    world.run_for(10 * HOUR, step=5 * MINUTE)
+    assert world.attempts() == ["prepared"]
+    assert len(world.transport.sent) - before <= 2 * 11
+    world.run_for(5 * DAY, step=HOUR)
+    assert (world.attempts(), world.fate()) == (["succeeded"], "paid")
+
+
 def called_back(world, *, gateway_id, reference_id):
     said = {"id": gateway_id, "attributes": {"test_mode": True, "reference_id": reference_id}}
     inbox = Inbox(world.store, world.clock, world.vault, world.bell, Secret("k"), test_mode=True)
