@@ -34,8 +34,8 @@ from billing_worker.domain.statement import Owner
 from billing_worker.persistence.attempts import CaseKey
 from billing_worker.persistence.book import identity as book
 from billing_worker.persistence.rows import attempt_from, invoice_from, owner_from, trouble_of
+from billing_worker.persistence.schema.columns import Instant
 from billing_worker.persistence.schema.tables import (
-    Instant,
     attempts,
     cards,
     customers,

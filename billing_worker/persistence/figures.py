@@ -11,7 +11,8 @@ from datetime import datetime
 from sqlalchemy import Connection, func, or_, select
 
 from billing_worker.persistence.invoices import is_unknown
-from billing_worker.persistence.schema.tables import attempts, invoices, outbox, subscriptions
+from billing_worker.persistence.schema.outgoing import outbox
+from billing_worker.persistence.schema.tables import attempts, invoices, subscriptions
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,8 +30,8 @@ from billing_worker.domain.catch_up import WAIVED_BY, Action, Planned
 from billing_worker.domain.events import EventKind
 from billing_worker.domain.statement import MODERATION, UNSOLD_STATUSES
 from billing_worker.domain.subscription import Subscription
+from billing_worker.persistence.schema.columns import Instant
 from billing_worker.persistence.schema.tables import (
-    Instant,
     attempts,
     events,
     invoices,

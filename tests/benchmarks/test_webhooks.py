@@ -26,7 +26,8 @@ from billing_worker.domain.secret import Secret
 from billing_worker.domain.webhooks import USUAL_WAITS
 from billing_worker.persistence import history
 from billing_worker.persistence.history import Entry
-from billing_worker.persistence.schema.tables import attempts, public_events
+from billing_worker.persistence.schema.outgoing import public_events
+from billing_worker.persistence.schema.tables import attempts
 from billing_worker.persistence.store import Store
 from billing_worker.persistence.vault import FernetVault
 from billing_worker.receivers.post import Poster

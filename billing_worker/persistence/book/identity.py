@@ -20,7 +20,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import NotSupportedError, ProgrammingError
 
-from billing_worker.persistence.schema.tables import Instant, book
+from billing_worker.persistence.schema.columns import Instant
+from billing_worker.persistence.schema.tables import book
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,73 +6,27 @@ keeps. The migrations create the same tables; a test compares the two.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import (
-    JSON,
     BigInteger,
     Boolean,
     CheckConstraint,
     Column,
-    DateTime,
-    Dialect,
     ForeignKey,
     Index,
     Integer,
     LargeBinary,
-    MetaData,
     String,
     Table,
     Text,
-    TypeDecorator,
     UniqueConstraint,
     false,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
 
-metadata = MetaData(
-    naming_convention={
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-        "ck": "ck_%(table_name)s_%(constraint_name)s",
-        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-        "pk": "pk_%(table_name)s",
-    }
-)
-
-
-class Instant(TypeDecorator[datetime]):
-    """An aware datetime, stored in UTC. A naive one raises an error.
-
-    SQLite has no time zones: the column stores the wall clock in UTC and reads it back as UTC.
-    """
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        if value is None:
-            return None
-        if value.tzinfo is None:
-            raise ValueError(f"naive datetime {value!r} must not reach the database")
-        return value.astimezone(UTC)
-
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-
-
-# SQLite assigns ids only if the key is declared as INTEGER.
-Key = BigInteger().with_variant(Integer(), "sqlite")
-Json = JSON().with_variant(JSONB(), "postgresql")
-
-
-def _one_of(column: str, *values: str) -> CheckConstraint:
-    listed = ", ".join(f"'{value}'" for value in values)
-    return CheckConstraint(f"{column} IN ({listed})", name=f"{column}_known")
+from billing_worker.persistence.schema import outgoing  # noqa: F401 - so that `metadata` knows them all
+from billing_worker.persistence.schema.columns import Instant, Json, Key, metadata, one_of
 
 
 def _reference(**options: Any) -> Column[str]:
@@ -154,13 +108,13 @@ subscriptions = Table(
     Column("taken_back_at", Instant),  # until then another book may have billed it
     Column("from_book", String(32)),  # identity of the former book
     Column("from_prefix", String(16)),  # prefix of its references at the gateway, there and here
-    _one_of("catch_up", "collect_latest", "collect_all", "forgive_older_than", "hold"),
+    one_of("catch_up", "collect_latest", "collect_all", "forgive_older_than", "hold"),
     CheckConstraint(
         "(catch_up IN ('collect_all', 'forgive_older_than')) = (catch_up_days IS NOT NULL)",
         name="catch_up_days_where_needed",
     ),
     CheckConstraint("paused_at IS NULL OR status = 'paused'", name="paused_at_while_paused"),
-    _one_of(
+    one_of(
         "status",
         "trialing",
         "active",
@@ -187,7 +141,7 @@ subscriptions = Table(
         "next_billing_at IS NULL OR paid_through IS NULL OR next_billing_at >= paid_through",
         name="nothing_due_before_paid_through",
     ),
-    _one_of("kind", "recurring", "one_off"),
+    one_of("kind", "recurring", "one_off"),
     CheckConstraint("kind = 'recurring' OR ends_after_periods = 1", name="one_off_is_one_period"),
     Index(
         "ix_subscriptions_due",
@@ -229,7 +183,7 @@ invoices = Table(
     Column("give_up_at", Instant),  # how long the customer is waited for
     # A period is (subscription, number): any number of sweeps opens it once.
     UniqueConstraint("subscription_id", "period_number"),
-    _one_of("status", "open", "paid", "uncollectible", "void"),
+    one_of("status", "open", "paid", "uncollectible", "void"),
     CheckConstraint("amount_minor > 0", name="amount_positive"),
     CheckConstraint("(status = 'paid') = (paid_at IS NOT NULL)", name="paid_has_a_time"),
     # Workers are woken only for open invoices.
@@ -290,7 +244,7 @@ attempts = Table(
     Column("resolved_at", Instant),  # when a named person resolved it
     Column("resolved_over", Text),  # what the gateway said at that time
     UniqueConstraint("invoice_id", "number"),
-    _one_of(
+    one_of(
         "status",
         "prepared",
         "submitted",
@@ -404,7 +358,7 @@ commands = Table(
     Column("outcome", String(16), nullable=False),
     Column("errors", Json, nullable=False),
     Column("answer", Json, nullable=False),
-    _one_of("outcome", "done", "unchanged", "refused", "failed"),
+    one_of("outcome", "done", "unchanged", "refused", "failed"),
     # A command is carried out once, however often it arrives.
     Index(
         "uq_commands_one_done",
@@ -440,7 +394,7 @@ hosted_payments = Table(
     Column("unpaid_since", Instant),
     Column("outcome", Text),
     Column("card_id", ForeignKey("cards.id")),  # what it was for
-    _one_of("status", "prepared", "open", "stored", "no_card", "unpaid"),
+    one_of("status", "prepared", "open", "stored", "no_card", "unpaid"),
     CheckConstraint("amount_minor > 0", name="amount_positive"),
     # A page that cannot be asked about must not be handed out.
     CheckConstraint(
@@ -483,117 +437,4 @@ counters = Table(
     Column("name", String(48), primary_key=True),
     Column("total", BigInteger, nullable=False),
     Column("changed_at", Instant, nullable=False),
-)
-
-# What other systems are told. History may change freely; see domain/public_events.py.
-
-outbox = Table(
-    "outbox",
-    metadata,
-    # Written in the transaction of the fact, taken out in the one that gives it a number.
-    Column("id", Key, primary_key=True),
-    Column("at", Instant, nullable=False),
-    Column("type", String(48), nullable=False),
-    Column("stream", Key, nullable=False),  # the subscription's id; 0: about none
-    Column("invoice_id", Key),
-    Column("details", Json, nullable=False),
-    Column("trouble", Text),  # why it could not be rendered; it holds back its stream
-    Column("again_at", Instant),  # when that is tried again
-    Index(
-        "ix_outbox_trouble",
-        "stream",
-        postgresql_where=text("again_at IS NOT NULL"),
-        sqlite_where=text("again_at IS NOT NULL"),
-    ),
-)
-
-public_events = Table(
-    "public_events",
-    metadata,
-    # Without gaps and in the order of commit: one writer at a time, see `feed`.
-    Column("number", BigInteger, primary_key=True, autoincrement=False),
-    Column("event_id", String(64), nullable=False, unique=True),
-    Column("type", String(48), nullable=False),
-    Column("at", Instant, nullable=False),
-    Column("stream", BigInteger, nullable=False),
-    Column("sequence", BigInteger, nullable=False),
-    Column("body", Text, nullable=False),  # the bytes that are signed, at each try the same
-    Column("published_at", Instant, nullable=False, index=True),
-    UniqueConstraint("stream", "sequence"),
-)
-
-streams = Table(
-    "streams",
-    metadata,
-    Column("stream", BigInteger, primary_key=True, autoincrement=False),
-    Column("sequence", BigInteger, nullable=False),  # the last one; outlives its events
-)
-
-feed = Table(
-    "feed",
-    metadata,
-    # One row, made by the migration. Its lock is the right to give out numbers.
-    Column("id", Integer, primary_key=True, autoincrement=False),
-    Column("number", BigInteger, nullable=False),  # the last one
-    # After a restore numbers and sequences go on above all that may have been given out before.
-    Column("floor", BigInteger, nullable=False, server_default="0"),
-    Column("restored_at", Instant),  # the restore that this has been done for
-    Column("forgotten", BigInteger, nullable=False, server_default="0"),  # the last one deleted
-    Column("queued", BigInteger),  # the last one sent to the queue; None: none ever
-    Column("queue_claim", Integer, nullable=False, server_default="0"),
-    Column("queue_lease_until", Instant),
-)
-
-webhook_endpoints = Table(
-    "webhook_endpoints",
-    metadata,
-    Column("id", Key, primary_key=True),
-    Column("url", Text, nullable=False, unique=True),
-    Column("types", Text),  # comma-separated; None: all
-    Column("status", String(16), nullable=False),
-    Column("reason", Text),  # why it is paused
-    Column("secret", LargeBinary, nullable=False),  # encrypted by the vault
-    Column("old_secret", LargeBinary),  # signs too until then, so that a receiver may change over
-    Column("old_until", Instant),
-    Column("created_at", Instant, nullable=False),
-    _one_of("status", "active", "paused"),
-)
-
-webhook_cursors = Table(
-    "webhook_cursors",
-    metadata,
-    # Where one endpoint is in one stream: the next event goes out only after this one was taken.
-    Column("endpoint_id", ForeignKey("webhook_endpoints.id"), primary_key=True),
-    Column("stream", BigInteger, primary_key=True, autoincrement=False),
-    Column("head", BigInteger),  # sequence of the event that is next; None: nothing waits
-    Column("next_at", Instant),  # when it is tried, or tried again if its claim has died
-    Column("tries", Integer, nullable=False),  # of the head, in vain
-    Column("claim", Integer, nullable=False),  # grows with every claim; an older one is refused
-    Column("parked_at", Instant),  # the schedule is used up
-    Column("replay_until", BigInteger),  # a replay runs up to this sequence,
-    Column("resume_at", BigInteger),  # and then goes on here
-    CheckConstraint("(head IS NULL) = (next_at IS NULL)", name="waits_with_a_date"),
-    CheckConstraint(
-        "(replay_until IS NULL) = (resume_at IS NULL)", name="replay_knows_its_way_back"
-    ),
-    Index(
-        "ix_webhook_cursors_due",
-        "endpoint_id",
-        "next_at",
-        postgresql_where=text("next_at IS NOT NULL"),
-        sqlite_where=text("next_at IS NOT NULL"),
-    ),
-)
-
-deliveries = Table(
-    "deliveries",
-    metadata,
-    Column("endpoint_id", ForeignKey("webhook_endpoints.id"), primary_key=True),
-    Column("number", BigInteger, primary_key=True, autoincrement=False),  # of the event
-    Column("tries", Integer, nullable=False),
-    Column("first_at", Instant, nullable=False),
-    Column("last_at", Instant, nullable=False),
-    Column("status", Integer),  # the last answer's; None: there was none
-    Column("reason", Text),  # why the last try failed; None: it was delivered
-    Column("delivered_at", Instant),
 )

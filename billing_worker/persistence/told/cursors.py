@@ -27,7 +27,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from billing_worker.persistence.schema.tables import (
+from billing_worker.persistence.schema.outgoing import (
     public_events,
     webhook_cursors,
     webhook_endpoints,

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from billing_worker.persistence.schema.tables import deliveries, public_events, webhook_endpoints
+from billing_worker.persistence.schema.outgoing import deliveries, public_events, webhook_endpoints
 
 
 def record(

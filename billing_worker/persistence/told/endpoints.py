@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, delete, exists, insert, select, update
 
-from billing_worker.persistence.schema.tables import (
+from billing_worker.persistence.schema.outgoing import (
     deliveries,
     webhook_cursors,
     webhook_endpoints,

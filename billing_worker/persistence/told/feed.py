@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Row, Select, bindparam, delete, exists, or_, 
 from sqlalchemy.dialects import postgresql, sqlite
 
 from billing_worker.persistence.bulk import insert_many
-from billing_worker.persistence.schema.tables import (
+from billing_worker.persistence.schema.outgoing import (
     deliveries,
     feed,
     public_events,

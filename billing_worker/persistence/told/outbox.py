@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Row, bindparam, delete, select, update
 
 from billing_worker.domain.public_events import Told
 from billing_worker.persistence.bulk import insert_many
-from billing_worker.persistence.schema.tables import outbox
+from billing_worker.persistence.schema.outgoing import outbox
 
 NO_SUBSCRIPTION = 0
 """The stream of events that are about no subscription."""

@@ -14,7 +14,7 @@ from standardwebhooks import Webhook
 
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.domain.webhooks import USUAL_WAITS
-from billing_worker.persistence.schema import tables
+from billing_worker.persistence.schema import outgoing
 from billing_worker.persistence.store import CommitUnknown
 from billing_worker.persistence.told import cursors
 from billing_worker.receivers.post import Answer
@@ -85,7 +85,7 @@ def test_a_receiver_that_is_dead_for_fourteen_days_gets_everything_in_order(worl
     send_for(out, DAY + HOUR, step=HOUR)
     assert all(seen == list(range(1, len(seen) + 1)) for seen in receivers.sequences().values())
     with world.store.reading() as connection:
-        told = connection.execute(select(func.count()).select_from(tables.public_events)).scalar()
+        told = connection.execute(select(func.count()).select_from(outgoing.public_events)).scalar()
     assert sum(map(len, receivers.sequences().values())) == told
 
 
@@ -102,7 +102,7 @@ def test_the_schedule_ends_in_a_daily_probe_and_alerts_once(world, out, receiver
         world.clock.advance(_wait(world))
     assert [after - before for before, after in pairwise(tried)] == [*USUAL_WAITS[1:], DAY, DAY]
     with world.store.reading() as connection:
-        c = tables.public_events.c
+        c = outgoing.public_events.c
         query = select(c.body).where(c.type == "attention.needed")
         told = [json.loads(body)["data"]["about"] for body in connection.execute(query).scalars()]
     assert told == ["webhook.parked"]
@@ -126,7 +126,7 @@ def test_retry_after_is_honoured_and_a_day_at_most(world, out, receivers):
 
 def _wait(world):
     with world.store.reading() as connection:
-        c = tables.webhook_cursors.c
+        c = outgoing.webhook_cursors.c
         at = connection.execute(select(c.next_at).where(c.stream != 0)).scalar_one()
     return at - world.clock.now()
 
@@ -274,7 +274,7 @@ def test_a_secret_is_nowhere_in_clear_and_both_sign_while_it_changes(world, out,
     added = add(world)
     new = endpoints.rotate_secret(world.store, world.vault, world.clock, added.id)
     with world.store.reading() as connection:
-        [row] = connection.execute(select(tables.webhook_endpoints)).all()
+        [row] = connection.execute(select(outgoing.webhook_endpoints)).all()
         assert added.secret.reveal().encode() not in row.secret + row.old_secret
         assert added.secret.reveal() not in json.dumps(endpoints.described(connection))
     world.subscribe()
@@ -297,5 +297,5 @@ def test_a_removed_endpoint_leaves_nothing_behind(world, out):
     world.tick()
     assert send(out) == 0
     with world.store.reading() as connection:
-        for table in (tables.webhook_cursors, tables.deliveries, tables.webhook_endpoints):
+        for table in (outgoing.webhook_cursors, outgoing.deliveries, outgoing.webhook_endpoints):
             assert connection.execute(select(table)).all() == []

@@ -13,7 +13,7 @@ from sqlalchemy import func, select
 
 from billing_worker.domain.public_events import LARGEST_EVENT, PublicType
 from billing_worker.domain.public_schema import schema
-from billing_worker.persistence.schema import tables
+from billing_worker.persistence.schema import outgoing, tables
 from billing_worker.persistence.store import Within
 from billing_worker.persistence.told import outbox
 from billing_worker.services.outbox import publish as publishing
@@ -188,4 +188,4 @@ def test_publishing_leaves_nothing_in_the_outbox_and_publishes_nothing_twice(wor
     assert publish(world.store, world.clock) == 5
     assert publish(world.store, world.clock) == 0
     with world.store.reading() as connection:
-        assert connection.execute(select(func.count()).select_from(tables.outbox)).scalar() == 0
+        assert connection.execute(select(func.count()).select_from(outgoing.outbox)).scalar() == 0

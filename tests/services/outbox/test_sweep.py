@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import func, select
 
-from billing_worker.persistence.schema import tables
+from billing_worker.persistence.schema import outgoing
 from billing_worker.persistence.store import Store
 from billing_worker.persistence.told import feed
 from billing_worker.services.outbox import relay as relaying
@@ -153,7 +153,7 @@ def test_old_events_are_deleted_but_none_that_has_still_to_be_sent(world, out, r
     assert forget(world.store, world.clock, 30 * DAY) == 3
     with world.store.reading() as connection:
         assert feed.forgotten(connection) == 6
-        left = connection.execute(select(func.count()).select_from(tables.deliveries)).scalar()
+        left = connection.execute(select(func.count()).select_from(outgoing.deliveries)).scalar()
     assert left == 0
     world.subscribe(reference="sub-3")
     publish(world.store, world.clock)

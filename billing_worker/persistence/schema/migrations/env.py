@@ -2,11 +2,11 @@
 
 from alembic import context
 
-from billing_worker.persistence.schema.tables import metadata
+from billing_worker.persistence.schema.tables import customers
 
 context.configure(
     connection=context.config.attributes["connection"],
-    target_metadata=metadata,
+    target_metadata=customers.metadata,
     render_as_batch=True,
 )
 context.run_migrations()

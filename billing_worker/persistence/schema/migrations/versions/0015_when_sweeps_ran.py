@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-from billing_worker.persistence.schema.tables import Instant
+from billing_worker.persistence.schema.columns import Instant
 
 revision = "0015"
 down_revision = "0014"
