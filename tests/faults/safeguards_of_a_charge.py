@@ -140,9 +140,9 @@ _AND_SELL_ANYHOW = """try:
     except CommitUnknown:
         submitted = Submitted(ports.clock.monotonic())"""
 _SELL_AGAIN = """try:
-            answer = ports.gateway.sale(request.bearer, calls)
+            answer = ports.gateway.sale(request.bearer, session.calls)
         except OutcomeUnknown:
-            answer = ports.gateway.sale(request.bearer, calls)"""
+            answer = ports.gateway.sale(request.bearer, session.calls)"""
 
 OF_A_CHARGE: Sequence[Safeguard] = (
     Safeguard(
@@ -151,11 +151,11 @@ OF_A_CHARGE: Sequence[Safeguard] = (
             charge.charge,
             (
                 r"submitted = submit\(ports, request\)",
-                "ports.gateway.sale(request.bearer, calls)\n    submitted = submit(ports, request)",
+                "ports.gateway.sale(request.bearer, session.calls)\n    submitted = submit(ports, request)",
             ),
             (
-                r"return _sell\(ports, request, submitted, asked_at, may_poll=may_poll\)",
-                "return _settle(ports, claimed, NoAnswer('sold'), calls)",
+                r"return _sell\(session\.apart\(\), request, submitted, asked_at, may_poll=may_poll\)",
+                "return _settle(session, NoAnswer('sold'))",
             ),
         ),
         (Trial(PENDING, ((DIES, f"{SALE}: after effect"),)),),
@@ -176,7 +176,7 @@ OF_A_CHARGE: Sequence[Safeguard] = (
         altered(
             charge._sell,
             (
-                r"answer = ports\.gateway\.sale\(request\.bearer, calls\)",
+                r"answer = ports\.gateway\.sale\(request\.bearer, session\.calls\)",
                 _SELL_AGAIN,
             ),
         ),
@@ -315,7 +315,7 @@ OF_A_CHARGE: Sequence[Safeguard] = (
     ),
     Safeguard(
         "an earlier attempt without an id is looked for by its reference",
-        altered(previous_attempts.why_no_other, (r"found = by_reference\(.*\)", "found = None")),
+        altered(previous_attempts._heard, (r"found = by_reference\(.*\)", "found = None")),
         (Trial(APPROVED, ((DIES, f"{SALE}: after effect"), (FORGET, "commit#4 of renew: after"))),),
     ),
     Safeguard(

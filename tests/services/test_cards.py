@@ -29,6 +29,7 @@ from billing_worker.services.attempts.submit import Submit
 from billing_worker.services.cards.expiry import warn_expiring
 from billing_worker.services.cards.listing import list_cards
 from billing_worker.services.charging.charge import _created, _order
+from billing_worker.services.charging.session import ChargeSession
 from billing_worker.services.commands.execute import Message, carry_out
 from billing_worker.services.dunning import choose_policy, give_up_overdue
 from billing_worker.services.import_records.subscription import parse_record
@@ -650,7 +651,8 @@ def to_decline(world, name):
 
 def to_submit(world, name):
     [mine] = claim(world.ports, [row_id(world, tables.invoices, f"{name}-p0")])
-    return Submit(mine, _created(world.ports, mine, _order(world.ports, mine), []), ())
+    session = ChargeSession.of(world.ports, mine)
+    return Submit(mine, _created(session, _order(world.ports, mine)), ())
 
 
 def test_whoever_warns_of_expiring_cards_locks_them_in_the_order_of_all_others(postgres_url):

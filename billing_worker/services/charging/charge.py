@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 
@@ -48,8 +48,7 @@ from billing_worker.domain.statement import (
     judge,
     may_be_sold,
 )
-from billing_worker.gateway.port import CallLog, InstantOrder, WireCall
-from billing_worker.gateway.redaction import hide
+from billing_worker.gateway.port import InstantOrder
 from billing_worker.persistence import counters, history
 from billing_worker.persistence.history import Entry
 from billing_worker.persistence.store import AWAY
@@ -57,19 +56,19 @@ from billing_worker.services.attempts.claim import BY, Claimed, ClaimedPage, cla
 from billing_worker.services.attempts.commit import settle, submit
 from billing_worker.services.attempts.settle import Settle
 from billing_worker.services.attempts.submit import NotSubmitted, Submit, Submitted
-from billing_worker.services.charging import failures, rate_permit
+from billing_worker.services.charging import failures
 from billing_worker.services.charging.find_by_reference import (
     KNOWN_THERE,
     LATER_KNOWN,
     MAYBE_SOLD,
     UNPROVEN,
-    Asking,
     Foreign,
     Found,
     by_reference,
     knows_later,
 )
 from billing_worker.services.charging.previous_attempts import Obstacle, TooEarly, why_no_other
+from billing_worker.services.charging.session import ChargeSession
 from billing_worker.services.guards import lost_memory
 from billing_worker.services.ports import Ports
 
@@ -151,45 +150,45 @@ def _charge_safely(ports: Ports, claimed: Claimed) -> str:
 def charge(ports: Ports, claimed: Claimed) -> str:
     """Drive one claimed attempt as far as possible now. Returns the attempt's state."""
     ports.vault.unlock(claimed.payer.card_token)  # Checked before the gateway receives a request.
-    calls: CallLog = []
+    session = ChargeSession.of(ports, claimed)
     asked_at = ports.clock.monotonic() if claimed.earlier else math.inf
-    obstacle = _earlier_attempts_may_pay(ports, claimed, calls)
+    obstacle = _earlier_attempts_may_pay(session)
     if obstacle:
-        return _settle(ports, claimed, obstacle, calls)
-    found = _fit(ports, claimed, _invoice_at_gateway(ports, claimed, calls))
+        return _settle(session, obstacle)
+    found = _fit(session, _invoice_at_gateway(session))
     if isinstance(found, _Useless):
-        found = _fit(ports, claimed, _read_once_more(ports, claimed, found, calls))
+        found = _fit(session, _read_once_more(session, found))
     may_poll = True
     if isinstance(found, Statement):
         # Rate permits for the sale and the following poll are taken before the commit: the sale
         # must follow the commit at once.
-        waited = rate_permit.take(ports, claimed, 2)
+        waited = session.wait(2)
         if waited > STALE_AFTER_SECONDS:
             may_poll = False  # this poll uses one permit
-            found = _fit(ports, claimed, _seen_again(ports, found, calls))
+            found = _fit(session, _seen_again(session, found))
         if claimed.earlier and ports.clock.monotonic() - asked_at > STALE_AFTER_SECONDS:
             asked_at = ports.clock.monotonic()
-            found = _earlier_attempts_may_pay(ports, claimed, calls) or found
+            found = _earlier_attempts_may_pay(session) or found
     if isinstance(found, _Useless):
         found = _given_up(claimed, found)
     if not isinstance(found, Statement):
-        return _settle(ports, claimed, found, calls)
-    request = Submit(claimed, found, _shown(ports, claimed, calls))
+        return _settle(session, found)
+    request = Submit(claimed, found, session.shown())
     submitted = submit(ports, request)
     if isinstance(submitted, NotSubmitted):
-        return _settle(ports, claimed, _why_not_armed(submitted), calls)
-    return _sell(ports, request, submitted, asked_at, may_poll=may_poll)
+        return _settle(session, _why_not_armed(submitted))
+    return _sell(session.apart(), request, submitted, asked_at, may_poll=may_poll)
 
 
 # --- before the commit: nothing here moves money ---------------------------------------------
 
 
-def _earlier_attempts_may_pay(ports: Ports, claimed: Claimed, calls: CallLog) -> News | None:
+def _earlier_attempts_may_pay(session: ChargeSession) -> News | None:
     """Poll every ended attempt of this invoice once more: a late payment pays it (§11.6)."""
-    asking = _asking(ports, claimed)
+    claimed = session.claimed
     try:
         obstacle = why_no_other(
-            ports, claimed.key, claimed.earlier, asking, calls, origin=claimed.attempt.origin
+            session, claimed.key, claimed.earlier, origin=claimed.attempt.origin
         )
     except GatewayError as error:
         return Postponed(f"an earlier attempt could not be asked about: {error.reason}")
@@ -200,76 +199,62 @@ def _earlier_attempts_may_pay(ports: Ports, claimed: Claimed, calls: CallLog) ->
     return Postponed(str(obstacle), until_it_ends=True) if obstacle else None
 
 
-def _asking(ports: Ports, claimed: Claimed) -> Asking:
-    wait, shown = partial(rate_permit.take, ports, claimed), partial(_shown, ports, claimed)
-    return Asking(
-        BY,
-        wait,
-        shown,
-        forgetful=claimed.may_be_forgotten,
-        owner=claimed.payer.owner,
-        remembers=claimed.is_proven_unsold,
-    )
-
-
-def _known_already(ports: Ports, claimed: Claimed, calls: CallLog) -> Statement | News | None:
+def _known_already(session: ChargeSession) -> Statement | News | None:
     """Find what the gateway may know of this attempt from an older claim, or from a time that
     restored books have lost.
     """
-    if claimed.attempt.test_mode == ports.test_mode and not claimed.create_may_have_been_sent:
+    if session.is_our_mode and not session.claimed.create_may_have_been_sent:
         return None
     try:
-        return _sought(ports, claimed, calls)
+        return _sought(session)
     except NotSent as error:
         return Postponed(f"gateway not reached: {error.reason}")
     except (Refused, OutcomeUnknown) as error:
         if error.http_status in CONFIGURATION_ANSWERS:
-            return _refuses_us(ports, claimed, error)
+            return _refuses_us(session, error)
         return Postponed(f"it could not be looked for: {error.reason}")
 
 
-def _sought(ports: Ports, claimed: Claimed, calls: CallLog) -> Statement | News | None:
-    asking = _asking(ports, claimed)
-    found = by_reference(ports, claimed.key, claimed.attempt, asking, calls)
+def _sought(session: ChargeSession) -> Statement | News | None:
+    claimed = session.claimed
+    found = by_reference(session, claimed.key, claimed.attempt)
     if isinstance(found, Foreign):
         return NothingSent(found.whose, hold=True)
     if found is not None:
-        return _believed(ports, claimed, found)
-    if claimed.may_be_forgotten and knows_later(ports, claimed.key, claimed.attempt, asking, calls):
+        return _believed(session, found)
+    if claimed.may_be_forgotten and knows_later(session, claimed.key, claimed.attempt):
         return NothingSent(LATER_KNOWN)
-    return None if claimed.attempt.test_mode == ports.test_mode else NothingSent(OTHER_MODE)
+    return None if session.is_our_mode else NothingSent(OTHER_MODE)
 
 
-def _invoice_at_gateway(ports: Ports, claimed: Claimed, calls: CallLog) -> Statement | News:
+def _invoice_at_gateway(session: ChargeSession) -> Statement | News:
     """Return the gateway's invoice of this attempt.
 
     It is found by our reference if an earlier create may have reached the gateway, and created
     otherwise.
     """
-    known = _known_already(ports, claimed, calls)
+    known = _known_already(session)
     if known is not None:
         return known
-    order = _order(ports, claimed)
+    order = _order(session.ports, session.claimed)
     try:
-        return _created(ports, claimed, order, calls)
+        return _created(session, order)
     except NotSent as error:
         return Postponed(f"gateway not reached: {error.reason}")
     except (Refused, OutcomeUnknown) as error:
-        return _after_failed_create(ports, claimed, order, error, calls)
+        return _after_failed_create(session, order, error)
 
 
-def _created(
-    ports: Ports, claimed: Claimed, order: InstantOrder, calls: CallLog
-) -> Statement | News:
-    rate_permit.take(ports, claimed)
-    sent_at = ports.clock.now()
-    answered = ports.gateway.create(order, calls)
-    if foreign(answered, _expected(claimed)) or not is_of_another_create(
+def _created(session: ChargeSession, order: InstantOrder) -> Statement | News:
+    session.wait()
+    sent_at = session.ports.clock.now()
+    answered = session.ports.gateway.create(order, session.calls)
+    if foreign(answered, _expected(session.claimed)) or not is_of_another_create(
         answered, order.create, sent_at
     ):
         return answered
     maybe_sold = answered.status in UNSOLD_STATUSES
-    return _believed(ports, claimed, Found(answered, maybe_sold, (answered.create,)))
+    return _believed(session, Found(answered, maybe_sold, (answered.create,)))
 
 
 def _expected(claimed: Claimed) -> Expected:
@@ -294,7 +279,7 @@ def _order(ports: Ports, claimed: Claimed) -> InstantOrder:
 
 
 def _believed(
-    ports: Ports, claimed: Claimed, found: Found, *, made_now: int = 0, maybe_now: int = 0
+    session: ChargeSession, found: Found, *, made_now: int = 0, maybe_now: int = 0
 ) -> Statement | News:
     """Return the found invoice if it may be sold.
 
@@ -302,13 +287,14 @@ def _believed(
     name. `maybe_now`: how many others it may have made. Each older claim has sent one create. More
     invoices than that were made in a time that this book has lost.
     """
+    claimed = session.claimed
     older = found.count - made_now
     unproven = older > 0 and found.maybe_sold and not claimed.is_proven_unsold
     if unproven and claimed.may_be_forgotten:
         return Postponed(MAYBE_SOLD, until_it_ends=True)
     not_ours = older - maybe_now >= claimed.attempt.fence
     if not_ours and not claimed.may_be_forgotten:
-        lost_memory.notice(ports, KNOWN_THERE, seen=claimed.restored_at, by=BY)
+        lost_memory.notice(session.ports, KNOWN_THERE, seen=claimed.restored_at, by=BY)
     # An invoice that has ended may have been sold before: its money may still come.
     ended = not claimed.is_proven_unsold and not found.maybe_sold
     if not_ours or ended:
@@ -316,17 +302,13 @@ def _believed(
     return Postponed(UNPROVEN, until_it_ends=True) if unproven else found.statement
 
 
-def _refuses_us(ports: Ports, claimed: Claimed, error: GatewayError) -> News:
-    _alert_now_and_then(ports, claimed, EventKind.GATEWAY_REFUSES_US, reason=error.reason)
+def _refuses_us(session: ChargeSession, error: GatewayError) -> News:
+    _alert_now_and_then(session, EventKind.GATEWAY_REFUSES_US, reason=error.reason)
     return Postponed(f"gateway refuses our credentials: {error.reason}")
 
 
 def _after_failed_create(
-    ports: Ports,
-    claimed: Claimed,
-    order: InstantOrder,
-    error: Refused | OutcomeUnknown,
-    calls: CallLog,
+    session: ChargeSession, order: InstantOrder, error: Refused | OutcomeUnknown
 ) -> Statement | News:
     """Look for the invoice once after a failed create: the create may have worked, or the reference
     may exist.
@@ -336,12 +318,12 @@ def _after_failed_create(
     create, unless it bears the name of this one.
     """
     if error.http_status in CONFIGURATION_ANSWERS:
-        return _refuses_us(ports, claimed, error)
+        return _refuses_us(session, error)
     refused = isinstance(error, Refused) or error.reads_like_a_refusal
     doubt = Postponed(f"outcome of create unknown: {error.reason}")
-    asking = _asking(ports, claimed)
+    claimed = session.claimed
     try:
-        found = by_reference(ports, claimed.key, claimed.attempt, asking, calls)
+        found = by_reference(session, claimed.key, claimed.attempt)
     except GatewayError:
         return doubt
     if found is None:
@@ -350,14 +332,14 @@ def _after_failed_create(
         return NothingSent(found.whose, hold=True)
     maybe_now = int(None in found.made_by and not error.is_client_error)
     return _believed(
-        ports, claimed, found, made_now=found.made_by.count(order.create), maybe_now=maybe_now
+        session, found, made_now=found.made_by.count(order.create), maybe_now=maybe_now
     )
 
 
-def _seen_again(ports: Ports, found: Statement, calls: CallLog) -> Statement | News:
+def _seen_again(session: ChargeSession, found: Statement) -> Statement | News:
     """Read the invoice again: it may have expired during a long wait."""
     try:
-        return ports.gateway.poll(found.gateway_id, calls)
+        return session.poll(found.gateway_id)
     except GatewayError as error:
         return Postponed(f"could not be looked at again before the sale: {error.reason}")
 
@@ -370,12 +352,10 @@ class _Useless:
     reason: str
 
 
-def _read_once_more(
-    ports: Ports, claimed: Claimed, useless: _Useless, calls: CallLog
-) -> Statement | News:
+def _read_once_more(session: ChargeSession, useless: _Useless) -> Statement | News:
     """Read the invoice once more: the answer to a create may lack fields that the invoice has."""
-    rate_permit.take(ports, claimed)
-    return _seen_again(ports, useless.statement, calls)
+    session.wait()
+    return _seen_again(session, useless.statement)
 
 
 def _given_up(claimed: Claimed, useless: _Useless) -> News:
@@ -390,25 +370,22 @@ def _given_up(claimed: Claimed, useless: _Useless) -> News:
     return NothingSent(reason, hold=True, statement=useless.statement)
 
 
-def _fit(
-    ports: Ports, claimed: Claimed, found: Statement | News | _Useless
-) -> Statement | News | _Useless:
+def _fit(session: ChargeSession, found: Statement | News | _Useless) -> Statement | News | _Useless:
     """Return the gateway's invoice if it may be sold, otherwise what follows from that."""
     if not isinstance(found, Statement):
         return found
-    attempt, expected = claimed.attempt, _expected(claimed)
+    expected = _expected(session.claimed)
     finding = judge(found, expected)
     if finding.verdict is Verdict.UNPAID_FINAL and found.status == "expired":
         return _Useless(found, finding.reason)
     if finding.verdict is not Verdict.PENDING:
         return Stated(found)
-    is_our_mode = attempt.test_mode == ports.test_mode
-    reason = may_be_sold(found, expected) if is_our_mode else OTHER_MODE
+    reason = may_be_sold(found, expected) if session.is_our_mode else OTHER_MODE
     if reason is None:
         return found
     if reason == NO_BEARER:
         return _Useless(found, reason)
-    return NothingSent(reason, hold=is_our_mode, statement=found)
+    return NothingSent(reason, hold=session.is_our_mode, statement=found)
 
 
 def _why_not_armed(obstacle: NotSubmitted) -> News:
@@ -427,71 +404,65 @@ SETTINGS_ARE_WRONG = frozenset({401, 403, 404, 405})
 
 
 def _sell(
-    ports: Ports, request: Submit, submitted: Submitted, asked_at: float, *, may_poll: bool
+    session: ChargeSession,
+    request: Submit,
+    submitted: Submitted,
+    asked_at: float,
+    *,
+    may_poll: bool,
 ) -> str:
     """Send the sale that was just committed, once, and only within the gate of a few seconds."""
-    claimed = request.claimed
-    calls: CallLog = []
+    ports = session.ports
     if ports.clock.monotonic() - submitted.committed_at > ports.timings.sale_gate_seconds:
-        return _settle(ports, claimed, NothingSent("too late after the commit"), calls)
-    if claimed.earlier and ports.clock.monotonic() - asked_at > OLDEST_NEWS_SECONDS:
-        return _settle(ports, claimed, NothingSent(NEWS_TOO_OLD), calls)
+        return _settle(session, NothingSent("too late after the commit"))
+    if request.claimed.earlier and ports.clock.monotonic() - asked_at > OLDEST_NEWS_SECONDS:
+        return _settle(session, NothingSent(NEWS_TOO_OLD))
     try:
-        answer = ports.gateway.sale(request.bearer, calls)
+        answer = ports.gateway.sale(request.bearer, session.calls)
     except NotSent as error:
-        return _settle(ports, claimed, NothingSent(f"sale not sent: {error.reason}"), calls)
+        return _settle(session, NothingSent(f"sale not sent: {error.reason}"))
     except (Refused, OutcomeUnknown) as error:
         # Even a clear refusal of a sale has been wrong (§0 E): only the invoice decides.
         if error.http_status in SETTINGS_ARE_WRONG:
-            _alert_now_and_then(ports, claimed, EventKind.SALES_REFUSED, reason=error.reason)
-        return _settle(ports, claimed, NoAnswer(f"sale: {error.reason}"), calls)
+            _alert_now_and_then(session, EventKind.SALES_REFUSED, reason=error.reason)
+        return _settle(session, NoAnswer(f"sale: {error.reason}"))
     if not may_poll or answer.status not in PAID_STATUSES | DECLINED_STATUSES:
         # After a final answer the invoice is polled at once; any other answer can wait.
         news: News = NoAnswer(f"sale answered {answer.status}")
     else:
-        news = _seen_after(ports, request.statement.gateway_id, calls)
-    return _settle(ports, claimed, news, calls, answer)
+        news = _seen_after(session, request.statement.gateway_id)
+    return _settle(session, news, answer)
 
 
-def _seen_after(ports: Ports, gateway_id: str, calls: CallLog) -> News:
-    asked_at = ports.clock.now()
+def _seen_after(session: ChargeSession, gateway_id: str) -> News:
+    asked_at = session.ports.clock.now()
     try:
-        return Stated(ports.gateway.poll(gateway_id, calls), asked_at)
+        return Stated(session.poll(gateway_id), asked_at)
     except GatewayError as error:
         return NoAnswer(f"look: {error.reason}")
 
 
-def _settle(
-    ports: Ports, claimed: Claimed, news: News, calls: CallLog, hint: SaleAnswer | None = None
-) -> str:
-    shown = _shown(ports, claimed, calls)
-    request = Settle(claimed.key, news, BY, shown, hint, claimed.attempt.fence)
-    return str(settle(ports, request).attempt.status)
+def _settle(session: ChargeSession, news: News, hint: SaleAnswer | None = None) -> str:
+    claimed = session.claimed
+    request = Settle(claimed.key, news, BY, session.shown(), hint, claimed.attempt.fence)
+    return str(settle(session.ports, request).attempt.status)
 
 
 # --- what is written down ---------------------------------------------------------------------
 
 
-def _shown(ports: Ports, claimed: Claimed, calls: CallLog) -> tuple[WireCall, ...]:
-    """Return the calls without the card token, which only the create contained."""
-    token = ports.vault.unlock(claimed.payer.card_token)
-    return tuple(
-        replace(call, answer=hide(call.answer, (token,))) if call.answer else call for call in calls
-    )
-
-
-def _alert_now_and_then(ports: Ports, claimed: Claimed, kind: EventKind, **data: object) -> None:
+def _alert_now_and_then(session: ChargeSession, kind: EventKind, **data: object) -> None:
     """Alert once in a while about an error that affects every charge, over all processes."""
+    ports = session.ports
     now = ports.clock.now()
     with ports.store.transaction() as connection:
         first = counters.add_unless_recent(connection, kind, now, now - TROUBLE_ALERT_AGAIN_AFTER)
     if first:
-        _alert(ports, claimed, kind, **data)
+        _alert(ports, session.claimed, kind, **data)
 
 
 def _alert(ports: Ports, claimed: Claimed, kind: EventKind, **data: object) -> None:
     key, event = claimed.key, Event(kind, ports.clock.now(), BY, data, alert=True)
     with ports.store.transaction() as connection:
-        entry = Entry.about(key, event)
-        history.write(connection, [entry])
+        history.write(connection, [Entry.about(key, event)])
     log.error("billing.alert", kind=str(kind), attempt=claimed.attempt.reference_id, details=data)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -15,16 +15,14 @@ from billing_worker.domain.statement import (
     PAID_STATUSES,
     UNSOLD_STATUSES,
     Expected,
-    Owner,
     Statement,
     foreign,
     most_telling,
 )
-from billing_worker.gateway.port import CallLog, WireCall
 from billing_worker.persistence import counters, history
 from billing_worker.persistence.attempts import CaseKey
 from billing_worker.persistence.history import Entry
-from billing_worker.services.ports import Ports
+from billing_worker.services.charging.session import GatewaySession
 
 TELL_AGAIN_AFTER = timedelta(days=1)
 
@@ -41,21 +39,6 @@ KNOWN_THERE = "the gateway knows an invoice under a reference that this book has
 UNPROVEN = "found at the gateway, and nothing proves that it was not sold: it is left to end"
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class Asking:
-    """The caller of a look-up: for the history and the shared rate limit."""
-
-    by: str
-    wait: Callable[[], object]  # waits for the permit of one request
-    shown: Callable[[CallLog], tuple[WireCall, ...]]
-    forgetful: bool
-    """The books were restored from a backup and may have lost sales."""
-    owner: Owner
-    """The owner that an invoice must have to count."""
-    remembers: bool = False
-    """It is proven that these books have lost no sale of this invoice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,68 +60,62 @@ class Foreign:
     whose: str
 
 
-def by_reference(
-    ports: Ports, key: CaseKey, attempt: Attempt, asking: Asking, calls: CallLog
-) -> Found | Foreign | None:
+def by_reference(session: GatewaySession, key: CaseKey, attempt: Attempt) -> Found | Foreign | None:
     """Return what the gateway has under the reference, or None. Raises GatewayError.
 
     Rows of a list name neither book nor customer, so each invoice is read by itself. If ours is
     among them, it counts, and a person is told of the foreign one: ours may have been sold.
     """
-    matches = _listed(ports, key, attempt.reference_id, asking, calls)
+    matches = _listed(session, key, attempt.reference_id)
     if not matches:
         return None
     expected = Expected(
-        attempt.reference_id, attempt.money, test_mode=attempt.test_mode, owner=asking.owner
+        attempt.reference_id, attempt.money, test_mode=attempt.test_mode, owner=session.owner
     )
-    read = [_read(ports, one, asking, calls) for one in matches]
+    read = [_read(session, one) for one in matches]
     whose = next(filter(None, (foreign(one, expected) for one in read)), None)
     ours = [one for one in read if foreign(one, expected) is None]
     if not ours:
         return Foreign(whose or "")
     chosen = most_telling(ours)
-    _tell_if_paid_twice(ports, key, chosen, ours, asking.by)
+    _tell_if_paid_twice(session, key, chosen, ours)
     if whose is not None:
-        _quarantine(ports, key, chosen, f"beside {chosen.gateway_id}: {whose}", asking.by)
+        _quarantine(session, key, chosen, f"beside {chosen.gateway_id}: {whose}")
     pending = any(one.status in UNSOLD_STATUSES for one in [*ours, *matches])
     made_by = tuple(one.create for one in ours)
     return Found(chosen, pending and chosen.status not in PAID_STATUSES, made_by)
 
 
-def _listed(
-    ports: Ports, key: CaseKey, reference_id: str, asking: Asking, calls: CallLog
-) -> list[Statement]:
+def _listed(session: GatewaySession, key: CaseKey, reference_id: str) -> list[Statement]:
     """Return the invoices as the gateway lists them. Alerts if the list cannot be trusted."""
-    asking.wait()
+    session.wait()
     try:
-        return ports.gateway.find(reference_id, calls)
+        return session.find(reference_id)
     except LookUpUnreliable as error:
-        _tell_unreliable(ports, key, error.reason, asking.by)
+        _tell_unreliable(session, key, error.reason)
         raise
 
 
-def _tell_unreliable(ports: Ports, key: CaseKey, reason: str, by: str) -> None:
+def _tell_unreliable(session: GatewaySession, key: CaseKey, reason: str) -> None:
     """Alert once a day for all charges: the gateway's lists affect each charge that needs a
     look-up.
     """
+    ports = session.ports
     kind, now = EventKind.POLL_UP_UNRELIABLE, ports.clock.now()
-    event = Event(kind, now, by, {"reason": reason}, alert=True)
+    event = Event(kind, now, session.by, {"reason": reason}, alert=True)
     with ports.store.transaction() as connection:
         if not counters.add_unless_recent(connection, kind, now, now - TELL_AGAIN_AFTER):
             return
-        entry = Entry.about(key, event)
-        history.write(connection, [entry])
+        history.write(connection, [Entry.about(key, event)])
     log.error("billing.alert", kind=str(kind), details={"reason": reason})
 
 
-def _read(ports: Ports, listed: Statement, asking: Asking, calls: CallLog) -> Statement:
-    asking.wait()
-    return ports.gateway.poll(listed.gateway_id, calls)
+def _read(session: GatewaySession, listed: Statement) -> Statement:
+    session.wait()
+    return session.poll(listed.gateway_id)
 
 
-def knows_later(
-    ports: Ports, key: CaseKey, attempt: Attempt, asking: Asking, calls: CallLog
-) -> bool:
+def knows_later(session: GatewaySession, key: CaseKey, attempt: Attempt) -> bool:
     """Return whether the gateway has an attempt of the same invoice with a higher number. Raises
     GatewayError.
 
@@ -146,26 +123,25 @@ def knows_later(
     """
     invoice = attempt.reference_id.removesuffix(reference_for("", attempt.number))
     for number in range(attempt.number + 1, attempt.number + 1 + POLL_AHEAD):
-        if _listed(ports, key, reference_for(invoice, number), asking, calls):
+        if _listed(session, key, reference_for(invoice, number)):
             return True
     return False
 
 
 def _tell_if_paid_twice(
-    ports: Ports, key: CaseKey, chosen: Statement, matches: Sequence[Statement], by: str
+    session: GatewaySession, key: CaseKey, chosen: Statement, matches: Sequence[Statement]
 ) -> None:
     paid = [one for one in matches if one.status in PAID_STATUSES]
     others = [f"{one.gateway_id} is {one.status}" for one in paid if one is not chosen]
     if not others:
         return
     evidence = f"paid more than once: {chosen.gateway_id} counts, and {', '.join(others)}"
-    _quarantine(ports, key, chosen, evidence, by)
+    _quarantine(session, key, chosen, evidence)
 
 
-def _quarantine(ports: Ports, key: CaseKey, found: Statement, evidence: str, by: str) -> None:
+def _quarantine(session: GatewaySession, key: CaseKey, found: Statement, evidence: str) -> None:
     kind, data = EventKind.ATTEMPT_QUARANTINED, {"evidence": evidence}
-    event = Event(kind, ports.clock.now(), by, data, alert=True)
-    with ports.store.transaction() as connection:
-        entry = Entry.about(key, event)
-        history.write(connection, [entry])
+    event = Event(kind, session.ports.clock.now(), session.by, data, alert=True)
+    with session.ports.store.transaction() as connection:
+        history.write(connection, [Entry.about(key, event)])
     log.error("billing.alert", kind=str(kind), attempt=found.reference_id, details=data)

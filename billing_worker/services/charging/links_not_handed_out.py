@@ -19,7 +19,6 @@ from billing_worker.domain.outcome import (
     Stated,
 )
 from billing_worker.domain.statement import page_may_be_paid
-from billing_worker.gateway.port import CallLog
 from billing_worker.persistence import claims, switches
 from billing_worker.persistence.attempts import CaseKey, LockedCases
 from billing_worker.services.attempts.commit import settle
@@ -27,11 +26,11 @@ from billing_worker.services.attempts.settle import Settle
 from billing_worker.services.charging.find_by_reference import (
     MAYBE_SOLD,
     UNPROVEN,
-    Asking,
     Foreign,
     Found,
     by_reference,
 )
+from billing_worker.services.charging.session import GatewaySession
 from billing_worker.services.ports import Ports
 
 BY = "reconcile"
@@ -49,25 +48,24 @@ def ask_by_reference(ports: Ports, key: CaseKey) -> str:
         item = claims.lock_one(connection, key.invoice_id)
         elsewhere = item is not None and item.may_be_charged_elsewhere
         forgetful = switches.read(connection).may_be_forgotten(case.invoice) or elsewhere
-    calls: CallLog = []
-    asking = Asking(BY, ports.pace.wait, tuple, forgetful=forgetful, owner=case.owner)
+    session = GatewaySession(ports=ports, by=BY, owner=case.owner, forgetful=forgetful)
     try:
-        found = by_reference(ports, key, case.attempt, asking, calls)
-        news = _news(case.attempt, found, asking)
+        found = by_reference(session, key, case.attempt)
+        news = _news(case.attempt, found, forgetful=forgetful)
     except GatewayError as error:
         news = NoAnswer(error.reason)
-    request = Settle(key, news, BY, tuple(calls), fence=case.attempt.fence)
+    request = Settle(key, news, BY, session.shown(), fence=case.attempt.fence)
     return str(settle(ports, request).attempt.status)
 
 
-def _news(attempt: Attempt, found: Found | Foreign | None, asking: Asking) -> News:
+def _news(attempt: Attempt, found: Found | Foreign | None, *, forgetful: bool) -> News:
     if found is None or isinstance(found, Foreign):
         return NeverHandedOut()
-    if found.maybe_sold and asking.forgetful and attempt.status is AttemptStatus.PREPARED:
+    if found.maybe_sold and forgetful and attempt.status is AttemptStatus.PREPARED:
         return NoAnswer(MAYBE_SOLD)  # A time that was lost, or another book, may have sold it.
-    if found.maybe_sold and (asking.forgetful or attempt.origin is not Origin.LINK):
+    if found.maybe_sold and (forgetful or attempt.origin is not Origin.LINK):
         # The id is not stored, so the next attempt still waits for an end.
-        return NeverHandedOut(MAYBE_SOLD if asking.forgetful else UNPROVEN)
+        return NeverHandedOut(MAYBE_SOLD if forgetful else UNPROVEN)
     if attempt.status is AttemptStatus.PREPARED and not page_may_be_paid(found.statement):
         return NothingSent(LINK_NEVER_HANDED_OUT, statement=found.statement)
     return Stated(found.statement)

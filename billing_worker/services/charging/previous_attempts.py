@@ -24,11 +24,11 @@ from billing_worker.domain.outcome import (
     was_never_sold,
 )
 from billing_worker.domain.statement import UNSOLD_STATUSES, Statement, Verdict, judge
-from billing_worker.gateway.port import CallLog
 from billing_worker.persistence.attempts import CaseKey
 from billing_worker.services.attempts.commit import settle
 from billing_worker.services.attempts.settle import Settle
-from billing_worker.services.charging.find_by_reference import Asking, Foreign, by_reference
+from billing_worker.services.charging.find_by_reference import Foreign, by_reference
+from billing_worker.services.charging.session import GatewaySession
 from billing_worker.services.ports import Ports
 
 
@@ -51,11 +51,9 @@ class TooEarly:
 
 
 def why_no_other(
-    ports: Ports,
+    session: GatewaySession,
     key: CaseKey,
     earlier: Iterable[Attempt],
-    asking: Asking,
-    calls: CallLog,
     *,
     origin: Origin,
     patient: bool = True,
@@ -63,7 +61,7 @@ def why_no_other(
     """Poll `earlier`, the ended attempts of the invoice, and return why no other may pay it, or
     None.
 
-    News is settled. Calls without news are added to `calls`, for the caller's history. Raises
+    News is settled. Calls without news stay with the session, for the caller's history. Raises
     GatewayError if an attempt cannot be polled.
 
     `origin`: of the attempt that wants to pay. News may make it wait longer than its claim knew.
@@ -73,36 +71,54 @@ def why_no_other(
     wait for it, unless there are more invoices than creates of these books.
     """
     for one in earlier:
-        heard: CallLog = []
-        asked_at = ports.clock.now()
+        apart = session.apart()
         its_key = replace(key, attempt_id=one.id)
-        if one.gateway_id is not None:
-            asking.wait()
-            asked_at = ports.clock.now()
-            statement = ports.gateway.poll(one.gateway_id, heard)
-        else:
-            found = by_reference(ports, its_key, one, asking, heard)
-            if found is None or isinstance(found, Foreign):
-                calls += heard
-                continue
-            if found.statement.status in UNSOLD_STATUSES:
-                calls += heard
-                if patient or asking.forgetful or found.count > one.fence:
-                    return Obstacle.OPEN
-                continue
-            statement = found.statement
-        news = Stated(statement, asked_at)
-        case = settle(ports, Settle(its_key, news, asking.by, asking.shown(heard)))
-        if case.attempt.status in PAID:
-            return Obstacle.PAID
-        if case.attempt.undecided_since is not None or _may_still_pay(case, statement):
-            return Obstacle.UNDECIDED
-        waits = [not_before(origin, [case.attempt], ports.timings)]
-        if not asking.remembers:
-            waits.append(_as_if_sold(ports, case.attempt))
-        earliest = max((until for until in waits if until is not None), default=None)
-        if earliest is not None and earliest > ports.clock.now():
-            return TooEarly(earliest)
+        heard = _heard(apart, its_key, one, patient=patient)
+        if not isinstance(heard, Stated):
+            session.calls += apart.calls
+            if heard is not None:
+                return heard
+            continue
+        case = settle(session.ports, Settle(its_key, heard, session.by, apart.shown()))
+        obstacle = _obstacle(session, case, heard.statement, origin)
+        if obstacle is not None:
+            return obstacle
+    return None
+
+
+def _heard(
+    session: GatewaySession, key: CaseKey, one: Attempt, *, patient: bool
+) -> Stated | Obstacle | None:
+    """Return what the gateway states of an ended attempt; None if nothing there can be paid."""
+    if one.gateway_id is not None:
+        session.wait()
+        asked_at = session.ports.clock.now()
+        return Stated(session.poll(one.gateway_id), asked_at)
+    asked_at = session.ports.clock.now()
+    found = by_reference(session, key, one)
+    if found is None or isinstance(found, Foreign):
+        return None
+    if found.statement.status in UNSOLD_STATUSES:
+        may_be_paid = patient or session.forgetful or found.count > one.fence
+        return Obstacle.OPEN if may_be_paid else None
+    return Stated(found.statement, asked_at)
+
+
+def _obstacle(
+    session: GatewaySession, case: Case, statement: Statement, origin: Origin
+) -> Obstacle | TooEarly | None:
+    """Return why no other attempt may pay beside this one, as it is settled now."""
+    if case.attempt.status in PAID:
+        return Obstacle.PAID
+    if case.attempt.undecided_since is not None or _may_still_pay(case, statement):
+        return Obstacle.UNDECIDED
+    ports = session.ports
+    waits = [not_before(origin, [case.attempt], ports.timings)]
+    if not session.remembers:
+        waits.append(_as_if_sold(ports, case.attempt))
+    earliest = max((until for until in waits if until is not None), default=None)
+    if earliest is not None and earliest > ports.clock.now():
+        return TooEarly(earliest)
     return None
 
 

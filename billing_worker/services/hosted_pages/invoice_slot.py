@@ -42,12 +42,12 @@ from billing_worker.services.charging.find_by_reference import (
     KNOWN_THERE,
     LATER_KNOWN,
     MAYBE_SOLD,
-    Asking,
     Foreign,
     by_reference,
     knows_later,
 )
 from billing_worker.services.charging.previous_attempts import why_no_other
+from billing_worker.services.charging.session import GatewaySession
 from billing_worker.services.guards import lost_memory
 from billing_worker.services.guards.refusals import enter_mode, right_now
 from billing_worker.services.hosted_pages.gateway_page import nothing_was_made
@@ -159,28 +159,30 @@ def require_unpaid(ports: Ports, slot: Slot, calls: CallLog) -> None:
 
     Raises NotPayable when one was paid or may still be, GatewayError when that cannot be told.
     """
-    asking = Asking(BY, ports.pace.wait, tuple, forgetful=slot.may_be_forgotten, owner=slot.owner)
+    session = GatewaySession(
+        ports=ports, by=BY, owner=slot.owner, forgetful=slot.may_be_forgotten, calls=calls
+    )
     obstacle = why_no_other(
-        ports, slot.key, slot.earlier, asking, calls, origin=slot.attempt.origin, patient=False
+        session, slot.key, slot.earlier, origin=slot.attempt.origin, patient=False
     )
     if obstacle is not None:
         raise NotPayable(str(obstacle))
     if slot.may_be_forgotten:
-        _require_unknown(ports, slot, asking, calls)
+        _require_unknown(session, slot)
 
 
-def _require_unknown(ports: Ports, slot: Slot, asking: Asking, calls: CallLog) -> None:
+def _require_unknown(session: GatewaySession, slot: Slot) -> None:
     """Nothing at the gateway that books from a backup have forgotten, under this reference or a
     later one: a second page would be a second way to pay the same.
     """
-    found = by_reference(ports, slot.key, slot.attempt, asking, calls)
+    found = by_reference(session, slot.key, slot.attempt)
     if isinstance(found, Foreign):
         raise NotPayable(found.whose)
     if found is not None:
         if not found.maybe_sold:
-            _tell(ports, slot, Stated(found.statement), calls)
+            _tell(session.ports, slot, Stated(found.statement), session.calls)
         raise NotPayable(MAYBE_SOLD)
-    if knows_later(ports, slot.key, slot.attempt, asking, calls):
+    if knows_later(session, slot.key, slot.attempt):
         raise NotPayable(LATER_KNOWN)
 
 

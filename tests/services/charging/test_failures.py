@@ -17,7 +17,7 @@ from billing_worker.persistence.vault import FernetVault
 from billing_worker.services.attempts.claim import MAX_CLAIMS, claim
 from billing_worker.services.attempts.commit import submit
 from billing_worker.services.attempts.submit import Submit
-from billing_worker.services.charging.charge import charge_batch
+from billing_worker.services.charging.charge import _order, charge_batch
 from billing_worker.services.charging.vault_keys import try_at_start
 from billing_worker.services.commands.execute import Message, NotKept, carry_out
 from billing_worker.services.dunning import retry_invoice
@@ -368,18 +368,12 @@ def test_a_slow_worker_sells_nothing_after_its_row_was_left_to_a_person(world, r
     if retried:
         retry_invoice(world.store, world.clock, reference=reference, by="operator:ann", why="w")
         world.run_for(2 * HOUR)
-    statement = world.gateway().create(_order(old[-1], world), [])
+    statement = world.gateway().create(_order(world.ports, old[-1]), [])
     for claimed in old:
         with pytest.raises(ConcurrentChange):
             submit(world.ports, Submit(claimed, statement, ()))
     assert world.sales("sub-1-p0-a1") == 0
     assert world.debits()[reference] == int(retried)
-
-
-def _order(claimed, world):
-    from billing_worker.services.charging.charge import _order as order  # noqa: PLC0415 - its own
-
-    return order(world.ports, claimed)
 
 
 @pytest.mark.parametrize("way_out", ["retry", "link"])

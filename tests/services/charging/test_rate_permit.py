@@ -13,8 +13,8 @@ from billing_worker.domain.timings import Timings
 from billing_worker.persistence import claims
 from billing_worker.persistence.schema.tables import attempts
 from billing_worker.services.attempts.claim import MAX_CLAIMS, claim
-from billing_worker.services.charging import rate_permit
 from billing_worker.services.charging.charge import charge_batch
+from billing_worker.services.charging.session import ChargeSession
 from billing_worker.services.charging.thread_pool import OneByOne
 from billing_worker.services.doorbell import ring_due
 from billing_worker.services.invoicing.renew import renew_due
@@ -97,7 +97,7 @@ def test_a_claim_that_was_replaced_while_it_waited_sends_nothing(world):
     slow, _ = two_claims(world)
     sent = len(world.transport.sent)
     with pytest.raises(ConcurrentChange):
-        rate_permit.take(world.ports, slow)
+        ChargeSession.of(world.ports, slow).wait()
     assert len(world.transport.sent) == sent
 
 
