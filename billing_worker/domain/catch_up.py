@@ -84,11 +84,6 @@ class Plan:
     diary: Diary  # with the new debits
 
 
-def on_time(period: DuePeriod, now: datetime) -> Planned:
-    """Plan a period that is on time: it is charged now."""
-    return Planned(period, Action.COLLECT, ON_TIME, None, now)
-
-
 def is_late(subscription: Subscription, now: datetime) -> bool:
     """Whether the next period is late: then the policy and the subscription's diary decide about it."""
     start = subscription.next_billing_at

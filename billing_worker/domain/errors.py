@@ -5,7 +5,6 @@ BillingError
 ├── InvariantBroken       a bug of ours: stop and alert
 │   ├── IllegalTransition
 │   ├── CurrencyMismatch
-│   ├── AmountMismatch
 │   └── WrongKey          no vault key decrypts a stored secret
 │       └── KeysInDoubt   … nor any other one so far: nothing may be encrypted with these keys
 ├── ConcurrentChange      another process changed the row first: stop; the next sweep continues
@@ -55,10 +54,6 @@ class IllegalTransition(InvariantBroken):
 
 class CurrencyMismatch(InvariantBroken):
     """A calculation with amounts of two currencies."""
-
-
-class AmountMismatch(InvariantBroken):
-    """An amount differs from the agreed one."""
 
 
 class WrongKey(InvariantBroken):

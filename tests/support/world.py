@@ -30,10 +30,8 @@ from billing_worker.persistence.schema import tables
 from billing_worker.persistence.store import Store
 from billing_worker.persistence.vault import FernetVault
 from billing_worker.sandbox.gateway import Behaviour, Delivery, SandboxGateway
-from billing_worker.services.attempts.group_commit import EachAlone
 from billing_worker.services.charging.charge import charge_batch, charge_on_probation
 from billing_worker.services.charging.reconcile import poll_batch
-from billing_worker.services.charging.thread_pool import OneByOne
 from billing_worker.services.doorbell import poll_due, ring_due
 from billing_worker.services.hosted_pages.poll import poll_due_pages
 from billing_worker.services.import_records.subscription import parse_record
@@ -41,6 +39,7 @@ from billing_worker.services.invoicing.renew import renew_due
 from billing_worker.services.ports import Ports
 from billing_worker.services.reports import status
 from billing_worker.services.subscriptions.subscribe import subscribe
+from tests.support.one_by_one import EachAlone, OneByOne
 
 START = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 KEY = Fernet.generate_key().decode()

@@ -23,13 +23,6 @@ MAX_BATCH = 64
 """Limits how many attempts a crash between commit and sale leaves to be reconciled."""
 
 
-class EachAlone:
-    """Runs every request in a transaction of its own: for simulations and single-threaded use."""
-
-    def __call__(self, work: Work[Request, Answer], ports: Ports, request: Request) -> Answer:
-        return work(ports, [request])[0]
-
-
 @dataclass(slots=True)
 class _Ticket(Generic[Request, Answer]):
     request: Request

@@ -11,16 +11,6 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class OneByOne:
-    """No threads: for simulations, which choose every interleaving."""
-
-    def map(self, work: Callable[[T], R], items: Sequence[T]) -> list[R]:
-        return [work(item) for item in items]
-
-    def take(self, work: Callable[[T], R], found: Callable[[], Sequence[T]]) -> list[R]:
-        return self.map(work, found())
-
-
 class ThreadPool:
     """Shares `size` threads among all batches of this process."""
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from billing_worker.persistence.store import CommitUnknown
-from billing_worker.services.attempts.group_commit import MAX_BATCH, EachAlone, GroupCommit
+from billing_worker.services.attempts.group_commit import MAX_BATCH, GroupCommit
 from billing_worker.services.charging.thread_pool import ThreadPool
 
 
@@ -80,10 +80,6 @@ def test_a_commit_that_raised_belongs_to_everybody_in_it_and_is_not_run_again():
         answers = list(pool.map(ask, range(5)))
     assert sum(runs) == 5
     assert answers.count("unknown") == sum(size for size in runs if size > 1)
-
-
-def test_alone_means_a_batch_of_one():
-    assert EachAlone()(lambda _ports, requests: [len(requests)], None, "x") == 1
 
 
 def test_a_crew_that_is_leaving_begins_nothing_more_and_finishes_what_runs():

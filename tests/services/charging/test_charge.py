@@ -12,8 +12,8 @@ from billing_worker.domain.outcome import NothingSent
 from billing_worker.persistence.schema.tables import invoices
 from billing_worker.services.attempts.claim import claim
 from billing_worker.services.attempts.commit import settle
-from billing_worker.services.attempts.group_commit import EachAlone
 from billing_worker.services.attempts.settle import Settle
+from tests.support.one_by_one import EachAlone
 
 pytestmark = pytest.mark.sql
 

@@ -15,9 +15,9 @@ from billing_worker.persistence.schema.tables import attempts
 from billing_worker.services.attempts.claim import MAX_CLAIMS, claim
 from billing_worker.services.charging.charge import charge_batch
 from billing_worker.services.charging.session import ChargeSession
-from billing_worker.services.charging.thread_pool import OneByOne
 from billing_worker.services.doorbell import ring_due
 from billing_worker.services.invoicing.renew import renew_due
+from tests.support.one_by_one import OneByOne
 from tests.support.world import PatientBell
 
 pytestmark = pytest.mark.sql
