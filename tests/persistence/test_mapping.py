@@ -20,7 +20,7 @@ from billing_worker.persistence.schema import tables
 NOW = datetime(2026, 1, 31, tzinfo=UTC)
 SAMPLES = {str: "x", int: 1, bool: True, bytes: b"x"}
 KNOWN = {
-    "metadata": {}, "currency": "USD", "interval": "month", "timezone": "UTC", "catch_up": "collect_all",
+    "metadata": {}, "billing_day": None, "currency": "USD", "interval": "month", "timezone": "UTC", "catch_up": "collect_all",
     "origin": "scheduled", "next_origin": "scheduled", "paused_from": "active",
 }  # fmt: skip
 STATUS = {"attempts": "submitted", "invoices": "open", "subscriptions": "active"}
