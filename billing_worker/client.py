@@ -330,8 +330,8 @@ class BillingClient:
         why: str | None = None,
         decided_at: datetime | None = None,
     ) -> Sent:
-        """`scope`: the subscription alone (default), or all of the customer's that the replaced card
-        has paid.
+        """Replace the card. `scope`: this subscription only (default), or all subscriptions of the
+        customer that the replaced card pays.
         """
         return self._about(
             "billing.replace_card", reference_id, subscription, by, why, decided_at,
@@ -349,7 +349,7 @@ class BillingClient:
         why: str | None = None,
         decided_at: datetime | None = None,
     ) -> Sent:
-        """As `replace_card`, with a stored card: its number is in the answer that stored it."""
+        """Like `replace_card`, but with a stored card, named by its `card_id`."""
         return self._about(
             "billing.use_card", reference_id, subscription, by, why, decided_at,
             card_id=card_id, **_scope(scope),
@@ -458,7 +458,7 @@ class BillingClient:
 
 
 def _scope(scope: Scope | None) -> dict[str, Any]:
-    """Absent where it is not said: an older worker does not know the name."""
+    """Return the key only if it is given: a worker of an older version does not know it."""
     return {} if scope is None else {"scope": scope}
 
 

@@ -30,7 +30,7 @@ class Card:
     unusable_reason: str | None  # the hard decline after which it is never charged again
     backup_since: datetime | None  # when the customer agreed to its use in place of a dead card
     declined_at: datetime | None = None  # the last decline of any card with this fingerprint
-    default_since: datetime | None = None  # the customer gave it for all that they pay
+    default_since: datetime | None = None  # when the customer made it the default for everything
 
     @property
     def expires_at(self) -> datetime | None:
@@ -62,10 +62,10 @@ def obstacle(card: Card, now: datetime) -> str | None:
 
 
 def payer(default: Card | None, owned: Callable[[], Sequence[Card]], now: datetime) -> Card | str:
-    """Which card pays: the default one; its backup when a bank has refused it for good. Otherwise the
-    reason why none does. No call, and no attempt, is made for a dead card.
+    """Return the card that pays: the default one, or a backup if a bank has refused it for good.
 
-    `owned` reads the customer's cards: hardly ever asked.
+    If there is none, return the reason: no attempt is made with a dead card. `owned` reads the
+    customer's cards and is called only when a backup is needed.
     """
     if default is None:
         return MISSING
@@ -77,9 +77,11 @@ def payer(default: Card | None, owned: Callable[[], Sequence[Card]], now: dateti
 
 
 def default_of(owned: Iterable[Card], paying: Collection[int], now: datetime) -> Card | None:
-    """What is charged with a customer's card when none is named: the one that they gave last for all
-    that they pay; otherwise the newest that pays a subscription of theirs (`paying`: ids); otherwise
-    their newest. A card that is a backup, and nothing else, is never chosen.
+    """Return the card for a charge that names none, or None.
+
+    That is the customer's latest default for everything; else the newest card that pays one of
+    their subscriptions (`paying`: card ids); else their newest card. A card that is only a backup
+    is never chosen.
     """
     chosen = [
         ((card.default_since or _NEVER, card.id in paying, card.id), card)
@@ -94,7 +96,7 @@ _NEVER = datetime.min.replace(tzinfo=UTC)
 
 
 def is_later_expiry(card: Card, month: int | None, year: int | None) -> bool:
-    """Whether a card that is given anew has been renewed since it was stored."""
+    """Whether a known card comes with a later expiry: the bank has renewed it."""
     if month is None or year is None:
         return False
     known = (card.expiry_year or 0, card.expiry_month or 0)
@@ -102,7 +104,7 @@ def is_later_expiry(card: Card, month: int | None, year: int | None) -> bool:
 
 
 def died_of_age(reason: str | None) -> bool:
-    """Whether the bank refused it for nothing but its expiry: a renewed card may be charged again."""
+    """Whether a bank refused the card only for its expiry: a renewed card may be charged again."""
     return (reason or "").endswith("card_expired")
 
 

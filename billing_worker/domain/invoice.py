@@ -105,10 +105,10 @@ OVER_AGE = "its first unpaid attempt is older than"
 """Part of the reason when the next step came too late; the number of days follows."""
 
 ONE_A_DAY = "one_debt_a_day"
-"""Why an invoice waits that a new card collects after another one."""
+"""Reason of an invoice that waits while a new card collects another one: one debit a day."""
 
 TOO_OLD = "older_than_62_days"
-"""Why an invoice waits for a person after another card was given that could have paid it."""
+"""Reason of an invoice that a new card could pay, but that is too old: a person decides."""
 
 KEEPS_CRASHING = "keeps_crashing"
 """Prefix of the reason of an invoice whose charges crash the worker while others' do not."""

@@ -1,13 +1,14 @@
-"""What a new card may collect now: the one place that decides it.
+"""Decides which unpaid invoices a new card collects, and when.
 
-    due within the last day, never tried   ─▶ at once: it only waited for the card
-    what it was given for                  ─▶ the oldest debt at once, the others a day apart
-    what else it pays for                  ─▶ after these, a day apart, the oldest first
-    older than 62 days on its day          ─▶ not by itself: a person decides
-    of a suspended subscription            ─▶ only if the card was given for it
+    due within the last day, not declined          ─▶ at once: it only waited for a card
+    of the subscription that the card is for       ─▶ the oldest at once, the others a day apart
+    of another subscription that the card pays     ─▶ after these, a day apart, oldest first
+    older than 62 days on its day                  ─▶ not automatically: a person decides
+    of a suspended subscription                    ─▶ only if the card was given for it
 
-A debt is an unpaid invoice that another card could pay: in the recovery ladder or past its end, or
-waiting for the customer. What may have been paid, or waits for a person for another reason, is none.
+A debt is an unpaid invoice that another card could pay: it is in recovery, or recovery has ended,
+or it waits for the customer. An invoice that may have been paid, or that waits for a person for
+another reason, is no debt here.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from billing_worker.domain.invoice import Invoice, InvoiceStatus
 from billing_worker.domain.subscription import SubscriptionStatus
 
 APART = timedelta(days=1)
-"""Between the debts that one new card collects: several debits in one second get disputed."""
+"""Time between two debits of one new card: customers dispute several debits in one second."""
 
 _PAID_LATE = frozenset({SubscriptionStatus.SUSPENDED, SubscriptionStatus.ENDED})
-"""What was given up there is all that a new card could be for."""
+"""States in which a new card may still pay an uncollectible invoice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class Debt:
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """What becomes of the debts, as (before, after)."""
+    """The decisions about all debts, as (invoice before, invoice after)."""
 
     dated: tuple[tuple[Invoice, Invoice], ...] = ()  # in the order of their dates
     held: tuple[tuple[Invoice, Invoice], ...] = ()  # too old: a person decides
@@ -49,21 +50,21 @@ class Collected:
 
 
 def is_payable_by_another(invoice: Invoice, subscription: SubscriptionStatus) -> bool:
-    """Whether another card is what the unpaid invoice waits for, or would at least bring it on."""
+    """Whether the unpaid invoice could be paid with another card."""
     if invoice.status is InvoiceStatus.UNCOLLECTIBLE:
         return subscription in _PAID_LATE
     in_ladder = invoice.first_declined_at is not None and invoice.next_attempt_at is not None
     reason = invoice.reason or ""
-    # The gateway would not even create an invoice with the old token.
+    # The gateway has refused to create an invoice, perhaps because of the old token.
     refused = invoices.GATEWAY_REFUSED in reason
     ended = reason.startswith((invoices.RECOVERY_ENDED, invoices.TOO_OLD))
     return in_ladder or invoice.give_up_at is not None or ended or refused
 
 
 def collect(debts: Iterable[Debt], now: datetime, *, first_at: datetime) -> Collected:
-    """Date the debts, or leave them to a person. `first_at`: when the first one is tried.
+    """Set the dates of the debts, from `first_at` on, or leave them to a person.
 
-    Debts of a paused subscription keep their date aside until it is resumed.
+    A debt of a paused subscription keeps its date until the pause ends.
     """
     dated: list[tuple[Invoice, Invoice]] = []
     held: list[tuple[Invoice, Invoice]] = []
@@ -93,7 +94,7 @@ def _has_just_become_due(invoice: Invoice, now: datetime) -> bool:
 
 
 def _is_in_the_queue(invoice: Invoice, now: datetime) -> bool:
-    """An earlier new card has dated it. It keeps its day: two cards in a row are no two debits."""
+    """Whether an earlier new card has set its date. It keeps that date: one debit, not two."""
     at = invoice.next_attempt_at
     return invoice.next_origin is Origin.NEW_CARD and at is not None and at > now
 
@@ -108,7 +109,7 @@ def _dated(debt: Debt, at: datetime, now: datetime) -> Invoice:
 
 
 def _left_to_a_person(invoice: Invoice) -> Invoice:
-    """A step of recovery that is dated goes on; what has been given up stays so."""
+    """Let the invoice wait for a person, unless it has a next step or is uncollectible."""
     if invoice.status is not InvoiceStatus.OPEN or invoice.next_attempt_at is not None:
         return invoice
     return replace(invoice, reason=invoices.TOO_OLD, give_up_at=None)

@@ -46,7 +46,7 @@ PAYABLE = COLLECTABLE | {_S.SUSPENDED}
 """States in which an open invoice may be charged or paid on request."""
 
 PAYABLE_DEBT = PAYABLE | {_S.CANCELLED}
-"""States in which a customer may pay an uncollectible invoice: its ladder may end in a cancellation."""
+"""States in which a customer may pay an uncollectible invoice. The ladder may end in CANCELLED."""
 
 OVER = frozenset({_S.CANCELLED, _S.ENDED})
 """Final states: no period becomes due again."""

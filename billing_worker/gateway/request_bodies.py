@@ -86,7 +86,7 @@ CREATE: Final = "create"
 
 
 def _metadata(order: Order) -> dict[str, Any] | None:
-    """Return the merchant's metadata and ours, which proves whose invoice it is."""
+    """Return the merchant's metadata with ours, which names the book and the create."""
     own = dict(order.metadata) if isinstance(order, TokenisationOrder) else {}
     said = {BOOK: order.book, CREATE: order.create}
     return own | {name: value for name, value in said.items() if value} or None

@@ -68,7 +68,7 @@ def why_never_again(case: Case, attempt: Attempt, resolution: str, context: Cont
     hard = decline_for(resolution).kind is DeclineClass.HARD and attempt.origin is not Origin.LINK
     said_before = attempt.status is AttemptStatus.DECLINED and attempt.outcome == resolution
     brand = case.card.brand if case.card else None
-    # Said again, it is no news of a card that may have been renewed since.
+    # A repeated statement of the same decline does not count: the card may be renewed since then.
     if (hard and not said_before) or never_again(brand, attempt.original_code, context.now):
         return f"declined_{DeclineClass.HARD}: {resolution}"
     return None
