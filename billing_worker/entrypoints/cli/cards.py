@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import secrets
 from typing import IO, Any
 
@@ -15,6 +14,7 @@ from billing_worker.domain.errors import InvalidInput
 from billing_worker.entrypoints import unique_json
 from billing_worker.entrypoints.cli.hand_out import hand_out_page, html_option
 from billing_worker.entrypoints.cli.shared import (
+    by_option,
     decided_at_option,
     json_object,
     json_option,
@@ -38,9 +38,6 @@ from billing_worker.services.import_records.subscription import (
     loaded,
 )
 
-by_option = click.option(
-    "--by", default=getpass.getuser, help="Name in the history; default: the system user."
-)
 card_option = click.option(
     "--card",
     "file",

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import getpass
 from collections import defaultdict
 from collections.abc import Iterable
 from datetime import timedelta
@@ -15,11 +14,13 @@ from billing_worker.domain.catch_up_policy import Policy
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.domain.money import Money
 from billing_worker.entrypoints.cli.shared import (
+    by_option,
     json_option,
     open_store,
     print_json,
     print_table,
     settings_for,
+    why_option,
 )
 from billing_worker.services.invoicing import catch_up as service
 from billing_worker.services.invoicing.catch_up import Answer, Caps, Line
@@ -111,10 +112,8 @@ def plan(policy: Policy | None, max_age: int, *, as_json: bool) -> None:
     multiple=True,
     help="Most money, such as '500.00 USD'; once per currency. Other currencies are not debited.",
 )
-@click.option(
-    "--by", default=getpass.getuser, help="Name in the history; default: the system user."
-)
-@click.option("--why", required=True, help="Reason in the history.")
+@by_option
+@why_option
 @json_option
 def apply(
     policy: Policy | None,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
-
 import click
 
 from billing_worker import config
@@ -11,10 +9,12 @@ from billing_worker.clock import SystemClock
 from billing_worker.domain.dunning import POLICIES
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.entrypoints.cli.shared import (
+    by_option,
     json_option,
     open_store,
     print_json,
     settings_for,
+    why_option,
 )
 from billing_worker.services.dunning import choose_policy
 
@@ -22,10 +22,8 @@ from billing_worker.services.dunning import choose_policy
 @click.command()
 @click.argument("reference_id")
 @click.argument("policy", type=click.Choice(list(POLICIES)))
-@click.option(
-    "--by", default=getpass.getuser, help="Name in the history; default: the system user."
-)
-@click.option("--why", required=True, help="Reason in the history.")
+@by_option
+@why_option
 @json_option
 def dunning(reference_id: str, policy: str, by: str, why: str, *, as_json: bool) -> None:
     """Choose the schedule of retries after a failed charge.

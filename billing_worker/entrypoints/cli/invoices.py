@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,11 +14,13 @@ from billing_worker.clock import SystemClock
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.entrypoints.cli.hand_out import hand_out_page, html_option
 from billing_worker.entrypoints.cli.shared import (
+    by_option,
     chosen,
     json_option,
     open_store,
     print_json,
     settings_for,
+    why_option,
 )
 from billing_worker.entrypoints.cli.what_follows import what_follows
 from billing_worker.entrypoints.cli.worker_ports import open_ports
@@ -62,10 +63,8 @@ def _way_out(error: InvalidInput) -> str:
 
 @invoices.command()
 @click.argument("reference")
-@click.option(
-    "--by", default=getpass.getuser, help="Name in the history; default: the system user."
-)
-@click.option("--why", required=True, help="Reason in the history.")
+@by_option
+@why_option
 @json_option
 def retry(reference: str, by: str, why: str, *, as_json: bool) -> None:
     """Charge an unpaid invoice now, or say which rule forbids it.
@@ -114,10 +113,8 @@ def pay_link(reference: str, return_url: str | None, html: Path | None, *, as_js
 @click.argument("reference")
 @click.option("--paid/--not-paid", "paid", default=None, callback=chosen, help="What is known now.")
 @click.option("--evidence", required=True, help="Source of the knowledge, for the history.")
-@click.option(
-    "--by", default=getpass.getuser, help="Name in the history; default: the system user."
-)
-@click.option("--why", required=True, help="Reason in the history.")
+@by_option
+@why_option
 @json_option
 def resolve(reference: str, evidence: str, by: str, why: str, *, paid: bool, as_json: bool) -> None:
     """Record whether an attempt of unknown outcome was paid, with your own evidence.
@@ -160,10 +157,8 @@ _EVEN_IF_CHARGED = click.option(
     is_flag=True,
     help="During a charge: void it as soon as the charge ends unpaid.",
 )
-@click.option(
-    "--by", default=getpass.getuser, help="Name in the history; default: the system user."
-)
-@click.option("--why", required=True, help="Reason in the history.")
+@by_option
+@why_option
 @json_option
 def void(
     reference: str, by: str, why: str, *, even_if_charged: bool, if_unpaid: bool, as_json: bool
@@ -191,10 +186,8 @@ def void(
 @click.argument("reference")
 @click.option("--evidence", required=True, help="How it was paid, for the history.")
 @_EVEN_IF_CHARGED
-@click.option(
-    "--by", default=getpass.getuser, help="Name in the history; default: the system user."
-)
-@click.option("--why", required=True, help="Reason in the history.")
+@by_option
+@why_option
 @json_option
 def mark_as_paid(
     reference: str, evidence: str, by: str, why: str, *, even_if_charged: bool, as_json: bool

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ from billing_worker import config
 from billing_worker.clock import SystemClock
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.entrypoints.cli.shared import (
+    by_option,
     chosen,
     decided_at_option,
     json_option,
@@ -30,9 +30,7 @@ def _asked_for(command: Callable[..., Any]) -> Callable[..., Any]:
         json_option,
         decided_at_option,
         click.option("--why", help="Reason in the history."),
-        click.option(
-            "--by", default=getpass.getuser, help="Name in the history; default: the system user."
-        ),
+        by_option,
         click.argument("reference_id"),
     ):
         command = decorate(command)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import getpass
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -12,6 +11,7 @@ from billing_worker.bootstrap import build_outside
 from billing_worker.clock import SystemClock
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.entrypoints.cli.shared import (
+    by_option,
     json_option,
     open_store,
     print_json,
@@ -25,9 +25,7 @@ from billing_worker.services.kill_switch import switch
 @click.command()
 @click.argument("action", type=click.Choice(["stop", "start"]))
 @click.option("--reason", required=True, help="Reason in the history.")
-@click.option(
-    "--by", default=getpass.getuser, help="Name in the history; default: the system user."
-)
+@by_option
 @click.option("--service", help="Only this service, such as payment_card_usd_hpp.")
 @click.option(
     "--restored",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import time
@@ -24,6 +25,10 @@ from billing_worker.persistence.schema.migrate import current_revision, newest_r
 from billing_worker.persistence.store import Store
 from billing_worker.services.guards.refusals import Refusal, wrong_clock
 
+by_option = click.option(
+    "--by", default=getpass.getuser, help="Name in the history; default: the system user."
+)
+why_option = click.option("--why", required=True, help="Reason in the history.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, nothing else.")
 
 

@@ -25,11 +25,13 @@ from billing_worker.entrypoints.cli import lifecycle
 from billing_worker.entrypoints.cli.dunning import dunning
 from billing_worker.entrypoints.cli.shared import (
     as_words,
+    by_option,
     json_option,
     open_store,
     print_json,
     print_table,
     settings_for,
+    why_option,
 )
 from billing_worker.entrypoints.cli.vault import open_vault
 from billing_worker.entrypoints.import_files import csv_rows
@@ -222,9 +224,7 @@ def _next_period(due: datetime | None) -> str:
     "ones begin. Needs --with-tokens and --why. Open invoices are still collected here.",
 )
 @click.option("--why", help="With --hand-over: reason in the history.")
-@click.option(
-    "--by", default=getpass.getuser, help="Name in the history; default: the system user."
-)
+@by_option
 def export(*, with_tokens: bool, format_: str, hand_over: bool, why: str | None, by: str) -> None:
     """Write every subscription that continues, in the format that `import` reads.
 
@@ -289,10 +289,8 @@ def _export(
 @click.option("--from-book", help="With --all: identity of the other book, from `check` there.")
 @click.option("--from-prefix", help="With --all: what its references begin with, from `check`.")
 @click.option("--unused", is_flag=True, help="With --all: the other book never got a command.")
-@click.option("--why", required=True, help="Reason in the history.")
-@click.option(
-    "--by", default=getpass.getuser, help="Name in the history; default: the system user."
-)
+@why_option
+@by_option
 @json_option
 def take_back(
     references: tuple[str, ...],
