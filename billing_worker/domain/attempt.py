@@ -89,6 +89,8 @@ class Attempt:
     undecided_since: datetime | None = None  # when a final, unpaid status became undecided again
     resolved_at: datetime | None = None  # when a named person said whether it was paid
     resolved_over: str | None = None  # the gateway's last statement at that time, if known
+    maybe_sold: bool = False
+    """Prepared, and found at the gateway by books that cannot tell whether they have sold it."""
 
 
 def reference_for(invoice_reference: str, number: int, prefix: str = "") -> str:

@@ -64,6 +64,7 @@ class Invoice:
     next_origin: Origin = Origin.SCHEDULED  # the origin of the next attempt
     first_declined_at: datetime | None = None
     give_up_at: datetime | None = None  # until when to wait for the customer
+    void_if_unpaid: bool = False  # an order: it is void as soon as what is in flight ends unpaid
 
 
 def is_near(invoice: Invoice, instant: datetime) -> bool:
@@ -169,6 +170,7 @@ def owed_again(invoice: Invoice, now: datetime) -> Invoice:
         reason=None,
         next_attempt_at=now,
         enqueue_at=now,
+        void_if_unpaid=False,
         give_up_at=None,
     )
 
@@ -178,6 +180,7 @@ def given_up_if_unpaid(invoice: Invoice) -> Invoice:
     return replace(
         invoice,
         reason=VOID_IF_UNPAID,
+        void_if_unpaid=True,
         paused_attempt_at=None,
         next_attempt_at=None,
         enqueue_at=None,

@@ -275,7 +275,7 @@ _ATTEMPT = Update(
     [
         "status", "gateway_id", "claims", "lease_until", "submitted_at", "settled_at", "next_poll_at",
         "rechecks", "unpaid_since", "sale_status", "sale_resolution", "outcome", "original_code",
-        "undecided_since", "heard_at", "resolved_at", "resolved_over",
+        "undecided_since", "heard_at", "resolved_at", "resolved_over", "maybe_sold",
     ],
     under=["status", "fence"],
     # The bearer is deleted as soon as the outcome of the sale is known.
@@ -287,7 +287,7 @@ _INVOICE = Update(
     invoices,
     [
         "status", "reason", "next_attempt_at", "enqueue_at", "not_charged_count", "paid_at",
-        "paused_attempt_at", "next_origin", "first_declined_at", "give_up_at",
+        "paused_attempt_at", "next_origin", "first_declined_at", "give_up_at", "void_if_unpaid",
     ],
     under=["status"],
 )  # fmt: skip

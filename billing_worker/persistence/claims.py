@@ -29,7 +29,7 @@ from billing_worker.domain import attempt as attempt_rules
 from billing_worker.domain.attempt import LIVE, Attempt, AttemptStatus, Origin
 from billing_worker.domain.errors import ConcurrentChange, InvariantBroken
 from billing_worker.domain.events import EventKind
-from billing_worker.domain.invoice import VOID_IF_UNPAID, Invoice, is_near
+from billing_worker.domain.invoice import Invoice, is_near
 from billing_worker.domain.statement import Owner
 from billing_worker.persistence.attempts import CaseKey
 from billing_worker.persistence.book import identity as book
@@ -394,13 +394,13 @@ def uncount(connection: Connection, ended: Sequence[Attempt]) -> None:
 
 
 def tell_why(connection: Connection, invoice_id: int, reason: str) -> None:
-    """Write why an open invoice is not charged yet. Never overwrites an operator's order."""
+    """Write why an open invoice is not charged yet. Never overwrites the words of an order."""
     connection.execute(
         update(invoices)
         .where(
             invoices.c.id == invoice_id,
             invoices.c.status == "open",
-            invoices.c.reason.is_distinct_from(VOID_IF_UNPAID),
+            ~invoices.c.void_if_unpaid,
         )
         .values(reason=reason)
     )

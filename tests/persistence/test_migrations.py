@@ -8,7 +8,7 @@ import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import insert, inspect, select, text, update
+from sqlalchemy import MetaData, Table, insert, inspect, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from billing_worker.persistence.book import identity as books
@@ -94,6 +94,48 @@ def _terms(now):
         "timezone": "UTC", "next_period": 0, "next_billing_at": now, "metadata": {},
         "record_digest": "", "created_at": now,
     }  # fmt: skip
+
+
+def test_orders_and_possible_sales_that_were_kept_as_words_are_kept_in_columns(empty_store):
+    now = datetime(2026, 1, 31, tzinfo=UTC)
+    words = {
+        1: "void if it ends unpaid",
+        2: "found at the gateway, and restored books (or moved ones) cannot tell whether it was sold",
+        3: "gateway not reached",
+    }
+    with empty_store.transaction() as connection:
+        config = _config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0019")
+        person = {"id": 1, "reference_id": "ann", "created_at": now}
+        connection.execute(insert(tables.customers).values(person))
+        connection.execute(insert(tables.subscriptions).values(_terms(now) | {"id": 1}))
+        for number, reason in words.items():
+            row = {
+                "id": number, "reference_id": f"sub-1-p{number}", "subscription_id": 1,
+                "period_number": number, "period_start": now, "period_end": now, "status": "open",
+                "amount_minor": 999, "currency": "USD", "reason": reason, "not_charged_count": 0,
+                "created_at": now, "next_origin": "scheduled",
+            }  # fmt: skip
+            _insert(connection, "invoices", row)
+            tried = {
+                "id": number, "reference_id": f"a{number}", "invoice_id": number, "number": 1,
+                "status": "prepared", "origin": "link", "amount_minor": 999, "currency": "USD",
+                "test_mode": True, "fence": 1, "claims": 1, "created_at": now, "rechecks": 0,
+            }  # fmt: skip
+            _insert(connection, "attempts", tried)
+    migrate(empty_store)
+    with empty_store.reading() as connection:
+        i, a = tables.invoices.c, tables.attempts.c
+        ordered = connection.execute(select(i.id).where(i.void_if_unpaid)).scalars().all()
+        maybe_sold = connection.execute(select(a.invoice_id).where(a.maybe_sold)).scalars().all()
+        assert (ordered, maybe_sold) == ([1], [2])
+
+
+def _insert(connection, name, row):
+    """Into the table as it is at this revision."""
+    table = Table(name, MetaData(), autoload_with=connection)
+    connection.execute(insert(table).values(row))
 
 
 def test_what_was_taken_back_before_it_was_kept_when_is_looked_for_too(empty_store):

@@ -36,11 +36,15 @@ class NothingSent:
 
 @dataclass(frozen=True, slots=True)
 class Postponed:
-    """The worker gives a prepared attempt back, to continue later. It sent no sale."""
+    """The worker gives a prepared attempt back, to continue later. It sent no sale.
+
+    `maybe_sold`: a life that these books have forgotten, or another book, may have sent one.
+    """
 
     reason: str
     until_it_ends: bool = False
     """It waits for the end of an invoice at the gateway, which may take days: asked hourly then."""
+    maybe_sold: bool = False
 
 
 @dataclass(frozen=True, slots=True)

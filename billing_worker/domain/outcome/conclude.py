@@ -61,7 +61,7 @@ def _after_a_decision(before: Case, concluded: Conclusion, context: Context) -> 
     just_ended = before.attempt.status in attempts.LIVE and case.attempt.status not in attempts.LIVE
     if not just_ended or case.invoice.status is not InvoiceStatus.OPEN:
         return concluded
-    if before.invoice.reason == invoices.VOID_IF_UNPAID:
+    if before.invoice.void_if_unpaid:
         void = _voided(concluded, f"{invoices.VOIDED}it ended unpaid", context)
         return _owes_no_longer(void, context)
     if case.subscription.status is SubscriptionStatus.PAUSED:

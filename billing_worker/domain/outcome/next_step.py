@@ -108,8 +108,7 @@ def stays_owed(
     if case.invoice.status is not InvoiceStatus.OPEN:
         return Conclusion(replace(case, attempt=attempt), said[:1])
     step = _not_too_early(step, case, attempt, context)
-    # This reason is a person's order, which must stand until the live attempt has ended.
-    is_to_be_void = case.invoice.reason == invoices.VOID_IF_UNPAID
+    is_to_be_void = case.invoice.void_if_unpaid
     invoice = replace(
         case.invoice,
         reason=case.invoice.reason if is_to_be_void else step.reason,

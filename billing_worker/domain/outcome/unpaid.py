@@ -265,7 +265,8 @@ def postpone(case: Case, news: Postponed, context: Context) -> Conclusion:
     if news.until_it_ends and age > EAGER_POLLS_FOR:
         wait = PATIENT_WAIT
     again = context.now + wait
-    attempt = replace(attempt, lease_until=again, claims=0)
+    maybe_sold = attempt.maybe_sold or news.maybe_sold  # until the gateway has decided
+    attempt = replace(attempt, lease_until=again, claims=0, maybe_sold=maybe_sold)
     invoice = replace(case.invoice, enqueue_at=again, reason=reason)
     said = context.event(EventKind.ATTEMPT_POSTPONED, reason=reason, again=again)
     return Conclusion(replace(case, attempt=attempt, invoice=invoice), (said,))

@@ -181,6 +181,8 @@ invoices = Table(
     Column("next_origin", String(16), nullable=False, server_default="scheduled"),
     Column("first_declined_at", Instant),
     Column("give_up_at", Instant),  # how long the customer is waited for
+    # Ordered while it was in flight: it is void as soon as that has ended unpaid.
+    Column("void_if_unpaid", Boolean, nullable=False, server_default=false()),
     # A period is (subscription, number): any number of sweeps opens it once.
     UniqueConstraint("subscription_id", "period_number"),
     one_of("status", "open", "paid", "uncollectible", "void"),
@@ -243,16 +245,10 @@ attempts = Table(
     Column("undecided_since", Instant),  # when the gateway took its final answer back
     Column("resolved_at", Instant),  # when a named person resolved it
     Column("resolved_over", Text),  # what the gateway said at that time
+    # Prepared, and found at the gateway by books that cannot tell whether they have sold it.
+    Column("maybe_sold", Boolean, nullable=False, server_default=false()),
     UniqueConstraint("invoice_id", "number"),
-    one_of(
-        "status",
-        "prepared",
-        "submitted",
-        "succeeded",
-        "declined",
-        "not_charged",
-        "surplus",
-    ),
+    one_of("status", "prepared", "submitted", "succeeded", "declined", "not_charged", "surplus"),
     CheckConstraint("amount_minor > 0", name="amount_positive"),
     # A sale that cannot be polled is lost: the gateway id is committed before the sale is sent.
     CheckConstraint(

@@ -291,7 +291,7 @@ def _believed(
     older = found.count - made_now
     unproven = older > 0 and found.maybe_sold and not claimed.is_proven_unsold
     if unproven and claimed.may_be_forgotten:
-        return Postponed(MAYBE_SOLD, until_it_ends=True)
+        return Postponed(MAYBE_SOLD, until_it_ends=True, maybe_sold=True)
     not_ours = older - maybe_now >= claimed.attempt.fence
     if not_ours and not claimed.may_be_forgotten:
         lost_memory.notice(session.ports, KNOWN_THERE, seen=claimed.restored_at, by=BY)

@@ -32,7 +32,6 @@ from billing_worker.persistence import invoices as stored_invoices
 from billing_worker.persistence.claims import DueInvoice
 from billing_worker.persistence.history import Entry
 from billing_worker.persistence.store import Store
-from billing_worker.services.charging.find_by_reference import MAYBE_SOLD
 from billing_worker.services.invoicing import pause_collection
 from billing_worker.services.invoicing.pause_collection import Moment
 from billing_worker.services.operators.words import required
@@ -154,7 +153,7 @@ def _void(locked: _Locked, why: str, if_charged: IfCharged) -> dict[str, Any]:
 def _void_if_unpaid(locked: _Locked, attempt: Attempt, why: str) -> dict[str, Any]:
     if attempt.status is not AttemptStatus.SUBMITTED:
         raise InvalidInput("reference", _refusal(locked, attempt))
-    if locked.invoice.reason == invoices.VOID_IF_UNPAID:
+    if locked.invoice.void_if_unpaid:
         return _told(locked.invoice, "unchanged", ())
     marked = invoices.given_up_if_unpaid(locked.invoice)
     said = locked.context.event(EventKind.INVOICE_WAITING, reason=marked.reason, why=why)
@@ -187,7 +186,7 @@ def _may_be_charged(item: DueInvoice) -> Attempt | None:
     for attempt in item.attempts:
         if attempt.status is AttemptStatus.SUBMITTED or attempt.undecided_since is not None:
             return attempt
-        if attempt.status is AttemptStatus.PREPARED and item.invoice.reason == MAYBE_SOLD:
+        if attempt.status is AttemptStatus.PREPARED and attempt.maybe_sold:
             return attempt
     return None
 

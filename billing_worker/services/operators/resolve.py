@@ -47,8 +47,8 @@ def resolve_unknown(
     """
     evidence, why = required("evidence", evidence), required("why", why)
     with ports.store.reading() as connection:
-        key, attempt, said, waits_for = _found(connection, reference)
-        refusal = _prepared(attempt, waits_for) or _why_not(
+        key, attempt, said = _found(connection, reference)
+        refusal = _prepared(attempt) or _why_not(
             connection, attempt, ports.timings, right_now(ports, connection), paid=paid
         )
     if refusal is not None:
@@ -74,17 +74,15 @@ def _ask_about_surplus(ports: Ports, key: CaseKey) -> None:
                 invoices.poll_again(connection, row.id, right_now(ports, connection))
 
 
-def _found(
-    connection: Connection, reference: str
-) -> tuple[CaseKey, Attempt, str | None, str | None]:
-    """The attempt that is meant, what the gateway last said of it, and why its invoice waits."""
+def _found(connection: Connection, reference: str) -> tuple[CaseKey, Attempt, str | None]:
+    """The attempt that is meant, and what the gateway last said of it."""
     invoice = invoices.find(connection, reference)
     if invoice is None:
         raise InvalidInput("reference", f"there is no invoice {reference!r}")
     made = [attempt_from(row) for row in invoices.attempts_of(connection, invoice.id)]
     attempt = _meant(made, reference)
     key = CaseKey(invoice.subscription_id, invoice.id, attempt.id)
-    return key, attempt, _last_said(connection, key), invoice.reason
+    return key, attempt, _last_said(connection, key)
 
 
 def _meant(made: list[Attempt], reference: str) -> Attempt:
@@ -109,10 +107,10 @@ def _last_said(connection: Connection, key: CaseKey) -> str | None:
     return None
 
 
-def _prepared(attempt: Attempt, waits_for: str | None) -> str | None:
+def _prepared(attempt: Attempt) -> str | None:
     if attempt.status is not AttemptStatus.PREPARED:
         return None
-    if waits_for == MAYBE_SOLD:
+    if attempt.maybe_sold:
         return f"{MAY_BE_CHARGED}: it was {MAYBE_SOLD}. It is asked about until the gateway decides"
     return "is prepared: these books have sold nothing, so `invoices void` withdraws it"
 

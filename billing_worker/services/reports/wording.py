@@ -24,7 +24,6 @@ from billing_worker.domain.invoice import (
     ONE_A_DAY,
     PAUSED,
     TOO_OLD,
-    VOID_IF_UNPAID,
     is_paid_elsewhere,
 )
 from billing_worker.domain.outcome import PAID_BY_WORD
@@ -254,7 +253,7 @@ def _about_submitted(invoice: Row[Any], newest: Row[Any], known: str) -> Told:
         REOPENED: f"Attempt {number} had ended unpaid ({newest.outcome}), and the gateway has taken "
         f"that back at {_moment(newest.undecided_since)}",
     }
-    if invoice.reason == VOID_IF_UNPAID:
+    if invoice.void_if_unpaid:
         return Told(f"{said[known]}.", f"{asked}; it is void as soon as that has ended unpaid.")
     return Told(
         f"{said[known]}.",

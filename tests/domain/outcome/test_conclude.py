@@ -14,7 +14,7 @@ from billing_worker.domain.attempt import TRANSITIONS, Attempt, AttemptStatus, O
 from billing_worker.domain.calendar import Schedule, Unit
 from billing_worker.domain.card import Card
 from billing_worker.domain.errors import IllegalTransition
-from billing_worker.domain.invoice import Invoice, InvoiceStatus
+from billing_worker.domain.invoice import VOID_IF_UNPAID, Invoice, InvoiceStatus
 from billing_worker.domain.money import Money
 from billing_worker.domain.outcome import (
     PAID_BY_WORD,
@@ -705,3 +705,11 @@ def test_an_invoice_that_expired_with_a_refusal_tells_more_than_a_fresh_twin():
 def test_a_hard_resolution_that_is_told_later_marks_the_card():
     ended = replace(case(AttemptStatus.NOT_CHARGED, settled_at=NOW), card=card())
     assert told(stated("expired", "lost_or_stolen_card"), ended).kills_card is not None
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_an_order_to_void_is_no_matter_of_words(ordered):
+    words = "in other words" if ordered else VOID_IF_UNPAID
+    before = replace(case(), invoice=invoice(reason=words, void_if_unpaid=ordered))
+    after = told(stated("process_failed", "insufficient_funds"), before).case.invoice
+    assert (after.status is InvoiceStatus.VOID) is ordered

@@ -473,9 +473,13 @@ def called_back(world, *, gateway_id, reference_id):
     assert receive(inbox, json.dumps({"data": said}).encode()) is Fate.STORED
 
 
+@pytest.mark.parametrize("reachable", [True, False])
 @pytest.mark.parametrize("end", [void, pay_by_bank])
-def test_a_person_is_told_that_a_forgotten_sale_may_be_charged_already(world, end):
+def test_a_person_is_told_that_a_forgotten_sale_may_be_charged_already(world, end, reachable):
+    """Also when the invoice waits for something else by now: what was found stays found."""
     found_pending_after_a_restore(world)
+    world.transport.unreachable = not reachable
+    world.run_for(10 * MINUTE)
     with pytest.raises(InvalidInput, match="may be charged already"):
         end(world)
     with pytest.raises(InvalidInput) as told:
