@@ -6,14 +6,11 @@ import os
 import ssl
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import closing
 from dataclasses import dataclass
-from http.cookiejar import DefaultCookiePolicy
-from typing import Any, Final
+from typing import Final
 
-import requests
-from requests.adapters import HTTPAdapter
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
+from urllib3 import PoolManager, Timeout
 
 from billing_worker.clock import Clock, SystemClock
 from billing_worker.gateway.deadline import POOLS_BY_SCHEME, within
@@ -24,6 +21,12 @@ DEADLINE_SECONDS: Final = 15.0
 CONNECT_SECONDS: Final = 5.0
 LONGEST_REPLY: Final = 64 * 1024
 """Bytes that are read of an answer. The connection of a longer one is closed."""
+
+KEPT_HOSTS: Final = 100
+KEPT_CONNECTIONS: Final = 32
+"""Per host: more than one process has in flight to one endpoint."""
+
+USER_AGENT: Final = "billing-worker"
 
 PRIVATE: Final = "refused: not a public address"
 
@@ -42,7 +45,7 @@ Post = Callable[[str, Mapping[str, str], bytes], Answer]
 
 
 class Poster:
-    """Safe to share between threads: each keeps its own connections."""
+    """Safe to share between threads, and across a fork."""
 
     def __init__(
         self,
@@ -56,7 +59,9 @@ class Poster:
         self._tls = ssl.create_default_context(cafile=ca_bundle or DEFAULT_CA_BUNDLE_PATH)
         self._deadline = deadline
         self._monotonic = (clock or SystemClock()).monotonic
-        self._of_thread = threading.local()
+        self._guard = threading.Lock()
+        self._process: int | None = None
+        self._manager: PoolManager
 
     def __call__(self, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
         limits = {"connect": self._deadline, "read_timeout": self._deadline}
@@ -69,58 +74,31 @@ class Poster:
                 return Answer(None, in_words(error))
 
     def _exchange(self, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
-        answer = self._session().post(
+        answer = self._connections().urlopen(
+            "POST",
             url,
-            data=body,
-            headers={**headers, "Accept-Encoding": "identity"},
-            stream=True,
-            allow_redirects=False,
-            timeout=(min(CONNECT_SECONDS, self._deadline), self._deadline),
+            body=body,
+            headers={**headers, "Accept-Encoding": "identity", "User-Agent": USER_AGENT},
+            redirect=False,
+            retries=False,
+            timeout=Timeout(min(CONNECT_SECONDS, self._deadline), self._deadline),
+            preload_content=False,
         )
-        with closing(answer):
-            _read_a_little(answer)
-            return Answer(answer.status_code, retry_after=answer.headers.get("Retry-After"))
+        try:
+            answer.read(LONGEST_REPLY, decode_content=False)
+            if answer.closed:  # whole: its connection may serve again
+                answer.release_conn()
+        finally:
+            answer.close()
+        return Answer(answer.status, retry_after=answer.headers.get("Retry-After"))
 
-    def _session(self) -> requests.Session:
-        """This thread's, and this process's: a forked child must not write to its parent's sockets."""
-        mine = self._of_thread
-        if getattr(mine, "process", None) != os.getpid():
-            mine.process = os.getpid()
-            mine.session = _new_session(self._pools, self._tls)
-        session: requests.Session = mine.session
-        return session
-
-
-def _read_a_little(answer: requests.Response) -> None:
-    """The end of an answer says nothing, but a connection serves again only once it is read."""
-    answer.raw.read(LONGEST_REPLY, decode_content=False)
-
-
-class _Session(requests.Session):
-    def get_redirect_target(self, resp: requests.Response) -> None:
-        """Say that nothing redirects: requests would read the whole body of a 3xx."""
-        return
-
-
-class _Adapter(HTTPAdapter):
-    def __init__(self, pools: Mapping[str, Any], tls: ssl.SSLContext) -> None:
-        self._pools = dict(pools)
-        self._tls = tls
-        super().__init__(max_retries=0)
-
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, **kwargs, ssl_context=self._tls)
-        self.poolmanager.pool_classes_by_scheme = self._pools
-
-    def cert_verify(self, *_: Any) -> None:
-        """Leave the certificates to the shared context, which has read them already."""
-
-
-def _new_session(pools: Mapping[str, Any], tls: ssl.SSLContext) -> requests.Session:
-    session = _Session()
-    session.adapters.clear()
-    for scheme in ("https://", "http://"):
-        session.mount(scheme, _Adapter(pools, tls))
-    session.trust_env = False  # A proxy of the environment would connect in our place.
-    session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-    return session
+    def _connections(self) -> PoolManager:
+        """This process's: a forked child must not write to its parent's sockets."""
+        with self._guard:
+            if self._process != os.getpid():
+                self._process = os.getpid()
+                self._manager = PoolManager(
+                    num_pools=KEPT_HOSTS, maxsize=KEPT_CONNECTIONS, ssl_context=self._tls
+                )
+                self._manager.pool_classes_by_scheme = dict(self._pools)
+            return self._manager

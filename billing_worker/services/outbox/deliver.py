@@ -36,6 +36,9 @@ LEASE: Final = timedelta(seconds=30)
 then, or dead.
 """
 
+GATHER_SECONDS: Final = 0.02
+"""How long quick answers are waited for, so that they share one commit."""
+
 GONE: Final = "the receiver answered 410 Gone"
 
 log = structlog.get_logger()
@@ -76,7 +79,9 @@ def deliver(
         flying |= {threads.submit(_send, out, endpoint.url, keys, one, now): one for one in due}
         if not flying:
             return tries
-        done, _ = wait(flying, return_when=FIRST_COMPLETED)
+        done, _ = wait(flying, timeout=GATHER_SECONDS)
+        if not done:
+            done, _ = wait(flying, return_when=FIRST_COMPLETED)
         ended = [(flying.pop(future), future.result()) for future in done]
 
 
