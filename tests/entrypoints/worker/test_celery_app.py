@@ -182,3 +182,13 @@ def test_a_planted_schedule_file_is_not_read_by_the_beat(tmp_path):
         assert any(b"Trying again" in line for line in beat.stderr)
         beat.terminate()
     assert sorted(tmp_path.iterdir()) == planted
+
+
+def test_a_package_that_is_missing_is_named():
+    start = "import sys; sys.modules['structlog'] = None\n" + READ % "[]"
+    done = subprocess.run(
+        [sys.executable, "-c", start], env=clean_environment(GOOD), cwd=ROOT, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "billing-worker cannot start. import of structlog halted" in done.stderr
