@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import Connection
 
 from billing_worker.persistence import counters, figures, sweep_runs, switches
+from billing_worker.persistence.told import cursors
 from billing_worker.services.charging.callbacks import COUNTER as CALLBACKS
 
 FORECAST = timedelta(days=1)
@@ -62,6 +63,18 @@ METRICS = {
         ),
         Metric("billing_queue_depth", "gauge", "Messages that wait in a queue.", "queue"),
         Metric("billing_outbox_lag_seconds", "gauge", "Age of the oldest event without a number."),
+        Metric(
+            "billing_webhooks_waiting",
+            "gauge",
+            "Subscriptions whose next event has still to reach an endpoint.",
+            "endpoint",
+        ),
+        Metric(
+            "billing_webhooks_parked",
+            "gauge",
+            "Those of them for which every try of the schedule has failed.",
+            "endpoint",
+        ),
         Metric("billing_sales_enabled", "gauge", "1 if sales are on, 0 if the kill switch is off."),
         Metric("billing_callbacks_total", "counter", "Callbacks by what became of them.", "result"),
     )
@@ -98,6 +111,11 @@ def samples(connection: Connection, now: datetime) -> Iterator[Sample]:
     due = figures.due_between(connection, now, now + FORECAST)
     yield from _by_label("billing_forecast_minor", due)
     yield one("billing_outbox_lag_seconds", _age(figures.oldest_untold(connection), now))
+    backlog = cursors.backlog(connection)
+    waiting_for = {str(endpoint): waits for endpoint, (waits, _) in backlog.items()}
+    parked_for = {str(endpoint): parked for endpoint, (_, parked) in backlog.items()}
+    yield from _by_label("billing_webhooks_waiting", waiting_for)
+    yield from _by_label("billing_webhooks_parked", parked_for)
     yield one("billing_sales_enabled", int(switches.read(connection).sales_on))
     yield from _by_label("billing_callbacks_total", counters.counts(connection, CALLBACKS))
 

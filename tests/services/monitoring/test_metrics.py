@@ -7,6 +7,8 @@ import pytest
 from billing_worker.services.kill_switch import switch
 from billing_worker.services.monitoring.metrics import samples
 from billing_worker.services.monitoring.silence import record_run
+from billing_worker.services.outbox.deliver import Outbound
+from tests.support.receivers import Receivers, add, send
 
 
 @pytest.fixture
@@ -84,3 +86,20 @@ def test_each_sweep_shows_when_it_last_finished(world, figures):
     record_run(world.ports, "billing.renew")
     found = figures()["sweep_last_success_timestamp_seconds"]
     assert found == {"billing.renew": world.clock.now().timestamp()}
+
+
+def test_what_waits_for_an_endpoint_is_counted_and_what_is_parked_of_it(world, figures):
+    receivers = Receivers()
+    receivers.say(500)
+    add(world)
+    world.subscribe()
+    out = Outbound(world.store, world.clock, world.vault, receivers, waits=())
+    send(out)
+    found = figures()
+    assert (found["webhooks_waiting"], found["webhooks_parked"]) == ({"1": 1}, {"1": 1})
+    receivers.say(200)
+    world.clock.advance(timedelta(days=1))
+    send(out)
+    send(out)  # that the endpoint was dead
+    found = figures()
+    assert (found["webhooks_waiting"], found["webhooks_parked"]) == ({"1": 0}, {"1": 0})
