@@ -52,7 +52,7 @@ class EventKind(StrEnum):
     )
     GATEWAY_REFUSES_US = "gateway.refuses_us"  # 401 or 403: credentials or permissions
     SALES_REFUSED = "gateway.refuses_sales"  # 401, 403, 404 or 405 to a sale: address or rights
-    POLL_UP_UNRELIABLE = "gateway.look_up_unreliable"  # its list ignored our filter
+    LOOK_UP_UNRELIABLE = "gateway.look_up_unreliable"  # its list ignored our filter
     ATTEMPT_CALLED_BACK = "attempt.called_back"  # a signed callback: the gateway is asked at once
     CHARGING_STOPPED = "charging.stopped"  # charges of all invoices fail: no more are started
     SALES_SWITCHED = "sales.switched"

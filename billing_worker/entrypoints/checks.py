@@ -62,7 +62,7 @@ def run_checks(settings: Settings, max_age: timedelta | None = None) -> list[Che
         "redis": _redis,
         "sweeps": _if_the_database_answers(lambda settings: check_sweeps(settings, max_age)),
         "gateway": _gateway,
-        "look-up": _if_the_database_answers(_poll_up),
+        "look-up": _if_the_database_answers(_look_up),
         "cardgate": _cardgate,
         "vault keys": _if_the_database_answers(_vault_keys),
         "callbacks": _callbacks,
@@ -211,7 +211,7 @@ def _gateway(settings: Settings) -> str:
     return f"answers in {calls[-1].duration_ms} ms, credentials accepted, {mode} mode"
 
 
-def _poll_up(settings: Settings) -> str:
+def _look_up(settings: Settings) -> str:
     """Test the gateway's list by reference: nothing for an unknown reference, exactly one invoice
     for a known one.
 

@@ -86,7 +86,7 @@ def test_every_part_is_told_and_none_of_them_moves_money(check, sandbox):
     assert not sandbox.ledger
 
 
-def test_refused_credentials_name_the_settings_to_poll_at(check):
+def test_refused_credentials_name_the_settings_to_look_at(check):
     found = check(BILLING_GATEWAY_PASSWORD="wrong")
     assert wrong(found) == ["gateway"]
     assert found["gateway"].details == (
@@ -188,14 +188,14 @@ def charged(database_url, sandbox):
         return world.explain(f"checked-{world.book.identity}-p0")["attempts"][0]["reference_id"]
 
 
-def test_the_poll_up_is_trusted_only_as_far_as_it_was_tried(check):
-    poll_up = check()["look-up"]
-    assert poll_up.ok
-    assert "not tried with a known one" in poll_up.details
+def test_the_look_up_is_trusted_only_as_far_as_it_was_tried(check):
+    look_up = check()["look-up"]
+    assert look_up.ok
+    assert "not tried with a known one" in look_up.details
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_the_poll_up_by_reference_is_tried_both_ways(check, sandbox, database_url):
+def test_the_look_up_by_reference_is_tried_both_ways(check, sandbox, database_url):
     reference = charged(database_url, sandbox)
     assert f"exactly one invoice for {reference}: it can be trusted" in check()["look-up"].details
     sandbox.behaviour = replace(sandbox.behaviour, list_filter="ignored")
@@ -207,12 +207,12 @@ def test_the_poll_up_by_reference_is_tried_both_ways(check, sandbox, database_ur
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_a_poll_up_that_finds_nothing_of_what_was_sent_is_named(check, sandbox, database_url):
+def test_a_look_up_that_finds_nothing_of_what_was_sent_is_named(check, sandbox, database_url):
     reference = charged(database_url, sandbox)
     sandbox.reset()
-    poll_up = check()["look-up"]
-    assert not poll_up.ok
-    assert f"0 invoices are listed for {reference}" in poll_up.details
+    look_up = check()["look-up"]
+    assert not look_up.ok
+    assert f"0 invoices are listed for {reference}" in look_up.details
 
 
 def test_silent_sweeps_fail_the_check_only_where_an_age_is_asked_for(environ, database_url):

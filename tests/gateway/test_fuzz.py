@@ -137,7 +137,7 @@ def test_a_create_ends_in_a_typed_statement_or_one_of_three_errors(status, conte
 
 @settings(max_examples=80, deadline=None)
 @given(statuses, answers)
-def test_a_poll_up_ends_in_a_typed_statement_or_one_of_three_errors(status, content):
+def test_a_look_up_ends_in_a_typed_statement_or_one_of_three_errors(status, content):
     statement = ask(lambda gateway, calls: gateway.poll(GATEWAY_ID, calls), status, content)
     if statement is not None:
         assert statement.gateway_id == GATEWAY_ID

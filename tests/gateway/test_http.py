@@ -42,14 +42,14 @@ def post(url: str, path: str = "/payment/sale") -> Request:
 # --- connections ---
 
 
-def test_poll_ups_share_one_connection(transport):
+def test_look_ups_share_one_connection(transport):
     with WireServer([OK]) as server:
         for _ in range(3):
             transport.send(get(server.url), moves_money=False)
     assert [request.connection for request in server.requests] == [1, 1, 1]
 
 
-def test_poll_ups_share_one_connection_when_answers_are_chunked(transport):
+def test_look_ups_share_one_connection_when_answers_are_chunked(transport):
     with WireServer([answer_in_chunks(200, b'{"data": 1}' * 50)]) as server:
         bodies = {transport.send(get(server.url), moves_money=False).body for _ in range(3)}
     assert bodies == {b'{"data": 1}' * 50}

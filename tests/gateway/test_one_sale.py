@@ -105,22 +105,22 @@ def test_a_connection_that_is_never_accepted_means_not_sent(calls):
 
 
 def test_an_unknown_host_name_means_not_sent(calls, monkeypatch):
-    def poll_up(*_: object, **__: object) -> None:
+    def look_up(*_: object, **__: object) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
-    monkeypatch.setattr(socket, "getaddrinfo", poll_up)
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
     with pytest.raises(NotSent, match="name look-up failed"):
         paycore("http://gateway.example").sale(Secret(BEARER), calls)
 
 
-def test_a_name_poll_up_beyond_the_deadline_means_not_sent(calls, monkeypatch):
-    poll_up = socket.getaddrinfo
+def test_a_name_look_up_beyond_the_deadline_means_not_sent(calls, monkeypatch):
+    look_up = socket.getaddrinfo
 
-    def slow_poll_up(*args, **kwargs):
+    def slow_look_up(*args, **kwargs):
         time.sleep(0.5)
-        return poll_up(*args, **kwargs)
+        return look_up(*args, **kwargs)
 
-    monkeypatch.setattr(socket, "getaddrinfo", slow_poll_up)
+    monkeypatch.setattr(socket, "getaddrinfo", slow_look_up)
     outcome, server = sell(answer(200, body("90")), calls, impatient())
     assert type(outcome) is NotSent
     assert server.requests == []
@@ -130,13 +130,13 @@ def test_a_sale_is_not_sent_on_a_connection_that_took_longer_than_the_connect_ti
     calls, monkeypatch
 ):
     """The answer may take its time; what comes before the sale may not."""
-    poll_up = socket.getaddrinfo
+    look_up = socket.getaddrinfo
 
-    def slow_poll_up(*args, **kwargs):
+    def slow_look_up(*args, **kwargs):
         time.sleep(0.5)
-        return poll_up(*args, **kwargs)
+        return look_up(*args, **kwargs)
 
-    monkeypatch.setattr(socket, "getaddrinfo", slow_poll_up)
+    monkeypatch.setattr(socket, "getaddrinfo", slow_look_up)
     transport = RequestsTransport(connect_timeout=0.3, read_timeout=30)
     outcome, server = sell(answer(200, body("90")), calls, transport)
     assert type(outcome) is NotSent

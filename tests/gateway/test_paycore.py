@@ -455,7 +455,7 @@ def test_an_answer_about_another_invoice_is_unknown(calls):
 
 
 @pytest.mark.parametrize("act", [NOT_FOUND, UNAUTHORIZED])
-def test_a_poll_up_that_fails_is_never_a_refusal(act, calls):
+def test_a_look_up_that_fails_is_never_a_refusal(act, calls):
     with WireServer([act]) as server, pytest.raises(OutcomeUnknown):
         paycore(server.url).poll(GATEWAY_ID, calls)
     assert len(server.requests) == 1

@@ -101,7 +101,7 @@ def _tell_unreliable(session: GatewaySession, key: CaseKey, reason: str) -> None
     look-up.
     """
     ports = session.ports
-    kind, now = EventKind.POLL_UP_UNRELIABLE, ports.clock.now()
+    kind, now = EventKind.LOOK_UP_UNRELIABLE, ports.clock.now()
     event = Event(kind, now, session.by, {"reason": reason}, alert=True)
     with ports.store.transaction() as connection:
         if not counters.add_unless_recent(connection, kind, now, now - TELL_AGAIN_AFTER):

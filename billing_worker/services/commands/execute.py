@@ -1,8 +1,8 @@
-"""Carrying out what other services ask for: each command once, each answered, each written down.
+"""Carries out commands of other services: each once, each answered, each recorded.
 
-The row of a command and what it does are one transaction, so that a command that is recorded as
-done is done, and a process that dies leaves neither. Commands that ask the gateway cannot be: they
-are repeated by their own reference, and recorded afterwards.
+The command's row and its effect are one transaction: a command that is recorded as done is done,
+and a process that dies leaves neither. Commands that ask the gateway cannot work so: they are
+repeated by their own reference, and recorded afterwards.
 """
 
 from __future__ import annotations
@@ -76,31 +76,33 @@ from billing_worker.services.subscriptions.subscribe import (
 
 DONE, UNCHANGED, REFUSED, FAILED = "done", "unchanged", "refused", "failed"
 
-"""The database, or a row in it, cannot be had now. Says nothing about the command."""
+"""Errors that say that the database, or a row in it, is not available now. They say nothing about
+the command.
+"""
 
 log = structlog.get_logger()
 
 
 class NotKept(BillingError):
-    """Nothing is known to be written down: the message must stay where it is, for another try."""
+    """Perhaps nothing was recorded: the message must stay in the queue for another try."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A command as it arrived: `arguments` may be anything that JSON can say."""
+    """A command as received. `arguments` may be any JSON."""
 
     task: str
     arguments: Any
     id: str | None = None
-    faults: tuple[Fault, ...] = ()  # what is wrong with the envelope, if anything
-    unreadable: str | None = None  # what there is instead of arguments, redacted
+    faults: tuple[Fault, ...] = ()  # faults of the envelope, if any
+    unreadable: str | None = None  # an unreadable body, redacted
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    status: str  # done, unchanged (done before), refused (not done: see errors), failed (our fault)
+    status: str  # done, unchanged (done before), refused (see errors), failed (our fault)
     errors: tuple[Fault, ...] = ()
-    told: Mapping[str, Any] = field(default_factory=dict)  # what the task brings about
+    told: Mapping[str, Any] = field(default_factory=dict)  # the effect of the task
 
     def as_json(self) -> dict[str, Any]:
         """Shape: {status, errors: [{field, reason}], …}; the rest depends on the task."""
@@ -113,15 +115,17 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """What carrying out a command has brought about, once its transaction is committed."""
+    """The effect of a command after its transaction is committed."""
 
     told: Mapping[str, Any]
     invoices_to_ring: Sequence[int] = ()
 
 
 def carry_out(ports: Ports, message: Message) -> Answer:
-    """Carry out one command and record it. Raises NotKept when the database is away, when what the
-    command stores could not be encrypted, or while the clock is wrong.
+    """Carry out one command and record it.
+
+    Raises NotKept while the database is away, while the clock is wrong, or if the command's secrets
+    could not be encrypted.
     """
     try:
         clock = lost_memory.why_the_clock_is_wrong(ports)
@@ -176,7 +180,7 @@ def _parsed(message: Message) -> Command | tuple[Fault, ...]:
 
 
 def _delivered_before(ports: Ports, row: Mapping[str, Any]) -> Answer | None:
-    """The queue may deliver a message twice: the second time it gets the first one's answer."""
+    """Return the answer of an earlier delivery of the same message."""
     if row["message_id"] is None:
         return None
     with ports.store.reading() as connection:
@@ -185,7 +189,9 @@ def _delivered_before(ports: Ports, row: Mapping[str, Any]) -> Answer | None:
 
 
 def _done_in_turn(ports: Ports, row: dict[str, Any], command: Command) -> Answer:
-    """Two commands may bring the same new customer at once: one has to look again."""
+    """Carry out a command; repeat it once if another one adds the same new customer at that
+    moment.
+    """
     for _ in range(TRIES - 1):
         try:
             return _done_once(ports, row, command)
@@ -221,7 +227,7 @@ def _done_once(ports: Ports, row: dict[str, Any], command: Command) -> Answer:
 
 
 def _rung(ports: Ports, invoice_ids: Sequence[int]) -> None:
-    """What was done is committed: a bell that is broken must not turn the answer into `failed`."""
+    """Wake workers after the commit. An error here must not turn the answer into `failed`."""
     try:
         ring_for(ports, invoice_ids)
     except Exception as error:  # noqa: BLE001 - whatever a bell may raise; the sweep rings again
@@ -229,7 +235,7 @@ def _rung(ports: Ports, invoice_ids: Sequence[int]) -> None:
 
 
 def _again(connection: Connection, row: dict[str, Any], command: Command) -> Answer:
-    """The reference has been used: for the same, which is done, or for something else."""
+    """Answer a reference that was used before: for the same command, or for another one."""
     known = rows.done(connection, row["task"], row["reference_id"])
     assert known is not None  # noqa: S101 - it kept us from claiming, and rows are never deleted
     if known.digest != row["digest"]:
@@ -253,7 +259,7 @@ def _done_before(told: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _conflict(known: Any, given: Any) -> tuple[Fault, ...]:
-    """Both sides of every difference that may be shown."""
+    """Return both sides of every difference that may be shown."""
     taken = Fault("reference_id", "is already used by a different command.")
     found = [
         Fault(difference.field, f"was {difference.stored!r}, is now {difference.given!r}.")
@@ -266,7 +272,7 @@ def _conflict(known: Any, given: Any) -> tuple[Fault, ...]:
 
 
 def _effect(ports: Ports, command: Command) -> Effect:
-    """Raises InvalidInput or BadRecord for what cannot be done; then nothing was."""
+    """Carry out the command. Raises InvalidInput or BadRecord, and then nothing was done."""
     return _EFFECTS[command.task](ports, command.record)
 
 
@@ -396,7 +402,7 @@ def _moved(
 
 
 def _about_subscription(error: InvalidInput) -> InvalidInput:
-    """There the reference is the subscription's, here it is the command's."""
+    """Rename the field: here the reference is the command's, not the subscription's."""
     named = "subscription" if error.field == "reference_id" else error.field
     return InvalidInput(named, error.reason)
 
@@ -425,12 +431,13 @@ _ASKS_GATEWAY: Mapping[str, Callable[[Ports, Mapping[str, Any]], dict[str, Any]]
     START_CHECKOUT: start_checkout,
 }
 _KEPT = ("gateway_reference", "gateway_id", "invoice", "amount", "currency")
-"""Of the answer. The page itself lets whoever has it act for the customer: it is not written down,
-and who asks again is given it anew."""
+"""Recorded fields of the answer. The page is not recorded, because whoever has it can pay; a
+repeated command returns it again.
+"""
 
 
 def _paged(ports: Ports, row: dict[str, Any], command: Command) -> Answer:
-    """No transaction stays open while the gateway is asked; the command repeats itself safely."""
+    """No transaction stays open during a gateway call; the command can be repeated safely."""
     with ports.store.reading() as connection:
         known = rows.done(connection, command.task, command.reference_id)
     if known is not None and known.digest != command.digest:
@@ -460,7 +467,7 @@ def _paged(ports: Ports, row: dict[str, Any], command: Command) -> Answer:
 
 
 def _recorded(ports: Ports, row: dict[str, Any], answer: Answer) -> Answer:
-    """Write down a command that did nothing. Raises NotKept when that is not possible now."""
+    """Record a command that did nothing. Raises NotKept if that is not possible now."""
     try:
         with ports.store.transaction() as connection:
             rows.add(connection, _with(row, answer))
@@ -500,7 +507,7 @@ def _answer_from(row: Row[Any]) -> Answer:
 
 
 def described(row: Row[Any]) -> dict[str, Any]:
-    """A command as it is listed."""
+    """Return a command as the list shows it."""
     return {
         "received_at": row.received_at.isoformat(),
         "task": row.task,

@@ -1,4 +1,4 @@
-"""Commands that another book has carried out: sent again, they are `unchanged` here too."""
+"""Commands that another book has carried out: sent again, they answer `unchanged` here too."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from billing_worker.services.import_records.fields import Aware, StrictSchema, c
 from billing_worker.services.import_records.subscription import loaded
 
 NAME = "done_command"
-"""The one field of a line that says such a command, beside the lines that are subscriptions."""
+"""The only field of a line that holds such a command, beside the lines of subscriptions."""
 
 COMMAND_BATCH = 1_000
 
 _MOVED = sorted(set(TASKS) - {START_CHECKOUT, START_TOKENISATION})
-"""A page is asked for again where it is to be open."""
+"""Without commands that open a page: the page is requested again here."""
 
 
 class _DoneSchema(StrictSchema):
@@ -43,7 +43,7 @@ _DONE = _DoneSchema()
 
 
 def done_lines(store: Store) -> Iterator[dict[str, Any]]:
-    """Every command that this book has carried out, as an import reads it."""
+    """Yield every command that this book has carried out, as an import reads it."""
     last_id = 0
     while True:
         with store.reading() as connection:
@@ -75,6 +75,6 @@ def parse_done(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def remember(store: Store, done: Sequence[dict[str, Any]]) -> int:
-    """Returns how many were not known here."""
+    """Record them. Returns how many are new here."""
     with store.transaction() as connection:
         return commands.remember(connection, done)

@@ -1,8 +1,8 @@
-"""A charge that is not part of a series: one period, opened at once, through the same protocol.
+"""One-off charges: one period, opened at once, through the same protocol.
 
-It is kept as a subscription of one period that has already ended: sweeps and catch-up never meet
-it, an ended subscription still owes what it used, and invoice, guards, claims and settlement stay
-exactly what they are for a period.
+A one-off charge is stored as a subscription of one period that has already ended. Sweeps and
+catch-up never find it, an ended subscription still owes its invoices, and all rules of charging
+apply as for a period.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def charge_once(
 
 
 def _payer(connection: Connection, vault: Vault, order: OneOff, now: datetime) -> tuple[int, int]:
-    """Ids of the customer and of the card to charge."""
+    """Return the ids of the customer and of the card to charge."""
     who = order.customer
     person = {"reference_id": who.reference_id, "name": who.name, "email": who.email}
     customer_id = customers.ids_for(connection, [person], now)[who.reference_id]
@@ -119,7 +119,7 @@ def _row(
         "next_billing_at": subscription.next_billing_at,
         "description": subscription.description,
         "metadata": order.metadata,
-        "record_digest": "",  # no import record made it
+        "record_digest": "",  # no import record
         "created_at": now,
         "kind": ONE_OFF,
         "from_book": began.identity if began else None,

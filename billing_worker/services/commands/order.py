@@ -1,7 +1,7 @@
-"""Which commands are carried out one after the other: those about one subscription, as they came.
+"""Which commands run one after the other: those about one subscription, in the order of arrival.
 
-A `billing.subscribe` and the `billing.cancel` that follows it are two messages; taken by two workers
-at once, the second would find no subscription and the first would go on to be charged.
+`billing.subscribe` and a following `billing.cancel` are two messages. Taken by two workers at once,
+the second finds no subscription, and the first one is charged.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from billing_worker.services.commands.records import SUBSCRIBE
 Subject = tuple[str, str] | None
 
 _NAMES_ITSELF = frozenset({SUBSCRIBE, "billing.charge_once"})
-"""Their `reference_id` is that of the subscription, or of the charge, which they bring about."""
+"""Their `reference_id` is that of the subscription or charge that they create."""
 
 _PERIOD = re.compile(r"-p\d+$")
 
 
 def subject_of(task: str, arguments: Any) -> Subject:
-    """What a command is about, however malformed it may be; None when it does not say.
+    """Return the subject of a command, however malformed, or None if it does not name one.
 
-    Subscriptions and one-off charges share their references, and an invoice begins with its
-    subscription's. A command that names neither is about its customer.
+    Subscriptions and one-off charges share their references, and an invoice's reference begins with
+    its subscription's. A command that names neither is about its customer.
     """
     if not isinstance(arguments, Mapping):
         return None

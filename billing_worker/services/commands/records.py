@@ -58,7 +58,7 @@ from billing_worker.services.import_records.subscription import (
 )
 
 VERSION = 1
-"""Of these schemas. A command of another one is refused, and kept."""
+"""Version of these schemas. A command of another version is refused and recorded."""
 
 SHOWN_REFERENCE = 160
 
@@ -72,7 +72,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A message that says something this version can do."""
+    """A valid command."""
 
     task: str
     reference_id: str
@@ -158,7 +158,7 @@ class CancelCharge:
     charge: str
     by: str
     why: str | None
-    decided_at: datetime | None = None  # kept with the command; it holds from now on all the same
+    decided_at: datetime | None = None  # recorded with the command, which takes effect now
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +212,7 @@ class _Change(_ToSubscription):
     interval_count = fields.Integer(load_default=None, allow_none=True, strict=True)
     description = text(500)
     catch_up = text(32)
-    ends_at = text(40)  # empty removes it
+    ends_at = text(40)  # empty text removes it
 
     @validates_schema
     def names_a_change(self, data: Mapping[str, Any], **_: Any) -> None:
@@ -350,7 +350,7 @@ TASKS = tuple(_SCHEMAS)
 
 
 def parse_command(task: str, arguments: Any) -> Command:
-    """Raises BadRecord with every fault that can be told at once."""
+    """Read a command. Raises BadRecord with every fault that is found at once."""
     if task not in TASKS:
         raise BadRecord([Fault("task", f"is unknown; known are {', '.join(TASKS)}.")])
     if not isinstance(arguments, Mapping):
@@ -375,8 +375,8 @@ def parse_command(task: str, arguments: Any) -> Command:
 
 
 def _digest(record: Mapping[str, Any]) -> str:
-    """Of what is asked for. When it was decided is not part of it: whoever sends a command again
-    may know the time only then.
+    """Return the digest of the request without `decided_at`: whoever repeats a command may know
+    that time only then.
     """
     return digest_of({name: value for name, value in record.items() if name != "decided_at"})
 
@@ -399,15 +399,15 @@ def _of_this_version(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def reference_in(arguments: Any) -> str | None:
-    """The caller's key as far as it can be read, for finding a command that was refused."""
+    """Return the caller's key if it is readable, to find a refused command."""
     reference = arguments.get("reference_id") if isinstance(arguments, Mapping) else None
     return legible(reference)[:SHOWN_REFERENCE] if isinstance(reference, str) else None
 
 
 def shown(task: str, arguments: Any) -> Any:
-    """Arguments as they are kept: what the schema knows, without tokens, and the names of the rest.
+    """Return arguments as recorded: known fields without tokens, and the names of the others.
 
-    A value under a name that we do not know may be anything, a token with a typing error too.
+    An unknown field may hold anything, for example a token under a misspelt name.
     """
     if not isinstance(arguments, Mapping) or is_too_deep(arguments):
         return HIDDEN

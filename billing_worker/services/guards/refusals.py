@@ -1,4 +1,4 @@
-"""Why this process sells nothing from this book, whatever is due."""
+"""Why this process charges nothing from this book, whatever is due."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ _WAITS_FOR_A_STANDBY = frozenset({"on", "remote_apply"})
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """One sentence for a person, and a name under which it is told once a day."""
+    """One sentence for a person, and the name under which it is reported once a day."""
 
     name: str
     why: str
 
 
 def refusal(ports: Ports, switched: Switches) -> Refusal | None:
-    """The clock first: while it is wrong, nothing that is written could be dated."""
+    """Return why nothing is charged, or None. The clock comes first: with a wrong clock no record
+    can be dated.
+    """
     return (
         wrong_clock(ports.timekeeper, switched.server)
         or _other_mode(ports, switched)
@@ -69,10 +71,10 @@ def _in_seconds(ahead: timedelta) -> timedelta:
 
 
 def right_now(ports: Ports, connection: Connection) -> datetime:
-    """The time to write down what cannot wait until the clock is right: a sale has been sent.
+    """Return the time for records that cannot wait for a right clock: a sale has been sent.
 
-    The database is asked only where the clock was set since this process was started: asking it
-    before every commit would cost each charge a query.
+    The database is asked only if the clock was changed since this process started, because asking
+    before every commit costs each charge a query.
     """
     keeper = ports.timekeeper
     if keeper is None or abs(keeper.ahead_by(None)) <= CLOCK_MAY_DIFFER:
@@ -88,7 +90,9 @@ def _other_mode(ports: Ports, switched: Switches) -> Refusal | None:
 
 
 def other_mode(*, booked: bool | None, test_mode: bool) -> str | None:
-    """`booked`: the book's. None: nothing was charged yet, so it may become either."""
+    """Return why this mode is refused, or None. `booked`: the book's mode; None: no charge yet, so
+    any mode is allowed.
+    """
     if booked is None or booked == test_mode:
         return None
     ours, theirs = ("test", "live") if test_mode else ("live", "test")
@@ -99,7 +103,9 @@ def other_mode(*, booked: bool | None, test_mode: bool) -> str | None:
 
 
 def enter_mode(ports: Ports, connection: Connection, switched: Switches) -> str | None:
-    """Write the mode of the first charge, in its own transaction. Returns why it must not go on."""
+    """Write the mode of the first charge, in a transaction of its own. Returns why it must not
+    continue.
+    """
     if switched.book is None or switched.book.test_mode is not None:
         return None
     if books.set_mode(connection, test_mode=ports.test_mode):
@@ -113,7 +119,7 @@ def _weak_standby(ports: Ports, server: ServerNow) -> Refusal | None:
 
 
 def weak_standby(server: ServerNow) -> str | None:
-    """Why a fail-over may lose commits, by the settings of the server. None: it does not."""
+    """Return why a fail-over may lose commits, by the server's settings, or None."""
     if server.synchronous_standby_names is None:
         return "SQLite has no standby"
     if not server.synchronous_standby_names.strip():

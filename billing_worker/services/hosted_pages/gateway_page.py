@@ -1,4 +1,4 @@
-"""The gateway's invoice behind a page: created, or found under the reference that we gave it."""
+"""The gateway's invoice of a page: created, or found by our reference."""
 
 from __future__ import annotations
 
@@ -21,13 +21,16 @@ from billing_worker.gateway.port import CallLog, HostedOrder
 from billing_worker.services.ports import Ports
 
 CONFIGURATION_ANSWERS: Final = frozenset({401, 403})
-"""Our credentials or permissions: the same page goes ahead once they are mended."""
+"""These answers mean our credentials or permissions: the same page continues when they are
+corrected.
+"""
 
 
 def obtained(
     ports: Ports, order: HostedOrder, calls: CallLog, *, may_exist: bool
 ) -> HostedStatement:
-    """Found if a create may have reached the gateway before, created otherwise.
+    """Return the invoice: found if an earlier create may have reached the gateway, created
+    otherwise.
 
     Raises GatewayError.
     """
@@ -50,7 +53,7 @@ def _created(
         except GatewayError as untold:
             raise OutcomeUnknown(error.reason) from untold
         if found is None and (isinstance(error, Refused) or error.reads_like_a_refusal):
-            # No twin that it could have collided with: the refusal is meant, whatever its shape.
+            # No invoice exists that could be a duplicate: the refusal is final, whatever its shape.
             raise Refused(error.reason, http_status=error.http_status or 0) from None
         if found is None:
             raise
@@ -61,21 +64,23 @@ def _created(
 
 
 def _is_strange(found: Statement, order: HostedOrder, error: OutcomeUnknown | Refused) -> bool:
-    """Whether what is found after a failed create is not its work: a 4xx may mean a duplicate."""
+    """Return whether an invoice that is found after a failed create is not its work: a 4xx may mean
+    a duplicate.
+    """
     return error.is_client_error if found.create is None else found.create != order.create
 
 
 def _marked(said: HostedStatement, order: HostedOrder, *, strange: bool) -> HostedStatement:
-    """An invoice of another book is strange in its own way: it shows no loss of memory."""
+    """Mark an invoice that this create did not make. One of another book shows no loss of data."""
     ours = foreign(said.statement, _expected(order)) is None
     return replace(said, made_by_somebody=strange and ours)
 
 
 def find_page(ports: Ports, expected: Expected, calls: CallLog) -> HostedStatement | None:
-    """Ours by reference, whole: of several the one that has come furthest towards money. One of
-    another book or customer only where there is none of ours.
+    """Return our invoice with this reference, complete; of several the one that is nearest to a
+    payment.
 
-    Raises GatewayError.
+    Returns one of another book or customer only if there is none of ours. Raises GatewayError.
     """
     ports.pace.wait()
     matches = ports.gateway.find(expected.reference_id, calls)
@@ -100,8 +105,8 @@ def _expected(order: HostedOrder) -> Expected:
 
 
 def page_to_pay_on(said: HostedStatement, order: HostedOrder) -> Page:
-    """Raises NotPayable when it is not the invoice that was ordered, or not a fresh one, or has no
-    page.
+    """Return the page. Raises NotPayable if the invoice is not the ordered one, is not new, or has
+    no page.
     """
     unfit = may_be_paid(said.statement, _expected(order))
     if unfit is not None:
@@ -114,9 +119,10 @@ def page_to_pay_on(said: HostedStatement, order: HostedOrder) -> Page:
 
 
 def nothing_was_made(error: NotPayable | GatewayError, *, may_exist: bool) -> bool:
-    """Whether the gateway has no invoice that could be paid, for certain. `may_exist`: an earlier
-    caller may have created it.
+    """Return whether the gateway certainly has no invoice that could be paid.
+
+    `may_exist`: an earlier caller may have created it.
     """
-    if isinstance(error, Refused):  # only said where no twin was found
+    if isinstance(error, Refused):  # only returned if no duplicate was found
         return True
     return not may_exist and isinstance(error, NotSent | NotPayable)

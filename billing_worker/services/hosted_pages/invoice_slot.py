@@ -1,8 +1,8 @@
-"""An invoice's one slot, taken for a page on which the customer pays.
+"""The invoice slot, taken for a page on which the customer pays.
 
-Automatic attempts, manual ones and pages share it: a partial unique index lets one of them live.
-It is taken before the gateway hears of the page, and `submitted` is committed before anybody is
-given it, because from then on the customer may pay at any time.
+Automatic attempts, manual ones and pages share it: a partial unique index allows one live attempt.
+The slot is taken before the gateway creates the page, and `submitted` is committed before the page
+is handed out, because from then on the customer may pay at any time.
 """
 
 from __future__ import annotations
@@ -62,13 +62,13 @@ MAYBE_PAID = "it may be paid already, and the gateway is asked until that is dec
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A prepared link: held by whoever has its newest fence, until its lease lapses."""
+    """A prepared link. It belongs to the caller with the newest fence until its lease ends."""
 
     key: CaseKey
     attempt: Attempt
-    earlier: tuple[Attempt, ...]  # of the same invoice: proven unpaid before this one opens
+    earlier: tuple[Attempt, ...]  # of the same invoice; to be proven unpaid
     may_be_forgotten: bool = False  # see `Claimed`
-    owner: Owner = NOT_SAID  # whose its invoice at the gateway has to be
+    owner: Owner = NOT_SAID  # the owner that its gateway invoice must have
     restored_at: datetime | None = None
     book: Book | None = None
 
@@ -78,12 +78,14 @@ class Slot:
 
 
 def lapses_at(ports: Ports, now: datetime) -> datetime:
-    """When a caller that has not handed out its page by then counts as gone."""
+    """When a caller that has not handed out its page counts as gone."""
     return now + max(ports.timings.longest_charge, ports.timings.stuck_after)
 
 
 def locked_owed_invoice(connection: Connection, reference: str) -> tuple[Subscription, DueInvoice]:
-    """Raises InvalidInput on `invoice` when there is none, NotPayable when it is not open."""
+    """Lock and return an owed invoice. Raises InvalidInput on `invoice` if there is none,
+    NotPayable if it is not owed.
+    """
     row = invoices.find(connection, reference)
     if row is None:
         raise InvalidInput("invoice", f"there is no invoice {reference!r}")
@@ -103,8 +105,9 @@ def take(
 ) -> Slot:
     """Take the slot, or take over a prepared link of the same kind whose caller may be gone.
 
-    `item.card_id` None: the customer will type a new card. Raises SlotTaken while another attempt
-    is live, NotPayable for what forbids a charge too: nothing of the transaction is to be kept.
+    `item.card_id` None: the customer will enter a new card. Raises SlotTaken while another attempt
+    is live, NotPayable for everything that forbids a charge. After an error the caller rolls the
+    transaction back.
     """
     now = right_now(ports, connection)
     item = pause_collection.release_held(connection, item, Moment(now, BY))
@@ -138,14 +141,14 @@ def take(
 
 
 def require_payable(ports: Ports, connection: Connection, case: Case) -> None:
-    """Raises NotPayable with what stands against a page for this attempt, open or not yet."""
+    """Raise NotPayable with the reason if a page for this attempt is not allowed, open or not."""
     obstacle = why_not(ports, connection, case, right_now(ports, connection))
     if obstacle is not None:
         raise NotPayable(obstacle)
 
 
 def is_link(attempt: Attempt, card_id: int | None) -> bool:
-    """A page of the same kind: for a card that we know, or for a new one."""
+    """Return whether it is a page of the same kind: for a stored card, or for a new one."""
     same_kind = (attempt.card_id is None) == (card_id is None)
     return attempt.origin is Origin.LINK and same_kind
 
@@ -155,9 +158,9 @@ def _key(item: DueInvoice, attempt: Attempt) -> CaseKey:
 
 
 def require_unpaid(ports: Ports, slot: Slot, calls: CallLog) -> None:
-    """Ask once more about every ended attempt of the invoice: late money pays it (§11.6).
+    """Poll every ended attempt of the invoice once more: a late payment pays it (§11.6).
 
-    Raises NotPayable when one was paid or may still be, GatewayError when that cannot be told.
+    Raises NotPayable if one was paid or may still be, GatewayError if that is unknown.
     """
     session = GatewaySession(
         ports=ports, by=BY, owner=slot.owner, forgetful=slot.may_be_forgotten, calls=calls
@@ -172,8 +175,8 @@ def require_unpaid(ports: Ports, slot: Slot, calls: CallLog) -> None:
 
 
 def _require_unknown(session: GatewaySession, slot: Slot) -> None:
-    """Nothing at the gateway that books from a backup have forgotten, under this reference or a
-    later one: a second page would be a second way to pay the same.
+    """Require that the gateway has nothing that restored books have lost, under this reference or a
+    later one: a second page is a second way to pay the same.
     """
     found = by_reference(session, slot.key, slot.attempt)
     if isinstance(found, Foreign):
@@ -195,10 +198,11 @@ def open_page(
     page_digest: str | None,
     calls: Sequence[WireCall],
 ) -> None:
-    """Write `submitted` under the fence; the caller commits, and only then hands the page out.
+    """Write `submitted` under the fence. The caller commits and only then hands the page out.
 
-    `page_digest` None: the name of the page leads to a card page, and not to this attempt.
-    Raises NotPayable for what forbids a charge too, ConcurrentChange when the slot is not ours.
+    `page_digest` None: the page's name leads to a card page and not to this attempt. Raises
+    NotPayable for everything that forbids a charge, ConcurrentChange if another caller has the
+    slot.
     """
     now = right_now(ports, connection)
     cases = LockedCases(connection, [slot.key])
@@ -228,22 +232,26 @@ def open_page(
 
 
 def record(ports: Ports, slot: Slot) -> None:
-    """A page that is handed out may be paid like a sale: it is recorded like one, before that."""
+    """Record the page outside of the database before it is handed out, as a sale is: it may be
+    paid.
+    """
     lost_memory.record(ports, slot.book, slot.attempt, slot.restored_at, ports.clock.now())
 
 
 def give_back(
     ports: Ports, slot: Slot, reason: str, calls: Sequence[WireCall], *, hold: bool
 ) -> None:
-    """The gateway has nothing under its reference that could be paid. `hold` alerts a person."""
+    """Free the slot: the gateway has nothing under its reference that could be paid. `hold` alerts
+    a person.
+    """
     _tell(ports, slot, NothingSent(reason, hold=hold), calls)
 
 
 def leave(
     ports: Ports, slot: Slot, error: NotPayable | GatewayError, calls: Sequence[WireCall]
 ) -> None:
-    """Give the slot back if nothing can be paid under its reference. Otherwise the next caller goes
-    on with it, and the sweep of looks asks about it once this one counts as gone.
+    """Free the slot if nothing can be paid under its reference. Otherwise the next caller
+    continues, and the poll sweep asks about it when this caller counts as gone.
     """
     if nothing_was_made(error, may_exist=slot.create_may_have_been_sent):
         give_back(ports, slot, error.reason, calls, hold=isinstance(error, NotPayable | Refused))
@@ -254,7 +262,9 @@ def leave(
 def not_handed_out(
     ports: Ports, slot: Slot, found: HostedStatement, why: str, calls: Sequence[WireCall]
 ) -> NotPayable:
-    """Keep what the gateway made of a page that is given to nobody. Returns what to tell."""
+    """Settle what the gateway made of a page that is not handed out. Returns what to tell the
+    caller.
+    """
     said, unexpected = found.statement, found.made_by_somebody
     news: News = NothingSent(why, hold=True, statement=said)
     if unexpected:

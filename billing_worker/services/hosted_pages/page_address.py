@@ -1,8 +1,8 @@
-"""Pages that are handed out: kept encrypted, and found again behind a random name.
+"""Pages that are handed out: stored encrypted and found by a random name.
 
-The name is all that it takes to pay, so it is kept encrypted, with the page, and looked up by its
-digest. It says nothing about a row: after a restore from a backup the ids of rows are given out
-once more, and a name made of one would open another customer's page.
+Whoever knows the name can pay, so the name is stored encrypted with the page and looked up by its
+digest. It contains no row id: after a restore ids are used again, and such a name would open
+another customer's page.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _NAME: Final = re.compile(r"[A-Za-z0-9_-]{32}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class NamedPage:
-    """A page, and the name under which ours sends the customer on to it."""
+    """A page, and the name under which our own page sends the customer to it."""
 
     page: Page
     name: Secret
@@ -63,7 +63,10 @@ def lock_page(vault: Vault, named_page: NamedPage) -> bytes:
 def unlock_page(
     vault: Vault, locked: bytes, keep: Callable[[bytes, str], object] = lambda *_: None
 ) -> NamedPage:
-    """`keep` stores the name, with its digest, of a page that was opened before pages had names."""
+    """Decrypt a page.
+
+    `keep` stores name and digest of a page that is older than names.
+    """
     content = json.loads(vault.unlock(locked).reveal())
     name = content.pop("name", None)
     if name is not None:
@@ -74,7 +77,9 @@ def unlock_page(
 
 
 def page_behind(store: Store, vault: Vault, name: str) -> Page | None:
-    """The page to send the customer to; None: no such name, or nothing is to be paid there."""
+    """Return the page behind a name, or None if the name is unknown or nothing is to be
+    paid there.
+    """
     if not _NAME.fullmatch(name):
         return None
     digest = _digest(name)
@@ -86,7 +91,7 @@ def page_behind(store: Store, vault: Vault, name: str) -> Page | None:
 
 
 def is_paid(store: Store, name: str) -> bool:
-    """Whether nothing is to be paid behind this name because it was paid."""
+    """Return whether the page behind this name is already paid."""
     if not _NAME.fullmatch(name):
         return False
     digest = _digest(name)

@@ -1,4 +1,4 @@
-"""Asking the gateway whether a page was paid, and keeping the card that comes of it."""
+"""Polls whether a page was paid, and stores the card."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ from billing_worker.services.ports import Ports
 BY = "hosted"
 SETUP_BATCH = 200
 SETUP_POLL_LOST_AFTER = timedelta(seconds=60)
-"""A look that died is due again after this; doing one twice is harmless."""
+"""A poll that was lost is due again after this. Polling twice is harmless."""
 
 log = structlog.get_logger()
 
 
 def poll_due_pages(ports: Ports) -> int:
-    """Ask about every page whose time has come. Returns how many were asked about.
+    """Poll every page that is due. Returns how many were polled.
 
-    Few customers are on a page at once, so the sweep asks by itself and rings for nobody.
+    Few customers are on a page at once, so the sweep polls by itself.
     """
     now = ports.clock.now()
     with ports.store.transaction() as connection:
@@ -69,13 +69,13 @@ def _poll_safely(ports: Ports, payment: HostedPayment) -> str:
         log.warning("hosted.interrupted", payment=payment.id, reason=type(error).__name__)
         return "interrupted"
     except Exception:
-        # Our bug. The row keeps its state and is asked about again; the others must not wait.
+        # A bug of ours. The row keeps its state and is polled again; the others must not wait.
         log.exception("billing.alert", kind="hosted.crashed", page=payment.reference_id)
         return "crashed"
 
 
 def poll(ports: Ports, payment: HostedPayment) -> HostedPayment:
-    """Ask about one. No answer proves nothing: it is asked again later."""
+    """Poll one page. No answer proves nothing: it is polled again later."""
     calls: CallLog = []
     said = None
     try:
@@ -83,12 +83,12 @@ def poll(ports: Ports, payment: HostedPayment) -> HostedPayment:
     except GatewayError as error:
         log.info("hosted.no_answer", payment=payment.id, reason=error.reason)
         if payment.status is HostedStatus.PREPARED:
-            return payment  # It may have been paid: only the gateway's word gives it up.
+            return payment  # It may have been paid: only the gateway's answer ends it.
     return settle_page(ports, payment, said, calls)
 
 
 def _stated(ports: Ports, payment: HostedPayment, calls: CallLog) -> HostedStatement | None:
-    """None: the gateway has nothing under its reference."""
+    """Return the gateway's statement, or None if it has nothing under the reference."""
     if payment.gateway_id is None:
         return find_page(ports, payment.whose, calls)
     ports.pace.wait()
@@ -103,9 +103,9 @@ def settle_page(
     *,
     not_handed_out: str = rules.SETUP_NEVER_HANDED_OUT,
 ) -> HostedPayment:
-    """Apply what the gateway said; None: no answer. Card, state and history are one transaction.
+    """Apply the gateway's statement (None: no answer) in one transaction: card, state and history.
 
-    `not_handed_out`: why a prepared payment's page is given to nobody.
+    `not_handed_out`: why the page of a prepared set-up is not handed out.
     """
     with ports.store.transaction() as connection:
         context = Context(right_now(ports, connection), BY, ports.timings)
@@ -114,7 +114,7 @@ def settle_page(
             card_setups.lock_subscriptions_of(connection, payment.customer_id)
         before = card_setups.lock(connection, payment.id)
         if before.status is HostedStatus.PREPARED and before.fence != payment.fence:
-            return before  # A newer caller goes on with it.
+            return before  # A newer caller continues it.
         owners = _owners(connection, token)
         concluded = rules.conclude(
             before,
@@ -138,7 +138,7 @@ def settle_page(
 
 
 def _entry(connection: Connection, payment: HostedPayment, event: Event) -> Entry:
-    """Also told of the invoice that the page pays, if any."""
+    """Return the history entry, also about the invoice that the page pays."""
     if payment.attempt_id is None:
         return Entry(event)
     key = pay_links.key_of(connection, payment.attempt_id)
@@ -157,7 +157,7 @@ def _keep(
     payment: HostedPayment,
     card: StoredCard,
 ) -> int:
-    """The customer's card of this token, stored once."""
+    """Store the customer's card of this token once, and return it."""
     row = card_row(ports.vault, _record(card), payment.customer_id, right_now(ports, connection))
     row |= {
         "holder": card.holder,
@@ -180,10 +180,11 @@ def _record(card: StoredCard) -> CardRecord:
 
 
 def _give(ports: Ports, connection: Connection, payment: HostedPayment, card_id: int) -> None:
-    """Let it pay what the customer had in mind, and what no other card can pay.
+    """Make the new card the default where the customer expects it, and where no other card can pay.
 
-    A page that pays an invoice is for its subscription, and for all that the replaced card has paid.
-    Any other one with a good card keeps it: the customer may have two for a reason.
+    A page that pays an invoice is for its subscription and for all subscriptions that used the
+    replaced card. Other subscriptions with a good card keep it: a customer may use two cards on
+    purpose.
     """
     now = right_now(ports, connection)
     obstacle = card_rules.obstacle(cards.by_ids(connection, {card_id})[card_id], now)
@@ -203,7 +204,7 @@ def _give(ports: Ports, connection: Connection, payment: HostedPayment, card_id:
         given_to,
         Given(card_id, BY, why, Scope.CUSTOMER, now),
         given_for={paid_here.id} if paid_here else set(),
-        # The page has just debited the customer for one.
+        # The page has just debited the customer once.
         first_at=now + APART if paid_here else now,
     )
 

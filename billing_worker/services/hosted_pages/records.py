@@ -1,4 +1,4 @@
-"""What may be asked of a page: the records of a tokenisation and of a pay link."""
+"""The records that order a page: for a tokenisation or for a pay link."""
 
 from __future__ import annotations
 
@@ -57,7 +57,9 @@ _OF_AN_ATTEMPT = re.compile(r"-p\d+-a\d+$")
 
 
 def _is_no_attempts(reference: str) -> None:
-    """A charge that looks itself up by its own reference would find somebody else's payment."""
+    """Refuse a reference that looks like an attempt's: a charge would find this payment as
+    its own.
+    """
     if _OF_AN_ATTEMPT.search(reference):
         raise ValidationError("must not end like the reference of an attempt (-p0-a1).")
 
@@ -101,7 +103,7 @@ class TokenisationSchema(StrictSchema):
 
 
 class CheckoutSchema(StrictSchema):
-    # A caller's own key, if it has one. The invoice's slot already says what is the same link.
+    # The caller's own key, if any. The invoice slot already identifies the link.
     reference_id = fields.String(load_default=None, allow_none=True, validate=is_reference)
     invoice = fields.String(required=True, validate=validate.Length(min=1, max=160))
     return_url = _return_url()
@@ -116,7 +118,7 @@ def parse_tokenisation(raw: Mapping[str, Any]) -> TokenisationRecord:
     data = loaded(_TOKENISATION, raw)
     told = data["metadata"] = data["metadata"] or {}
     meaning = {**data, "money": str(data["money"])}
-    if not told:  # as older versions have digested it
+    if not told:  # as older versions digest it
         del meaning["metadata"]
     data["customer"] = CustomerRecord(**data["customer"])
     return TokenisationRecord(**data, digest=digest_of(meaning))

@@ -2,12 +2,12 @@
 
     prepare ─▶ create or find ─▶ compare ─▶ COMMIT open ─▶ hand the page out
 
-Creating moves no money, so it may be repeated under its reference, after looking for it. What must
-never happen is a page in a customer's hands of which the books know nothing: so it is committed
-first, under a fence, and a caller that lost the fence hands out nothing.
+Creating moves no money, so it may be repeated under its reference after a look-up. The customer must
+never have a page that the books do not know. So the commit comes first, under a fence, and a caller
+that lost the fence hands out nothing.
 
-A gateway may charge for a page as it is created. So whatever it states of an invoice whose page is
-not handed out is kept, and what it may have made without answering is asked for by its reference.
+A gateway may charge when it creates a page. So everything that it states about an invoice whose page is
+not handed out is settled, and what it may have made without an answer is searched by its reference.
 """
 
 from __future__ import annotations
@@ -74,9 +74,9 @@ def start_checkout(ports: Ports, record: Mapping[str, Any]) -> dict[str, Any]:
 
     `record`: {invoice, return_url?}. Returns {reference_id, gateway_id, invoice, amount, currency,
     action, method, params, pay_path}: a form to submit, and the path of our page that submits it.
-    Asked again while the page is open, it returns the same one. Raises BadRecord or InvalidInput;
-    AlreadyPaid, also when the gateway charged for the page as it was created; SlotTaken while
-    another attempt is live; NotPayable; GatewayError, and then nothing is open.
+    While the page is open, a repeated call returns the same one. Raises BadRecord or InvalidInput;
+    AlreadyPaid, also if the gateway charged when the page was created; SlotTaken while another
+    attempt is live; NotPayable; GatewayError, and then nothing is open.
     """
     wanted = parse_checkout(record)
     taken = _take_link(ports, wanted.invoice)
@@ -102,7 +102,7 @@ def start_checkout(ports: Ports, record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _take_link(ports: Ports, invoice: str) -> Slot | dict[str, Any]:
-    """The invoice's slot, or the answer that was given for the page that is open already."""
+    """Return the invoice slot, or the answer of the page that is already open."""
     with ports.store.transaction() as connection:
         subscription, item = slots.locked_owed_invoice(connection, invoice)
         if item.card_id is None:
@@ -171,7 +171,9 @@ class _CardPage:
     payment: HostedPayment
     slot: Slot | None
     may_be_forgotten: bool = False
-    """The books were restored from a backup: their forgotten life may have opened it already."""
+    """The books were restored from a backup: the page may have been opened in the time that they
+    lost.
+    """
 
     @property
     def create_may_have_been_sent(self) -> bool:
@@ -280,7 +282,7 @@ def _begin(ports: Ports, connection: Connection, wanted: TokenisationRecord) -> 
 def _invoice_to_pay(
     connection: Connection, wanted: TokenisationRecord
 ) -> tuple[Subscription, DueInvoice] | None:
-    """The open invoice, locked, as one that is paid with a card nobody knows yet."""
+    """Lock and return the open invoice, to be paid with a new card."""
     if wanted.invoice is None:
         return None
     subscription, item = slots.locked_owed_invoice(connection, wanted.invoice)
@@ -293,7 +295,7 @@ def _invoice_to_pay(
 
 
 def _continue(ports: Ports, connection: Connection, payment: HostedPayment) -> _CardPage:
-    """Take a prepared page over. Its older caller, should it still live, hands out nothing."""
+    """Take over a prepared page. Its older caller, if still alive, hands out nothing."""
     now = right_now(ports, connection)
     slot = _slot_of(ports, connection, payment) if payment.attempt_id else None
     payment = card_setups.lock(connection, payment.id)
@@ -311,7 +313,9 @@ def _slot_of(ports: Ports, connection: Connection, payment: HostedPayment) -> Sl
 
 
 def _require_still_payable(ports: Ports, connection: Connection, payment: HostedPayment) -> None:
-    """The page is open. What it pays may have been paid, cancelled or stopped meanwhile."""
+    """Require that the open page may still be paid: its invoice may be paid, cancelled or stopped
+    meanwhile.
+    """
     subscription, item = slots.locked_owed_invoice(connection, payment.gateway_reference)
     if item.live is None or item.live.id != payment.attempt_id:
         raise NotPayable("its attempt on the invoice has ended: use a new reference_id")
@@ -340,7 +344,7 @@ def _tokenisation_order(
 def _open_card_page(
     ports: Ports, taken: _CardPage, said: HostedStatement, page: NamedPage, calls: CallLog
 ) -> None:
-    """Commit the page, and with it the attempt on the invoice that it pays."""
+    """Commit the page together with the attempt on the invoice that it pays."""
     gateway_id, locked = said.statement.gateway_id, lock_page(ports.vault, page)
     with ports.store.transaction() as connection:
         now = right_now(ports, connection)
@@ -372,8 +376,8 @@ def _open_card_page(
 def _leave(
     ports: Ports, taken: _CardPage, error: NotPayable | GatewayError, calls: CallLog
 ) -> None:
-    """Give the payment up if nothing can be paid under its reference. Otherwise the same record may
-    be sent again, and the sweep of looks asks about it once its caller counts as gone.
+    """Give the set-up up if nothing can be paid under its reference. Otherwise the same record may
+    be sent again, and the poll sweep asks about it when its caller counts as gone.
     """
     if not nothing_was_made(error, may_exist=taken.create_may_have_been_sent):
         return
@@ -386,7 +390,9 @@ def _leave(
 def _not_handed_out(
     ports: Ports, taken: _CardPage, said: HostedStatement, why: str, calls: CallLog
 ) -> NotPayable:
-    """Keep what the gateway made of a page that is given to nobody. Returns what to tell."""
+    """Settle what the gateway made of a page that is not handed out. Returns what to tell the
+    caller.
+    """
     told = None
     if taken.slot is not None:
         told = slots.not_handed_out(ports, taken.slot, said, why, calls)

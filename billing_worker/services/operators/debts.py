@@ -42,11 +42,11 @@ _S = InvoiceStatus
 
 
 class IfCharged(Enum):
-    """What becomes of a debt for which the card may have been charged already."""
+    """What to do with a debt for which the card may already have been charged."""
 
     REFUSE = auto()
-    IF_UNPAID = auto()  # decided by the end of what is in flight: paid, or void
-    ALL_THE_SAME = auto()  # decided now: money that comes is surplus
+    IF_UNPAID = auto()  # decided when the charge in flight ends: paid or void
+    ALL_THE_SAME = auto()  # decided now: later money is surplus
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +71,10 @@ def void_invoice(
     store: Store, clock: Clock, *, reference: str, by: str, why: str,
     if_charged: IfCharged = IfCharged.REFUSE,
 ) -> dict[str, Any]:  # fmt: skip
-    """Let an invoice be owed no longer. Void already: `unchanged`.
+    """Void an invoice. Already void: `unchanged`.
 
     Returns {invoice, outcome, status, reason, withdrawn: [attempts]}. Raises InvalidInput on
-    `reference` when there is none, when it is paid, or when it may have been.
+    `reference` if there is none, if it is paid, or may have been.
     """
     why = required("why", why)
     with store.transaction() as connection:
@@ -86,8 +86,8 @@ def mark_paid(
     store: Store, clock: Clock, *, reference: str, evidence: str, by: str, why: str,
     if_charged: IfCharged = IfCharged.REFUSE,
 ) -> dict[str, Any]:  # fmt: skip
-    """Write down that an invoice was paid elsewhere: cash, a bank transfer. It brings a suspended
-    subscription back, as any payment does. Marked already: `unchanged`.
+    """Record that an invoice was paid elsewhere, in cash or by bank transfer. As any payment, it
+    reactivates a suspended subscription. Already recorded: `unchanged`.
 
     Returns and raises as `void_invoice` does.
     """
@@ -112,10 +112,10 @@ def mark_paid(
 def cancel_charge(
     store: Store, clock: Clock, *, charge: str, by: str, why: str | None
 ) -> dict[str, Any]:
-    """Take a one-off charge back that has not been made. `charge`: its reference.
+    """Withdraw a one-off charge that has not been made. `charge`: its reference.
 
-    Returns {reference_id, outcome, status} of its invoice. Raises InvalidInput on `charge` when
-    there is none, when it was made, or may have been.
+    Returns {reference_id, outcome, status} of its invoice. Raises InvalidInput on `charge` if there
+    is none, if it was made, or may have been.
     """
     with store.transaction() as connection:
         found = subscriptions.find(connection, charge)
@@ -172,7 +172,7 @@ def _lock(connection: Connection, clock: Clock, reference: str, by: str) -> _Loc
     item = claims.lock_one(connection, row.id)
     if subscription is None or item is None:
         raise InvalidInput("reference", "is gone")
-    # The time only now: another change may have been waited for.
+    # The time is read only now: the locks may have been waited for.
     return _Locked(connection, subscription, item, Context(clock.now(), by, Timings()))
 
 
@@ -199,7 +199,7 @@ def _refusal(locked: _Locked, attempt: Attempt) -> str:
 
 
 def _withdraw(locked: _Locked, reason: str) -> tuple[str, ...]:
-    """End what is prepared: whoever drives it finds its invoice closed, and sends nothing."""
+    """End prepared attempts. Their workers find the invoice closed and send nothing."""
     live = locked.item.live
     if live is None or live.status is not AttemptStatus.PREPARED:
         return ()
@@ -213,7 +213,9 @@ def _write(
     follow: Callable[..., tuple[Subscription, tuple[Event, ...]]],
     *said: Event,
 ) -> None:
-    """Close the invoice, with what that means for its subscription and for its other invoices."""
+    """Close the invoice, and apply the consequences to its subscription and to its other
+    invoices.
+    """
     before = locked.subscription
     more = attempts.owes_besides(locked.connection, before.id, after.id)
     moved_to, moved = follow(before, locked.context, owes_more=more)

@@ -1,7 +1,7 @@
-"""A named person says whether an attempt of unknown outcome was paid.
+"""A named person records whether an attempt of unknown outcome was paid.
 
-The word goes through the one writer of outcomes, like everything that is heard of an attempt. What
-follows from it, and what the gateway may still say, is in `domain/outcome/resolved.py`.
+The decision goes through the one writer of outcomes, like all news about an attempt. Its
+consequences, and what the gateway may still report, are in `domain/outcome/resolved.py`.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ _SAID = (
 def resolve_unknown(
     ports: Ports, *, reference: str, paid: bool, evidence: str, by: str, why: str
 ) -> dict[str, Any]:
-    """Say of the unknown attempt of an invoice that it was paid, or that it was not.
+    """Record that the unknown attempt of an invoice was paid, or was not.
 
-    `reference` names the invoice, or one attempt of it, or the gateway's id. The same word again
+    `reference` names the invoice, one of its attempts, or the gateway's id. The same decision again
     answers `unchanged`. Returns {invoice, attempt, outcome, attempt_status, invoice_status,
-    reason}. Raises InvalidInput on `reference` where nothing is unknown.
+    reason}. Raises InvalidInput on `reference` if nothing is unknown.
     """
     evidence, why = required("evidence", evidence), required("why", why)
     with ports.store.reading() as connection:
@@ -67,7 +67,9 @@ def resolve_unknown(
 
 
 def _ask_about_surplus(ports: Ports, key: CaseKey) -> None:
-    """Its money pays the invoice that is owed again, unless it was given back meanwhile."""
+    """Poll surplus attempts: their money pays the invoice that is owed again, unless it was
+    returned.
+    """
     with ports.store.transaction() as connection:
         for row in invoices.attempts_of(connection, key.invoice_id):
             if attempt_from(row).status is AttemptStatus.SURPLUS:
@@ -132,7 +134,9 @@ def _why_not(
 def _still_at_work(
     connection: Connection, attempt: Attempt, timings: Timings, now: datetime
 ) -> str | None:
-    """Nobody can know the outcome of a sale that its own process may still be sending."""
+    """Return whether its own process may still be sending the sale: nobody can know the outcome
+    yet.
+    """
     over = (attempt.submitted_at or attempt.created_at) + timings.longest_charge
     if attempt.origin is Origin.LINK or now >= over:
         return None

@@ -1,4 +1,4 @@
-"""What a person types for the history: kept, without what must never be written down."""
+"""Free text for the history: stored without what must never be stored."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ LONGEST_REASON = 1_000
 
 
 def required(field: str, text: str | None) -> str:
-    """Raises InvalidInput on `field` where nothing is said, or more than `LONGEST_REASON` characters."""
+    """Return the text. Raises InvalidInput on `field` if it is empty or longer than `LONGEST`
+    characters.
+    """
     said = legible(redact((text or "").strip()))
     if not said:
         raise InvalidInput(field, "must not be empty")

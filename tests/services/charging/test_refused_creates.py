@@ -72,7 +72,7 @@ def test_a_refused_create_ends_with_one_alert_whatever_its_shape(world, shape):
 
 
 @pytest.mark.parametrize("status", [400, 404, 405, 410, 413, 422])
-def test_a_web_page_in_place_of_a_create_is_a_refusal_only_after_the_poll_up(world, status):
+def test_a_web_page_in_place_of_a_create_is_a_refusal_only_after_the_look_up(world, status):
     answered(world, status, b"<html>nginx</html>")
     world.subscribe("approved")
     world.tick()
@@ -303,7 +303,7 @@ def test_a_gateway_that_ignores_the_filter_proves_nothing(world, others):
     assert world.fate() == "paid"
 
 
-def test_an_unreliable_poll_up_is_told_once_a_day(world):
+def test_an_unreliable_look_up_is_told_once_a_day(world):
     busy_account(world, 2)
     act(world, list_filter="ignored")
     for number in range(5):
