@@ -115,7 +115,10 @@ class Subscription:
 
     def in_new_series(self, start: datetime, interval: Interval) -> Subscription:
         """Return it with the next period at `start`, from which later ones are counted."""
-        day = self.schedule.day_kept_at(start)
+        return self.in_series_of(start, interval, self.schedule.day_kept_at(start))
+
+    def in_series_of(self, start: datetime, interval: Interval, day: int | None) -> Subscription:
+        """Return the same with the wanted `day` of the month; None: that of `start`."""
         schedule = Schedule(start, interval.unit, interval.count, self.schedule.tz, day)
         return replace(self, schedule=schedule, series_start=self.next_period)
 

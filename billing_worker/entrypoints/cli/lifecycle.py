@@ -96,6 +96,21 @@ def change(reference_id: str, by: str, *, as_json: bool, **terms: Any) -> None:
 
 @click.command()
 @_asked_for
+@click.option("--days", type=int, help="Begin the next period so many days later (goodwill days).")
+@click.option("--billing-day", type=int, help="Begin it on the next such day of a month: 1 to 31.")
+@click.option("--free-periods", type=int, help="Do not bill the next periods; the dates stay.")
+def reschedule(reference_id: str, by: str, *, as_json: bool, **how: Any) -> None:
+    """Move the next date: never sooner than agreed, and the time in between is free. Give one option.
+
+    \b
+    Example:
+      billing-worker subscriptions reschedule sub-1 --days 7 --why "sorry for the outage"
+    """
+    _do(lifecycle.reschedule, reference_id, by, as_json=as_json, **how)
+
+
+@click.command()
+@_asked_for
 def pause(reference_id: str, by: str, *, as_json: bool, **when: Any) -> None:
     """Charge nothing until the subscription is resumed.
 
@@ -169,4 +184,4 @@ def end(reference_id: str, by: str, *, void_open: bool, as_json: bool, **when: A
     _do(lifecycle.end, reference_id, by, as_json=as_json, void_open=void_open, **when)
 
 
-LIFECYCLE_COMMANDS = (change, pause, resume, cancel, uncancel, end)
+LIFECYCLE_COMMANDS = (change, reschedule, pause, resume, cancel, uncancel, end)

@@ -115,6 +115,47 @@ def change(
     return _ask(store, clock, reference_id, by, why, decide, decided_at)
 
 
+def reschedule(
+    store: Store,
+    clock: Clock,
+    reference_id: str,
+    *,
+    days: int | None = None,
+    billing_day: int | None = None,
+    free_periods: int | None = None,
+    by: str,
+    why: str | None = None,
+    decided_at: datetime | None = None,
+) -> Outcome:
+    """Move the next date: `days` later (goodwill), to the first `billing_day` of a month, or by
+    `free_periods` that are not billed. One of the three. It never comes sooner than it was agreed.
+
+    Asked again it moves again, except for `billing_day`: a command is carried out once by its key.
+    Raises InvalidInput on the argument's name, `reference_id` or `status`.
+    """
+    given = [one for one in (days, billing_day, free_periods) if one is not None]
+    if len(given) != 1:
+        raise InvalidInput("days", "give one of days, billing_day and free_periods")
+
+    def decide(asked: _Asked) -> None:
+        before = asked.subscription
+        if days is not None:
+            after = rules.postponed(before, days)
+        elif billing_day is not None:
+            after = rules.on_billing_day(before, billing_day)
+        else:
+            after = rules.freed(before, given[0])
+        asked.becomes(
+            after,
+            EventKind.SUBSCRIPTION_CHANGED,
+            next_period_began=before.start_of(before.next_period).isoformat(),
+            next_period_begins=after.start_of(after.next_period).isoformat(),
+            free_periods=list(range(before.next_period, after.next_period)),
+        )
+
+    return _ask(store, clock, reference_id, by, why, decide, decided_at)
+
+
 def pause(
     store: Store,
     clock: Clock,
