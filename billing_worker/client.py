@@ -221,11 +221,18 @@ class BillingClient:
         *,
         reference_id: str,
         subscription: str,
+        until: datetime | None = None,
+        shift_anchor: bool = False,
         by: str | None = None,
         why: str | None = None,
         decided_at: datetime | None = None,
     ) -> Sent:
-        return self._about("billing.pause", reference_id, subscription, by, why, decided_at)
+        """Pause. `until` ends the pause by itself, as `resume` with this `shift_anchor` does."""
+        # A worker that is older than this file does not know it.
+        dated = {} if until is None else {"until": _instant(until), "shift_anchor": shift_anchor}
+        return self._about(
+            "billing.pause", reference_id, subscription, by, why, decided_at, **dated
+        )
 
     def resume(
         self,

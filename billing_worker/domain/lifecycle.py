@@ -89,6 +89,16 @@ def paused(subscription: Subscription, now: datetime) -> Subscription:
     )
 
 
+def pausing_until(
+    subscription: Subscription, until: datetime, now: datetime, *, shift: bool
+) -> Subscription:
+    """Let a pause end by itself. Raises InvalidInput on `until`."""
+    _require(subscription, {_S.PAUSED})
+    if until <= now:
+        raise InvalidInput("until", "must be in the future")
+    return replace(subscription, resumes_at=until, resumes_shifted=shift)
+
+
 @dataclass(frozen=True, slots=True)
 class Resumed:
     subscription: Subscription
@@ -101,7 +111,8 @@ def resumed(subscription: Subscription, now: datetime, *, shift: bool, owes: boo
     `shift` True: the next period begins later by the length of the pause and is the new anchor, so
     the customer gets all the time that was paid for. False: the calendar stays. Periods that would
     have begun during the pause are skipped; service until the next boundary is free. Instalments
-    (`ends_after_periods`) are not skipped: they are owed, and go on at the later dates. `owes`: the subscription is past due afterwards.
+    (`ends_after_periods`) are not skipped: they are owed, and go on at the later dates. `owes`: the
+    subscription is past due afterwards.
     """
     _require(subscription, {_S.PAUSED})
     paused_for = now - (subscription.paused_at or now)
@@ -227,7 +238,9 @@ def _closed(subscription: Subscription, status: SubscriptionStatus) -> Subscript
 
 
 def _unpaused(subscription: Subscription) -> Subscription:
-    return replace(subscription, paused_at=None, paused_from=None)
+    return replace(
+        subscription, paused_at=None, paused_from=None, resumes_at=None, resumes_shifted=False
+    )
 
 
 def _after_pause(subscription: Subscription, *, owes: bool) -> SubscriptionStatus:

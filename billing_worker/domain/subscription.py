@@ -91,6 +91,8 @@ class Subscription:
     series_start: int = 0  # number of the period that begins at the anchor
     paused_at: datetime | None = None
     paused_from: SubscriptionStatus | None = None  # what it was before the pause
+    resumes_at: datetime | None = None  # the pause ends by itself; None: somebody resumes it
+    resumes_shifted: bool = False  # and then as `resume --shift-anchor` does
     cancels_at: datetime | None = None  # no period that begins then or later becomes due
     catch_up: Policy = DEFAULT_POLICY
     dunning_policy: str | None = None  # None: the default ladder

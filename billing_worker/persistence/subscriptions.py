@@ -55,6 +55,27 @@ _LEAVING = (
 )
 
 
+_RESUMING = (
+    select(*TERMS)
+    .where(
+        subscriptions.c.resumes_at <= _NOW,
+        subscriptions.c.status == literal_column("'paused'"),
+        subscriptions.c.handed_over_at.is_(None),
+        _NO_TROUBLE,
+    )
+    .order_by(subscriptions.c.resumes_at, subscriptions.c.id)
+    .limit(bindparam("most"))
+    .with_for_update(skip_locked=True)
+)
+
+
+def claim_resuming(
+    connection: Connection, now: datetime, limit: int
+) -> tuple[list[Subscription], list[Unreadable]]:
+    """Lock paused subscriptions whose pause ends, as `claim_due` does."""
+    return readable(connection.execute(_RESUMING, {"now": now, "most": limit}))
+
+
 def claim_due(
     connection: Connection, now: datetime, limit: int
 ) -> tuple[list[Subscription], list[Unreadable]]:
@@ -120,7 +141,7 @@ _SAVE = Update(
     subscriptions,
     [
         "status", "money", "schedule", "series_start", "next_period", "next_billing_at",
-        "description", "paused_at", "paused_from", "cancels_at", "catch_up", "dunning_policy",
+        "description", "paused_at", "paused_from", "resumes_at", "resumes_shifted", "cancels_at", "catch_up", "dunning_policy",
         "ends_at",
     ],
 )  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from billing_worker import config
 from billing_worker.clock import SystemClock
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.entrypoints.cli.shared import (
+    by_option,
     json_option,
     open_store,
     print_json,
@@ -27,9 +27,7 @@ def _asked_for(command: Callable[..., Any]) -> Callable[..., Any]:
         json_option,
         click.option("--dry-run", is_flag=True, help="Show what would change, and change nothing."),
         click.option("--why", required=True, help="Reason in the history."),
-        click.option(
-            "--by", default=getpass.getuser, help="Name in the history; default: the system user."
-        ),
+        by_option,
     ):
         command = decorate(command)
     return command
@@ -80,6 +78,6 @@ def redenominate(old: str, new: str, rate: str, by: str, *, as_json: bool, **opt
 
     \b
     Example:
-      billing-worker subscriptions redenominate BGN EUR 1.95583 --why "euro" --dry-run
+      billing-worker subscriptions redenominate BGN EUR 1.95583 --why euro
     """
     _do(bulk.redenominate, old=old, new=new, rate=rate, by=by, as_json=as_json, **options)

@@ -104,14 +104,12 @@ def change(
 ) -> None:
     """Change the terms from the next period on. A period that has begun keeps its terms.
 
-    Of one subscription, or with --where of all that have certain terms now: look at them with
-    --dry-run first.
+    Of one subscription, or with --where (such as amount=9.99 with currency=EUR) of all that have
+    certain terms now: look at them with --dry-run first.
 
     \b
-    Examples:
+    Example:
       billing-worker subscriptions change sub-1 --amount 12.50 --why "new price"
-      billing-worker subscriptions change --where amount=9.99 --where currency=EUR \\
-        --amount 12.50 --why "new price list" --dry-run
     """
     if (reference_id is None) is not bool(where):
         raise click.UsageError("give either a reference or --where")
@@ -133,15 +131,20 @@ def reschedule(reference_id: str, by: str, *, as_json: bool, **how: Any) -> None
 
     \b
     Example:
-      billing-worker subscriptions reschedule sub-1 --days 7 --why "sorry for the outage"
+      billing-worker subscriptions reschedule sub-1 --days 7 --why "outage"
     """
     _do(lifecycle.reschedule, reference_id, by, as_json=as_json, **how)
 
 
 @click.command()
 @_asked_for
+@click.option("--until", help="End the pause by itself at this time. Empty text removes the date.")
+@click.option(
+    "--shift-anchor/--keep-anchor", default=False,
+    help="With --until: move the dates by the length of the pause, or keep them.  [default: keep]",
+)  # fmt: skip
 def pause(reference_id: str, by: str, *, as_json: bool, **when: Any) -> None:
-    """Charge nothing until the subscription is resumed.
+    """Charge nothing until the subscription is resumed, or until a date.
 
     \b
     Example:

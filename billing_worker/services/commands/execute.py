@@ -330,7 +330,8 @@ def _reschedule(ports: Ports, asked: Reschedule) -> Effect:
 
 
 def _pause(ports: Ports, asked: Pause) -> Effect:
-    return _moved(ports, lifecycle.pause, asked)
+    how = {"until": asked.until, "shift_anchor": asked.shift_anchor}
+    return _moved(ports, lifecycle.pause, asked, **how)
 
 
 def _resume(ports: Ports, asked: Resume) -> Effect:

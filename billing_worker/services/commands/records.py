@@ -109,6 +109,8 @@ class Reschedule:
 @dataclass(frozen=True, slots=True)
 class Pause:
     subscription: str
+    until: str | None
+    shift_anchor: bool
     by: str
     why: str | None
     decided_at: datetime | None = None
@@ -239,6 +241,11 @@ class _Reschedule(_ToSubscription):
     free_periods = fields.Integer(load_default=None, allow_none=True, strict=True)
 
 
+class _Pause(_ToSubscription):
+    until = text(40)  # empty removes it
+    shift_anchor = fields.Boolean(load_default=False, truthy={True}, falsy={False})
+
+
 class _Resume(_ToSubscription):
     shift_anchor = fields.Boolean(required=True, truthy={True}, falsy={False})
 
@@ -341,7 +348,7 @@ DESCRIBE = "billing.describe"
 _KINDS: Mapping[str, tuple[Schema, Callable[[dict[str, Any]], Any]]] = {
     "billing.change_subscription": (_Change(), _named(Change)),
     "billing.reschedule": (_Reschedule(), _named(Reschedule)),
-    "billing.pause": (_ToSubscription(), _named(Pause)),
+    "billing.pause": (_Pause(), _named(Pause)),
     "billing.resume": (_Resume(), _named(Resume)),
     "billing.cancel": (_Cancel(), _named(Cancel)),
     "billing.uncancel": (_ToSubscription(), _named(Uncancel)),
