@@ -22,7 +22,7 @@ from datetime import datetime, timedelta
 from typing import Any, ClassVar, NoReturn
 
 import structlog
-from greenlet import GreenletExit, greenlet
+from greenlet import greenlet
 from sqlalchemy import bindparam, func, select
 
 from billing_worker.domain.attempt import Origin
@@ -40,6 +40,11 @@ from billing_worker.services.charging.reconcile import poll_batch
 from billing_worker.services.doorbell import poll_due, ring_due
 from billing_worker.services.invoicing.renew import renew_due
 from tests.simulation.memory import MemoryStore
+from tests.simulation.moments import (
+    Died,
+    one_charge_keeps_crashing,
+    somebody_sleeps_before_a_sale,
+)
 from tests.simulation.people import ANSWERS, Decision, People, customer_pays
 from tests.simulation.rare import IN_EVERY_LIFE, reached
 from tests.simulation.witness import Waits, Witness, period_of
@@ -96,9 +101,6 @@ _DATES = select(
     .where(tables.attempts.c.undecided_since.is_(None))
     .scalar_subquery(),
 )
-_CHARGEABLE = select(tables.invoices.c.id, tables.invoices.c.reference_id).where(
-    tables.invoices.c.enqueue_at <= bindparam("now")
-)
 _ASKED_FOR = select(tables.attempts.c.reference_id).where(
     tables.attempts.c.origin.in_((Origin.MANUAL, Origin.NEW_CARD, Origin.LINK))
 )
@@ -108,7 +110,6 @@ _SURPLUS_TOLD = (
     .where(tables.attempts.c.status == "surplus")
     .where(tables.events.c.kind == EventKind.ATTEMPT_SURPLUS, tables.events.c.alert)
 )
-_NEWEST_EVENT = select(tables.events.c.kind).order_by(tables.events.c.id.desc()).limit(1)
 _STATES = tuple(
     select(table.c.id, table.c.status, column).order_by(table.c.id)
     for table, column in (
@@ -117,15 +118,11 @@ _STATES = tuple(
     )
 )
 
-A_SLEEP, ONE_DEAD_CARD = 0.3, 0.1
-"""Chances, per sale and per customer of all, of what few seeds would come to by themselves."""
+A_SLEEP, ONE_DEAD_CARD = 0.002, 0.1
+"""Chances, per step and per customer of all, of what few seeds would come to by themselves."""
 
 LONGEST_TASK = 400
 """Boundaries one task may cross: a loop that crosses more is a finding."""
-
-
-class Died(GreenletExit):
-    """The process ends here. A BaseException: no service may catch it."""
 
 
 class Violation(AssertionError):
@@ -245,6 +242,10 @@ class Simulation:
         self.calm = False
 
     def _step(self) -> None:
+        if self.rarely.random() < A_SLEEP:
+            somebody_sleeps_before_a_sale(self)
+            self._check_money()
+            return
         actions: Sequence[tuple[float, Callable[[], None]]] = (
             (40 if self.tasks else 0, self._go_on),
             (6 if self.tasks else 0, self._die),
@@ -259,7 +260,7 @@ class Simulation:
             (3, self._storm_of_callbacks),
             (self.people_act, self._somebody_acts),
             (12 if self.people.pages else 0, self._customer_pays),
-            (0.15, self._one_charge_keeps_crashing),
+            (0.15, lambda: one_charge_keeps_crashing(self)),
         )
         weights = [weight for weight, _ in actions]
         self.rng.choices([action for _, action in actions], weights)[0]()
@@ -336,29 +337,6 @@ class Simulation:
         self._say(f"{task.name} dies at {task.at}")
         self.tasks.remove(task)
         task.run.throw(Died)
-
-    def _one_charge_keeps_crashing(self) -> None:
-        """Whoever takes it up dies of it, as often as it is taken up."""
-        reference = f"sub-{self.rng.randrange(self.subscriptions)}-"
-        self._say(f"whoever charges {reference} dies of it")
-        for _ in range(12):
-            with self.store.reading() as connection:
-                due = connection.execute(_CHARGEABLE, {"now": self.world.clock.now()}).all()
-            if not any(row.reference_id.startswith(reference) for row in due) and due:
-                reference = f"{due[0].reference_id.rpartition('-')[0]}-"
-            ids = [row.id for row in due if row.reference_id.startswith(reference)]
-            if not ids or len(self.tasks) >= 6:
-                return
-            self._begin(f"charge {ids}", lambda ports, ids=ids: charge_batch(ports, ids))
-            task = self.tasks[-1]
-            while not task.run.dead and not task.at.endswith("leaves"):
-                self._switch(task)
-            if task.run.dead:
-                return
-            self._say(f"{task.name} dies at {task.at}")
-            self.tasks.remove(task)
-            task.run.throw(Died)
-            self.world.clock.advance(HOUR)
 
     def _lose_message(self) -> None:
         queue = self.world.bell.messages
@@ -440,17 +418,7 @@ class Simulation:
         task.crossed += 1
         if task.crossed > LONGEST_TASK:
             self._violated(f"{task.name} never ends")
-        if name == "committed" and task.name.startswith("charge"):
-            self._maybe_sleep_before_the_sale(task)
         self.hub.switch()
-
-    def _maybe_sleep_before_the_sale(self, task: Task) -> None:
-        """Longer than a sale may take to follow its commit."""
-        with self.store.reading() as connection:
-            newest = connection.execute(_NEWEST_EVENT).scalar()
-        if newest == EventKind.ATTEMPT_SUBMITTED and self.rarely.random() < A_SLEEP:
-            self._say(f"{task.name} sleeps before its sale")
-            self.world.clock.advance(7)
 
     def _fate_of_commit(self) -> str:
         if self.calm or self.rng.random() > 0.02:
