@@ -19,6 +19,7 @@ from tests.faults.boundaries import Outcome, Plan, Run
 AGREED = Decimal("9.99")
 
 _MOVES = {f"attempt.{status}": status for status in AttemptStatus}
+_MOVES["attempt.forbidden"] = AttemptStatus.NOT_CHARGED  # by a rule, before anything was sold
 _ENDED_UNPAID = {"attempt.declined", "attempt.not_charged"}
 
 

@@ -62,6 +62,7 @@ ANOTHER_BOOKS = "belongs to another book"
 it found the other's."""
 
 _MOVES = {f"attempt.{status}": status for status in AttemptStatus}
+_MOVES["attempt.forbidden"] = AttemptStatus.NOT_CHARGED  # by a rule, before anything was sold
 _IS = tables.attempts.c.status
 KEPT_UNKNOWN = and_(_IS == "submitted", tables.attempts.c.outcome.is_not(None))
 """With the evidence why: half of an amount was taken. It is asked about for ever."""
@@ -180,10 +181,10 @@ class Reckoning:
             why = (invoice.reason or "").partition(":")[0]
             if fate in FATES[self._outcome(tokens, reference)]:
                 self.fates[fate] += 1
-            elif fate in NOT_CHARGED and why in BY_THE_WEATHER:
-                self.fates[f"{fate} by the weather ({why})"] += 1
             elif fate == "person" and ANOTHER_BOOKS in (invoice.reason or ""):
                 self.fates[f"{fate}: {ANOTHER_BOOKS}"] += 1
+            elif fate in NOT_CHARGED and why in BY_THE_WEATHER:
+                self.fates[f"{fate} by the weather ({why})"] += 1
             else:
                 self.fates[fate] += 1
                 self.lost += 1
@@ -257,6 +258,10 @@ class Reckoning:
     @property
     def unpaid_by_the_weather(self) -> int:
         return sum(count for fate, count in self.fates.items() if "by the weather" in fate)
+
+    @property
+    def stopped_by_another_book(self) -> int:
+        return sum(count for fate, count in self.fates.items() if fate.endswith(ANOTHER_BOOKS))
 
     def figures(self) -> str:
         fates = ", ".join(f"{count} {fate}" for fate, count in sorted(self.fates.items()))

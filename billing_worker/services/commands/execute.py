@@ -43,7 +43,6 @@ from billing_worker.services.commands.records import (
     OneOff,
     Pause,
     ReplaceCard,
-    Reschedule,
     Resume,
     Retry,
     Uncancel,
@@ -324,14 +323,8 @@ def _change(ports: Ports, asked: Change) -> Effect:
     return _moved(ports, lifecycle.change, asked, **terms)
 
 
-def _reschedule(ports: Ports, asked: Reschedule) -> Effect:
-    how = {"days": asked.days, "billing_day": asked.billing_day}
-    return _moved(ports, lifecycle.reschedule, asked, free_periods=asked.free_periods, **how)
-
-
 def _pause(ports: Ports, asked: Pause) -> Effect:
-    how = {"until": asked.until, "shift_anchor": asked.shift_anchor}
-    return _moved(ports, lifecycle.pause, asked, **how)
+    return _moved(ports, lifecycle.pause, asked)
 
 
 def _resume(ports: Ports, asked: Resume) -> Effect:
@@ -390,7 +383,7 @@ def _given(give: Callable[..., dict[str, Any]], asked: ReplaceCard | UseCard) ->
 def _moved(
     ports: Ports,
     move: Callable[..., lifecycle.Outcome],
-    asked: Change | Reschedule | Pause | Resume | Cancel | Uncancel | End,
+    asked: Change | Pause | Resume | Cancel | Uncancel | End,
     **how: Any,
 ) -> Effect:
     try:
@@ -417,7 +410,6 @@ def _about_subscription(error: InvalidInput) -> InvalidInput:
 _EFFECTS: Mapping[str, Callable[[Ports, Any], Effect]] = {
     SUBSCRIBE: _subscribe,
     "billing.change_subscription": _change,
-    "billing.reschedule": _reschedule,
     "billing.pause": _pause,
     "billing.resume": _resume,
     "billing.cancel": _cancel,
