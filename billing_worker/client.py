@@ -197,16 +197,42 @@ class BillingClient:
             **changes,
         )
 
+    def reschedule(
+        self,
+        *,
+        reference_id: str,
+        subscription: str,
+        days: int | None = None,
+        billing_day: int | None = None,
+        free_periods: int | None = None,
+        by: str | None = None,
+        why: str | None = None,
+        decided_at: datetime | None = None,
+    ) -> Sent:
+        """Move the next date: give one of `days` later, `billing_day` of a month, `free_periods`."""
+        given = {"days": days, "billing_day": billing_day, "free_periods": free_periods}
+        how = {name: value for name, value in given.items() if value is not None}
+        return self._about(
+            "billing.reschedule", reference_id, subscription, by, why, decided_at, **how
+        )
+
     def pause(
         self,
         *,
         reference_id: str,
         subscription: str,
+        until: datetime | None = None,
+        shift_anchor: bool = False,
         by: str | None = None,
         why: str | None = None,
         decided_at: datetime | None = None,
     ) -> Sent:
-        return self._about("billing.pause", reference_id, subscription, by, why, decided_at)
+        """Pause. `until` ends the pause by itself, as `resume` with this `shift_anchor` does."""
+        # A worker that is older than this file does not know it.
+        dated = {} if until is None else {"until": _instant(until), "shift_anchor": shift_anchor}
+        return self._about(
+            "billing.pause", reference_id, subscription, by, why, decided_at, **dated
+        )
 
     def resume(
         self,

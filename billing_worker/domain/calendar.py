@@ -139,6 +139,30 @@ class Schedule:
                 "billing_day", "must be later than an anchor on its month's last day"
             )
 
+    @property
+    def wanted_day(self) -> int:
+        """The day of the month that periods of months begin on, where a month has it."""
+        return self.day or self._local_anchor.day
+
+    def first_day_from(self, instant: datetime, day: int) -> tuple[datetime, int | None]:
+        """Return the first `day` of a month at or after the local day of `instant`, at its time of
+        day, in UTC; and that day where the month has no such day and it is cut. Raises InvalidInput
+        on `billing_day`.
+        """
+        if not 1 <= day <= max(_LAST_DAYS):
+            raise InvalidInput("billing_day", "must be from 1 to 31")
+        wall = _wall("instant", _utc("instant", instant), self._zone)
+        month = Interval(Unit.MONTH, 1)
+        this = month.after(wall.replace(day=1), 0, day)
+        local = this if this >= wall else month.after(wall.replace(day=1), 1, day)
+        start = datetime.combine(local, local.time(), self._zone).astimezone(UTC)
+        return start, day if _is_cut(local, day) else None
+
+    def days_later(self, instant: datetime, days: int) -> datetime:
+        """Return `instant` plus calendar days, at the same local time of day, in UTC."""
+        wall = _wall("instant", _utc("instant", instant), self._zone) + timedelta(days=days)
+        return datetime.combine(wall, wall.time(), self._zone).astimezone(UTC)
+
     def day_kept_at(self, start: datetime) -> int | None:
         """Return the wanted day of the month for a new series that begins at `start`, if `start` is
         on a month's end for which that day was cut.

@@ -12,7 +12,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from billing_worker.domain.calendar import Interval
+from billing_worker.domain.calendar import Interval, Unit
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.domain.money import Money
 from billing_worker.domain.subscription import (
@@ -89,6 +89,16 @@ def paused(subscription: Subscription, now: datetime) -> Subscription:
     )
 
 
+def pausing_until(
+    subscription: Subscription, until: datetime, now: datetime, *, shift: bool
+) -> Subscription:
+    """Let a pause end by itself. Raises InvalidInput on `until`."""
+    _require(subscription, {_S.PAUSED})
+    if until <= now:
+        raise InvalidInput("until", "must be in the future")
+    return replace(subscription, resumes_at=until, resumes_shifted=shift)
+
+
 @dataclass(frozen=True, slots=True)
 class Resumed:
     subscription: Subscription
@@ -101,7 +111,8 @@ def resumed(subscription: Subscription, now: datetime, *, shift: bool, owes: boo
     `shift` True: the next period begins later by the length of the pause and is the new anchor, so
     the customer gets all the time that was paid for. False: the calendar stays. Periods that would
     have begun during the pause are skipped; service until the next boundary is free. Instalments
-    (`ends_after_periods`) are not skipped: they are owed, and go on at the later dates. `owes`: the subscription is past due afterwards.
+    (`ends_after_periods`) are not skipped: they are owed, and go on at the later dates. `owes`: the
+    subscription is past due afterwards.
     """
     _require(subscription, {_S.PAUSED})
     paused_for = now - (subscription.paused_at or now)
@@ -121,6 +132,70 @@ def resumed(subscription: Subscription, now: datetime, *, shift: bool, owes: boo
         following -= 1  # Only a period before the end can have been skipped.
     over = replace(ended(subscription), next_period=following)
     return Resumed(over, range(subscription.next_period, following))
+
+
+MOST_DAYS_LATER = 366
+
+
+def postponed(subscription: Subscription, days: int) -> Subscription:
+    """Begin the next period `days` calendar days later; later ones are counted from there. What was
+    paid lasts until then, and the days in between are free. Raises InvalidInput on `days`.
+    """
+    _require_dated(subscription)
+    if not 1 <= days <= MOST_DAYS_LATER:
+        raise InvalidInput("days", f"must be from 1 to {MOST_DAYS_LATER}")
+    start = subscription.schedule.days_later(_next_start(subscription), days)
+    return _at(subscription.in_new_series(start, subscription.schedule.interval))
+
+
+def on_billing_day(subscription: Subscription, day: int) -> Subscription:
+    """Begin the next period on the first `day` of a month at or after its date, never before it; later
+    ones are counted from there. The days in between are free. Raises InvalidInput on `billing_day`.
+    """
+    _require_dated(subscription)
+    interval = subscription.schedule.interval
+    if interval.unit in {Unit.DAY, Unit.WEEK}:
+        raise InvalidInput(
+            "billing_day", f"is for months: its periods are counted by the {interval.unit}"
+        )
+    if subscription.schedule.wanted_day == day:
+        return subscription
+    start, cut = subscription.schedule.first_day_from(_next_start(subscription), day)
+    return _at(subscription.in_series_of(start, interval, cut))
+
+
+def freed(subscription: Subscription, periods: int) -> Subscription:
+    """Give the next `periods` for nothing: they are never billed, and the dates stay. Raises
+    InvalidInput on `free_periods`.
+    """
+    _require_dated(subscription)
+    if subscription.is_in_instalments:
+        raise InvalidInput(
+            "free_periods", "are not for instalments, each of which is owed: postpone"
+        )
+    following = subscription.next_period + periods
+    if periods < 1 or subscription.is_past_end(following, subscription.start_of(following)):
+        raise InvalidInput("free_periods", "must be 1 or more, and leave a period to be charged")
+    return _at(replace(subscription, next_period=following))
+
+
+def _require_dated(subscription: Subscription) -> None:
+    _require(subscription, BILLABLE)
+    if subscription.next_billing_at is None:
+        raise InvalidInput("status", "has no next date: it is held, or another book bills it")
+    if subscription.cancels_at is not None:
+        raise InvalidInput("status", "is about to be cancelled: withdraw the cancellation first")
+
+
+def _next_start(subscription: Subscription) -> datetime:
+    return subscription.start_of(subscription.next_period)
+
+
+def _at(subscription: Subscription) -> Subscription:
+    start = _next_start(subscription)
+    if subscription.is_past_end(subscription.next_period, start):
+        raise InvalidInput("ends_at", "leaves no further period: end the subscription instead")
+    return replace(subscription, next_billing_at=start)
 
 
 def cancelled(subscription: Subscription) -> Subscription:
@@ -163,7 +238,9 @@ def _closed(subscription: Subscription, status: SubscriptionStatus) -> Subscript
 
 
 def _unpaused(subscription: Subscription) -> Subscription:
-    return replace(subscription, paused_at=None, paused_from=None)
+    return replace(
+        subscription, paused_at=None, paused_from=None, resumes_at=None, resumes_shifted=False
+    )
 
 
 def _after_pause(subscription: Subscription, *, owes: bool) -> SubscriptionStatus:

@@ -6,7 +6,7 @@ import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from decimal import Context, Decimal
+from decimal import ROUND_HALF_UP, Context, Decimal
 
 from iso4217 import Currency
 
@@ -146,3 +146,16 @@ def _split(text: object) -> tuple[str, str]:
     if match is None:
         raise InvalidInput("amount", 'must be plain decimal text above zero such as "9.99"')
     return match[1], match[2] or ""
+
+
+def redenominated(money: Money, currency: str, rate: Decimal) -> Money:
+    """Return an amount in another currency, one of which is `rate` units of the old one.
+
+    Divided by the full rate and rounded half up, as Regulation (EC) No 1103/97, articles 4 and 5,
+    has it for the euro. Raises InvalidInput on `currency`, or on `amount` where nothing is left.
+    """
+    smallest = Decimal(1).scaleb(-exponent(currency))
+    amount = (money.amount / rate).quantize(smallest, ROUND_HALF_UP)
+    if amount < smallest:
+        raise InvalidInput("amount", f"{money} is less than the smallest unit of {currency}")
+    return Money.parse(f"{amount:f}", currency)

@@ -91,6 +91,8 @@ class Subscription:
     series_start: int = 0  # number of the period that begins at the anchor
     paused_at: datetime | None = None
     paused_from: SubscriptionStatus | None = None  # what it was before the pause
+    resumes_at: datetime | None = None  # the pause ends by itself; None: somebody resumes it
+    resumes_shifted: bool = False  # and then as `resume --shift-anchor` does
     cancels_at: datetime | None = None  # no period that begins then or later becomes due
     catch_up: Policy = DEFAULT_POLICY
     dunning_policy: str | None = None  # None: the default ladder
@@ -115,7 +117,10 @@ class Subscription:
 
     def in_new_series(self, start: datetime, interval: Interval) -> Subscription:
         """Return it with the next period at `start`, from which later ones are counted."""
-        day = self.schedule.day_kept_at(start)
+        return self.in_series_of(start, interval, self.schedule.day_kept_at(start))
+
+    def in_series_of(self, start: datetime, interval: Interval, day: int | None) -> Subscription:
+        """Return the same with the wanted `day` of the month; None: that of `start`."""
         schedule = Schedule(start, interval.unit, interval.count, self.schedule.tz, day)
         return replace(self, schedule=schedule, series_start=self.next_period)
 

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
     Connection,
     Row,
+    and_,
     bindparam,
     func,
     literal_column,
@@ -16,7 +17,8 @@ from sqlalchemy import (
 )
 
 from billing_worker.domain.errors import ConcurrentChange, InvariantBroken
-from billing_worker.domain.subscription import BILLABLE, ONE_OFF, Subscription
+from billing_worker.domain.money import Money
+from billing_worker.domain.subscription import BILLABLE, ONE_OFF, OVER, Subscription
 from billing_worker.persistence.bulk import among, insert_rows
 from billing_worker.persistence.rows import (
     SUBSCRIPTIONS,
@@ -51,6 +53,27 @@ _LEAVING = (
     .limit(bindparam("most"))
     .with_for_update(skip_locked=True)
 )
+
+
+_RESUMING = (
+    select(*TERMS)
+    .where(
+        subscriptions.c.resumes_at <= _NOW,
+        subscriptions.c.status == literal_column("'paused'"),
+        subscriptions.c.handed_over_at.is_(None),
+        _NO_TROUBLE,
+    )
+    .order_by(subscriptions.c.resumes_at, subscriptions.c.id)
+    .limit(bindparam("most"))
+    .with_for_update(skip_locked=True)
+)
+
+
+def claim_resuming(
+    connection: Connection, now: datetime, limit: int
+) -> tuple[list[Subscription], list[Unreadable]]:
+    """Lock paused subscriptions whose pause ends, as `claim_due` does."""
+    return readable(connection.execute(_RESUMING, {"now": now, "most": limit}))
 
 
 def claim_due(
@@ -118,7 +141,7 @@ _SAVE = Update(
     subscriptions,
     [
         "status", "money", "schedule", "series_start", "next_period", "next_billing_at",
-        "description", "paused_at", "paused_from", "cancels_at", "catch_up", "dunning_policy",
+        "description", "paused_at", "paused_from", "resumes_at", "resumes_shifted", "cancels_at", "catch_up", "dunning_policy",
         "ends_at",
     ],
 )  # fmt: skip
@@ -266,6 +289,64 @@ def arm(connection: Connection, starts: Sequence[tuple[int, datetime]]) -> None:
             .values(held=False, next_billing_at=bindparam("start")),
             [{"row_id": row_id, "start": start} for row_id, start in starts],
         )
+
+
+_GOING_ON = and_(_RECURRING, subscriptions.c.status.not_in(sorted(OVER)),
+               subscriptions.c.handed_over_at.is_(None))  # fmt: skip
+
+
+def lock_in_currency(
+    connection: Connection, currency: str, after_id: int, limit: int
+) -> Sequence[Row[Any]]:
+    """Lock a batch of subscriptions that go on in a currency, whether or not this version can read it:
+    id, reference_id, amount_minor.
+    """
+    query: Any = (
+        select(subscriptions.c.id, subscriptions.c.reference_id, subscriptions.c.amount_minor)
+        .where(_GOING_ON, subscriptions.c.currency == currency, subscriptions.c.id > after_id)
+        .order_by(subscriptions.c.id)
+        .limit(limit)
+        .with_for_update()
+    )
+    rows: Sequence[Row[Any]] = connection.execute(query).all()
+    return rows
+
+
+def set_prices(connection: Connection, prices: Sequence[tuple[int, Money]]) -> None:
+    """Write new prices of locked subscriptions. What the old currency had kept from being planned is
+    tried again.
+    """
+    if prices:
+        connection.execute(
+            update(subscriptions)
+            .where(subscriptions.c.id == bindparam("row_id"))
+            .values(
+                amount_minor=bindparam("minor"), currency=bindparam("new_currency"),
+                trouble=None, plan_again_at=None,
+            ),
+            [{"row_id": id_, "minor": m.minor, "new_currency": m.currency} for id_, m in prices],
+        )  # fmt: skip
+
+
+def count_open_in(connection: Connection, currency: str) -> int:
+    """Return how many invoices are open in a currency."""
+    query = select(func.count()).where(invoices.c.currency == currency, invoices.c.status == "open")
+    return connection.execute(query).scalar_one()
+
+
+def matching(
+    connection: Connection, terms: Mapping[str, Any], after_id: int, limit: int
+) -> Sequence[Row[Any]]:
+    """Return a batch of subscriptions that go on and have these terms: id and reference_id."""
+    query: Any = (
+        select(subscriptions.c.id, subscriptions.c.reference_id)
+        .where(_GOING_ON, subscriptions.c.id > after_id)
+        .where(*(subscriptions.c[name] == value for name, value in terms.items()))
+        .order_by(subscriptions.c.id)
+        .limit(limit)
+    )
+    rows: Sequence[Row[Any]] = connection.execute(query).all()
+    return rows
 
 
 def hand_over(connection: Connection, ids: Sequence[int], now: datetime) -> None:

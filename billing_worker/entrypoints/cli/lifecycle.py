@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import click
@@ -10,6 +11,7 @@ import click
 from billing_worker import config
 from billing_worker.clock import SystemClock
 from billing_worker.domain.errors import InvalidInput
+from billing_worker.entrypoints.cli.bulk import change_all
 from billing_worker.entrypoints.cli.shared import (
     by_option,
     chosen,
@@ -21,17 +23,18 @@ from billing_worker.entrypoints.cli.shared import (
 )
 from billing_worker.entrypoints.cli.what_follows import what_follows_of
 from billing_worker.services.subscriptions import lifecycle
+from billing_worker.services.subscriptions.bulk import WHERE
 from billing_worker.services.subscriptions.lifecycle import Outcome
 
 
-def _asked_for(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that all these commands share."""
+def _asked_for(command: Callable[..., Any], *, of_one: bool = True) -> Callable[..., Any]:
+    """The options that all these commands share. Not `of_one`: a reference may be left out."""
     for decorate in (
         json_option,
         decided_at_option,
         click.option("--why", help="Reason in the history."),
         by_option,
-        click.argument("reference_id"),
+        click.argument("reference_id", required=of_one),
     ):
         command = decorate(command)
     return command
@@ -73,7 +76,13 @@ _and_void = click.option(
 
 
 @click.command()
-@_asked_for
+@partial(_asked_for, of_one=False)
+@click.option(
+    "--where", multiple=True, metavar="TERM=VALUE",
+    help="In place of a reference, more than once: all subscriptions that have such terms now "
+    f"({', '.join(WHERE)}).",
+)  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="With --where: show what would change.")
 @click.option("--amount", help='Decimal text in major units, such as "9.99".')
 @click.option("--currency", help="Needs --amount, because prices are not converted.")
 @click.option("--interval", help="day, week, month, quarter or year.")
@@ -84,20 +93,58 @@ _and_void = click.option(
     help="Catch-up policy: collect_latest, collect_all:DAYS, forgive_older_than:DAYS or hold.",
 )
 @click.option("--ends-at", help="No period begins at or after this time. Empty text removes it.")
-def change(reference_id: str, by: str, *, as_json: bool, **terms: Any) -> None:
+def change(
+    reference_id: str | None,
+    by: str,
+    where: tuple[str, ...],
+    *,
+    dry_run: bool,
+    as_json: bool,
+    **terms: Any,
+) -> None:
     """Change the terms from the next period on. A period that has begun keeps its terms.
+
+    Of one subscription, or with --where (such as amount=9.99 with currency=EUR) of all that have
+    certain terms now: look at them with --dry-run first.
 
     \b
     Example:
       billing-worker subscriptions change sub-1 --amount 12.50 --why "new price"
     """
+    if (reference_id is None) is not bool(where):
+        raise click.UsageError("give either a reference or --where")
+    if reference_id is None:
+        change_all(where, by, as_json=as_json, dry_run=dry_run, **terms)
+        return
+    if dry_run:
+        raise click.UsageError("--dry-run is for --where")
     _do(lifecycle.change, reference_id, by, as_json=as_json, **terms)
 
 
 @click.command()
 @_asked_for
+@click.option("--days", type=int, help="Begin the next period so many days later (goodwill days).")
+@click.option("--billing-day", type=int, help="Begin it on the next such day of a month: 1 to 31.")
+@click.option("--free-periods", type=int, help="Do not bill the next periods; the dates stay.")
+def reschedule(reference_id: str, by: str, *, as_json: bool, **how: Any) -> None:
+    """Move the next date: never sooner than agreed, and the time in between is free. Give one option.
+
+    \b
+    Example:
+      billing-worker subscriptions reschedule sub-1 --days 7 --why "outage"
+    """
+    _do(lifecycle.reschedule, reference_id, by, as_json=as_json, **how)
+
+
+@click.command()
+@_asked_for
+@click.option("--until", help="End the pause by itself at this time. Empty text removes the date.")
+@click.option(
+    "--shift-anchor/--keep-anchor", default=False,
+    help="With --until: move the dates by the length of the pause, or keep them.  [default: keep]",
+)  # fmt: skip
 def pause(reference_id: str, by: str, *, as_json: bool, **when: Any) -> None:
-    """Charge nothing until the subscription is resumed.
+    """Charge nothing until the subscription is resumed, or until a date.
 
     \b
     Example:
@@ -169,4 +216,4 @@ def end(reference_id: str, by: str, *, void_open: bool, as_json: bool, **when: A
     _do(lifecycle.end, reference_id, by, as_json=as_json, void_open=void_open, **when)
 
 
-LIFECYCLE_COMMANDS = (change, pause, resume, cancel, uncancel, end)
+LIFECYCLE_COMMANDS = (change, reschedule, pause, resume, cancel, uncancel, end)

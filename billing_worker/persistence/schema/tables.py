@@ -96,6 +96,8 @@ subscriptions = Table(
     Column("paid_through", Instant),  # as imported
     Column("series_start", Integer, nullable=False, server_default="0"),  # number at the anchor
     Column("paused_at", Instant),
+    Column("resumes_at", Instant),  # the pause ends by itself
+    Column("resumes_shifted", Boolean, nullable=False, server_default=false()),
     Column("paused_from", String(16)),  # the status after the pause
     Column("cancels_at", Instant),  # from then on no period becomes due: the agreement is cancelled
     Column("catch_up", String(24), nullable=False, server_default="collect_latest"),
@@ -148,6 +150,12 @@ subscriptions = Table(
         "next_billing_at",
         postgresql_where=text("next_billing_at IS NOT NULL"),
         sqlite_where=text("next_billing_at IS NOT NULL"),
+    ),
+    Index(
+        "ix_subscriptions_resuming",
+        "resumes_at",
+        postgresql_where=text("resumes_at IS NOT NULL"),
+        sqlite_where=text("resumes_at IS NOT NULL"),
     ),
     # No period becomes due while it is suspended, but a cancellation still takes effect.
     Index(

@@ -19,6 +19,7 @@ from sqlalchemy import (
     Select,
     and_,
     bindparam,
+    exists,
     func,
     or_,
     select,
@@ -90,11 +91,10 @@ def make(connection: Connection, endpoint_id: int, streams: Collection[int]) -> 
 
 
 _NOW = bindparam("now", type_=_C.next_at.type)
-_DUE_ENDPOINTS = (
-    select(webhook_endpoints.c.id)
-    .join(webhook_cursors, _C.endpoint_id == webhook_endpoints.c.id)
-    .where(webhook_endpoints.c.status == ACTIVE, _C.next_at <= _NOW)
-    .distinct()
+_DUE_ENDPOINTS = select(webhook_endpoints.c.id).where(
+    webhook_endpoints.c.status == ACTIVE,
+    # Not a join: a dead endpoint may have a hundred thousand cursors that are due.
+    exists().where(_C.endpoint_id == webhook_endpoints.c.id, _C.next_at <= _NOW),
 )
 
 
@@ -217,6 +217,11 @@ def try_parked_now(connection: Connection, endpoint_id: int, now: datetime) -> i
         .values(next_at=now, tries=0, parked_at=None)
     )
     return result.rowcount
+
+
+def has_parked(connection: Connection, endpoint_id: int) -> bool:
+    query = select(exists().where(_C.endpoint_id == endpoint_id, _C.parked_at.is_not(None)))
+    return bool(connection.execute(query).scalar())
 
 
 def backlog(connection: Connection) -> dict[int, tuple[int, int]]:

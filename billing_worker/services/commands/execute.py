@@ -43,6 +43,7 @@ from billing_worker.services.commands.records import (
     OneOff,
     Pause,
     ReplaceCard,
+    Reschedule,
     Resume,
     Retry,
     Uncancel,
@@ -323,8 +324,14 @@ def _change(ports: Ports, asked: Change) -> Effect:
     return _moved(ports, lifecycle.change, asked, **terms)
 
 
+def _reschedule(ports: Ports, asked: Reschedule) -> Effect:
+    how = {"days": asked.days, "billing_day": asked.billing_day}
+    return _moved(ports, lifecycle.reschedule, asked, free_periods=asked.free_periods, **how)
+
+
 def _pause(ports: Ports, asked: Pause) -> Effect:
-    return _moved(ports, lifecycle.pause, asked)
+    how = {"until": asked.until, "shift_anchor": asked.shift_anchor}
+    return _moved(ports, lifecycle.pause, asked, **how)
 
 
 def _resume(ports: Ports, asked: Resume) -> Effect:
@@ -383,7 +390,7 @@ def _given(give: Callable[..., dict[str, Any]], asked: ReplaceCard | UseCard) ->
 def _moved(
     ports: Ports,
     move: Callable[..., lifecycle.Outcome],
-    asked: Change | Pause | Resume | Cancel | Uncancel | End,
+    asked: Change | Reschedule | Pause | Resume | Cancel | Uncancel | End,
     **how: Any,
 ) -> Effect:
     try:
@@ -410,6 +417,7 @@ def _about_subscription(error: InvalidInput) -> InvalidInput:
 _EFFECTS: Mapping[str, Callable[[Ports, Any], Effect]] = {
     SUBSCRIBE: _subscribe,
     "billing.change_subscription": _change,
+    "billing.reschedule": _reschedule,
     "billing.pause": _pause,
     "billing.resume": _resume,
     "billing.cancel": _cancel,

@@ -96,8 +96,21 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
+class Reschedule:
+    subscription: str
+    days: int | None
+    billing_day: int | None
+    free_periods: int | None
+    by: str
+    why: str | None
+    decided_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Pause:
     subscription: str
+    until: str | None
+    shift_anchor: bool
     by: str
     why: str | None
     decided_at: datetime | None = None
@@ -222,6 +235,17 @@ class _Change(_ToSubscription):
             raise ValidationError(f"names no change: give one of {', '.join(changes)}.")
 
 
+class _Reschedule(_ToSubscription):
+    days = fields.Integer(load_default=None, allow_none=True, strict=True)
+    billing_day = fields.Integer(load_default=None, allow_none=True, strict=True)
+    free_periods = fields.Integer(load_default=None, allow_none=True, strict=True)
+
+
+class _Pause(_ToSubscription):
+    until = text(40)  # empty removes it
+    shift_anchor = fields.Boolean(load_default=False, truthy={True}, falsy={False})
+
+
 class _Resume(_ToSubscription):
     shift_anchor = fields.Boolean(required=True, truthy={True}, falsy={False})
 
@@ -323,7 +347,8 @@ def _described(data: dict[str, Any]) -> Describe:
 DESCRIBE = "billing.describe"
 _KINDS: Mapping[str, tuple[Schema, Callable[[dict[str, Any]], Any]]] = {
     "billing.change_subscription": (_Change(), _named(Change)),
-    "billing.pause": (_ToSubscription(), _named(Pause)),
+    "billing.reschedule": (_Reschedule(), _named(Reschedule)),
+    "billing.pause": (_Pause(), _named(Pause)),
     "billing.resume": (_Resume(), _named(Resume)),
     "billing.cancel": (_Cancel(), _named(Cancel)),
     "billing.uncancel": (_ToSubscription(), _named(Uncancel)),

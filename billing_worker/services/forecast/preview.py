@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row
 
-from billing_worker.domain import catch_up
+from billing_worker.domain import catch_up, lifecycle
 from billing_worker.domain.attempt import AttemptStatus, Origin
 from billing_worker.domain.card import payer
 from billing_worker.domain.catch_up import Action, Diary, Plan, Planned
@@ -270,6 +270,7 @@ class _Page:
         """Yield lines of later periods, one by one as the sweep opens them, and the reason why they
         end.
         """
+        subscription = self._once_resumed(subscription)
         while (at := subscription.next_billing_at) is not None and at <= self._until:
             if catch_up.cancellation_is_due(subscription):
                 yield of_period(
@@ -289,6 +290,14 @@ class _Page:
             subscription = following
         if subscription.next_billing_at is None and row.kind != ONE_OFF:
             yield from self._why_nothing_follows(row, subscription)
+
+    def _once_resumed(self, subscription: Subscription) -> Subscription:
+        """As it is after a pause that ends by itself by then."""
+        ends = subscription.resumes_at
+        if ends is None or ends > self._until or subscription.handed_over_at is not None:
+            return subscription
+        shift = subscription.resumes_shifted
+        return lifecycle.resumed(subscription, ends, shift=shift, owes=False).subscription
 
     def _why_nothing_follows(self, row: Row[Any], subscription: Subscription) -> Iterator[Expected]:
         """Yield the first period that would begin by then, with the reason why it does not."""

@@ -70,6 +70,8 @@ def record_from(row: Row[Any], vault: Vault | None) -> SubscriptionRecord:
             held=row.held,
             first_number=subscription.series_start,
             paused_at=subscription.paused_at,
+            resumes_at=subscription.resumes_at,
+            resumes_shifted=subscription.resumes_shifted,
             cancels_at=subscription.cancels_at,
             from_book=row.from_book,
             from_prefix=row.from_prefix,

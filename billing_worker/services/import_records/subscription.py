@@ -79,6 +79,8 @@ class State:
     held: bool = False
     first_number: int = 0
     paused_at: datetime | None = None
+    resumes_at: datetime | None = None
+    resumes_shifted: bool = False
     cancels_at: datetime | None = None
     from_book: str | None = field(default=None, compare=False)
     from_prefix: str | None = field(default=None, compare=False)
@@ -91,6 +93,8 @@ class State:
             raise InvalidInput("from_prefix", "is no prefix of references")
         if self.paused_at is not None and self.held:
             raise InvalidInput("held", "cannot be with paused_at")
+        if self.resumes_at is not None and self.paused_at is None:
+            raise InvalidInput("resumes_at", "needs paused_at")
         if self.paused_at is not None and self.cancels_at is not None:
             raise InvalidInput("cancels_at", "cannot be with paused_at")
 
@@ -101,6 +105,8 @@ class State:
             "held": self.held,
             "first_number": self.first_number,
             "paused_at": _instant(self.paused_at),
+            "resumes_at": _instant(self.resumes_at),
+            "resumes_shifted": self.resumes_shifted,
             "cancels_at": _instant(self.cancels_at),
             "from_book": self.from_book,
             "from_prefix": self.from_prefix,
@@ -316,6 +322,8 @@ class RecordSchema(PlainSchema):
     held = Flag(load_default=False)
     first_number = Whole(0, MAX_AGREED_PERIODS, load_default=0, strict=True)
     paused_at = Aware(load_default=None, allow_none=True)
+    resumes_at = Aware(load_default=None, allow_none=True)
+    resumes_shifted = Flag(load_default=False)
     cancels_at = Aware(load_default=None, allow_none=True)
     from_book = words(32)
     from_prefix = words(16)
@@ -354,6 +362,8 @@ def _state(data: Mapping[str, Any]) -> State:
         held=data["held"],
         first_number=data["first_number"],
         paused_at=data["paused_at"],
+        resumes_at=data["resumes_at"],
+        resumes_shifted=data["resumes_shifted"],
         cancels_at=data["cancels_at"],
         from_book=data["from_book"],
         from_prefix=(data["from_prefix"] or "") if data["from_book"] else None,

@@ -16,6 +16,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from billing_worker.domain import invoice as invoices
+from billing_worker.domain import lifecycle
 from billing_worker.domain.attempt import Attempt, AttemptStatus, Origin
 from billing_worker.domain.dunning import ASKED_FOR
 from billing_worker.domain.events import Event, EventKind
@@ -66,6 +67,25 @@ def take_up_again(
     return _change(
         connection, items, lambda i: invoices.take_up_again(i, moment.now, waited), _waits, moment
     )
+
+
+def resume(
+    connection: Connection, before: Subscription, at: datetime, moment: Moment, *, shift: bool
+) -> tuple[Subscription, dict[str, Any]]:
+    """End the pause of a locked subscription as of `at`, and collect again what is open.
+
+    Returns how it stands, which the caller writes, and what to say of it.
+    """
+    owes = bool(claims.lock_open(connection, before.id))
+    waited = at - before.paused_at if before.paused_at else timedelta(0)
+    done = lifecycle.resumed(before, at, shift=shift, owes=owes)
+    take_up_again(connection, before.id, moment, waited)
+    return done.subscription, {
+        "shift_anchor": shift,
+        "skipped_periods": [done.skipped[0], done.skipped[-1]] if done.skipped else None,
+        "paused_at": before.paused_at.isoformat() if before.paused_at else None,
+        "anchor_at": done.subscription.schedule.anchor.isoformat(),
+    }
 
 
 def wait_longer(connection: Connection, subscription_id: int, by: timedelta) -> None:

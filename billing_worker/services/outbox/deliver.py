@@ -173,7 +173,7 @@ def _put_off(row: Row[Any], waits: Waits, answer: Answer, now: datetime) -> dict
 
 def _tell_of_parked(connection: Connection, endpoint: Endpoint, why: str, now: datetime) -> None:
     """Once, when the first of an endpoint's streams is parked."""
-    if cursors.backlog(connection).get(endpoint.id, (0, 0))[1] == 0:
+    if not cursors.has_parked(connection, endpoint.id):
         _alert(connection, "webhook.parked", endpoint, f"no try has succeeded: {why}", now)
 
 

@@ -182,7 +182,7 @@ _NEXT = {
     Fate.UNCOLLECTIBLE: "Nothing by itself; `invoices pay-link {invoice}` lets the customer pay, a "
     "new card (`cards replace`) or `invoices retry {invoice}` charges it again, and late money still "
     "pays it",
-    Fate.PAUSED: "Nothing before `subscriptions resume {subscription}`",
+    Fate.PAUSED: "Nothing before its pause ends (`subscriptions resume {subscription}` ends it)",
     Fate.FOR_A_CARD: "Charged as soon as the customer gives another card (`cards replace "
     "{subscription}`, or `cards tokenise --invoice {invoice}`){until}",
     Fate.FOR_THE_CUSTOMER: "Nothing before the customer pays (`invoices pay-link {invoice}`) or "

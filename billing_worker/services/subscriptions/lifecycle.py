@@ -115,24 +115,84 @@ def change(
     return _ask(store, clock, reference_id, by, why, decide, decided_at)
 
 
+def reschedule(
+    store: Store,
+    clock: Clock,
+    reference_id: str,
+    *,
+    days: int | None = None,
+    billing_day: int | None = None,
+    free_periods: int | None = None,
+    by: str,
+    why: str | None = None,
+    decided_at: datetime | None = None,
+) -> Outcome:
+    """Move the next date: `days` later (goodwill), to the first `billing_day` of a month, or by
+    `free_periods` that are not billed. One of the three. It never comes sooner than it was agreed.
+
+    Asked again it moves again, except for `billing_day`: a command is carried out once by its key.
+    Raises InvalidInput on the argument's name, `reference_id` or `status`.
+    """
+    given = [one for one in (days, billing_day, free_periods) if one is not None]
+    if len(given) != 1:
+        raise InvalidInput("days", "give one of days, billing_day and free_periods")
+
+    def decide(asked: _Asked) -> None:
+        before = asked.subscription
+        if days is not None:
+            after = rules.postponed(before, days)
+        elif billing_day is not None:
+            after = rules.on_billing_day(before, billing_day)
+        else:
+            after = rules.freed(before, given[0])
+        asked.becomes(
+            after,
+            EventKind.SUBSCRIPTION_CHANGED,
+            next_period_began=before.start_of(before.next_period).isoformat(),
+            next_period_begins=after.start_of(after.next_period).isoformat(),
+            free_periods=list(range(before.next_period, after.next_period)),
+        )
+
+    return _ask(store, clock, reference_id, by, why, decide, decided_at)
+
+
 def pause(
     store: Store,
     clock: Clock,
     reference_id: str,
     *,
+    until: str | None = None,
+    shift_anchor: bool = False,
     by: str,
     why: str | None = None,
     decided_at: datetime | None = None,
 ) -> Outcome:
-    """No period becomes due and no charge is armed until `resume`. Open invoices wait."""
+    """No period becomes due and no charge is armed until `resume`. Open invoices wait.
+
+    `until`, an instant in ISO 8601 with its offset, ends the pause by itself, with `shift_anchor` as
+    `resume` has it; for what is paused already it sets that date, and an empty one removes it.
+    """
 
     def decide(asked: _Asked) -> None:
-        if asked.subscription.status is _S.PAUSED:
+        before = asked.subscription
+        is_paused = before.status is _S.PAUSED
+        after = before if is_paused else rules.paused(before, asked.now)
+        if until is not None:
+            after = _pausing(after, until, asked.moment.now, shift=shift_anchor)
+        resumes = {"resumes_at": after.resumes_at and after.resumes_at.isoformat()}
+        asked.becomes(after, EventKind.SUBSCRIPTION_PAUSED, **(resumes if until else {}))
+        if is_paused:
             return
-        asked.becomes(rules.paused(asked.subscription, asked.now), EventKind.SUBSCRIPTION_PAUSED)
         pause_collection.put_aside(asked.connection, asked.subscription.id, asked.moment)
 
     return _ask(store, clock, reference_id, by, why, decide, decided_at)
+
+
+def _pausing(subscription: Subscription, until: str, now: datetime, *, shift: bool) -> Subscription:
+    at = _instant("until", until)
+    if at is None:
+        return replace(subscription, resumes_at=None, resumes_shifted=False)
+    return rules.pausing_until(subscription, at, now, shift=shift)
 
 
 def resume(
@@ -155,19 +215,10 @@ def resume(
         before = asked.subscription
         if before.status in {_S.TRIALING, _S.ACTIVE, _S.PAST_DUE}:
             return
-        owes = bool(claims.lock_open(asked.connection, before.id))
-        waited = asked.now - before.paused_at if before.paused_at else timedelta(0)
-        done = rules.resumed(before, asked.now, shift=shift_anchor, owes=owes)
-        skipped = [done.skipped[0], done.skipped[-1]] if done.skipped else None
-        asked.becomes(
-            done.subscription,
-            EventKind.SUBSCRIPTION_RESUMED,
-            shift_anchor=shift_anchor,
-            skipped_periods=skipped,
-            paused_at=before.paused_at.isoformat() if before.paused_at else None,
-            anchor_at=done.subscription.schedule.anchor.isoformat(),
+        after, told = pause_collection.resume(
+            asked.connection, before, asked.now, asked.moment, shift=shift_anchor
         )
-        pause_collection.take_up_again(asked.connection, before.id, asked.moment, waited)
+        asked.becomes(after, EventKind.SUBSCRIPTION_RESUMED, **told)
 
     return _ask(store, clock, reference_id, by, why, decide, decided_at)
 

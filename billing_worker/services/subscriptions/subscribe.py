@@ -372,6 +372,8 @@ def _row(
         "dunning_policy": state.dunning,
         "paused_at": state.paused_at if paused else None,
         "paused_from": status if paused else None,
+        "resumes_at": state.resumes_at if paused else None,
+        "resumes_shifted": state.resumes_shifted and paused,
         "cancels_at": None if ended else state.cancels_at,
         "ends_at": record.ends_at,
     }

@@ -256,7 +256,7 @@ def test_every_documented_task_is_known():
         for name in (
             "subscribe", "change_subscription", "pause", "resume", "cancel", "charge_once",
             "replace_card", "use_card", "start_tokenisation", "start_checkout", "cancel_charge",
-                "uncancel", "end", "retry", "describe",
+            "uncancel", "end", "retry", "describe", "reschedule",
         )
     }  # fmt: skip
 

@@ -188,7 +188,7 @@ def test_first_charges_that_were_missed_are_foreseen_as_they_are_decided_again(w
 
 
 def test_missed_first_charges_are_foreseen_from_when_the_first_of_them_is_rung_for(world):
-    world.subscribe("approved", interval="day", ends_after_periods=3)
+    world.subscribe("approved", interval="day", ends_after_periods=3, catch_up="collect_latest")
     nobody_charges_for(world, 3)
     with world.store.transaction() as connection:
         number = tables.invoices.c.period_number

@@ -1,0 +1,113 @@
+"""A pause that ends at a date, whoever looks, and whenever the sweep comes."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from billing_worker.domain.errors import InvalidInput
+from billing_worker.persistence import subscriptions as stored
+from billing_worker.services.commands.execute import Message, carry_out
+from billing_worker.services.forecast.preview import preview
+from billing_worker.services.import_records.export import record_from
+from billing_worker.services.import_records.subscription import parse_record
+from billing_worker.services.subscriptions import lifecycle
+from tests.support.recovery import banks_change_their_mind, events, subscription
+
+DAY = timedelta(days=1)
+
+
+def pause(world, days, **how):
+    until = None if days is None else (world.clock.now() + days * DAY).isoformat()
+    return lifecycle.pause(world.store, world.clock, "sub-1", until=until, by="ann", **how)
+
+
+def foreseen(world, days):
+    now = world.clock.now()
+    return [one.at for one in preview(world.store, now, now + days * DAY) if one.reason is None]
+
+
+@pytest.fixture
+def paid(world):
+    """Paid for 31 Jan; next on 28 Feb."""
+    world.subscribe("approved")
+    world.tick()
+    return world
+
+
+@pytest.mark.parametrize(
+    ("shift", "first"), [(False, "2026-03-31T12:00:00"), (True, "2026-04-09T12:00:00")]
+)
+def test_a_pause_ends_at_its_date_and_the_preview_knows_what_is_charged_after_it(
+    paid, shift, first
+):
+    pause(paid, 40, shift_anchor=shift)
+    [at, *_] = promised = foreseen(paid, 75)
+    assert at.isoformat().startswith(first)
+    paid.run_for(75 * DAY, step=DAY / 2)
+    assert subscription(paid).status == "active"
+    debits = [debit.at for debit in paid.sandbox.ledger][1:]
+    assert debits == promised
+
+
+def test_a_sweep_that_comes_late_prolongs_no_pause(paid):
+    pause(paid, 10, shift_anchor=True)
+    paid.clock.advance(20 * DAY)
+    paid.tick()
+    assert f"{subscription(paid).next_billing_at:%d %b}" == "10 Mar"
+    [told] = events(paid, "subscription.resumed")
+    assert told["resumed_at"].startswith("2026-02-10")
+
+
+def test_a_debt_waits_until_the_pause_ends(world):
+    world.subscribe("decline_insufficient_funds")
+    world.tick()
+    pause(world, 5)
+    banks_change_their_mind(world, "approved")
+    world.run_for(4 * DAY, step=DAY)
+    assert world.fate() == "open, paused"
+    assert "pause ends" in world.explain()["next"]
+    world.run_for(2 * DAY, step=DAY)
+    assert world.fate() == "paid"
+
+
+def test_a_date_is_set_moved_and_taken_away_while_it_is_paused(paid):
+    pause(paid, None)
+    assert subscription(paid).resumes_at is None
+    assert pause(paid, 10).outcome == "changed"
+    assert pause(paid, 10).outcome == "unchanged"
+    lifecycle.pause(paid.store, paid.clock, "sub-1", until="", by="ann")
+    paid.run_for(20 * DAY, step=DAY)
+    assert subscription(paid).status == "paused"
+
+
+def test_who_resumes_before_the_date_has_no_date_left(paid):
+    pause(paid, 40)
+    lifecycle.resume(paid.store, paid.clock, "sub-1", shift_anchor=False, by="ann")
+    assert subscription(paid).resumes_at is None
+
+
+def test_a_date_in_the_past_is_refused(paid):
+    with pytest.raises(InvalidInput, match="in the future"):
+        pause(paid, -1)
+    assert subscription(paid).status == "active"
+
+
+def test_a_command_may_say_until_when(paid):
+    asked = {"reference_id": "p-1", "subscription": "sub-1", "until": "2026-02-10T00:00:00Z"}
+    assert carry_out(paid.ports, Message("billing.pause", asked)).status == "done"
+    paid.run_for(12 * DAY, step=DAY)
+    assert subscription(paid).status == "active"
+
+
+def test_a_pause_that_ends_moves_with_the_book(paid):
+    pause(paid, 40, shift_anchor=True)
+    with paid.store.reading() as connection:
+        record = record_from(stored.whole(connection, ["sub-1"])[0], paid.vault)
+    there = parse_record(record.as_json(with_token=True))
+    assert there.state == record.state
+    assert (there.state.resumes_at - paid.clock.now(), there.state.resumes_shifted) == (
+        40 * DAY,
+        True,
+    )
