@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, delete, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, exists, select, update
 
 from billing_worker.domain.public_events import Told
 from billing_worker.persistence.bulk import insert_many
@@ -49,6 +49,10 @@ _WAITING = (
 def waiting(connection: Connection, now: datetime, limit: int) -> Sequence[Row[Any]]:
     """What has no number yet, in the order in which it was written, but for streams in trouble."""
     return connection.execute(_WAITING, {"now": now, "most": limit}).all()
+
+
+def is_empty(connection: Connection) -> bool:
+    return not connection.execute(select(exists().select_from(outbox))).scalar()
 
 
 def remove(connection: Connection, ids: Sequence[int]) -> None:
