@@ -61,6 +61,13 @@ def find(connection: Connection, reference_id: str) -> tuple[HostedPayment, str]
     return (payment_from(row), row.record_digest) if row else None
 
 
+def of_attempt(connection: Connection, attempt_id: int) -> HostedPayment | None:
+    """Return the payment whose page holds the slot of an invoice by this attempt."""
+    query = _payments().where(hosted_payments.c.attempt_id == attempt_id)
+    row = connection.execute(query).one_or_none()
+    return payment_from(row) if row else None
+
+
 def lock(connection: Connection, payment_id: int) -> HostedPayment:
     """Lock a card set-up: always the last lock, after subscriptions, invoices and attempts."""
     query = _payments().where(hosted_payments.c.id == payment_id)

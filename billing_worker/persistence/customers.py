@@ -5,14 +5,14 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, Row, Select, select
 
 from billing_worker.domain.card import died_of_age, is_later_expiry
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.domain.network_rules import never_again
 from billing_worker.persistence import cards as stored_cards
 from billing_worker.persistence.bulk import among, insert_rows
-from billing_worker.persistence.schema.tables import cards, customers
+from billing_worker.persistence.schema.tables import cards, customers, invoices, subscriptions
 
 FOREIGN_CARD = "belongs to another customer"
 
@@ -39,6 +39,19 @@ def ids_for(
 def find(connection: Connection, reference_id: str) -> int | None:
     query = select(customers.c.id).where(customers.c.reference_id == reference_id)
     return connection.execute(query).scalar()
+
+
+def of_invoice(connection: Connection, invoice_id: int) -> Row[Any]:
+    """Return (reference_id, name, email, description of the invoice) of who owes it."""
+    query: Select[Any] = (
+        select(
+            customers.c.reference_id, customers.c.name, customers.c.email, invoices.c.description
+        )
+        .join(subscriptions, subscriptions.c.customer_id == customers.c.id)
+        .join(invoices, invoices.c.subscription_id == subscriptions.c.id)
+        .where(invoices.c.id == invoice_id)
+    )
+    return connection.execute(query).one()
 
 
 def _known(connection: Connection, references: Sequence[str]) -> dict[str, int]:

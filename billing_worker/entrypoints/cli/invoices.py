@@ -98,7 +98,8 @@ def retry(reference: str, by: str, why: str, *, as_json: bool) -> None:
 def pay_link(reference: str, return_url: str | None, html: Path | None, *, as_json: bool) -> None:
     """Open a page on which the customer pays an open or uncollectible invoice with the card on file.
 
-    Nothing is charged automatically while the page is open. The same command again returns the same
+    If that card cannot be charged, the customer enters another one: it pays the subscription from then
+    on. Nothing is charged automatically while the page is open. The same command again returns the same
     page.
 
     \b

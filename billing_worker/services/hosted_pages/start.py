@@ -20,6 +20,7 @@ from typing import Any
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
+from billing_worker.domain import card as card_rules
 from billing_worker.domain import card_setup as rules
 from billing_worker.domain.attempt import Attempt
 from billing_worker.domain.card_setup import HostedPayment, HostedStatement, HostedStatus, Page
@@ -37,7 +38,15 @@ from billing_worker.domain.money import Money
 from billing_worker.domain.outcome import Case, Context
 from billing_worker.domain.subscription import Subscription
 from billing_worker.gateway.port import CallLog, CheckoutOrder, TokenisationOrder
-from billing_worker.persistence import card_setups, claims, customers, history, pay_links, switches
+from billing_worker.persistence import (
+    card_setups,
+    cards,
+    claims,
+    customers,
+    history,
+    pay_links,
+    switches,
+)
 from billing_worker.persistence.book import identity
 from billing_worker.persistence.claims import DueInvoice
 from billing_worker.persistence.history import Entry
@@ -60,6 +69,7 @@ from billing_worker.services.hosted_pages.page_address import (
 )
 from billing_worker.services.hosted_pages.poll import settle_page
 from billing_worker.services.hosted_pages.records import (
+    CheckoutRecord,
     TokenisationRecord,
     parse_checkout,
     parse_tokenisation,
@@ -70,7 +80,10 @@ from billing_worker.services.ports import Ports
 
 
 def start_checkout(ports: Ports, record: Mapping[str, Any]) -> dict[str, Any]:
-    """Open a page on which the customer pays an open invoice with the card on file.
+    """Open a page on which the customer pays an unpaid invoice.
+
+    It has the card on file filled in. Where that one cannot be charged, the customer types another
+    card, which pays the subscription from then on (`start_tokenisation`).
 
     `record`: {invoice, return_url?}. Returns {reference_id, gateway_id, invoice, amount, currency,
     action, method, params, pay_path}: a form to submit, and the path of our page that submits it.
@@ -79,9 +92,11 @@ def start_checkout(ports: Ports, record: Mapping[str, Any]) -> dict[str, Any]:
     attempt is live; NotPayable; GatewayError, and then nothing is open.
     """
     wanted = parse_checkout(record)
-    taken = _take_link(ports, wanted.invoice)
+    taken = _take_link(ports, wanted)
     if isinstance(taken, dict):
         return taken
+    if isinstance(taken, _AnotherCard):
+        return start_tokenisation(ports, taken.record)
     calls: CallLog = []
     try:
         slots.require_unpaid(ports, taken, calls)
@@ -101,13 +116,30 @@ def start_checkout(ports: Ports, record: Mapping[str, Any]) -> dict[str, Any]:
     return _link_answer(taken.attempt, said.statement.gateway_id, page, wanted.invoice)
 
 
-def _take_link(ports: Ports, invoice: str) -> Slot | dict[str, Any]:
-    """Return the invoice slot, or the answer of the page that is already open."""
+_PAY_LINK = "pay-link-"
+"""How the reference of a card page begins that was asked for as a pay link."""
+
+
+@dataclass(frozen=True, slots=True)
+class _AnotherCard:
+    """No card on file can pay: the customer enters one, on the page that this record orders."""
+
+    record: Mapping[str, Any]
+
+
+def _take_link(ports: Ports, wanted: CheckoutRecord) -> Slot | _AnotherCard | dict[str, Any]:
+    """The invoice's slot, or the answer that was given for the page that is open already."""
+    invoice = wanted.invoice
     with ports.store.transaction() as connection:
         subscription, item = slots.locked_owed_invoice(connection, invoice)
-        if item.card_id is None:
-            raise NotPayable("card_missing: there is no card on file; start a tokenisation")
         live = item.live
+        ours = card_setups.of_attempt(connection, live.id) if live else None
+        if ours is not None and ours.reference_id.startswith(_PAY_LINK):
+            if ours.status is HostedStatus.OPEN:
+                return _open_card_page_again(ports, connection, ours, invoice)
+            return _AnotherCard(_for_another_card(connection, item, wanted))
+        if live is None and _is_dead(ports, connection, item):
+            return _AnotherCard(_for_another_card(connection, item, wanted))
         if live is None or not slots.is_link(live, item.card_id) or live.gateway_id is None:
             return slots.take(ports, connection, subscription, item)
         slots.require_payable(ports, connection, Case(live, item.invoice, subscription))
@@ -116,6 +148,29 @@ def _take_link(ports: Ports, invoice: str) -> Slot | dict[str, Any]:
             raise SlotTaken(f"the page of {live.reference_id} has ended and is not settled yet")
         page = unlock_page(ports.vault, locked, partial(pay_links.name_page, connection, live.id))
         return _link_answer(live, live.gateway_id, page, invoice)
+
+
+def _is_dead(ports: Ports, connection: Connection, item: DueInvoice) -> bool:
+    """Whether the default card cannot be charged. A backup is no card that a customer is shown."""
+    if item.card_id is None:
+        return True
+    card = cards.by_ids(connection, [item.card_id])[item.card_id]
+    return card_rules.obstacle(card, ports.clock.now()) is not None
+
+
+def _for_another_card(
+    connection: Connection, item: DueInvoice, wanted: CheckoutRecord
+) -> dict[str, Any]:
+    """The same for as long as no other attempt of the invoice is made."""
+    number = item.live.number if item.live else len(item.attempts) + 1
+    payer = customers.of_invoice(connection, item.invoice.id)
+    return {
+        "reference_id": f"{_PAY_LINK}{item.invoice.id}-{number}",
+        "customer": {"reference_id": payer.reference_id, "name": payer.name, "email": payer.email},
+        "invoice": item.invoice.reference_id,
+        "description": payer.description,
+        "return_url": wanted.return_url,
+    }
 
 
 def _checkout_order(ports: Ports, slot: Slot, return_url: str | None) -> CheckoutOrder:
@@ -212,7 +267,7 @@ def start_tokenisation(ports: Ports, record: Mapping[str, Any]) -> dict[str, Any
         _open_card_page(ports, taken, said, page, calls)
     except NotPayable as error:
         raise _not_handed_out(ports, taken, said, error.reason, calls) from error
-    return _card_page_answer(taken.payment, said.statement.gateway_id, page, wanted)
+    return _card_page_answer(taken.payment, said.statement.gateway_id, page, wanted.invoice)
 
 
 def _take_card_page(ports: Ports, wanted: TokenisationRecord) -> _CardPage | dict[str, Any]:
@@ -230,17 +285,22 @@ def _take_card_page(ports: Ports, wanted: TokenisationRecord) -> _CardPage | dic
             return _continue(ports, connection, payment)
         if payment.status in rules.PAID_SETUPS:
             raise AlreadyPaid(f"{payment.reference_id} is paid")
-        if payment.status is not HostedStatus.OPEN or payment.gateway_id is None:
+        if payment.status is not HostedStatus.OPEN:
             raise NotPayable(f"it has ended ({payment.outcome}): use a new reference_id")
-        if payment.attempt_id is not None:
-            _require_still_payable(ports, connection, payment)
-        locked = card_setups.page_of(connection, payment.id)
-        if locked is None:
-            raise NotPayable("nobody paid on its page in time: it is not settled yet")
-        page = unlock_page(
-            ports.vault, locked, partial(card_setups.name_page, connection, payment.id)
-        )
-        return _card_page_answer(payment, payment.gateway_id, page, wanted)
+        return _open_card_page_again(ports, connection, payment, wanted.invoice)
+
+
+def _open_card_page_again(
+    ports: Ports, connection: Connection, payment: HostedPayment, invoice: str | None
+) -> dict[str, Any]:
+    """The answer that was given when the page was opened."""
+    if payment.attempt_id is not None:
+        _require_still_payable(ports, connection, payment)
+    locked = card_setups.page_of(connection, payment.id)
+    if locked is None or payment.gateway_id is None:
+        raise NotPayable("nobody paid on its page in time: it is not settled yet")
+    page = unlock_page(ports.vault, locked, partial(card_setups.name_page, connection, payment.id))
+    return _card_page_answer(payment, payment.gateway_id, page, invoice)
 
 
 def _begin(ports: Ports, connection: Connection, wanted: TokenisationRecord) -> _CardPage:
@@ -424,13 +484,13 @@ def _entry(event: Event, slot: Slot | None) -> Entry:
 
 
 def _card_page_answer(
-    payment: HostedPayment, gateway_id: str, page: NamedPage, wanted: TokenisationRecord
+    payment: HostedPayment, gateway_id: str, page: NamedPage, invoice: str | None
 ) -> dict[str, Any]:
     return {
         "reference_id": payment.reference_id,
         "gateway_reference": payment.gateway_reference,
         "gateway_id": gateway_id,
-        "invoice": wanted.invoice,
+        "invoice": invoice,
         **_form(payment.money, page.page),
         "pay_path": page.path,
     }

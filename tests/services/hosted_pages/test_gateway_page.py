@@ -184,13 +184,9 @@ def test_there_is_no_link_for_an_invoice_that_is_not_open(world, status):
         checkout(world)
 
 
-def test_there_is_no_link_for_an_unknown_invoice_or_without_a_card(world):
+def test_there_is_no_link_for_an_unknown_invoice(world):
     with pytest.raises(InvalidInput, match="there is no invoice"):
         checkout(world, "nobody-p0")
-    world.subscribe(None)
-    world.tick()
-    with pytest.raises(NotPayable, match="card_missing"):
-        checkout(world)
     assert world.transport.sent == []
 
 
@@ -202,11 +198,34 @@ def test_while_sales_are_stopped_no_link_is_handed_out(declined):
     assert declined.attempts() == ["declined"]
 
 
-def test_a_card_that_was_refused_for_good_gets_no_link(world):
+EXPIRED_CARD = {"token": "approved.1", "expiry_month": 12, "expiry_year": 2025}
+
+
+@pytest.mark.parametrize(
+    "card", [{"token": "decline_lost_or_stolen_card.1"}, EXPIRED_CARD, None], ids=str
+)
+def test_the_link_of_an_invoice_without_a_good_card_stores_the_card_that_pays_it(world, card):
+    world.subscribe(card=card, ends_after_periods=2)
+    world.tick()
+    page = checkout(world)
+    assert checkout(world) == page
+    pay(world, page)
+    world.run_for(HOUR, step=5 * MINUTE)
+    assert (world.fate(), default_card(world)) == ("paid", payment(world).card_id)
+    world.run_for(30 * DAY, step=12 * HOUR)
+    assert world.debits() == {INVOICE: 1, "sub-1-p1": 1}
+
+
+def test_a_link_without_a_good_card_that_nobody_paid_on_is_followed_by_another_one(world):
     world.subscribe("decline_lost_or_stolen_card")
     world.tick()
-    with pytest.raises(NotPayable, match="card_unusable"):
-        checkout(world)
+    first = checkout(world)
+    world.run_for(3 * DAY, step=2 * HOUR)
+    second = checkout(world)
+    assert second["pay_path"] != first["pay_path"]
+    pay(world, second)
+    world.run_for(HOUR, step=5 * MINUTE)
+    assert world.fate() == "paid"
 
 
 # --- a link that nobody pays is no failed charge ---
