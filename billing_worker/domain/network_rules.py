@@ -1,9 +1,10 @@
 """Retry limits of the card networks: a table of rules with dates and sources.
 
 Each rule allows at most `most` declines of one card within `window`. It counts the declines with
-one of its `codes` (all declines if it has none), and with the same amount if `same_amount`. An
-attempt that could become one more is refused until the oldest has left the window. So "never again"
-is at most one, for ever; "retry after 4 days" is at most one in 4 days.
+one of its `codes` (all declines if it has none), with the same amount if `same_amount`, and of the
+same invoice if `same_charge`. An attempt that could become one more is refused until the
+oldest has left the window. So "never again" is at most one, for ever; "retry after 4 days" is at
+most one in 4 days.
 
 An open attempt counts as a decline, because it may become one. Rules with codes apply only when the
 acquirer's code reaches us (`original_data.original_resolution`, gateway.md §2.2). The gateway does
@@ -36,6 +37,7 @@ class Rule:
     codes: frozenset[str] = frozenset()  # two characters, as the network prints them
     advice: bool = False  # `codes` are Mastercard's advice codes, not response codes
     same_amount: bool = False
+    same_charge: bool = False
 
     def holds_on(self, day: date) -> bool:
         return self.since <= day and (self.until is None or day < self.until)
@@ -61,16 +63,20 @@ RULES: tuple[Rule, ...] = (
         "visa.category_1_never", VISA, 1, None, _EVOLVED, date(2022, 4, 1),
         codes=frozenset({"04", "07", "12", "14", "15", "41", "43", "46", "57", "R0", "R1", "R3"}),
     ),
-    # The first decline and 15 re-attempts (20 since May 2025). A decline of unknown category counts
-    # too.
+    # Of one charge: its first decline, and 15 re-attempts of it (20 since May 2025). Visa limits how
+    # often a declined transaction is submitted again; the first try of another invoice is none of
+    # these ("more than 15 retries of a single payment",
+    # support.stripe.com/questions/payment-blocked-due-to-excessive-retries). A decline of unknown
+    # category counts too.
     Rule(
         "visa.15_reattempts_in_30_days", VISA, 1 + 15, 30 * DAY, _CARDPOINTE, date(2022, 4, 1),
-        until=date(2025, 5, 25), same_amount=True,
+        until=date(2025, 5, 25), same_charge=True,
     ),
     Rule(
         "visa.20_reattempts_in_30_days", VISA, 1 + 20, 30 * DAY, _CIELO, date(2025, 5, 25),
-        same_amount=True,
+        same_charge=True,
     ),
+    # These count whatever the merchant tries on the card: the sources say "at the merchant level".
     Rule("mastercard.10_declines_in_24_hours", MASTERCARD, 10, DAY, _TABAPAY, UNDATED),
     Rule(
         "mastercard.35_declines_in_30_days", MASTERCARD, 35, 30 * DAY, _BRAINTREE,
@@ -115,6 +121,7 @@ class Try:
     money: Money
     code: str | None = None  # the acquirer's code, verbatim
     open: bool = False  # it may still be paid, and then no longer counts
+    charge: int = 0  # id of its invoice
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,15 +138,17 @@ class Refusal:
         return f"network rule {self.rule}{until}"
 
 
-def refusal(brand: str | None, money: Money, tries: Sequence[Try], now: datetime) -> Refusal | None:
+def refusal(
+    brand: str | None, money: Money, tries: Sequence[Try], now: datetime, *, charge: int = 0
+) -> Refusal | None:
     """Return the rule that forbids an attempt of this amount now, or None.
 
     `tries` are those of the card, by its fingerprint. Of several rules, the one that forbids the
     attempt longest is returned. If only open attempts cause the refusal, it ends within an hour.
     """
-    longest = max(_refusals(brand, money, tries, now), key=_duration, default=None)
+    longest = max(_refusals(brand, money, tries, now, charge), key=_duration, default=None)
     ended = [one for one in tries if not one.open]
-    if longest is None or longest.until is None or any(_refusals(brand, money, ended, now)):
+    if longest is None or longest.until is None or any(_refusals(brand, money, ended, now, charge)):
         return longest
     return replace(longest, until=min(longest.until, now + OPEN_ENDS_WITHIN))
 
@@ -157,13 +166,14 @@ def never_again(brand: str | None, code: str | None, now: datetime) -> Refusal |
 
 
 def _refusals(
-    brand: str | None, money: Money, tries: Sequence[Try], now: datetime
+    brand: str | None, money: Money, tries: Sequence[Try], now: datetime, charge: int
 ) -> Iterator[Refusal]:
     networks = _networks(brand)
     for rule in RULES:
         if rule.network not in networks or not rule.holds_on(now.date()):
             continue
-        counted = sorted(_counted(rule, money, tries, now))
+        of_it = [one for one in tries if one.charge == charge or not rule.same_charge]
+        counted = sorted(_counted(rule, money, of_it, now))
         if len(counted) >= rule.most:
             # Once this one has left the window, fewer than `most` remain in it.
             leaves = counted[len(counted) - rule.most]

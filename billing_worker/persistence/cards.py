@@ -215,10 +215,15 @@ def lock_budgets(connection: Connection, card_ids: Collection[int]) -> dict[int,
 
 
 _PREPARED = select(
-    attempts.c.id, attempts.c.card_id, attempts.c.amount_minor, attempts.c.currency
+    attempts.c.id,
+    attempts.c.invoice_id,
+    attempts.c.card_id,
+    attempts.c.amount_minor,
+    attempts.c.currency,
 ).where(attempts.c.card_id.in_(_THESE), _COUNTED, attempts.c.status == literal_column("'prepared'"))
 _TRIES = select(
     attempts.c.id,
+    attempts.c.invoice_id,
     attempts.c.card_id,
     attempts.c.status,
     attempts.c.submitted_at,
@@ -253,11 +258,13 @@ def tries_on(
     for row in made:
         money = Money.from_minor(row.amount_minor, row.currency)
         is_open = row.status == "submitted"
-        made_then = Try(row.submitted_at, money, row.original_code, open=is_open)
+        made_then = Try(
+            row.submitted_at, money, row.original_code, open=is_open, charge=row.invoice_id
+        )
         found[fingerprint_of[row.card_id]].append(made_then)
     for one in being_armed:
         money = Money.from_minor(one.amount_minor, one.currency)
-        found[fingerprint_of[one.card_id]].append(Try(now, money, open=True))
+        found[fingerprint_of[one.card_id]].append(Try(now, money, open=True, charge=one.invoice_id))
     return found
 
 

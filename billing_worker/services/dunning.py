@@ -150,7 +150,9 @@ def _require_free(item: DueInvoice, subscription: Subscription) -> None:
 def _require_allowed(connection: Connection, item: DueInvoice, now: datetime) -> None:
     if item.card_id is None:
         raise InvalidInput("rule", "card.usable: card_missing")
-    forbidden = Budget(connection, [item.card_id], now).spend(item.card_id, item.invoice.money)
+    forbidden = Budget(connection, [item.card_id], now).spend(
+        item.card_id, item.invoice.money, item.invoice.id
+    )
     if forbidden is not None:
         raise InvalidInput("rule", f"{forbidden.rule}: {forbidden.reason}")
 

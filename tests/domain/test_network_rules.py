@@ -52,6 +52,14 @@ def test_visa_allows_20_reattempts_in_30_days_and_15_before_25_may_2025():
     assert rule("visa", tries(16, end=new), now=new) is None
 
 
+def test_a_try_of_another_charge_is_no_reattempt_for_visa_and_counts_for_mastercard():
+    thirty = [Try(NOW - DAY - n * HOUR, PRICE, charge=n) for n in range(40)]
+    assert refusal("visa", PRICE, thirty, NOW, charge=99) is None
+    assert refusal("visa", PRICE, thirty, NOW, charge=1) is None
+    counted = refusal("mastercard", PRICE, thirty, NOW, charge=99)
+    assert counted.rule == "mastercard.35_declines_in_30_days"
+
+
 def test_mastercard_allows_10_declines_in_24_hours_of_any_amount():
     assert rule("mastercard", tries(9, apart=HOUR)) is None
     mixed = [*tries(5, apart=HOUR), *tries(5, apart=2 * HOUR, money=OTHER)]

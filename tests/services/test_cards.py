@@ -440,10 +440,10 @@ def test_two_workers_cannot_both_make_the_last_attempt_that_a_network_allows(pos
 
     def other_worker():
         with store.transaction() as connection:
-            refused.append(Budget(connection, [second], now).spend(second, price))
+            refused.append(Budget(connection, [second], now).spend(second, price, 0))
 
     with store.transaction() as connection:
-        assert Budget(connection, [first], now).spend(first, price) is None
+        assert Budget(connection, [first], now).spend(first, price, 0) is None
         other = threading.Thread(target=other_worker)
         other.start()
         other.join(0.5)
@@ -472,13 +472,13 @@ def test_an_attempt_that_is_being_armed_without_a_lock_counts_for_all_that_come_
     with store.transaction() as connection:
         LockedCases(connection, [first.key])
         first_card = first.attempt.card_id
-        assert Budget(connection, [first_card], now).spend(first_card, price) is None
+        assert Budget(connection, [first_card], now).spend(first_card, price, 0) is None
         others = claimed(world, [f"sub-{n}" for n in range(1, 11)])
         with store.transaction() as other:
             LockedCases(other, [one.key for one in others])
             ids = [one.attempt.card_id for one in others]
             budget = Budget(other, ids, now)
-            answers = [budget.spend(card_id, price) for card_id in ids]
+            answers = [budget.spend(card_id, price, 0) for card_id in ids]
     store.close()
     assert [answer is None for answer in answers] == [True] * 9 + [False]
 
@@ -534,7 +534,7 @@ def test_attempts_on_one_card_that_are_armed_together_stay_within_its_limit(worl
         one_row = both[0].attempt.card_id
         connection.execute(update(tables.attempts).values(card_id=one_row))
         budget = Budget(connection, [one_row], world.clock.now())
-        answers = [budget.spend(one_row, one.attempt.money) for one in both]
+        answers = [budget.spend(one_row, one.attempt.money, 0) for one in both]
     assert [answer is None for answer in answers] == [True] * 10 + [False] * 2
 
 

@@ -270,3 +270,17 @@ def test_a_new_card_during_suspension_pays_the_debt_and_brings_the_subscription_
     world.tick()
     assert world.fate() == "paid"
     assert subscription(world).status == "active"
+
+
+def test_thirty_subscriptions_of_one_price_on_one_visa_card_do_not_spend_each_others_tries(world):
+    card = {"token": "decline_insufficient_funds.ann", "brand": "visa"}
+    names = [f"sub-{n}" for n in range(30)]
+    for name in names:
+        world.subscribe(
+            card=card, reference=name, customer={"reference_id": "ann"}, ends_after_periods=1
+        )
+    world.tick()
+    assert {tuple(world.attempts(f"{name}-p0")) for name in names} == {("declined",)}
+    banks_change_their_mind(world, "approved")
+    world.run_for(3 * DAY, step=HALF_A_DAY)
+    assert {world.fate(f"{name}-p0") for name in names} == {"paid"}

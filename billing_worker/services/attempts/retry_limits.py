@@ -39,22 +39,24 @@ class Budget:
             self._tries = {card.fingerprint: [] for card in locked.values()}
             self._tries |= cards.tries_on(connection, locked.values(), since, now)
 
-    def spend(self, card_id: int, money: Money) -> Forbidden | None:
+    def spend(self, card_id: int, money: Money, invoice_id: int) -> Forbidden | None:
         """Count an attempt of this amount, or return which rule forbids it."""
         card = self._cards.get(card_id)
         if card is None:
             return None
-        forbidden = self._against(card, money)
+        forbidden = self._against(card, money, invoice_id)
         if forbidden is None and card.fingerprint in self._tries:
-            self._tries[card.fingerprint].append(Try(self._now, money, open=True))
+            self._tries[card.fingerprint].append(
+                Try(self._now, money, open=True, charge=invoice_id)
+            )
         return forbidden
 
-    def _against(self, card: Card, money: Money) -> Forbidden | None:
+    def _against(self, card: Card, money: Money, invoice_id: int) -> Forbidden | None:
         obstacle = card_rules.obstacle(card, self._now)
         if obstacle is not None:
             # Due again at once: the next claim takes the backup card, or asks the customer for
             # another one.
             return Forbidden(CARD_RULE, obstacle, self._now)
         tries = self._tries.get(card.fingerprint, [])
-        refused = network_rules.refusal(card.brand, money, tries, self._now)
+        refused = network_rules.refusal(card.brand, money, tries, self._now, charge=invoice_id)
         return Forbidden(refused.rule, refused.reason, refused.until) if refused else None

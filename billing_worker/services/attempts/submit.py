@@ -173,7 +173,9 @@ def _card_forbidden(connection: Connection, attempt: Attempt, now: datetime) -> 
     if attempt.status is AttemptStatus.SUBMITTED:  # its retry limits count it already
         card = cards.by_ids(connection, {attempt.card_id})[attempt.card_id]
         return card_rules.obstacle(card, now)
-    forbidden = Budget(connection, {attempt.card_id}, now).spend(attempt.card_id, attempt.money)
+    forbidden = Budget(connection, {attempt.card_id}, now).spend(
+        attempt.card_id, attempt.money, attempt.invoice_id
+    )
     return forbidden.reason if forbidden else None
 
 
@@ -199,7 +201,7 @@ def _forbidden(budget: Budget, case: Case) -> NotSubmitted | None:
     attempt = case.attempt
     if attempt.card_id is None:
         return None
-    forbidden = budget.spend(attempt.card_id, attempt.money)
+    forbidden = budget.spend(attempt.card_id, attempt.money, attempt.invoice_id)
     return NotSubmitted(forbidden.reason, forbidden=forbidden) if forbidden else None
 
 
