@@ -345,6 +345,44 @@ class BillingClient:
             raise ValueError(f"name exactly one of {', '.join(named)}")
         return self._send("billing.describe", given)
 
+    def forgive(
+        self,
+        *,
+        reference_id: str,
+        subscription: str,
+        by: str | None = None,
+        why: str | None = None,
+    ) -> Sent:
+        """Void what a suspended subscription owes, and bill it again from its next period."""
+        return self._about("billing.forgive", reference_id, subscription, by, why, None)
+
+    def remove_card(
+        self,
+        *,
+        reference_id: str,
+        customer: str,
+        card_id: int,
+        by: str | None = None,
+        why: str | None = None,
+    ) -> Sent:
+        """Forget a stored card. Refused while it pays a subscription."""
+        record = {"reference_id": reference_id, "customer": customer, "card_id": card_id}
+        return self._send("billing.remove_card", record | {"by": by, "why": why})
+
+    def update_customer(
+        self,
+        *,
+        reference_id: str,
+        customer: str,
+        name: str | None = None,
+        email: str | None = None,
+        by: str | None = None,
+        why: str | None = None,
+    ) -> Sent:
+        """Give a customer another name or e-mail; what is None stays, an empty text removes it."""
+        record = {"reference_id": reference_id, "customer": customer, "name": name, "email": email}
+        return self._send("billing.update_customer", record | {"by": by, "why": why})
+
     def replace_card(
         self,
         *,

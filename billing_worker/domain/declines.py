@@ -107,6 +107,7 @@ DECLINES: Mapping[str, Decline] = {
         CONFIG, "the route cannot convert the currency", "M", FIRST, pauses=True
     ),
     "no_routes_by_condition": Decline(CONFIG, "no route accepts this card", "R v1.19", FIRST),
+    # With an equal charge of ours at hand it is explained: see `dunning.EQUAL_WITHIN`.
     "duplicated_transaction": Decline(UNKNOWN, "an equal payment may have succeeded", "T", FIRST),
     "unable_to_reconcile": Decline(UNKNOWN, "the provider does not know the outcome", "T", FIRST),
     "transaction_not_found": Decline(UNKNOWN, "the provider does not know the outcome", "S", FIRST),
@@ -117,6 +118,8 @@ DECLINES: Mapping[str, Decline] = {
     "general_fatal_error": Decline(TECHNICAL, "ended for a technical cause", "T", FIRST),
     "provider_fatal_error": Decline(TECHNICAL, "ended for a technical cause", "T, S", FIRST),
 }
+
+DUPLICATED = "duplicated_transaction"
 
 UNLISTED = Decline(UNKNOWN, "the code is in none of our sources", "-", FIRST)
 

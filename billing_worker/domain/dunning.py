@@ -19,7 +19,7 @@ from enum import StrEnum
 from billing_worker.domain import invoice as invoices
 from billing_worker.domain.attempt import Attempt, Origin
 from billing_worker.domain.calendar import local_hour_after
-from billing_worker.domain.declines import Decline, DeclineClass, decline_for
+from billing_worker.domain.declines import DUPLICATED, Decline, DeclineClass, decline_for
 from billing_worker.domain.invoice import Invoice
 from billing_worker.domain.timings import Timings
 
@@ -36,6 +36,10 @@ CONFIGURATION_RETRY = timedelta(hours=1)
 """Wait after a configuration decline. The gateway service is paused then: the attempt is repeated
 after this time, but not before the service is resumed.
 """
+
+EQUAL_WITHIN = timedelta(days=1)
+"""How long before an attempt another charge of the same card and amount explains that the acquirer
+calls it a duplicate. Acquirers compare within minutes to a day."""
 
 LADDER_ORIGINS = frozenset({Origin.SCHEDULED, Origin.DUNNING})
 ASKED_FOR = frozenset({Origin.MANUAL, Origin.NEW_CARD, Origin.LINK})
@@ -149,6 +153,7 @@ class _Situation:
     tz: str
     other_card: Origin | None
     never: str | None
+    is_explained: bool = False
 
     @property
     def kind(self) -> DeclineClass:
@@ -185,14 +190,17 @@ def after_decline(
     *,
     other_card: Origin | None = None,
     never: str | None = None,
+    equal_charge: str | None = None,
 ) -> NextStep:
     """Decide what follows the last of an invoice's declines (oldest first, at least one).
 
     `tz` is the customer's zone. `other_card`: another card could be charged now, either the new
     default card (`new_card`) or one with the customer's consent (`backup`). `never`: the network
     rule, if any, by which the acquirer's code forbids the card for ever.
+    `equal_charge` names another charge of the card that explains a `duplicated_transaction`.
     """
-    situation = _Situation(policy, declines, tz, other_card, never)
+    explained = equal_charge is not None
+    situation = _Situation(policy, declines, tz, other_card, never, explained)
     step = _RULE_OF_CLASS[situation.kind](situation)
     if other_card is Origin.NEW_CARD and situation.kind in _ABOUT_THE_CARD:
         return replace(
@@ -269,6 +277,13 @@ def _after_technical(situation: _Situation) -> NextStep:
 
 
 def _after_unknown(situation: _Situation) -> NextStep:
+    """A duplicate of another charge is tried on the next day. Only the bank's own refusals, or such
+    duplicates, may have come before: of anything else an earlier attempt may be the one that succeeded.
+    """
+    refused = (decline_for(one.resolution).kind is DeclineClass.SOFT
+               or one.resolution == DUPLICATED for one in situation.declines)  # fmt: skip
+    if situation.last.resolution == DUPLICATED and situation.is_explained and all(refused):
+        return _climb(situation, "duplicate.next_day", delay_days=1)
     return hold(situation.reason, "unknown.person")
 
 

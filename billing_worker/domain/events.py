@@ -18,6 +18,7 @@ class EventKind(StrEnum):
     SUBSCRIPTION_CANCELLED = "subscription.cancelled"  # it has taken effect
     CANCELLATION_SCHEDULED = "subscription.cancellation_scheduled"  # at the end of the period
     CANCELLATION_WITHDRAWN = "subscription.cancellation_withdrawn"  # before it took effect
+    SUBSCRIPTION_FORGIVEN = "subscription.forgiven"  # suspended, its debts are void: billed again
     SUBSCRIPTION_ENDED = "subscription.ended"  # no further period; open invoices are still owed
     SUBSCRIPTION_HANDED_OVER = "subscription.handed_over"  # another book bills it from now on
     SUBSCRIPTION_TAKEN_BACK = "subscription.taken_back"  # this book bills it again
@@ -69,6 +70,8 @@ class EventKind(StrEnum):
     SUBSCRIPTION_SUSPENDED = "subscription.suspended"  # by that end; a payment reactivates it
     ATTEMPT_FORBIDDEN = "attempt.forbidden"  # a network rule or a dead card; nothing was sold
     RETRY_ORDERED = "retry.ordered"  # a named person, or a new card, asked for an attempt
+    CUSTOMER_CHANGED = "customer.changed"  # another name or e-mail; which, not what
+    CARD_REMOVED = "card.removed"  # its token is forgotten
     CARD_ADDED = "card.added"  # stored; as default, or as backup with consent
     CARD_UNUSABLE = "card.unusable"  # refused for good: never charged again
     CARD_EXPIRING = "card.expiring"  # 60 and 15 days ahead

@@ -21,6 +21,7 @@ from billing_worker.domain.subscription import (
     Subscription,
     SubscriptionStatus,
     move,
+    reactivate,
 )
 
 _S = SubscriptionStatus
@@ -207,6 +208,12 @@ def called_off(subscription: Subscription) -> Subscription:
     """Cancel a subscription that has ended: its open invoices are no longer collected."""
     _require(subscription, {_S.ENDED})
     return replace(subscription, status=move(subscription.status, _S.CANCELLED))
+
+
+def forgiven(subscription: Subscription, now: datetime) -> Subscription:
+    """What a suspended one owes is void: it is billed again from the next period that begins."""
+    _require(subscription, {_S.SUSPENDED})
+    return reactivate(subscription, now)
 
 
 def ended(subscription: Subscription) -> Subscription:

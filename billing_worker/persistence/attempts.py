@@ -13,6 +13,7 @@ from sqlalchemy import case as case_when
 
 from billing_worker.domain.attempt import Attempt
 from billing_worker.domain.card import Card, other_card
+from billing_worker.domain.dunning import EQUAL_WITHIN
 from billing_worker.domain.errors import ConcurrentChange
 from billing_worker.domain.invoice import Invoice, InvoiceStatus
 from billing_worker.domain.outcome import Case
@@ -70,6 +71,7 @@ class LockedCases:
         self._tries: dict[int, list[Attempt]] = defaultdict(list)
         self._cards: dict[int, list[Card]] = {}
         self._debts: dict[int, set[int]] = defaultdict(set)
+        self._equal: dict[int, tuple[str, bool]] = {}
         self._before = (dict(self._attempts), dict(self._invoices), dict(self._subscriptions))
 
     def knows(self, key: CaseKey) -> bool:
@@ -101,12 +103,23 @@ class LockedCases:
         self._cards = cards.of_customers(self._connection, customer_ids)
         self._now = now
 
+    def find_equal_charges(self, keys: Sequence[CaseKey]) -> None:
+        """Read what explains that the acquirer calls these attempts duplicates."""
+        for key in keys:
+            one = self._attempts[key.attempt_id]
+            if one.card_id is not None and one.submitted_at is not None:
+                equal = cards.equal_charge(
+                    self._connection, one, since=one.submitted_at - EQUAL_WITHIN
+                )
+                self._equal |= {one.id: equal} if equal else {}
+
     def case(self, key: CaseKey) -> Case:
         attempt = self._attempts[key.attempt_id]
         subscription = self._subscriptions[key.subscription_id]
         owned = self._cards.get(subscription.customer_id, [])
         by_id = {card.id: card for card in owned}
         card = by_id.get(attempt.card_id or 0)
+        equal, is_paid = self._equal.get(attempt.id, (None, False))
         return Case(
             attempt,
             self._invoices[key.invoice_id],
@@ -115,6 +128,8 @@ class LockedCases:
             card,
             other_card(card, subscription.card_id, owned, self._now) if card else None,
             by_id.get(subscription.card_id or 0),
+            equal_charge=equal if is_paid else None,
+            undecided_equal=None if is_paid else equal,
             owes_more=self._owes_more(key),
             owner=self._owners[key.subscription_id],
         )

@@ -20,6 +20,7 @@ from sqlalchemy import (
     bindparam,
     exists,
     func,
+    literal,
     literal_column,
     or_,
     select,
@@ -27,6 +28,7 @@ from sqlalchemy import (
     update,
 )
 
+from billing_worker.domain.attempt import Attempt
 from billing_worker.domain.card import Card, default_of
 from billing_worker.domain.money import Money
 from billing_worker.domain.network_rules import Try
@@ -315,6 +317,67 @@ def renew(
 
 def complete(connection: Connection, card_id: int, known_by_now: Mapping[str, Any]) -> None:
     connection.execute(update(cards).where(cards.c.id == card_id).values(dict(known_by_now)))
+
+
+REMOVED = "removed"
+"""Begins the reason why a card is unusable whose token is forgotten; what it was before follows."""
+
+
+def is_removed(row: Row[Any]) -> bool:
+    return (row.unusable_reason or "").startswith(REMOVED)
+
+
+def remove(connection: Connection, card_id: int) -> None:
+    """Forget its token and consents. What is over is no longer paid with it."""
+    before = func.coalesce(literal(": ") + cards.c.unusable_reason, "")
+    connection.execute(
+        update(cards)
+        .where(cards.c.id == card_id)
+        .values(
+            token=b"",
+            unusable_reason=literal(REMOVED) + before,
+            backup_since=None,
+            backup_consent=None,
+            default_since=None,
+        )
+    )
+    connection.execute(
+        update(subscriptions).where(subscriptions.c.card_id == card_id).values(card_id=None)
+    )
+
+
+def restore(connection: Connection, row: Row[Any], token: bytes) -> None:
+    """The customer gives a removed card again: it is what it was."""
+    _, _, before = row.unusable_reason.partition(": ")
+    values = {"token": token, "unusable_reason": before or None}
+    connection.execute(update(cards).where(cards.c.id == row.id).values(values))
+
+
+def is_being_charged(connection: Connection, card_id: int) -> bool:
+    live = exists().where(
+        attempts.c.card_id == card_id, attempts.c.status.in_(["prepared", "submitted"])
+    )
+    return bool(connection.execute(select(live)).scalar())
+
+
+def equal_charge(
+    connection: Connection, attempt: Attempt, *, since: datetime
+) -> tuple[str, bool] | None:
+    """Return (reference, whether it is paid) of another invoice's charge of the same card and amount
+    that was sold since then and not refused; one that is paid, if there is one.
+    """
+    query = select(attempts.c.reference_id, attempts.c.status != "submitted").where(
+        attempts.c.card_id.in_(_ALIKE_IDS.correlate(None)),
+        attempts.c.invoice_id != attempt.invoice_id,
+        attempts.c.status.in_(["submitted", "succeeded", "surplus"]),
+        attempts.c.submitted_at >= since,
+        # Two undecided ones must not wait for each other.
+        or_(attempts.c.status != "submitted", attempts.c.id < attempt.id),
+        attempts.c.amount_minor == attempt.money.minor,
+        attempts.c.currency == attempt.money.currency,
+    )
+    found = connection.execute(query, {"ids": [attempt.card_id]}).all()
+    return max(((name, bool(paid)) for name, paid in found), key=lambda one: one[1], default=None)
 
 
 def codes_of_declines(connection: Connection, card_ids: Collection[int]) -> set[str]:

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, select
+from sqlalchemy import Connection, Row, Select, select, update
 
 from billing_worker.domain.card import died_of_age, is_later_expiry
 from billing_worker.domain.errors import InvalidInput
@@ -24,7 +25,7 @@ def ids_for(
     by_reference: dict[str, dict[str, Any]] = {}
     for person in people:
         by_reference.setdefault(person["reference_id"], person)
-    known = _known(connection, list(by_reference))
+    known = {row.reference_id: row.id for row in _known(connection, list(by_reference))}
     new = [
         {**person, "created_at": now}
         for reference, person in by_reference.items()
@@ -54,11 +55,39 @@ def of_invoice(connection: Connection, invoice_id: int) -> Row[Any]:
     return connection.execute(query).one()
 
 
-def _known(connection: Connection, references: Sequence[str]) -> dict[str, int]:
-    query = select(customers.c.reference_id, customers.c.id).where(
-        among(connection, customers.c.reference_id, references)
-    )
-    return {row.reference_id: row.id for row in connection.execute(query)}
+@dataclass(frozen=True, slots=True)
+class Updated:
+    """A known customer of whom something new was told."""
+
+    id: int
+    reference_id: str
+    fields: tuple[str, ...]  # their names: what they say is not repeated in the history
+
+
+def update_known(connection: Connection, people: Sequence[Mapping[str, Any]]) -> list[Updated]:
+    """Take a new name or e-mail of customers who are known. None leaves what is known, an empty text
+    removes it; of two in one call the later one counts. Return those that have changed.
+    """
+    given = {person["reference_id"]: person for person in people}
+    updated: list[Updated] = []
+    for row in _known(connection, list(given)):
+        told = {
+            name: value or None
+            for name in ("name", "email")
+            if (value := given[row.reference_id].get(name)) is not None
+        }
+        new = {name: value for name, value in told.items() if value != getattr(row, name)}
+        if new:
+            connection.execute(update(customers).where(customers.c.id == row.id).values(new))
+            updated.append(Updated(row.id, row.reference_id, tuple(new)))
+    return updated
+
+
+def _known(connection: Connection, references: Sequence[str]) -> Sequence[Row[Any]]:
+    query: Select[Any] = select(
+        customers.c.id, customers.c.reference_id, customers.c.name, customers.c.email
+    ).where(among(connection, customers.c.reference_id, references))
+    return connection.execute(query).all()
 
 
 def add_cards(connection: Connection, rows: Sequence[dict[str, Any]]) -> list[int]:
@@ -95,6 +124,8 @@ def _given_again(
 ) -> None:
     """Keep what is told of a known card for the first time. Older versions stored one twice."""
     newest = alike[-1]
+    if stored_cards.is_removed(newest):
+        stored_cards.restore(connection, newest, given["token"])
     month, year = given["expiry_month"], given["expiry_year"]
     if is_later_expiry(stored_cards.card_from(newest), month, year):
         ids = [row.id for row in alike]

@@ -122,6 +122,20 @@ def lock(connection: Connection, reference_id: str) -> Subscription | None:
     return subscription_from(row) if row else None
 
 
+def ids_of_customer(connection: Connection, customer_id: int) -> list[int]:
+    """Return the ids of what the customer still pays, at most a hundred, the newest first."""
+    query = (
+        select(subscriptions.c.id)
+        .where(
+            subscriptions.c.customer_id == customer_id,
+            subscriptions.c.status.not_in(["cancelled", "ended"]),
+        )
+        .order_by(subscriptions.c.id.desc())
+        .limit(100)
+    )
+    return list(connection.execute(query).scalars())
+
+
 def is_one_off(connection: Connection, subscription_id: int) -> bool:
     """Return whether it stands for a single charge."""
     query = select(subscriptions.c.kind).where(subscriptions.c.id == subscription_id)

@@ -34,6 +34,11 @@ CALLS = {
     "end": ABOUT | {"void_open": True},
     "retry": {"reference_id": "r-1", "invoice": "sub-1-p0", "by": "ann"},
     "describe": {"invoice": "sub-1-p0"},
+    "forgive": ABOUT | {"by": "ann", "why": "goodwill"},
+    "remove_card": {"reference_id": "r-1", "customer": "ann", "card_id": 7, "by": "ann",
+                    "why": "asked"},
+    "update_customer": {"reference_id": "r-1", "customer": "ann", "name": "Ann B.",
+                        "email": "ann@example.com", "by": "ann", "why": "married"},
     "replace_card": ABOUT | {"card": CARD, "scope": "customer", "by": "ann", "why": "expired"},
     "use_card": ABOUT | {"card_id": 7, "scope": "customer", "by": "ann", "why": "expired"},
     "charge_once": {

@@ -284,3 +284,51 @@ def test_thirty_subscriptions_of_one_price_on_one_visa_card_do_not_spend_each_ot
     banks_change_their_mind(world, "approved")
     world.run_for(3 * DAY, step=HALF_A_DAY)
     assert {world.fate(f"{name}-p0") for name in names} == {"paid"}
+
+
+def equal_ones(world, first, second, apart=timedelta(hours=1)):
+    """Two subscriptions of one card and price, charged one after the other."""
+    card = {"token": "approved.ann"}
+    for reference, token in (("sub-1", first), ("sub-2", second)):
+        world.subscribe(card=card, reference=reference, customer={"reference_id": "ann"})
+        banks_change_their_mind(world, token)
+        world.run_for(apart, step=timedelta(minutes=5))
+
+
+def test_a_duplicate_of_another_charge_of_the_card_is_explained_by_it_and_tried_the_next_day(world):
+    equal_ones(world, "approved", "decline_duplicated_transaction")
+    said = events(world, "attempt.declined")[-1]
+    assert said["equal_charge"].endswith("sub-1-p0-a1")
+    assert world.explain("sub-2-p0")["fate"] == "open, next attempt dated"
+    banks_change_their_mind(world, "approved")
+    world.run_for(2 * DAY, step=HALF_A_DAY)
+    assert world.debits() == {"sub-1-p0": 1, "sub-2-p0": 1}
+    assert world.alerts() == []
+
+
+@pytest.mark.parametrize("token", ["decline_insufficient_funds", "decline_error"])
+def test_a_duplicate_that_no_charge_of_the_card_explains_waits_for_a_person(world, token):
+    equal_ones(world, token, "decline_duplicated_transaction")
+    assert world.explain("sub-2-p0")["fate"] == "open, waiting for a person"
+
+
+def test_a_duplicate_is_unknown_for_as_long_as_the_charge_that_may_explain_it(world):
+    minutes = timedelta(minutes=15)
+    equal_ones(world, "pending_forever", "decline_duplicated_transaction", apart=minutes)
+    assert world.fate("sub-2-p0") == "unknown"
+    assert "sub-1-p0-a1 is undecided" in str(events(world, "attempt.looked"))
+
+
+def test_a_duplicate_after_a_try_that_may_have_succeeded_waits_for_a_person(world):
+    world.subscribe("decline_timeout", customer={"reference_id": "ann"})
+    world.tick()
+    world.clock.advance(20 * timedelta(hours=1))
+    world.subscribe("approved.ann", "sub-2", customer={"reference_id": "ann"})
+    banks_change_their_mind(world, "approved")
+    with world.store.transaction() as connection:  # both on one card
+        ids = [row.card_id for row in connection.execute(tables.subscriptions.select())]
+        connection.execute(update(tables.subscriptions).values(card_id=ids[0]))
+    world.tick()
+    banks_change_their_mind(world, "decline_duplicated_transaction")
+    world.run_for(DAY, step=timedelta(hours=2))
+    assert world.explain("sub-1-p0")["fate"] == "open, waiting for a person"

@@ -23,7 +23,7 @@ from billing_worker.persistence import switches
 from billing_worker.persistence.schema import tables
 from billing_worker.sandbox.gateway import SandboxGateway
 from billing_worker.services import dunning
-from billing_worker.services.cards.new_card import replace_card
+from billing_worker.services.cards.new_card import Scope, replace_card
 from billing_worker.services.charging.charge import charge_batch
 from billing_worker.services.hosted_pages import start
 from billing_worker.services.hosted_pages.page_address import page_behind
@@ -162,11 +162,12 @@ class People:
         token = f"{self._rng.choice(NEW_CARDS)}.{reference}-{self._new_cards}"
         brand = self._rng.choice(["visa", "mastercard", None])
         card = CardRecord(Secret(token), None, brand, 12, 2032)
+        scope = self._rng.choice(list(Scope))
         return Decision(
             reference,
             lambda p, at: replace_card(
                 p.store, p.vault, p.clock, subscription_reference=reference, card=card,
-                by="somebody", why=None, decided_at=at,
+                scope=scope, by="somebody", why=None, decided_at=at,
             ),
         )  # fmt: skip
 

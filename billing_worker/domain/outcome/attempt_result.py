@@ -101,6 +101,8 @@ class Case:
     card: Card | None = None
     other_card: Origin | None = None  # the origin of a charge with another card, if there is one
     default_card: Card | None = None  # the subscription's card by now
+    equal_charge: str | None = None  # paid, of the same card and amount, shortly before
+    undecided_equal: str | None = None  # the same, and the gateway has not decided about it
     owes_more: bool = False  # another invoice is in recovery, or waits for a person
     owner: Owner = NOT_SAID  # our book, and the customer of the subscription
 

@@ -38,6 +38,7 @@ def next_step(
         case.subscription.schedule.tz,
         other_card=case.other_card,
         never=never.rule if never else None,
+        equal_charge=case.equal_charge,
     )
     step = _not_too_early(step, case, attempt, context)
     status = case.subscription.status

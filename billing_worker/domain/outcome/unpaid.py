@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from billing_worker.domain import attempt as attempts
 from billing_worker.domain.attempt import Attempt, AttemptStatus, Origin
@@ -60,6 +61,11 @@ def undecided_or_unpaid(case: Case, finding: Finding, context: Context) -> Concl
         case Verdict.DECLINED if case.attempt.origin is Origin.LINK:
             # The customer may try another card on the same page.
             return _unpaid_final(case, finding, context)
+        case Verdict.DECLINED if case.undecided_equal is not None:
+            # It is called a duplicate, perhaps of that one: as unknown as that one is.
+            found = f"{finding.reason}, while {case.undecided_equal} is undecided"
+            polled = context.event(EventKind.ATTEMPT_POLLED, found=found)
+            return Conclusion(ask_again(_unpaid_no_longer(case), context), (polled,))
         case Verdict.DECLINED:
             return decline(case, finding.reason, context)
         case Verdict.UNPAID_FINAL:
@@ -141,8 +147,12 @@ def decline(case: Case, resolution: str, context: Context) -> Conclusion:
     if case.attempt.origin is Origin.LINK:
         return link_unpaid(case, AttemptStatus.DECLINED, resolution, context)
     attempt = end_attempt(case.attempt, AttemptStatus.DECLINED, resolution, context)
+    equal: dict[str, Any] = {"equal_charge": case.equal_charge} if case.equal_charge else {}
     said = context.event(
-        EventKind.ATTEMPT_DECLINED, resolution=resolution, original_code=attempt.original_code
+        EventKind.ATTEMPT_DECLINED,
+        resolution=resolution,
+        original_code=attempt.original_code,
+        **equal,
     )
     policy = policy_named(case.subscription.dunning_policy)
     declines = declines_of(case, attempt)

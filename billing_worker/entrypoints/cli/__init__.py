@@ -31,7 +31,8 @@ _COMMANDS = {
     "commands": (".commands", "List commands of other services and their answers."),
     "events": (".events", "List public events: what other systems are told."),
     "webhooks": (".webhooks", "Send public events to other systems; replay them."),
-    "cards": (".cards", "List, use, replace, add and tokenise cards."),
+    "cards": (".cards", "List, use, replace, add, remove and tokenise."),
+    "customers": (".customers", "Change a customer's name or e-mail."),
     "invoices": (
         ".invoices",
         "Change one invoice: retry, pay-link, resolve, void, mark-paid.",

@@ -1,4 +1,4 @@
-"""`billing-worker cards list | use | replace | add-backup | tokenise`."""
+"""`billing-worker cards list | use | replace | add-backup | remove | tokenise`."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from billing_worker.entrypoints.unique_json import KeyTwice
 from billing_worker.persistence.store import Store
 from billing_worker.services.cards.listing import list_cards
 from billing_worker.services.cards.new_card import Scope, add_backup_card, replace_card, use_card
+from billing_worker.services.cards.remove import remove_card
 from billing_worker.services.hosted_pages.start import start_tokenisation
 from billing_worker.services.import_records.subscription import (
     BadRecord,
@@ -149,6 +150,33 @@ def _with_next(store: Store, settings: Settings, done: dict[str, Any]) -> dict[s
     """Say what really happens to each invoice that the card is tried on: a wait may hold it back."""
     tried = done.get("tried", ())
     return done | {"next": {name: what_follows(store, settings, name) for name in tried}}
+
+
+@cards.command()
+@click.argument("customer")
+@click.argument("card_id", type=int, metavar="CARD")
+@by_option
+@click.option("--why", help="Reason in the history.")
+@json_option
+def remove(customer: str, card_id: int, by: str, why: str | None, *, as_json: bool) -> None:
+    """Forget a customer's card. Refused while it pays a subscription.
+
+    \b
+    Example:
+      billing-worker cards remove cust-1 7 --why "the customer asked for it"
+    """
+    with open_store(settings_for(*config.DATABASE), decides=True) as store:
+        try:
+            done = remove_card(
+                store, SystemClock(), customer=customer, card_id=card_id, by=f"operator:{by}",
+                why=why,
+            )  # fmt: skip
+        except InvalidInput as error:
+            raise click.ClickException(str(error)) from None
+    if as_json:
+        print_json(done)
+        return
+    click.echo(f"Card {card_id} of {customer}: {done['outcome']}, it cannot be charged any more.")
 
 
 def _print_given(subscription: str, done: dict[str, Any], *, as_json: bool) -> None:

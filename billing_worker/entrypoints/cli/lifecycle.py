@@ -216,4 +216,19 @@ def end(reference_id: str, by: str, *, void_open: bool, as_json: bool, **when: A
     _do(lifecycle.end, reference_id, by, as_json=as_json, void_open=void_open, **when)
 
 
-LIFECYCLE_COMMANDS = (change, reschedule, pause, resume, cancel, uncancel, end)
+@click.command()
+@click.argument("reference_id")
+@by_option
+@click.option("--why", help="Reason in the history.")
+@json_option
+def forgive(reference_id: str, by: str, **options: Any) -> None:
+    """Void what a suspended subscription owes, and bill it again from its next period.
+
+    \b
+    Example:
+      billing-worker subscriptions forgive sub-1 --by ann --why "goodwill"
+    """
+    _do(lifecycle.forgive, reference_id, by, **options)
+
+
+LIFECYCLE_COMMANDS = (change, reschedule, pause, resume, cancel, uncancel, end, forgive)

@@ -9,6 +9,7 @@ from datetime import datetime
 from sqlalchemy import Connection
 
 from billing_worker.domain.attempt import AttemptStatus
+from billing_worker.domain.declines import DUPLICATED
 from billing_worker.domain.events import Event, EventKind
 from billing_worker.domain.outcome import (
     NEEDS_CUSTOMER,
@@ -72,6 +73,7 @@ def settle_all(
     may_decline = [request.key for request in requests if _may_decline(request)]
     _lock_cards(connection, cases, may_decline, to_submit)
     cases.poll_back([request.key for request in requests if _may_end_unpaid(request)], now)
+    cases.find_equal_charges([r.key for r in requests if _is_called_a_duplicate(r)])
     cases.find_debts()
     for request in requests:
         before = cases.case(request.key)
@@ -134,6 +136,11 @@ def _may_decline(request: Settle) -> bool:
     if not isinstance(request.news, Stated):
         return False
     return request.news.statement.status in DECLINED_STATUSES | UNPAID_FINAL_STATUSES
+
+
+def _is_called_a_duplicate(request: Settle) -> bool:
+    news = request.news
+    return isinstance(news, Stated) and news.statement.resolution == DUPLICATED
 
 
 def _may_end_unpaid(request: Settle) -> bool:

@@ -34,6 +34,7 @@ def list_cards(
             "default_for": pays_for.get(row.id, []),
         }
         for row in cards.listed(connection, customer_id)
+        if not cards.is_removed(row)
     ]
 
 

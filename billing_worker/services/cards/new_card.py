@@ -177,10 +177,6 @@ class _Asked:
     others: tuple[Subscription, ...]  # within the scope
     on_the_old_card: tuple[str, ...]  # outside of it
 
-    @property
-    def all(self) -> list[Subscription]:
-        return sorted((self.named, *self.others), key=lambda one: one.id)
-
 
 def _lock(connection: Connection, reference: str, scope: Scope) -> _Asked:
     """All in the order of their ids, as everybody locks several."""
@@ -207,18 +203,30 @@ def _require_newest(
     if decided_at is None:
         return
     at = not_in_the_future(decided_at, now)
-    last = last_said(connection, subscription.id, frozenset({EventKind.CARD_ADDED}))
+    last = _last_given(connection, subscription)
     if last is not None and at < last - CLOCKS_DIFFER:
         reason = f"is before the last decision about its card, which is of {last.isoformat()}"
         raise InvalidInput("decided_at", reason)
+
+
+def _last_given(connection: Connection, subscription: Subscription) -> datetime | None:
+    return last_said(connection, subscription.id, frozenset({EventKind.CARD_ADDED}))
+
+
+def _older_than(connection: Connection, subscription: Subscription, given: Given) -> bool:
+    """Whether a newer decision has named its card: one within the scope then keeps it."""
+    last = _last_given(connection, subscription) if given.decided_at else None
+    return last is not None and given.decided_at is not None and given.decided_at < last
 
 
 # --- what it pays and collects ----------------------------------------------------------------
 
 
 def _give(connection: Connection, asked: _Asked, given: Given) -> Accepted:
+    others = [one for one in asked.others if not _older_than(connection, one, given)]
+    given_to = sorted((asked.named, *others), key=lambda one: one.id)
     return give(
-        connection, asked.all, given, given_for={asked.named.id},
+        connection, given_to, given, given_for={asked.named.id},
         on_the_old_card=asked.on_the_old_card,
     )  # fmt: skip
 

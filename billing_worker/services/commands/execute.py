@@ -28,6 +28,7 @@ from billing_worker.persistence import commands as rows
 from billing_worker.persistence.customers import FOREIGN_CARD
 from billing_worker.persistence.store import AWAY, CommitUnknown, Within
 from billing_worker.services.cards.new_card import replace_card, use_card
+from billing_worker.services.cards.remove import remove_card
 from billing_worker.services.commands.one_off_charge import charge_once
 from billing_worker.services.commands.records import (
     DESCRIBE,
@@ -40,18 +41,22 @@ from billing_worker.services.commands.records import (
     Command,
     Describe,
     End,
+    Forgive,
     OneOff,
     Pause,
+    RemoveCard,
     ReplaceCard,
     Reschedule,
     Resume,
     Retry,
     Uncancel,
+    UpdateCustomer,
     UseCard,
     parse_command,
     reference_in,
     shown,
 )
+from billing_worker.services.customers import update_customer
 from billing_worker.services.doorbell import ring_for
 from billing_worker.services.dunning import retry_invoice
 from billing_worker.services.guards import lost_memory
@@ -364,6 +369,32 @@ def _retry(ports: Ports, asked: Retry) -> Effect:
     return Effect({"invoice": said})
 
 
+def _forgive(ports: Ports, asked: Forgive) -> Effect:
+    try:
+        outcome = lifecycle.forgive(
+            ports.store, ports.clock, asked.subscription, by=asked.by, why=asked.why
+        )
+    except InvalidInput as error:
+        raise _about_subscription(error) from error
+    return Effect({"subscription": outcome.as_dict()})
+
+
+def _remove_card(ports: Ports, asked: RemoveCard) -> Effect:
+    done = remove_card(
+        ports.store, ports.clock, customer=asked.customer, card_id=asked.card_id, by=asked.by,
+        why=asked.why,
+    )  # fmt: skip
+    return Effect({"card": done})
+
+
+def _update_customer(ports: Ports, asked: UpdateCustomer) -> Effect:
+    done = update_customer(
+        ports.store, ports.clock, customer=asked.customer, name=asked.name, email=asked.email,
+        by=asked.by, why=asked.why,
+    )  # fmt: skip
+    return Effect({"customer": done})
+
+
 def _replace_card(ports: Ports, asked: ReplaceCard) -> Effect:
     give = partial(replace_card, ports.store, ports.vault, ports.clock, card=asked.card)
     return _given(give, asked)
@@ -426,6 +457,9 @@ _EFFECTS: Mapping[str, Callable[[Ports, Any], Effect]] = {
     "billing.retry": _retry,
     "billing.charge_once": _charge_once,
     "billing.cancel_charge": _cancel_charge,
+    "billing.forgive": _forgive,
+    "billing.remove_card": _remove_card,
+    "billing.update_customer": _update_customer,
     "billing.replace_card": _replace_card,
     "billing.use_card": _use_card,
 }

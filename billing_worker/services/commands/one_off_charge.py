@@ -33,6 +33,7 @@ from billing_worker.persistence.history import Entry
 from billing_worker.persistence.store import Store
 from billing_worker.services.cards.keep import card_row
 from billing_worker.services.commands.records import OneOff
+from billing_worker.services.customers import known_as
 from billing_worker.services.invoicing.decided_at import not_in_the_future
 from billing_worker.services.invoicing.renew import MESSAGE_LOST_AFTER
 from billing_worker.services.ports import Vault
@@ -71,9 +72,8 @@ def charge_once(
 
 def _payer(connection: Connection, vault: Vault, order: OneOff, now: datetime) -> tuple[int, int]:
     """Return the ids of the customer and of the card to charge."""
-    who = order.customer
-    person = {"reference_id": who.reference_id, "name": who.name, "email": who.email}
-    customer_id = customers.ids_for(connection, [person], now)[who.reference_id]
+    by = f"command:{order.reference_id}"
+    customer_id = known_as(connection, [order.customer], by, now)[order.customer.reference_id]
     if order.card is not None:
         [card_id] = customers.add_cards(connection, [card_row(vault, order.card, customer_id, now)])
         return customer_id, card_id

@@ -175,6 +175,33 @@ class CancelCharge:
 
 
 @dataclass(frozen=True, slots=True)
+class Forgive:
+    subscription: str
+    by: str
+    why: str | None
+    decided_at: datetime | None = None  # kept with the command; it holds from now on all the same
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveCard:
+    customer: str
+    card_id: int
+    by: str
+    why: str | None
+    decided_at: datetime | None = None  # as above
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateCustomer:
+    customer: str
+    name: str | None
+    email: str | None
+    by: str
+    why: str | None
+    decided_at: datetime | None = None  # as above
+
+
+@dataclass(frozen=True, slots=True)
 class OneOff:
     reference_id: str
     customer: CustomerRecord
@@ -281,6 +308,21 @@ class _Describe(StrictSchema):
             raise ValidationError(f"must name exactly one of {', '.join(kinds)}.")
 
 
+class _ToCustomer(_Command):
+    customer = fields.String(required=True, validate=is_reference)
+    by = text(100)
+    why = text(500)
+
+
+class _RemoveCard(_ToCustomer):
+    card_id = fields.Integer(required=True, strict=True)
+
+
+class _UpdateCustomer(_ToCustomer):
+    name = text(200)  # empty removes it
+    email = text(254)
+
+
 class _OneOff(_Command):
     reference_id = fields.String(required=True, validate=is_new_reference)
     customer = fields.Nested(CustomerSchema, required=True)
@@ -355,6 +397,9 @@ _KINDS: Mapping[str, tuple[Schema, Callable[[dict[str, Any]], Any]]] = {
     "billing.end": (_End(), _named(End)),
     "billing.retry": (_Retry(), _named(Retry)),
     DESCRIBE: (_Describe(), _described),
+    "billing.forgive": (_ToSubscription(), _named(Forgive)),
+    "billing.remove_card": (_RemoveCard(), _named(RemoveCard)),
+    "billing.update_customer": (_UpdateCustomer(), _named(UpdateCustomer)),
     "billing.charge_once": (_OneOff(), _one_off),
     "billing.cancel_charge": (_CancelCharge(), _named(CancelCharge)),
     "billing.replace_card": (_ReplaceCard(), _named(ReplaceCard)),

@@ -51,6 +51,7 @@ from billing_worker.persistence.book import identity
 from billing_worker.persistence.claims import DueInvoice
 from billing_worker.persistence.history import Entry
 from billing_worker.services.attempts.settle import wire_data
+from billing_worker.services.customers import known_as
 from billing_worker.services.guards.lost_memory import stands_against_submitting
 from billing_worker.services.guards.refusals import enter_mode, right_now
 from billing_worker.services.hosted_pages import invoice_slot as slots
@@ -307,8 +308,7 @@ def _begin(ports: Ports, connection: Connection, wanted: TokenisationRecord) -> 
     now = right_now(ports, connection)
     subscription, item = _invoice_to_pay(connection, wanted) or (None, None)
     person = wanted.customer
-    known = {"reference_id": person.reference_id, "name": person.name, "email": person.email}
-    customer_id = customers.ids_for(connection, [known], now)[person.reference_id]
+    customer_id = known_as(connection, [person], BY, now)[person.reference_id]
     slot = slots.take(ports, connection, subscription, item) if subscription and item else None
     money = item.invoice.money if item else wanted.money
     if money is None:

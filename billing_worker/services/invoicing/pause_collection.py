@@ -130,6 +130,17 @@ def void_what_is_open(
     return {"voided": voided, "in_flight": [item.invoice.reference_id for item in flying]}
 
 
+def void_given_up(connection: Connection, subscription_id: int, reason: str, moment: Moment) -> int:
+    """Void what was given up as uncollectible. Return how many invoices."""
+    pairs = [(one, invoices.voided(one, reason))
+             for one in claims.lock_given_up(connection, subscription_id)]  # fmt: skip
+    attempts.save_open(connection, [], pairs)
+    history.write(
+        connection, (Entry(_is_void(one, moment), one.subscription_id, one.id) for _, one in pairs)
+    )
+    return len(pairs)
+
+
 def void(connection: Connection, items: Sequence[DueInvoice], reason: str, moment: Moment) -> int:
     """Void those of the locked invoices that are not in flight. Returns how many."""
     end_prepared(connection, items, reason, moment)

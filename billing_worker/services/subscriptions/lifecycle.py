@@ -334,6 +334,26 @@ def uncancel(
     return _ask(store, clock, reference_id, by, why, decide, decided_at)
 
 
+def forgive(
+    store: Store, clock: Clock, reference_id: str, *, by: str, why: str | None = None
+) -> Outcome:
+    """Void what a suspended subscription owes, and bill it again from its next period.
+
+    What is in flight is void as soon as it has ended unpaid. Periods that began while it was suspended
+    are not billed. Raises InvalidInput on `status` when it is not suspended.
+    """
+
+    def decide(asked: _Asked) -> None:
+        before = asked.subscription
+        after = rules.forgiven(before, asked.now)
+        asked.also(_voided(asked, why))
+        reason = f"{invoices.VOIDED}{why or 'forgiven'}"
+        given_up = pause_collection.void_given_up(asked.connection, before.id, reason, asked.moment)
+        asked.becomes(after, EventKind.SUBSCRIPTION_FORGIVEN, given_up=given_up)
+
+    return _ask(store, clock, reference_id, by, why, decide, None)
+
+
 def end(
     store: Store,
     clock: Clock,

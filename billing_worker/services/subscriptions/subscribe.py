@@ -27,6 +27,7 @@ from billing_worker.persistence.book.identity import Other
 from billing_worker.persistence.history import Entry
 from billing_worker.persistence.store import Store
 from billing_worker.services.cards.keep import card_row
+from billing_worker.services.customers import known_as
 from billing_worker.services.import_records.export import Difference, differences, record_from
 from billing_worker.services.import_records.subscription import State, SubscriptionRecord
 from billing_worker.services.ports import Vault
@@ -233,14 +234,14 @@ def _sorted_out(
 def _with_foreign_tokens(connection: Connection, records: Sequence[SubscriptionRecord]) -> set[str]:
     """References of new records whose token another customer has, or an earlier one of them."""
     with_card = [(record, fingerprint(record.card.token)) for record in records if record.card]
-    owners = cards.owners(connection, {known_as for _, known_as in with_card})
+    owners = cards.owners(connection, {name for _, name in with_card})
     found: set[str] = set()
-    for record, known_as in with_card:
+    for record, name in with_card:
         customer = record.customer.reference_id
-        if owners[known_as] - {customer}:
+        if owners[name] - {customer}:
             found.add(record.reference_id)
         else:
-            owners[known_as].add(customer)
+            owners[name].add(customer)
     return found
 
 
@@ -290,11 +291,7 @@ def _add(
     """`began`: the book that may have begun to bill what no record says to come from another."""
     if not records:
         return
-    people = [
-        {"reference_id": c.reference_id, "name": c.name, "email": c.email}
-        for c in (record.customer for record in records)
-    ]
-    customer_ids = customers.ids_for(connection, people, now)
+    customer_ids = known_as(connection, [record.customer for record in records], by, now)
     with_card = [(record, record.card) for record in records if record.card is not None]
     card_ids = customers.add_cards(
         connection,

@@ -146,3 +146,14 @@ def test_a_paused_service_is_shown_and_resumed(run):
     assert f"PAUSED {service}: credentials" in run("status")
     run("sales", "start", "--service", service, "--reason", "mended")
     assert "PAUSED" not in run("status")
+
+
+def test_a_card_goes_and_a_customer_gets_another_name_on_the_command_line(run):
+    run("cards", "replace", "sub-1", input=json.dumps(NEW_CARD))
+    assert "it cannot be charged any more" in run("cards", "remove", "customer-of-sub-1", "1")
+    assert "pays sub-1" in run("cards", "remove", "customer-of-sub-1", "2", status=1)
+    update = ("customers", "update", "customer-of-sub-1", "--name", "Jo")
+    assert "changed: name" in run(*update)
+    assert "unchanged" in run(*update)
+    assert "no customer" in run("customers", "update", "nobody", "--name", "Jo", status=1)
+    assert "is past_due" in run("subscriptions", "forgive", "sub-1", status=1)

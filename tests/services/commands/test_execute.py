@@ -255,8 +255,9 @@ def test_every_documented_task_is_known():
         f"billing.{name}"
         for name in (
             "subscribe", "change_subscription", "pause", "resume", "cancel", "charge_once",
-            "replace_card", "use_card", "start_tokenisation", "start_checkout", "cancel_charge",
-            "uncancel", "end", "retry", "describe", "reschedule",
+            "replace_card", "use_card", "start_tokenisation", "start_checkout",
+            "cancel_charge", "uncancel", "end", "retry", "describe", "reschedule", "forgive",
+            "remove_card", "update_customer",
         )
     }  # fmt: skip
 

@@ -28,6 +28,7 @@ from billing_worker.persistence import subscriptions as stored
 from billing_worker.persistence.rows import subscription_from
 from billing_worker.persistence.schema import tables
 from billing_worker.services.cards.new_card import replace_card
+from billing_worker.services.commands.execute import Message, carry_out
 from billing_worker.services.doorbell import ring_due
 from billing_worker.services.dunning import choose_policy, give_up_overdue
 from billing_worker.services.import_records.export import record_from
@@ -667,6 +668,47 @@ def test_a_cancellation_of_who_owes_nothing_speaks_of_no_debt(world):
     world.subscribe("approved")
     world.tick()
     assert "still_collected" not in do(world, "cancel", at_period_end=True).details
+
+
+def send(world, task, **arguments):
+    return carry_out(world.ports, Message(f"billing.{task}", arguments)).as_json()
+
+
+def test_a_suspended_one_that_is_forgiven_owes_nothing_and_is_billed_from_its_next_period(world):
+    suspend(world)
+    banks_change_their_mind(world, "approved")
+    answer = send(world, "forgive", reference_id="f-1", subscription="sub-1", why="goodwill")
+    assert (answer["status"], answer["subscription"]["status"]) == ("done", "active")
+    assert {one.status for one in invoices(world, "sub-1")} == {"void"}
+    assert "goodwill" in world.explain("sub-1-p0")["why"]
+    world.run_for(35 * DAY, step=DAY)
+    assert sum(world.debits().values()) >= 1
+    assert not [name for name in world.debits() if name == "sub-1-p0"]
+
+
+def test_only_a_suspended_one_is_forgiven(world):
+    world.subscribe("approved")
+    answer = send(world, "forgive", reference_id="f-1", subscription="sub-1")
+    assert (answer["status"], answer["errors"][0]["field"]) == ("refused", "status")
+
+
+def test_a_cancellation_is_withdrawn_an_end_is_made_and_a_debt_is_retried_by_command(world):
+    world.subscribe("decline_insufficient_funds")
+    world.tick()
+    at_end = {"subscription": "sub-1", "at_period_end": True}
+    send(world, "cancel", reference_id="c-1", **at_end)
+    kept = send(world, "uncancel", reference_id="k-1", subscription="sub-1")
+    assert kept["subscription"]["cancels_at"] is None
+    ended = send(world, "end", reference_id="e-1", subscription="sub-1", why="moves away")
+    assert ended["subscription"]["status"] == "ended"
+    banks_change_their_mind(world, "approved")
+    world.clock.advance(timedelta(hours=1))
+    tried = send(world, "retry", reference_id="r-1", invoice="sub-1-p0")
+    assert (tried["status"], tried["invoice"]["reference_id"]) == ("done", "sub-1-p0")
+    world.tick()
+    assert world.fate() == "paid"
+    refused = send(world, "retry", reference_id="r-2", invoice="sub-1-p0")
+    assert (refused["status"], refused["errors"][0]["field"]) == ("refused", "invoice")
 
 
 # --- an agreed end ----------------------------------------------------------------------------
