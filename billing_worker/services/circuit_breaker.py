@@ -1,7 +1,6 @@
-"""A circuit breaker: tells trouble that meets every charge from trouble of one invoice.
+"""A circuit breaker: distinguishes errors of every charge from errors of one invoice.
 
-One for each process, in memory. A charge passes when it ends with a result, whatever the result; it
-fails when it raises.
+One per process, in memory. A charge passes if it ends with any result; it fails if it raises.
 """
 
 from __future__ import annotations
@@ -15,27 +14,28 @@ from billing_worker.clock import Clock
 from billing_worker.domain.attempt import Attempt
 
 OPENS_AFTER = 5
-"""So many different invoices fail one after the other, and none passes: nothing more is started.
-As many that fail in the same way are a fault of ours, although others pass: no row is blamed."""
+"""After so many different invoices fail in a row, no charge starts. So many equal failures are a
+fault of ours, even if other charges pass: they count against no row.
+"""
 
 PROBES_EVERY_SECONDS = 10.0
-"""While nothing is started, one charge is tried this often, to find out whether it is mended."""
+"""While charging is stopped, one charge is tried this often."""
 
 OFFERS = 20
-"""Invoices that are offered for one trial: some may have been charged by another worker."""
+"""Invoices that are offered for one trial: another worker may have charged some."""
 
 REMEMBERED_FAILURES = 1_000
 KEPT_BACK = 100_000
-"""Bound the memory of a process. What is forgotten here, the sweeps find."""
+"""Limits the memory of a process. The sweeps find what is dropped here."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What one failed charge means."""
+    """The meaning of one failed charge."""
 
-    innocent: tuple[Attempt, ...]  # one claim of each is not counted against it
-    is_first: bool  # nothing else fails in this way
-    opened: bool  # from now on nothing more is started
+    innocent: tuple[Attempt, ...]  # one claim of each does not count
+    is_first: bool  # no other charge fails in this way
+    opened: bool  # charging stops now
 
 
 @dataclass(slots=True)
@@ -48,7 +48,7 @@ class CircuitBreaker:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._failing: dict[int, _Failing] = {}  # by invoice id
-        self._in_a_row: set[int] = set()  # began to fail since a charge passed
+        self._in_a_row: set[int] = set()  # first failures since a charge passed
         self._has_passed = False
         self._is_open = False
         self._next_probe_at = 0.0
@@ -65,8 +65,10 @@ class CircuitBreaker:
             self._next_probe_at = now + PROBES_EVERY_SECONDS
 
     def admitted(self, invoice_ids: Sequence[int], clock: Clock) -> list[list[int]]:
-        """What may be claimed: one page of all. While open: now and then several offers, of which
-        the first that can be claimed is enough. The others are kept back until a charge passes.
+        """Return what may be claimed: the batch.
+
+        While open: from time to time a few offers, of which the first claimable one is enough. The
+        others wait until a charge passes.
         """
         with self._lock:
             if not self._is_open:
@@ -80,17 +82,19 @@ class CircuitBreaker:
             return [[invoice_id] for invoice_id in self._offers()]
 
     def _offers(self) -> list[int]:
-        """At random, and first what has not failed yet: another currency may pass."""
+        """Return offers at random, first those that have not failed: another currency may pass."""
         untried = sorted(self._kept_back - self._failing.keys()) or sorted(self._kept_back)
         return self._random.sample(untried, min(OFFERS, len(untried)))
 
     def gone(self, invoice_ids: Sequence[int]) -> None:
-        """Offered in vain: another worker has charged them, or is about to."""
+        """Drop offers that another worker has charged or is about to charge."""
         with self._lock:
             self._kept_back.difference_update(invoice_ids)
 
     def passed(self, invoice_id: int) -> list[int] | None:
-        """A charge has ended with a result. Returns what was kept back, if that closes it."""
+        """Record that a charge ended with a result. If that closes the breaker, returns the waiting
+        invoices.
+        """
         with self._lock:
             self._has_passed = True
             self._failing.pop(invoice_id, None)
@@ -104,10 +108,10 @@ class CircuitBreaker:
     def failed(
         self, attempt: Attempt, kind: str, now: float, *, blameless: bool = False, key: bool = False
     ) -> Verdict:
-        """A charge has raised. `kind` tells how, in the same words for the same fault.
+        """Record that a charge raised. `kind` is the same text for the same fault.
 
-        `blameless`: such a failure is never the row's. `key`: no vault key fits, and that meets
-        every row, unless a charge has passed in this process, which needs a key that fits.
+        `blameless`: such a failure is never the row's. `key`: no vault key fits; that affects every
+        row, unless a charge has passed in this process, which needs a key that fits.
         """
         with self._lock:
             is_first = all(one.kind != kind for one in self._failing.values())
@@ -122,7 +126,7 @@ class CircuitBreaker:
 
     def _remember(self, attempt: Attempt, kind: str) -> None:
         if attempt.invoice_id not in self._failing:
-            # One that goes on failing says nothing about the others.
+            # A charge that fails again says nothing about the others.
             self._in_a_row.add(attempt.invoice_id)
         failing = self._failing.setdefault(attempt.invoice_id, _Failing(kind))
         failing.kind = kind
@@ -144,7 +148,7 @@ class CircuitBreaker:
         return innocent
 
     def still_counted(self, attempts: Sequence[Attempt]) -> None:
-        """The database could not be told: the next verdict says it again."""
+        """Keep what could not be written: the next verdict repeats it."""
         with self._lock:
             for attempt in attempts:
                 failing = self._failing.setdefault(attempt.invoice_id, _Failing("not written"))

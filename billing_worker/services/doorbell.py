@@ -1,4 +1,4 @@
-"""Sweeps that find rows whose time has come and ring for them. Rows are the queue of record."""
+"""Sweeps that find due rows and wake workers for them. The rows are the queue of record."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from billing_worker.persistence import invoices
 from billing_worker.services.ports import Ports
 
 IDS_IN_A_MESSAGE = 20
-"""Ids in one message. A page shares its claim, so small ones cost more; but a worker holds its
-pages to the end, so large ones leave another worker idle when the queue runs dry."""
+"""Ids in one message. Small batches cost more, because a batch shares its claim. Large ones leave
+another worker idle at the end, because a worker keeps its batches.
+"""
 
 RING_BATCH = 1_000
 MAX_BATCHES = 20
 POLL_LOST_AFTER = timedelta(seconds=10)
-"""A look that nobody did is due again after this; doing one twice is harmless."""
+"""A poll that was lost is due again after this. Polling twice is harmless."""
 
 
 def ring_due(ports: Ports) -> int:
-    """Ring for open invoices that nobody is working on. Returns how many were found."""
+    """Wake workers for open invoices without a worker. Returns how many were found."""
     return _sweep(lambda: _due_invoices(ports), lambda ids: ring_for(ports, ids))
 
 
 def poll_due(ports: Ports) -> int:
-    """Ring for attempts that the gateway is to be asked about. Returns how many were found."""
+    """Wake workers for attempts that are due for polling. Returns how many were found."""
     return _sweep(lambda: _due_attempts(ports), lambda ids: _in_pages(ids, ports.bell.poll))
 
 

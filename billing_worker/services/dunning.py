@@ -1,4 +1,4 @@
-"""What people and time do to an invoice in recovery: a manual retry, and the end of patience."""
+"""Recovery of an invoice by people and by time: a manual retry, and the end of waiting."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def retry_invoice(
     why: str,
     timings: Timings = _USUAL_TIMINGS,
 ) -> dict[str, Any]:
-    """Let a named person order one attempt on the default card: now, or when the wait for late money
-    of an earlier one is over.
+    """Let a named person order one attempt on the default card: now, or when the wait for late
+    money of an earlier one is over.
 
-    It takes the same slot and the same network budget as every other attempt, and no step of the
-    ladder. Returns {invoice, next_attempt_at}. Raises InvalidInput: `reference` when the invoice
-    is not owed or an attempt is under way, `rule` with the rule that forbids it. Asked again at
-    the moment of the attempt: what is allowed here may be forbidden by then.
+    It takes the same invoice slot and the same network limits as every attempt, and uses no step of
+    the retry schedule. Returns {invoice, next_attempt_at}. Raises InvalidInput: `reference` if the
+    invoice is not owed or an attempt is in progress, `rule` with the rule that forbids it. The
+    rules are checked again at the time of the attempt.
     """
     now = clock.now()
     with store.transaction() as connection:
@@ -74,7 +74,7 @@ def retry_invoice(
 def choose_policy(
     store: Store, clock: Clock, *, subscription_reference: str, policy: str, by: str, why: str
 ) -> dict[str, Any]:
-    """Give a subscription a ladder of its own: it holds from the next decline on.
+    """Give a subscription a retry schedule of its own, from the next decline on.
 
     Returns {subscription, policy}. Raises InvalidInput on `reference_id` or `policy`.
     """
@@ -95,10 +95,10 @@ def choose_policy(
 
 
 def give_up_overdue(store: Store, clock: Clock) -> int:
-    """End the recovery of invoices whose customer has been waited for long enough.
+    """End the recovery of invoices that have waited long enough for their customer.
 
-    Returns how many were ended. Safe to run twice: what has ended waits for nobody any more. None
-    while the book waits for decisions that it has forgotten: one may be the customer's new card.
+    Returns how many were ended. Safe to run twice. Ends none while the book waits for lost
+    decisions: one may be the customer's new card.
     """
     now = clock.now()
     with store.reading() as connection:
@@ -111,7 +111,7 @@ def give_up_overdue(store: Store, clock: Clock) -> int:
 
 
 def _give_up_safely(store: Store, invoice_id: int, reference: str, now: datetime) -> bool:
-    """One invoice's trouble must not keep the others, which come after it, waiting for ever."""
+    """End one recovery. An error must not stop the following invoices."""
     try:
         return _give_up_one(store, invoice_id, reference, now)
     except AWAY:
@@ -178,7 +178,9 @@ def _give_up_one(store: Store, invoice_id: int, reference: str, now: datetime) -
 
 
 def _is_overdue(item: DueInvoice, now: datetime) -> bool:
-    """A page in front of the customer, or a sale on its way, may still pay it: its end comes first."""
+    """Return whether the wait is over. An open page or a sale in flight may still pay it: its end
+    comes first.
+    """
     invoice = item.invoice
     return (
         invoice.status is InvoiceStatus.OPEN

@@ -1,4 +1,4 @@
-"""What a use case needs from the world, gathered once in `bootstrap.py` and passed along."""
+"""The ports of a use case: what it needs from outside, built once in `bootstrap.py`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ R = TypeVar("R")
 
 
 class Bell(Protocol):
-    """Wakes workers. A lost, doubled or late ring is harmless: sweeps ring again."""
+    """Wakes workers. A lost, repeated or late message is harmless: the sweeps send again."""
 
     def charge(self, invoice_ids: Sequence[int]) -> None: ...
 
@@ -31,7 +31,7 @@ class Bell(Protocol):
 
 
 class Pool(Protocol):
-    """Runs one function over many items, at once or one after the other."""
+    """Runs one function over many items, concurrently or one by one."""
 
     def map(self, work: Callable[[T], R], items: Sequence[T]) -> list[R]: ...
 
@@ -39,7 +39,7 @@ class Pool(Protocol):
 
 
 class CommitGroup(Protocol):
-    """Lets callers that ask at the same time share one transaction."""
+    """Lets concurrent callers share one transaction."""
 
     def __call__(
         self, work: Callable[[Ports, Sequence[T]], Sequence[R]], ports: Ports, request: T
@@ -50,39 +50,39 @@ class Outside(Protocol):
     """Keeps a record of the book outside of its database."""
 
     path: Path | None
-    """The database, where the record is a file beside it."""
+    """The database file, if the record is a file beside it."""
 
     machine: str | None
-    """Which machine this is, where the record is a file and the machine can be known."""
+    """This machine's identity, if the record is a file and the machine can be identified."""
 
     known: Record | None
-    """What was read or written last."""
+    """The record that was read or written last."""
 
     @property
     def is_missing(self) -> bool:
-        """The file beside the database is gone. A flushed Redis is ordinary: False."""
+        """Whether the file beside the database is missing. An empty Redis is ordinary: False."""
         ...
 
     def read(self, book: str) -> Record | None:
-        """`book`: its identity. A file beside a database may hold the record of another."""
+        """Read the record of this book. A file beside a database may hold another book's record."""
         ...
 
     def begin(self, record: Record) -> None:
-        """Begin it anew: what it said is forgotten."""
+        """Begin a new record in place of the old one."""
         ...
 
     def renew(self, record: Record) -> None:
-        """Keep its sales, and let it vouch for no time before `begun_at`."""
+        """Keep the sales, and claim completeness only from `begun_at` on."""
         ...
 
     def add(self, book: str, sale: Sale) -> None:
-        """Name one more sale. What other processes have added stays, in whatever order."""
+        """Add one sale. Sales of other processes stay, in any order."""
         ...
 
 
 class Timekeeper(Protocol):
     def ahead_by(self, database_now: datetime | None) -> timedelta:
-        """How far our clock is ahead of what the database server says, if it says anything."""
+        """Return how far our clock is ahead of the database server's, if the server reports one."""
         ...
 
 
@@ -112,9 +112,9 @@ class Ports:
     commit_group: CommitGroup
     breaker: CircuitBreaker = field(default_factory=CircuitBreaker)
     outside: Sequence[Outside] = field(default_factory=lambda: (Memory(),))
-    timekeeper: Timekeeper | None = None  # None: a clock of its own, compared with none
+    timekeeper: Timekeeper | None = None  # None: not compared with another clock
     needs_synchronous_standby: bool = False
     name_create: Callable[[], str] = random_name
-    """By its name an invoice that is found is proven to be the work of one create. A life that these
-    books have forgotten must never have used the same.
+    """Returns a new name for a create. It proves which create made an invoice that is found. Names
+    are never repeated, not even in a time that the books have lost.
     """

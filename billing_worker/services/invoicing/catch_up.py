@@ -1,8 +1,8 @@
-"""What a person sees, and decides, about periods that are late.
+"""Shows late periods, and applies a person's decision about them.
 
-The sweep applies each subscription's policy by itself. Here the same plan is shown before it does
-(stop the sales or the beat to have the time), applied under caps, and periods that are on hold get
-their answer: a policy that a named person chooses.
+The sweep applies each subscription's policy by itself. Here the same plan is shown beforehand (stop
+sales or beat to have the time), applied under limits, and held periods are decided by a policy that
+a named person chooses.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ CUSTOMER_BATCH = 50
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a person decided instead of the subscriptions' own policies; `policy` None: nothing."""
+    """A person's decision in place of the subscriptions' own policies. `policy` None: no
+    decision.
+    """
 
     policy: Policy | None = None
     age_cap: timedelta = AGE_CAP
@@ -59,7 +61,7 @@ class Line:
     invoice: str
     period: int
     start: datetime
-    money: Money | None  # None: it cannot be read, and so neither can it be planned
+    money: Money | None  # None: it is unreadable and cannot be planned
     planned: Planned
 
     def as_dict(self) -> dict[str, Any]:
@@ -80,7 +82,7 @@ class Line:
 
 
 def plan(store: Store, now: datetime, answer: Answer) -> Iterator[Line]:
-    """What becomes of every due and every held period, by customer. Writes nothing."""
+    """Yield what becomes of every due and every held period, by customer. Writes nothing."""
     last_id = 0
     while True:
         with store.reading() as connection:
@@ -101,10 +103,9 @@ def plan(store: Store, now: datetime, answer: Answer) -> Iterator[Line]:
 
 @dataclass(slots=True)
 class Caps:
-    """How much may be debited, all in all, until the first customer who would pass it.
+    """Limits for all debits together. Stops before the first customer who would exceed one.
 
-    With an amount given for any currency, the others are not debited at all: a cap that forgets
-    a currency is no cap.
+    With an amount for any currency, the other currencies are not debited.
     """
 
     max_count: int | None = None
@@ -113,7 +114,7 @@ class Caps:
     amount: dict[str, Money] = field(default_factory=dict)
 
     def take(self, lines: Sequence[Line]) -> bool:
-        """Count the debits among the lines, or refuse them all."""
+        """Count the debits among the lines, or refuse all of them."""
         collected = [line for line in lines if line.planned.action is Action.COLLECT]
         debits = [line.money for line in collected if line.money is not None]
         count, amount = self.count + len(debits), dict(self.amount)
@@ -133,7 +134,7 @@ class Caps:
 @dataclass(frozen=True, slots=True)
 class Applied:
     lines: list[Line]
-    complete: bool  # False: a cap was reached, and the rest is as it was
+    complete: bool  # False: a limit was reached, and the rest is unchanged
 
 
 def apply(
@@ -145,10 +146,10 @@ def apply(
     by: str,
     why: str | None = None,
 ) -> Applied:
-    """Do what `plan` shows, customer by customer in its order, until done or at a cap.
+    """Do what `plan` shows, customer by customer in its order, until done or at a limit.
 
-    The sweep rings for what is due. Idempotent: what was done is neither due nor on hold any more.
-    Raises InvalidInput on `restored` while the book waits for decisions that it has forgotten.
+    The sweep wakes workers for due invoices. Idempotent: decided periods are neither due nor held
+    any more. Raises InvalidInput on `restored` while the book waits for lost decisions.
     """
     if not by:
         raise InvalidInput("by", "must name who decides")
@@ -176,12 +177,12 @@ def apply(
 
 @dataclass(slots=True)
 class _Customer:
-    """Everything planned for one customer."""
+    """The plan for one customer."""
 
     reference: str
     held: list[tuple[Subscription, Invoice, Planned]] = field(default_factory=list)
     due: list[Plan] = field(default_factory=list)
-    trouble: list[Line] = field(default_factory=list)  # for each that cannot be planned
+    trouble: list[Line] = field(default_factory=list)  # one for each that cannot be planned
 
     def lines(self) -> Iterator[Line]:
         for subscription, invoice, planned in self.held:

@@ -26,10 +26,10 @@ from billing_worker.services.invoicing import pause_collection
 from billing_worker.services.invoicing.pause_collection import Moment
 
 OLDEST = timedelta(days=366)
-"""Of a decision that is told of now: an older one is a typing error."""
+"""Oldest accepted decision: an older one is a typing error."""
 
 CLOCKS_DIFFER = timedelta(minutes=1)
-"""Whoever decides reads another clock: so much ahead counts as now, and as in order."""
+"""The caller has another clock: a time up to this far ahead counts as now."""
 
 PERIOD_WAITS = (
     "these books are from a backup, and a period is due that a decision not yet said again may "
@@ -51,7 +51,7 @@ _ORDERED = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """When a decision was made."""
+    """The time of a decision."""
 
     at: datetime
     told_later: bool
@@ -84,7 +84,7 @@ def decided_when(
 
 
 def not_in_the_future(decided_at: datetime, now: datetime) -> datetime:
-    """Raises InvalidInput on `decided_at` for what is in the future, or a typing error."""
+    """Raise InvalidInput on `decided_at` for a time in the future, or a typing error."""
     if decided_at > now + CLOCKS_DIFFER:
         raise InvalidInput("decided_at", "is in the future")
     if decided_at < now - OLDEST:
@@ -95,14 +95,16 @@ def not_in_the_future(decided_at: datetime, now: datetime) -> datetime:
 def last_said(
     connection: Connection, subscription_id: int, kinds: frozenset[EventKind]
 ) -> datetime | None:
-    """When the newest of these decisions was made."""
+    """Return when the newest of these decisions was made."""
     said = history.of_kinds(connection, subscription_id, kinds)
     return max((_made_at(row) for row in said if _is_ordered(row)), default=None)
 
 
 def _is_ordered(row: Row[Any]) -> bool:
-    """Not the choice of a ladder, which moves no period; a backup card, which replaces none; and
-    a cancellation whose date has come, which was decided when it was scheduled.
+    """Return whether the order of this decision matters.
+
+    It does not for a dunning policy, which moves no period, for a backup card, which replaces none,
+    and for a cancellation that takes effect, which was decided earlier.
     """
     said = row.data
     came_by_itself = said.get("at_period_end")
@@ -117,19 +119,19 @@ def _made_at(row: Row[Any]) -> datetime:
 
 @dataclass(frozen=True, slots=True)
 class TakenBack:
-    subscription: Subscription  # as it stood at the decision, or as it is where nothing became due
+    subscription: Subscription  # as it was at the decision, or as it is if no period became due
     charged: tuple[str, ...] = ()
-    """References of invoices that became due since, and are paid or being charged."""
+    """References of invoices that became due since then and are paid or being charged."""
 
 
 def take_back(
     connection: Connection, subscription: Subscription, at: datetime, moment: Moment
 ) -> TakenBack:
-    """Void what became due after `at` and was not charged; `subscription` is locked, and as it
-    returns it stands before those periods. The caller writes it.
+    """Void what became due after `at` and was not charged.
 
-    Raises InvalidInput on `decided_at` when more than time has passed: a suspension that was paid
-    off skips periods, and nobody could tell any more which.
+    `subscription` is locked; it is returned as it was before those periods, and the caller writes
+    it. Raises InvalidInput on `decided_at` if a suspension in between was paid off: such a payment
+    skips periods, and nobody can tell which.
     """
     if at >= moment.now:
         return TakenBack(subscription)

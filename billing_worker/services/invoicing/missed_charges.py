@@ -42,14 +42,16 @@ from billing_worker.services.ports import Ports
 BY = "charge"
 
 TROUBLE = f"{CATCH_UP_RULE}trouble"
-"""The rule of what cannot be planned: it waits for a person, like everything that is held."""
+"""The rule of an unplannable charge: it waits for a person."""
 
 log = structlog.get_logger()
 
 
 def decide_again(ports: Ports, subscription_ids: Collection[int]) -> None:
-    """Give the missed invoices of the subscriptions another date, waive or hold them, and ring for
-    those that are debited now. Safe to run twice, and at once: what was decided is missed no more.
+    """Date, waive or hold the missed charges of the subscriptions, and wake workers for those that
+    are debited now.
+
+    Safe to run twice and concurrently: a decided charge is not missed any more.
     """
     with ports.store.transaction() as connection:
         moment = Moment(ports.clock.now(), BY)
@@ -77,14 +79,14 @@ def decide_again(ports: Ports, subscription_ids: Collection[int]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """What becomes of the missed charges of one subscription. After an `error` all are held."""
+    """The decisions about the missed charges of one subscription. After an `error` all are held."""
 
     planned: Sequence[tuple[DueInvoice, Planned]]
     error: Exception | None = None
 
 
 def is_missed(item: DueInvoice, now: datetime) -> bool:
-    """Whether it was missed, no worker drives it, and no customer has a page for it."""
+    """Return whether it was missed, has no worker and no open pay page."""
     return catch_up.was_missed(item.invoice, item.attempts, now) and _is_free(item.live, now)
 
 
@@ -130,7 +132,7 @@ def _held(items: Sequence[DueInvoice], trouble: str) -> list[tuple[DueInvoice, P
 def _missed(
     connection: Connection, subscription_ids: Collection[int], moment: Moment
 ) -> dict[int, list[DueInvoice]]:
-    """By subscription, oldest first: what was missed and is free."""
+    """Return by subscription the missed charges without a worker, oldest first."""
     found: dict[int, list[DueInvoice]] = defaultdict(list)
     for item in claims.lock_open(connection, *subscription_ids):
         if is_missed(item, moment.now):
@@ -141,7 +143,7 @@ def _missed(
 
 
 def _stop(connection: Connection, subscription: Subscription, moment: Moment) -> None:
-    """Nothing of it may be charged by a clock, and yet it was rung for."""
+    """Stop wake-ups for an invoice that must not be charged automatically."""
     if subscription.status is SubscriptionStatus.CANCELLED:
         pause_collection.give_up(connection, subscription.id, moment)
         return

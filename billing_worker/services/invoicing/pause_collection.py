@@ -1,9 +1,8 @@
-"""Open invoices of a subscription that is paused, suspended, taken up again or over.
+"""Open invoices of a subscription that is paused, suspended, resumed or over.
 
-What is in flight is never touched: only the gateway's word ends it. A prepared attempt ends here,
-because these books can have sent nothing: the subscription's lock, which every caller holds, is
-taken by whoever submits a charge too. What a life that they have forgotten may have sent is asked
-about later.
+An attempt in flight is never touched: only the gateway's answer ends it. A prepared attempt ends
+here, because these books cannot have sent it: every caller holds the subscription's lock, which a
+submit takes too. The gateway is polled later for a sale in a time that the books have lost.
 """
 
 from __future__ import annotations
@@ -42,9 +41,9 @@ class Moment:
 def put_aside(
     connection: Connection, subscription_id: int, moment: Moment, reason: str = invoices.PAUSED
 ) -> int:
-    """Stop collecting what is open, until `take_up_again`. Returns how many invoices wait.
+    """Stop collecting open invoices until `take_up_again`. Returns how many invoices wait.
 
-    While suspended, what somebody asks for is charged all the same: that is the way back.
+    A suspended subscription is still charged on request: a payment reactivates it.
     """
     items = claims.lock_open(connection, subscription_id)
     if reason == invoices.SUSPENDED:
@@ -59,9 +58,9 @@ def take_up_again(
     moment: Moment,
     waited: timedelta = timedelta(0),
 ) -> int:
-    """Collect again what was put aside: the sweep rings for it. Returns how many invoices.
+    """Collect again what was put aside. Returns how many invoices.
 
-    Whatever the customer was waited for is waited for `waited` longer.
+    Waits for the customer are extended by `waited`.
     """
     items = claims.lock_open(connection, subscription_id)
     return _change(
@@ -89,7 +88,7 @@ def resume(
 
 
 def wait_longer(connection: Connection, subscription_id: int, by: timedelta) -> None:
-    """Whatever the customer is waited for, is waited for that much longer."""
+    """Extend the waits for the customer by this time."""
     waiting = [i.invoice for i in claims.lock_open(connection, subscription_id)]
     pairs = [(i, replace(i, give_up_at=i.give_up_at + by)) for i in waiting if i.give_up_at]
     attempts.save_open(connection, [], pairs)
@@ -98,7 +97,7 @@ def wait_longer(connection: Connection, subscription_id: int, by: timedelta) -> 
 def follow(
     connection: Connection, before: Subscription, after: Subscription, moment: Moment
 ) -> None:
-    """What a new status means for the other invoices, when money or its absence has moved it."""
+    """Apply a new status of the subscription to its other invoices."""
     if before.status is after.status:
         return
     if after.status is SubscriptionStatus.SUSPENDED:
@@ -110,7 +109,7 @@ def follow(
 
 
 def give_up(connection: Connection, subscription_id: int, moment: Moment) -> int:
-    """Void what is open and not in flight. Returns how many invoices."""
+    """Void open invoices without an attempt in flight. Returns how many."""
     items = claims.lock_open(connection, subscription_id)
     return void(connection, items, invoices.CANCELLED, moment)
 
@@ -118,8 +117,9 @@ def give_up(connection: Connection, subscription_id: int, moment: Moment) -> int
 def void_what_is_open(
     connection: Connection, subscription_id: int, reason: str, moment: Moment
 ) -> dict[str, Any]:
-    """Void what is open; what is in flight as soon as it has ended unpaid. For the event: how many,
-    and which may still be paid. Empty when nothing is open.
+    """Void open invoices, and those in flight as soon as they end unpaid.
+
+    Returns data for the event: how many, and which may still be paid. Empty if nothing is open.
     """
     items = claims.lock_open(connection, subscription_id)
     if not items:
@@ -142,7 +142,7 @@ def void_given_up(connection: Connection, subscription_id: int, reason: str, mom
 
 
 def void(connection: Connection, items: Sequence[DueInvoice], reason: str, moment: Moment) -> int:
-    """Void those of the locked invoices that are not in flight. Returns how many."""
+    """Void the locked invoices without an attempt in flight. Returns how many."""
     end_prepared(connection, items, reason, moment)
     idle = [item for item in items if not is_in_flight(item)]
     return _change(connection, idle, lambda i: invoices.voided(i, reason), _is_void, moment)
@@ -155,7 +155,7 @@ def is_in_flight(item: DueInvoice) -> bool:
 def end_prepared(
     connection: Connection, items: Sequence[DueInvoice], reason: str, moment: Moment
 ) -> None:
-    """End what was prepared for invoices that the caller has locked, with their subscriptions."""
+    """End prepared attempts of locked invoices. Their subscriptions are locked too."""
     prepared = [live for i in items if (live := i.live) and not is_in_flight(i)]
     ended: list[tuple[Attempt, Attempt]] = [
         (attempt, withdrawn(attempt, reason, moment.now)) for attempt in prepared
@@ -170,8 +170,8 @@ def end_prepared(
 
 
 def release_held(connection: Connection, item: DueInvoice, moment: Moment) -> DueInvoice:
-    """End an attempt that was prepared and then left, where nothing happens by itself any more:
-    the invoice is held, and the worker's lease is over. The caller holds both locks.
+    """End an abandoned prepared attempt of a held invoice whose lease is over. The caller holds
+    both locks.
     """
     live = item.live
     if live is None or live.status is not AttemptStatus.PREPARED or live.origin is Origin.LINK:

@@ -1,7 +1,7 @@
-"""Due subscriptions become invoices: to be charged now or later, waived, or held for a person.
+"""Opens invoices for due subscriptions: to be charged now or later, waived, or held for a person.
 
-One that cannot be read or planned (our bug, a zone or currency that is gone) stops nobody else: it
-is told of once, left alone for a while, and tried again.
+A subscription that cannot be read or planned (a bug, a removed zone or currency) stops no other. It
+is reported once, left alone for a while, and tried again.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ MAX_BATCHES = 20
 """One sweep takes at most 10,000 subscriptions; the next one continues."""
 
 MAX_ROWS = 5_000
-"""In one transaction: after a year's outage 500 daily subscriptions would be 180,000."""
+"""Most rows in one transaction: after a year's outage 500 daily subscriptions would be 180,000."""
 
 MESSAGE_LOST_AFTER = timedelta(seconds=60)
 
 PLAN_AGAIN_AFTER = timedelta(hours=1)
-"""What made trouble is mended by a person, or by the next version: no need to try every sweep."""
+"""Time until an unplannable subscription is tried again: a person or a later version mends it."""
 
 BY = "renew"
 
@@ -45,12 +45,12 @@ log = structlog.get_logger()
 
 
 def renew_due(ports: Ports) -> int:
-    """Open every due period and ring for those that are charged now.
+    """Open every due period and wake workers for those that are charged now.
 
-    Returns the number of periods. Safe to run twice, at once, or not for days: due is
-    `next_billing_at <= now`, invoices and next date are committed together, and what is late goes
-    by the catch-up policy. While the book waits for decisions that it has forgotten, any of them
-    may have prevented a period: none is opened.
+    Returns the number of periods. Safe to run twice, concurrently, or not for days: due is
+    `next_billing_at <= now`, invoices and next date are committed together, and late periods follow
+    the catch-up policy. While the book waits for lost decisions no period is opened, because one of
+    them may have prevented it.
     """
     if not lost_memory.poll(ports):
         return 0
@@ -83,7 +83,7 @@ def _renew_batch(ports: Ports) -> tuple[Opened, bool]:
 
 
 def _let_leave(ports: Ports) -> None:
-    """Carry out cancellations that stood for a date, of subscriptions that have no next period."""
+    """Carry out dated cancellations of subscriptions without a next period."""
     with ports.store.transaction() as connection:
         if switches.waits_for_decisions(connection):
             return
@@ -152,7 +152,7 @@ def _put_off(connection: Connection, trouble: Sequence[Trouble], now: datetime) 
 class Opened:
     periods: int
     to_charge: list[int]  # invoice ids
-    still_due: bool  # a subscription had more periods than one go may open
+    still_due: bool  # a subscription had more periods than one transaction opens
 
 
 def plans_for(
@@ -163,9 +163,10 @@ def plans_for(
     policy: Policy | None = None,
     trouble: list[Trouble] | None = None,
 ) -> Iterator[Plan]:
-    """Plan due subscriptions, which the caller holds locked if anything will be written.
+    """Plan due subscriptions. The caller locks them if it will write.
 
-    What cannot be planned is passed over and added to `trouble`; without that list it raises.
+    A subscription that cannot be planned is skipped and added to `trouble`; without that list it
+    raises.
     """
     late = {s.id for s in due if catch_up.is_late(s, now)}
     diaries = catch_up_rows.diaries(connection, late, now)
@@ -199,7 +200,7 @@ def within_limits(plans: Iterable[Plan]) -> list[Plan]:
 def open_planned(
     connection: Connection, plans: Sequence[Plan], moment: Moment, enqueue_at: datetime
 ) -> Opened:
-    """Write what was planned for subscriptions that the caller holds locked."""
+    """Write the plans of locked subscriptions."""
     due = [(plan.before, planned) for plan in plans for planned in plan.planned]
     rows = invoices.open_periods(connection, due, moment.now, enqueue_at)
     subscriptions.advance(connection, [(plan.before, plan.after) for plan in plans])
@@ -223,7 +224,7 @@ def open_planned(
 def _tell_about(connection: Connection, plan: Plan, moment: Moment) -> None:
     held = [planned for planned in plan.planned if planned.action is Action.HOLD]
     if held:
-        # One alert for all of them: a person decides about the subscription, not 300 times.
+        # One alert for all of them: a person decides once about the subscription.
         data = {
             "periods": [held[0].period.number, held[-1].period.number],
             "count": len(held),

@@ -1,7 +1,7 @@
-"""Sends events to one endpoint: in order within a subscription, each until it is taken.
+"""Sends events to one endpoint, in order within a subscription, each until it is accepted.
 
-An event is claimed under a lease, sent outside of any transaction, and its cursor moved on afterwards.
-A process that dies in between leaves it to the next one, which sends it again under the same id.
+An event is claimed under a lease and sent outside of any transaction; its cursor moves afterwards.
+If the process dies in between, the next one sends the event again with the same id.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from billing_worker.receivers.signature import signed
 from billing_worker.services.ports import Vault
 
 MOST_IN_FLIGHT: Final = 16
-"""Requests at one endpoint at a time, of one process."""
+"""Requests of one process to one endpoint at a time."""
 
 LEASE: Final = timedelta(seconds=30)
-"""A request begins within the first half of it and ends within 15 seconds: whoever sends is done by
-then, or dead.
+"""A request begins in the first half of the lease and ends within 15 seconds, so its sender is done
+or dead when the lease ends.
 """
 
 GATHER_SECONDS: Final = 0.02
-"""How long quick answers are waited for, so that they share one commit."""
+"""How long to collect quick answers, so that they share one commit."""
 
 GONE: Final = "the receiver answered 410 Gone"
 
@@ -46,7 +46,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Outbound:
-    """What sending needs. No gateway, and nothing that a charge waits for."""
+    """What a sender needs. It shares nothing with charges."""
 
     store: Store
     clock: Clock
@@ -61,7 +61,7 @@ def deliver(
     threads: Executor,
     is_leaving: Callable[[], bool] = lambda: False,
 ) -> int:
-    """Send what is due until nothing is. Returns how many tries there were."""
+    """Send everything that is due. Returns the number of tries."""
     flying: dict[Future[Answer | None], Due] = {}
     ended: list[tuple[Due, Answer | None]] = []
     tries = 0
@@ -86,7 +86,7 @@ def deliver(
 
 
 def keys_of(vault: Vault, endpoint: Endpoint, now: datetime) -> list[Secret]:
-    """The secret, and the one before it while a receiver may still be changing over."""
+    """Return the secret, and the previous one while it still signs."""
     keys = [vault.unlock(endpoint.secret)]
     if endpoint.old_secret and endpoint.old_until and now < endpoint.old_until:
         keys.append(vault.unlock(endpoint.old_secret))
@@ -96,7 +96,7 @@ def keys_of(vault: Vault, endpoint: Endpoint, now: datetime) -> list[Secret]:
 def _send(
     out: Outbound, url: str, keys: Sequence[Secret], due: Due, claimed_at: datetime
 ) -> Answer | None:
-    """None: not sent, because the claim may be over before the request is."""
+    """Send one event. None: not sent, because the lease may end before the request does."""
     now = out.clock.now()
     if now - claimed_at > LEASE / 2:
         return None
@@ -112,11 +112,11 @@ def _apply(
     ended: Sequence[tuple[Due, Answer | None]],
     now: datetime,
 ) -> bool:
-    """Move the cursors on. False: nothing more is to be sent to this endpoint."""
+    """Move the cursors. Return False if nothing more is to be sent to this endpoint."""
     if not ended:
         return endpoint.status == ACTIVE
     rows = cursors.lock(connection, endpoint.id, {due.stream for due, _ in ended})
-    # Whoever has lost the claim, or the event to a replay, says nothing about what is next.
+    # A sender that lost its claim, or its event to a replay, does not move the cursor.
     ours = [(due, answer) for due, answer in ended if _is_held(rows.get(due.stream), due)]
     sent = [(due, answer) for due, answer in ours if answer is not None]
     failures = {due.stream: in_words(one.status, one.reason) for due, one in sent}
@@ -172,7 +172,7 @@ def _put_off(row: Row[Any], waits: Waits, answer: Answer, now: datetime) -> dict
 
 
 def _tell_of_parked(connection: Connection, endpoint: Endpoint, why: str, now: datetime) -> None:
-    """Once, when the first of an endpoint's streams is parked."""
+    """Alert once, when the first stream of an endpoint is parked."""
     if not cursors.has_parked(connection, endpoint.id):
         _alert(connection, "webhook.parked", endpoint, f"no try has succeeded: {why}", now)
 
@@ -183,7 +183,9 @@ def _pause(connection: Connection, endpoint: Endpoint, now: datetime) -> None:
 
 
 def _alert(connection: Connection, kind: str, endpoint: Endpoint, why: str, now: datetime) -> None:
-    """Also as an event, for the other endpoints. The URL is not told: it may hold a secret."""
+    """Alert also as an event for other endpoints. The URL is left out, because it may hold a
+    secret.
+    """
     log.error("billing.alert", kind=kind, endpoint=endpoint.id, reason=why)
     details: Mapping[str, Any] = {"about": kind, "why": f"endpoint {endpoint.id}: {why}"}
     outbox.add(connection, [(Told(PublicType.ATTENTION_NEEDED, now, details), None, None)])

@@ -1,4 +1,4 @@
-"""What people do to endpoints: add, pause, resume, remove, change the secret, test, replay."""
+"""Operations on endpoints: add, pause, resume, remove, change the secret, test, replay."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from billing_worker.services.outbox.deliver import Outbound, keys_of
 from billing_worker.services.ports import Vault
 
 CHANGE_OVER: Final = timedelta(hours=24)
-"""How long the secret before a change goes on signing."""
+"""How long the previous secret still signs after a change."""
 
 LONGEST_URL: Final = 2_000
 
@@ -37,7 +37,7 @@ class Added:
     id: int
     url: str
     secret: Secret
-    """Shown once, to whoever added it. Only the vault has it afterwards."""
+    """Shown once, when it is made. Afterwards only the vault has it."""
 
 
 def add(
@@ -50,7 +50,7 @@ def add(
     secret: Secret | None = None,
     allow_private: bool = False,
 ) -> Added:
-    """From now on, events go there. Raises InvalidInput on `url` or `events`."""
+    """Send events there from now on. Raises InvalidInput on `url` or `events`."""
     _refuse_bad_url(url, allow_private=allow_private)
     unknown = sorted(set(types or ()) - {str(kind) for kind in PublicType})
     if unknown:
@@ -58,7 +58,7 @@ def add(
     secret = secret or new_secret()
     locked = vault.lock(secret)
     with store.transaction() as connection:
-        feed.lock(connection)  # an event is for those who are there when it gets its number
+        feed.lock(connection)  # an event goes to the endpoints that exist when it gets its number
         endpoint_id = endpoints.add(connection, url, types, locked, clock.now())
     if endpoint_id is None:
         raise InvalidInput("url", "there is an endpoint with this URL already")
@@ -82,7 +82,9 @@ def _refuse_bad_url(url: str, *, allow_private: bool) -> None:
 
 
 def _is_private_literal(host: str) -> bool:
-    """A name is looked up, and its addresses are checked, at each connection."""
+    """Return whether it is a private address. A host name is resolved and checked at each
+    connection.
+    """
     try:
         ip_address(host)
     except ValueError:
@@ -91,8 +93,10 @@ def _is_private_literal(host: str) -> bool:
 
 
 def described(connection: Connection) -> list[dict[str, Any]]:
-    """All endpoints, without their secrets. Shape: {id, url, events, status, reason, waiting, parked,
-    created_at}; `waiting` and `parked` count subscriptions.
+    """Return all endpoints without their secrets.
+
+    Shape: {id, url, events, status, reason, waiting, parked, created_at}; `waiting` and `parked`
+    count subscriptions.
     """
     backlog = cursors.backlog(connection)
     return [
@@ -111,7 +115,7 @@ def described(connection: Connection) -> list[dict[str, Any]]:
 
 
 def pause(store: Store, endpoint_id: int, why: str) -> None:
-    """Nothing is sent there; what happens meanwhile is kept, and sent after `resume`."""
+    """Stop sending. Events are kept and sent after `resume`."""
     with store.transaction() as connection:
         _required(connection, endpoint_id)
         endpoints.set_status(connection, endpoint_id, PAUSED, why)
@@ -124,9 +128,9 @@ def resume(store: Store, endpoint_id: int) -> None:
 
 
 def remove(store: Store, endpoint_id: int) -> None:
-    """With what was to go there. The feed keeps the events."""
+    """Remove an endpoint and its waiting deliveries. The feed keeps the events."""
     with store.transaction() as connection:
-        feed.lock(connection)  # or the publisher would point a cursor of it at an event
+        feed.lock(connection)  # otherwise the publisher may point its cursor at an event
         _required(connection, endpoint_id)
         endpoints.remove(connection, endpoint_id)
 
@@ -134,7 +138,7 @@ def remove(store: Store, endpoint_id: int) -> None:
 def rotate_secret(
     store: Store, vault: Vault, clock: Clock, endpoint_id: int, secret: Secret | None = None
 ) -> Secret:
-    """The new secret, shown once. For CHANGE_OVER the one before signs too."""
+    """Make and return a new secret, shown once. The previous one still signs for CHANGE_OVER."""
     secret = secret or new_secret()
     locked = vault.lock(secret)
     with store.transaction() as connection:
@@ -144,7 +148,7 @@ def rotate_secret(
 
 
 def send_test(out: Outbound, endpoint_id: int) -> Answer:
-    """One signed request of the type `webhook.test`, now, whatever waits for this endpoint."""
+    """Send one signed request of type `webhook.test` now, whatever waits for this endpoint."""
     now = out.clock.now()
     with out.store.reading() as connection:
         endpoint = _required(connection, endpoint_id)
@@ -166,18 +170,19 @@ def _required(connection: Connection, endpoint_id: int) -> Endpoint:
 
 
 def replay_parked(store: Store, clock: Clock, endpoint_id: int) -> int:
-    """Try what is parked now, with the whole schedule anew. Returns how many subscriptions."""
+    """Try parked events now, with a new schedule. Returns how many subscriptions."""
     with store.transaction() as connection:
         _required(connection, endpoint_id)
         return cursors.try_parked_now(connection, endpoint_id, clock.now())
 
 
 def replay(store: Store, clock: Clock, endpoint_id: int, *, first: int, last: int | None) -> int:
-    """Send the events from one number to another once more, in order, before what waits. Returns
-    how many subscriptions they belong to. Raises InvalidInput on `from` when there are none.
+    """Send events of a range of numbers again, in order, before waiting ones.
+
+    Returns how many subscriptions they belong to. Raises InvalidInput on `from` if there are none.
     """
     with store.transaction() as connection:
-        newest = feed.lock(connection).number  # no cursor is pointed anywhere meanwhile
+        newest = feed.lock(connection).number  # no cursor moves meanwhile
         endpoint = _required(connection, endpoint_id)
         asked = cursors.ranges(connection, endpoint, first, newest if last is None else last)
         if not asked:
@@ -208,7 +213,7 @@ def _rewind(
         row = rows[stream]
         resume_at = row.resume_at or row.head or last[stream] + 1
         if row.head is not None and row.replay_until is None and row.head <= first:
-            continue  # It has still to be sent, and comes by itself.
+            continue  # It is not sent yet and will be sent anyway.
         moves[stream] = {
             "head": first if row.head is None else min(first, row.head),
             "next_at": now,

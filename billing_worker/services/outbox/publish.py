@@ -1,7 +1,8 @@
-"""Gives each fact of the outbox its number, its place in its subscription, and its body.
+"""Gives each outbox entry its number, its sequence in its subscription, and its body.
 
-One writer at a time numbers what is committed by then, and commits: whoever sees a number sees all
-smaller ones. Sequences of a database are handed out before they are committed, and could not do it.
+One writer at a time numbers the committed entries and commits. A reader that sees a number
+therefore sees all smaller ones. A database sequence cannot promise that, because its numbers are
+taken before the commit.
 """
 
 from __future__ import annotations
@@ -25,16 +26,18 @@ from billing_worker.persistence.told.feed import Place
 from billing_worker.services.outbox.states import invoice_state, subscription_state
 
 PUBLISH_BATCH = 500
-"""Facts that one transaction numbers. It holds no lock that a charge waits for."""
+"""Entries that one transaction numbers. It holds no lock that a charge needs."""
 
 PUBLISH_AGAIN_AFTER = timedelta(minutes=10)
-"""Until an event that could not be rendered is tried again. It holds back its own stream only."""
+"""Time until an event that could not be rendered is tried again. It holds back its own
+stream only.
+"""
 
 log = structlog.get_logger()
 
 
 def publish(store: Store, clock: Clock) -> int:
-    """Number everything that is committed. Returns how many events were published."""
+    """Number all committed entries. Returns how many events were published."""
     with store.reading() as connection:  # each second, and mostly there is nothing: no lock
         if outbox.is_empty(connection):
             return 0
@@ -72,7 +75,7 @@ class _Batch:
     now: datetime
 
     def rendered(self) -> list[tuple[int, dict[str, Any]]]:
-        """(id of the fact, row of the event), without the streams that are in trouble."""
+        """Return (id of the entry, row of the event), without streams that are held back."""
         streams = {fact.stream for fact in self.facts}
         sequences = feed.last_sequences(self.connection, streams)
         current = _Current(self.connection, self.facts)
@@ -101,7 +104,7 @@ class _Batch:
 
 
 class _Current:
-    """The states of all that a batch is about, read once, after its facts."""
+    """The states of all objects of a batch, read once, after its entries."""
 
     def __init__(self, connection: Connection, facts: Sequence[Row[Any]]) -> None:
         ids = {fact.stream for fact in facts if fact.stream != outbox.NO_SUBSCRIPTION}
@@ -124,8 +127,8 @@ def _row(
 ) -> dict[str, Any]:
     number, sequence = place
     told = Told(PublicType(fact.type), fact.at, fact.details)
-    # Random: after a restore from a backup numbers are given out once more, and a receiver that
-    # drops what it has seen must not drop another event.
+    # Random: after a restore numbers are used again, and a receiver that drops repeated ids must
+    # not drop another event.
     event = Numbered(f"evt_{uuid.uuid4().hex}", told, number, sequence)
     text = json.dumps(body(event, state), ensure_ascii=False, separators=(",", ":"))
     return {

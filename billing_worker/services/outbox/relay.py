@@ -1,4 +1,4 @@
-"""Passes the feed on to a queue of other systems, in its order, each event at least once."""
+"""Passes the feed to a queue of other systems, in order, each event at least once."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ RELAY_BATCH: Final = 500
 RELAY_LEASE: Final = timedelta(seconds=60)
 
 Send = Callable[[dict[str, Any]], bool]
-"""Hands one event to the broker. False: it is away."""
+"""Sends one event to the broker. False: the broker is unreachable."""
 
 
 def relay(store: Store, clock: Clock, send: Send) -> int:
-    """Send what is new. Returns how many events were sent.
+    """Send new events. Returns how many were sent.
 
-    One process at a time, under a lease; if it dies, the next one sends its last batch again. The
-    first run begins with what comes after it: the feed has what was before.
+    One process at a time, under a lease. If it dies, the next one sends its last batch again. The
+    first run begins with the events after it: older ones are in the feed.
     """
     total = 0
     while True:

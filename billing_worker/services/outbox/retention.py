@@ -1,4 +1,4 @@
-"""Deletes events that are old. What an endpoint or the queue has not been sent yet is kept."""
+"""Deletes old events. Events that an endpoint or the queue still needs are kept."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FORGET_BATCH = 1_000
 
 
 def forget(store: Store, clock: Clock, keep: timedelta | None) -> int:
-    """Returns how many events were deleted. None keeps them for ever."""
+    """Delete events that are older. Returns how many. None keeps them for ever."""
     if keep is None:
         return 0
     total = 0

@@ -1,4 +1,4 @@
-"""The state of a subscription and of an invoice as other systems are told it."""
+"""The state of a subscription and of an invoice in public events."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from billing_worker.domain.public_events import LONGEST_TEXT
 
 
 def subscription_state(row: Row[Any]) -> dict[str, Any]:
-    """See SUBSCRIPTION in domain/public_schema.py. No token, and no mask beyond the last four."""
+    """Return SUBSCRIPTION of domain/public_schema.py: no token, and no mask beyond the last four
+    digits.
+    """
     return {
         "reference_id": row.reference_id,
         "kind": row.kind,
@@ -44,7 +46,7 @@ def _card(row: Row[Any]) -> dict[str, Any] | None:
 
 
 def invoice_state(row: Row[Any]) -> dict[str, Any]:
-    """See INVOICE in domain/public_schema.py."""
+    """Return INVOICE of domain/public_schema.py."""
     return {
         "reference_id": row.reference_id,
         "status": row.status,

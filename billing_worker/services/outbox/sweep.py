@@ -1,4 +1,4 @@
-"""What the beat does each second: number what is committed, pass it on, wake the senders."""
+"""The sweep of each second: number new events, pass them on, wake the senders."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from billing_worker.services.outbox.relay import Send, relay
 from billing_worker.services.ports import Ports
 
 STANDBY = "standby"
-"""A refusal to sell that says nothing against telling."""
+"""A refusal to charge that does not forbid sending events."""
 
 
 def tell(ports: Ports, wake: Callable[[], object], send: Send | None) -> int:
-    """Return how many events were published. `send`: to the queue of other systems, if there is one.
+    """Return how many events were published. `send`: to the queue of other systems, if there is
+    one.
 
-    A copy of the database tells nothing: the original does. After a restore, the loss is noticed
-    before a number is given out that was given out before.
+    A copy of the database sends nothing, because the original does. After a restore the loss is
+    noticed before a number is used again.
     """
     if not _may_tell(ports):
         return 0

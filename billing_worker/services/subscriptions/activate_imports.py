@@ -1,4 +1,4 @@
-"""Imports that were held become billable, once somebody has seen what they will be charged."""
+"""Activates held imports, after an operator has seen what they will be charged."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ class Activated:
 
 
 def arm(store: Store, clock: Clock, references: Sequence[str], *, by: str) -> Activated:
-    """Let the named ones be billed from their first unpaid period on; the others stay held."""
+    """Activate the named imports: they are billed from their first unpaid period on. The others
+    stay held.
+    """
     armed = 0
     refused: dict[str, str] = {}
     for start in range(0, len(references), ACTIVATE_BATCH):
@@ -41,7 +43,7 @@ def arm(store: Store, clock: Clock, references: Sequence[str], *, by: str) -> Ac
 
 
 def activate_all(store: Store, clock: Clock, *, by: str) -> Activated:
-    """Let every held subscription be billed, in batches that are committed one by one."""
+    """Activate every held import, in batches that are committed one by one."""
     armed = 0
     last_id = 0
     while True:

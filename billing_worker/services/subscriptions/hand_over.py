@@ -1,9 +1,9 @@
-"""A book is handed over: another one goes on with its subscriptions, and this one with its debts.
+"""Hands a book over: another book continues its subscriptions, this one collects its open debts.
 
-    fence: nothing new begins here ──▶ page by page: held here, committed ──▶ written for the other
+    nothing new begins here ──▶ batch by batch: stopped here, committed ──▶ written for the other book
 
-What is written was held before, so no period is billed twice, whenever a process dies. A hand-over
-that was broken off is begun again, and writes the same.
+What is written was stopped before, so no period is billed twice, whenever a process dies. An
+interrupted hand-over is run again and writes the same.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ HAND_OVER_BATCH = 500
 
 
 def hand_over(store: Store, clock: Clock, *, by: str, why: str) -> Iterator[Row[Any]]:
-    """Every whole row of what recurs, in the order of creation; what goes on is not billed here any
-    more once it is yielded. Open invoices are still collected here.
+    """Yield every recurring subscription, complete, in the order of creation. A continuing one is
+    not billed here any more when it is yielded. Open invoices are still collected here.
 
-    From the first one on no subscription and no one-off charge begins in this book.
+    After the first one no subscription and no one-off charge begins in this book.
     """
     _fence(store, clock, by, why)
     last_id = 0
@@ -48,7 +48,7 @@ def _fence(store: Store, clock: Clock, by: str, why: str) -> None:
         switches.hand_over(connection, by=by, reason=why, now=moment.now)
         history.write(connection, [Entry(moment.event(EventKind.BOOK_HANDED_OVER, why=why))])
     with store.transaction() as connection:
-        # Whoever has read that the book is open may still add to it until then.
+        # A transaction that has read that the book is open may still add to it until then.
         switches.wait_for_readers(connection)
 
 
@@ -96,11 +96,12 @@ def take_back(
     why: str,
     other: Other | None = None,
 ) -> int:
-    """Bill subscriptions here again that no other book bills; None: all, and the book is open again.
+    """Bill subscriptions here again that no other book bills. None: all, and the book is open
+    again.
 
-    What the other book may have billed until now is looked for before it is charged here. `other`:
-    that book, with all; for a month what is new here is looked for under its references too. None:
-    nothing has begun there.
+    Before a charge the worker looks for what the other book may have billed until now. `other`:
+    that book, if all are taken back; for a month the worker looks for new charges under its
+    references too. None: nothing has begun there.
 
     Returns how many. Raises InvalidInput on `reference_id` for one that was not handed over.
     """

@@ -50,15 +50,17 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How the subscription stands now. `as_dict` is what the command line and callers get."""
+    """The state of the subscription now. `as_dict` is the answer to the command line and to
+    callers.
+    """
 
     reference_id: str
     outcome: str  # "changed" or "unchanged"
     status: str
     next_billing_at: datetime | None  # None: no period becomes due
     cancels_at: datetime | None
-    details: Mapping[str, Any]  # JSON; the same as the event's
-    decided_at: datetime  # to be said again with, should the books be restored
+    details: Mapping[str, Any]  # JSON, as in the event
+    decided_at: datetime  # needed to repeat the decision after a restore
 
     def as_dict(self) -> dict[str, Any]:
         shown = asdict(self)
@@ -83,13 +85,13 @@ def change(
     why: str | None = None,
     decided_at: datetime | None = None,
 ) -> Outcome:
-    """New terms from the next period on; None leaves a term as it is.
+    """Change the terms from the next period on. None leaves a term as it is.
 
-    `amount` is decimal text in major units and needed with a new currency; an empty `description`
-    removes it; `catch_up` ("hold", "collect_all:3") counts from now on; `ends_at` is an instant in
-    ISO 8601 with its offset, from which on no period begins, and an empty one removes it. Raises
-    InvalidInput on the argument's own name, `reference_id`, or `status` when the subscription is
-    over.
+    `amount` is decimal text in major units and needed with a new currency. An empty `description`
+    removes it. `catch_up` ("hold", "collect_all:3") takes effect now. `ends_at` is an instant in
+    ISO 8601 with its offset, from which on no period begins; an empty one removes it. Raises
+    InvalidInput on the argument's own name, on `reference_id`, or on `status` if the subscription
+    is over.
     """
 
     def decide(asked: _Asked) -> None:
@@ -103,7 +105,7 @@ def change(
         if ends_at is not None:
             after = rules.ending(after, _instant("ends_at", ends_at))
         if before.paused_at and after.paused_at != before.paused_at:
-            # The pause counts anew; so far it has taken nothing of the customer's own time.
+            # The pause begins again: so far it has cost the customer no time.
             pause_collection.wait_longer(asked.connection, before.id, asked.now - before.paused_at)
         after = replace(
             after,
@@ -167,11 +169,7 @@ def pause(
     why: str | None = None,
     decided_at: datetime | None = None,
 ) -> Outcome:
-    """No period becomes due and no charge is armed until `resume`. Open invoices wait.
-
-    `until`, an instant in ISO 8601 with its offset, ends the pause by itself, with `shift_anchor` as
-    `resume` has it; for what is paused already it sets that date, and an empty one removes it.
-    """
+    """Pause: no period becomes due and no charge is sent until `resume`. Open invoices wait."""
 
     def decide(asked: _Asked) -> None:
         before = asked.subscription
@@ -205,9 +203,9 @@ def resume(
     why: str | None = None,
     decided_at: datetime | None = None,
 ) -> Outcome:
-    """Go on after a pause; what was open is collected again.
+    """End a pause. Open invoices are collected again.
 
-    With `shift_anchor` the next period begins later by the time that was paused; without it the
+    With `shift_anchor` the next period begins later by the length of the pause. Without it the
     dates stay, and periods that fell into the pause are skipped (see `domain.lifecycle.resumed`).
     """
 
@@ -273,7 +271,9 @@ def cancel(
 
 
 def _still_collected(asked: _Asked) -> dict[str, Any]:
-    """What a cancellation at the period's end does not stop: recovery goes on until it takes effect."""
+    """Return what a cancellation at the period's end does not stop: retries go on until it takes
+    effect.
+    """
     items = claims.lock_open(asked.connection, asked.subscription.id)
     owed = [i.invoice for i in items if i.invoice.reason != invoices.VOID_IF_UNPAID]
     if not owed:
@@ -295,7 +295,7 @@ def _call_off(asked: _Asked, why: str | None, *, void_open: bool) -> None:
 
 
 def _still_owed(owed: Sequence[Invoice]) -> str:
-    """The answer to a cancellation that would stop nothing must not look as if all were well."""
+    """Refuse a cancellation that would stop nothing, and say what stays owed."""
     if not owed:
         return "is ended"
     named = ", ".join(invoice.reference_id for invoice in owed[:_NAMED])
@@ -308,7 +308,7 @@ _NAMED = 5
 
 
 def _voided(asked: _Asked, why: str | None) -> dict[str, Any]:
-    """Whatever is in flight is void if it ends unpaid."""
+    """Void open invoices. One with a charge in flight becomes void if the charge ends unpaid."""
     reason = f"{invoices.VOIDED}{why or 'with the subscription'}"
     return pause_collection.void_what_is_open(
         asked.connection, asked.subscription.id, reason, asked.moment
@@ -324,7 +324,7 @@ def uncancel(
     why: str | None = None,
     decided_at: datetime | None = None,
 ) -> Outcome:
-    """Withdraw a cancellation at the period's end. Once it has taken effect it is too late."""
+    """Withdraw a cancellation at the period's end, before it takes effect."""
 
     def decide(asked: _Asked) -> None:
         before = asked.subscription
@@ -364,10 +364,11 @@ def end(
     why: str | None = None,
     decided_at: datetime | None = None,
 ) -> Outcome:
-    """No further period; what has become due is still owed and collected, unless `void_open`.
+    """End: no further period begins. Open invoices are still owed and collected, unless
+    `void_open`.
 
-    Of a subscription that was handed over to another book, too, while it is paused: its open
-    invoices are collected again. The other book goes on with it all the same.
+    Also for a subscription that was handed over while paused: its open invoices are collected
+    again. The other book continues it all the same.
     """
 
     def decide(asked: _Asked) -> None:
@@ -387,7 +388,7 @@ def end(
 
 
 class _Asked:
-    """One request: the locked subscription, as of the decision, and what becomes of it."""
+    """One request: the locked subscription as of the decision, and its changes."""
 
     def __init__(
         self,
@@ -408,7 +409,7 @@ class _Asked:
 
     @property
     def now(self) -> datetime:
-        """When it was decided: what is decided counts from then."""
+        """The time of the decision, from which it takes effect."""
         return self._decided.at
 
     def becomes(self, after: Subscription, kind: EventKind, **details: Any) -> None:
@@ -430,13 +431,13 @@ class _Asked:
         history.write(self.connection, [Entry(said, after.id)])
 
     def also(self, details: Mapping[str, Any]) -> None:
-        """What else was done for it, and is written down already."""
+        """Add what was done besides and is already written."""
         if details:
             self.details, self.changed = dict(details), True
 
 
 class _NothingChanges(Exception):
-    """What was taken back for a decision stays as it was."""
+    """Nothing changes: the periods that were taken back for the decision are restored."""
 
 
 def _ask(
@@ -450,7 +451,9 @@ def _ask(
     *,
     closes: bool = False,
 ) -> Outcome:
-    """`closes`: it leaves nothing but open invoices, which stay here when a book is handed over."""
+    """Lock and prepare a request. `closes`: only open invoices remain, which stay here after a
+    hand-over.
+    """
     if not by:
         raise InvalidInput("by", "must name who decides")
     with store.transaction() as connection:
@@ -461,7 +464,7 @@ def _ask(
             since = subscription.handed_over_at.isoformat()
             reason = f"was handed over to another book at {since}: decide there"
             raise InvalidInput("status", reason)
-        moment = Moment(clock.now(), by)  # Only now: another change may have been waited for.
+        moment = Moment(clock.now(), by)  # Read only now: the lock may have been waited for.
         decided = decided_when(connection, subscription, decided_at, moment.now)
         asked = _Asked(connection, TakenBack(subscription), moment, decided, why)
         with suppress(_NothingChanges), Within(connection).transaction():
@@ -489,11 +492,11 @@ def _ask(
 def _up_to_date(
     connection: Connection, subscription: Subscription, at: datetime, moment: Moment
 ) -> Subscription:
-    """Open what was due when it was decided, on the terms of its time: the sweep may be late, the
-    decision is not.
+    """Open the periods that were due at the decision, on the terms of that time: the sweep may be
+    late.
 
-    As much as one transaction may take; a larger backlog is left to the sweep, which commits in
-    between. Raises InvalidInput on `status` then.
+    Opens as many as one transaction allows. A larger backlog is left to the sweep, which commits in
+    between; then raises InvalidInput on `status`.
     """
     if subscription.next_billing_at is None or subscription.next_billing_at > at:
         return subscription
@@ -513,17 +516,19 @@ def _money(before: Money, amount: str | None, currency: str | None) -> Money:
         return Money.parse(amount, before.currency if currency is None else currency)
     if currency is None or currency == before.currency:
         return before
-    exponent(currency)  # An unknown currency is the first thing to say.
+    exponent(currency)  # An unknown currency is reported first.
     raise InvalidInput("amount", "is needed with a new currency: prices do not convert themselves")
 
 
 def _interval(before: Interval, unit: str | None, count: int | None) -> Interval:
-    """A new unit counts single units unless said otherwise: 3 months become 1 year, not 3."""
+    """Return the interval. A new unit counts 1 unless a count is given: 3 months become 1 year, not
+    3.
+    """
     if unit is None:
         return before if count is None else Interval(before.unit, count)
     if count is None:
         count = before.count if unit == before.unit else 1
-    return Interval(cast("Unit", unit), count)  # It checks its unit itself.
+    return Interval(cast("Unit", unit), count)  # It checks the unit itself.
 
 
 def _instant(field: str, text: str) -> datetime | None:
@@ -547,7 +552,7 @@ def _description(before: str | None, description: str | None) -> str | None:
 
 
 def _differences(before: Subscription, after: Subscription) -> dict[str, Any]:
-    """{term: [before, after]} of what changes, and from which period on."""
+    """Return {term: [before, after]} of the changes, and the period from which they count."""
     was, is_ = _terms(before), _terms(after)
     return {
         "changes": {name: [was[name], is_[name]] for name in was if was[name] != is_[name]},

@@ -1,4 +1,4 @@
-"""Records become subscriptions: in batches, each reference once."""
+"""Creates subscriptions from records, in batches, each reference once."""
 
 from __future__ import annotations
 
@@ -33,39 +33,41 @@ from billing_worker.services.import_records.subscription import State, Subscript
 from billing_worker.services.ports import Vault
 
 TRIES = 3
-"""Somebody else may add the same reference between our look and our insert; hardly ever twice."""
+"""Another process may add the same reference between the look-up and the insert, hardly
+ever twice.
+"""
 
 
 FOREIGN = "foreign_token"
-"""The outcome of a record whose card token another customer has: nothing of it is stored."""
+"""The outcome of a record whose card belongs to another customer. Nothing of it is stored."""
 
 REFUSED = "refused"
-"""The outcome of a record that was fine once, and is not today."""
+"""The outcome of a valid record that cannot begin here today."""
 
 
 @dataclass(frozen=True, slots=True)
 class Subscribed:
-    """What became of each record of a batch, in order: added, unchanged, conflict, FOREIGN or
+    """The outcome of each record of a batch, in order: added, unchanged, conflict, FOREIGN or
     REFUSED.
     """
 
     outcomes: tuple[str, ...]
     conflicts: Mapping[int, tuple[Difference, ...]] = field(default_factory=dict)
-    """By the position of the record: where it differs from what is known under its reference."""
+    """By position: how the record differs from the known one with its reference."""
 
     refused: Mapping[int, InvalidInput] = field(default_factory=dict)
-    """By the position of the record: field and reason."""
+    """By position: field and reason."""
 
     standing: Mapping[int, Standing] = field(default_factory=dict)
-    """By the position of the record that was known before: how it stands."""
+    """By position: the state of a subscription that was known before."""
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How a subscription stands, for whoever asks for it to be billed."""
+    """The state of a subscription, for callers that want it billed."""
 
     status: SubscriptionStatus
-    held: bool  # imported with --held: not billed before somebody arms it
+    held: bool  # a held import: not billed before its activation
     next_billing_at: datetime | None
     cancels_at: datetime | None
 
@@ -155,9 +157,10 @@ def _subscribe(
 
 
 def standing_again(connection: Connection, record: SubscriptionRecord) -> Standing | None:
-    """How the subscription stands that this record has made before; None: it is not in this book.
+    """Return the state of the subscription that this record has created before, or None if it is
+    not in this book.
 
-    Raises InvalidInput on `reference_id` when it is over.
+    Raises InvalidInput on `reference_id` if it is over.
     """
     row = subscriptions.known(connection, [record.reference_id]).get(record.reference_id)
     if row is None:
@@ -171,7 +174,7 @@ def standing_again(connection: Connection, record: SubscriptionRecord) -> Standi
 def _over(
     records: Sequence[SubscriptionRecord], known: Mapping[str, Row[Any]]
 ) -> dict[str, InvalidInput]:
-    """By reference: what would be subscribed to again although it is over."""
+    """Return by reference the subscriptions that are over and cannot be subscribed to again."""
     refused: dict[str, InvalidInput] = {}
     for record in records:
         row = known.get(record.reference_id)
@@ -185,7 +188,7 @@ def _over(
 
 
 def moved_away(connection: Connection) -> InvalidInput | None:
-    """Why nothing new begins in this book: another one goes on with it."""
+    """Return why nothing new begins in this book, or None: another book continues it."""
     since = switches.handed_over_at(connection)
     if since is None:
         return None
@@ -194,7 +197,7 @@ def moved_away(connection: Connection) -> InvalidInput | None:
 
 
 def _refused(new: Sequence[SubscriptionRecord], now: datetime) -> dict[str, InvalidInput]:
-    """By reference: what is wrong only with a record that begins here, and today."""
+    """Return by reference the faults that only matter for a record that begins here today."""
     refused: dict[str, InvalidInput] = {}
     for record in new:
         try:
@@ -232,7 +235,9 @@ def _sorted_out(
 
 
 def _with_foreign_tokens(connection: Connection, records: Sequence[SubscriptionRecord]) -> set[str]:
-    """References of new records whose token another customer has, or an earlier one of them."""
+    """Return references of new records whose card belongs to another customer, or to an earlier
+    record's.
+    """
     with_card = [(record, fingerprint(record.card.token)) for record in records if record.card]
     owners = cards.owners(connection, {name for _, name in with_card})
     found: set[str] = set()
@@ -251,7 +256,9 @@ def _conflicts(
     records: Sequence[SubscriptionRecord],
     outcomes: Sequence[str],
 ) -> dict[int, tuple[Difference, ...]]:
-    """By position: where a record differs from the one that is stored, or came before it."""
+    """Return by position how a record differs from the stored one, or from an earlier one of the
+    batch.
+    """
     positions = [n for n, outcome in enumerate(outcomes) if outcome == "conflict"]
     if not positions:
         return {}
@@ -288,7 +295,9 @@ def _add(
     held: bool,
     began: Other | None,
 ) -> None:
-    """`began`: the book that may have begun to bill what no record says to come from another."""
+    """Insert the records. `began`: the book that may have billed records which name no
+    former book.
+    """
     if not records:
         return
     customer_ids = known_as(connection, [record.customer for record in records], by, now)
