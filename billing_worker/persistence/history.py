@@ -16,8 +16,8 @@ from billing_worker.domain.invoice import Invoice
 from billing_worker.domain.public_events import told_by
 from billing_worker.persistence.attempts import CaseKey
 from billing_worker.persistence.bulk import insert_many
+from billing_worker.persistence.outbox import pending
 from billing_worker.persistence.schema.tables import attempts, events, invoices
-from billing_worker.persistence.told import outbox
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ def write(connection: Connection, entries: Iterable[Entry]) -> None:
         for entry in entries
     ]
     insert_many(connection, events, rows)
-    outbox.add(
+    pending.add(
         connection,
         [
             (told, entry.subscription_id, entry.invoice_id)

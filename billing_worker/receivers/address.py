@@ -1,7 +1,7 @@
-"""Which addresses a webhook may be sent to: those of the public internet, and no others.
+"""Checks the addresses of webhooks: only public internet addresses are allowed.
 
-A name is looked up once, right before connecting, and the connection goes to an address that was
-checked then. A name that resolves to another address later is checked again later.
+A name is resolved once, right before the connection, and the connection uses an address that was
+checked then. A later connection resolves and checks again.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _TRANSLATED: Final = ip_network("64:ff9b::/96")
 
 
 class AddressRefusedError(OSError):
-    """Every address of the receiver's name is private, or of this machine, or of the link."""
+    """All addresses of the receiver's name are private, loopback or link-local."""
 
 
 def is_public(text: str) -> bool:
-    """Whether an address is of the public internet. IPv6 forms of an IPv4 address count as that."""
+    """Return whether an address is public. IPv6 forms of an IPv4 address are checked as IPv4."""
     address = ip_address(text.partition("%")[0])
     inner = _inner(address) if isinstance(address, IPv6Address) else None
     if inner is not None:
@@ -44,7 +44,7 @@ class _PublicOnly(BoundedConnection):
 
 
 class _PublicOnlyTLS(_PublicOnly, BoundedTLSConnection):
-    """The host of the certificate stays the name of the URL."""
+    """TLS to a checked address. The certificate must still match the host name of the URL."""
 
 
 def _found(connection: Any) -> list[tuple[Any, ...]]:
@@ -78,4 +78,4 @@ class _TLSPool(HTTPSConnectionPool):
 
 
 PUBLIC_POOLS: Final[dict[str, type[HTTPConnectionPool]]] = {"http": _Pool, "https": _TLSPool}
-"""For a urllib3 PoolManager: it then connects to public addresses only."""
+"""For a urllib3 PoolManager: it connects to public addresses only."""

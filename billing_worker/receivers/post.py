@@ -1,4 +1,4 @@
-"""One POST to a receiver: no redirect, no proxy, 15 seconds in all, and a short look at the answer."""
+"""One POST to a receiver: no redirect, no proxy, 15 seconds in all, and a limited answer."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from billing_worker.receivers.address import PUBLIC_POOLS, AddressRefusedError
 DEADLINE_SECONDS: Final = 15.0
 CONNECT_SECONDS: Final = 5.0
 LONGEST_REPLY: Final = 64 * 1024
-"""Bytes that are read of an answer. The connection of a longer one is closed."""
+"""Bytes that are read of an answer. A longer answer closes the connection."""
 
 KEPT_HOSTS: Final = 100
 KEPT_CONNECTIONS: Final = 32
-"""Per host: more than one process has in flight to one endpoint."""
+"""Per host: more than one process sends to one endpoint at a time."""
 
 USER_AGENT: Final = "billing-worker"
 
@@ -33,11 +33,11 @@ PRIVATE: Final = "refused: not a public address"
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back. `status` None: no whole answer, and `reason` says why."""
+    """The answer. `status` None: no complete answer, and `reason` says why."""
 
     status: int | None
     reason: str | None = None
-    retry_after: str | None = None  # the header, as it came
+    retry_after: str | None = None  # the header as received
 
 
 Post = Callable[[str, Mapping[str, str], bytes], Answer]
@@ -45,7 +45,7 @@ Post = Callable[[str, Mapping[str, str], bytes], Answer]
 
 
 class Poster:
-    """Safe to share between threads, and across a fork."""
+    """Sends requests. Safe to share between threads and across a fork."""
 
     def __init__(
         self,
@@ -86,14 +86,16 @@ class Poster:
         )
         try:
             answer.read(LONGEST_REPLY, decode_content=False)
-            if answer.closed:  # whole: its connection may serve again
+            if answer.closed:  # complete: the connection can be reused
                 answer.release_conn()
         finally:
             answer.close()
         return Answer(answer.status, retry_after=answer.headers.get("Retry-After"))
 
     def _connections(self) -> PoolManager:
-        """This process's: a forked child must not write to its parent's sockets."""
+        """Return this process's connections: a forked child must not write to its parent's
+        sockets.
+        """
         with self._guard:
             if self._process != os.getpid():
                 self._process = os.getpid()

@@ -18,7 +18,7 @@ from billing_worker.domain.secret import Secret
 
 PREFIX: Final = "whsec_"
 SHORTEST, LONGEST, USUAL = 24, 64, 32
-"""Bytes of a secret, as the specification bounds them, and of a new one."""
+"""Bytes of a secret: the limits of the specification, and the size of a new one."""
 
 
 def new_secret() -> Secret:
@@ -26,7 +26,7 @@ def new_secret() -> Secret:
 
 
 def read_secret(text: str) -> Secret:
-    """A secret that somebody gives. Raises InvalidInput on `secret`; never shows it."""
+    """Read a given secret. Raises InvalidInput on `secret`, without showing it."""
     try:
         key = base64.b64decode(text.removeprefix(PREFIX), validate=True)
     except (binascii.Error, ValueError):
@@ -38,7 +38,9 @@ def read_secret(text: str) -> Secret:
 
 
 def signed(keys: Sequence[Secret], event_id: str, at: int, body: bytes) -> dict[str, str]:
-    """The three headers. `at`: seconds since the epoch, of this try. One signature for each key."""
+    """Return the three headers, with one signature for each key. `at`: seconds since the epoch, of
+    this try.
+    """
     content = f"{event_id}.{at}.".encode() + body
     return {
         "webhook-id": event_id,

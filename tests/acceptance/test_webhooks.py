@@ -9,7 +9,7 @@ import pytest
 
 from billing_worker.clock import SystemClock
 from billing_worker.domain.secret import Secret
-from billing_worker.persistence.told import feed
+from billing_worker.persistence.outbox import feed
 from billing_worker.persistence.vault import FernetVault
 from billing_worker.services.outbox import endpoints
 from tests.support.processes import beat, eventually, worker

@@ -9,8 +9,8 @@ from typing import Any
 
 from sqlalchemy import select
 
+from billing_worker.persistence.outbox import feed
 from billing_worker.persistence.schema import tables
-from billing_worker.persistence.told import feed
 from billing_worker.services.outbox.publish import publish
 from tests.simulation.memory import MemoryStore
 

@@ -6,7 +6,7 @@ import json
 from collections import defaultdict
 from concurrent.futures import Executor, Future
 
-from billing_worker.persistence.told import cursors
+from billing_worker.persistence.outbox import cursors
 from billing_worker.receivers.post import Answer
 from billing_worker.services.outbox import endpoints
 from billing_worker.services.outbox.deliver import deliver

@@ -19,8 +19,8 @@ from billing_worker.entrypoints.cli.shared import (
     print_table,
     settings_for,
 )
+from billing_worker.persistence.outbox import feed, pending
 from billing_worker.persistence.store import Store
-from billing_worker.persistence.told import feed, outbox
 
 _BATCH = 500
 _PAUSE_SECONDS = 1.0
@@ -90,7 +90,7 @@ def stuck(*, as_json: bool) -> None:
       billing-worker events stuck
     """
     with open_store(settings_for(*config.DATABASE)) as store, store.reading() as connection:
-        rows = outbox.in_trouble(connection, _BATCH)
+        rows = pending.in_trouble(connection, _BATCH)
     found = [
         {"id": r.id, "at": r.at.isoformat(), "type": r.type, "trouble": r.trouble} for r in rows
     ]

@@ -22,8 +22,8 @@ from billing_worker.entrypoints.cli.shared import (
     print_table,
     settings_for,
 )
+from billing_worker.persistence.outbox import deliveries as stored
 from billing_worker.persistence.store import Store
-from billing_worker.persistence.told import deliveries as stored
 from billing_worker.persistence.vault import FernetVault
 from billing_worker.receivers.signature import read_secret
 from billing_worker.services.outbox import endpoints

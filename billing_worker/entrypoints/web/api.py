@@ -8,8 +8,8 @@ from flask import Blueprint, Response, jsonify, request
 
 from billing_worker.domain.secret import Secret
 from billing_worker.entrypoints.web.bearer import only_with_token
+from billing_worker.persistence.outbox import feed
 from billing_worker.persistence.store import Store
-from billing_worker.persistence.told import feed
 from billing_worker.services.reports.describe import Kind, describe
 
 MOST_EVENTS: Final = 1_000

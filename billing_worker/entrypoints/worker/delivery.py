@@ -13,8 +13,8 @@ from typing import Final
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
+from billing_worker.persistence.outbox import cursors
 from billing_worker.persistence.store import CommitUnknown
-from billing_worker.persistence.told import cursors
 from billing_worker.services.outbox.deliver import MOST_IN_FLIGHT, Outbound, deliver
 
 REST_SECONDS: Final = 30.0

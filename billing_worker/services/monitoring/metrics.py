@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import Connection
 
 from billing_worker.persistence import counters, figures, sweep_runs, switches
-from billing_worker.persistence.told import cursors
+from billing_worker.persistence.outbox import cursors
 from billing_worker.services.charging.callbacks import COUNTER as CALLBACKS
 
 FORECAST = timedelta(days=1)

@@ -20,10 +20,10 @@ from billing_worker.clock import Clock
 from billing_worker.domain.public_events import PublicType, Told
 from billing_worker.domain.secret import Secret
 from billing_worker.domain.webhooks import Waits, in_words, next_try
+from billing_worker.persistence.outbox import cursors, deliveries, endpoints, pending
+from billing_worker.persistence.outbox.cursors import Due
+from billing_worker.persistence.outbox.endpoints import ACTIVE, PAUSED, Endpoint
 from billing_worker.persistence.store import Store
-from billing_worker.persistence.told import cursors, deliveries, endpoints, outbox
-from billing_worker.persistence.told.cursors import Due
-from billing_worker.persistence.told.endpoints import ACTIVE, PAUSED, Endpoint
 from billing_worker.receivers.post import Answer, Post
 from billing_worker.receivers.signature import signed
 from billing_worker.services.ports import Vault
@@ -188,4 +188,4 @@ def _alert(connection: Connection, kind: str, endpoint: Endpoint, why: str, now:
     """
     log.error("billing.alert", kind=kind, endpoint=endpoint.id, reason=why)
     details: Mapping[str, Any] = {"about": kind, "why": f"endpoint {endpoint.id}: {why}"}
-    outbox.add(connection, [(Told(PublicType.ATTENTION_NEEDED, now, details), None, None)])
+    pending.add(connection, [(Told(PublicType.ATTENTION_NEEDED, now, details), None, None)])

@@ -17,9 +17,9 @@ from billing_worker.clock import Clock
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.domain.public_events import PublicType
 from billing_worker.domain.secret import Secret
+from billing_worker.persistence.outbox import cursors, endpoints, feed
+from billing_worker.persistence.outbox.endpoints import ACTIVE, PAUSED, Endpoint
 from billing_worker.persistence.store import Store
-from billing_worker.persistence.told import cursors, endpoints, feed
-from billing_worker.persistence.told.endpoints import ACTIVE, PAUSED, Endpoint
 from billing_worker.receivers.address import is_public
 from billing_worker.receivers.post import Answer
 from billing_worker.receivers.signature import new_secret, signed

@@ -20,9 +20,9 @@ from sqlalchemy import Connection, Row
 from billing_worker.clock import Clock
 from billing_worker.domain.public_events import Numbered, PublicType, Told, body, refuse_large
 from billing_worker.persistence import switches
+from billing_worker.persistence.outbox import cursors, endpoints, feed, pending, states
+from billing_worker.persistence.outbox.feed import Place
 from billing_worker.persistence.store import Store
-from billing_worker.persistence.told import cursors, endpoints, feed, outbox, states
-from billing_worker.persistence.told.feed import Place
 from billing_worker.services.outbox.states import invoice_state, subscription_state
 
 PUBLISH_BATCH = 500
@@ -39,7 +39,7 @@ log = structlog.get_logger()
 def publish(store: Store, clock: Clock) -> int:
     """Number all committed entries. Returns how many events were published."""
     with store.reading() as connection:  # each second, and mostly there is nothing: no lock
-        if outbox.is_empty(connection):
+        if pending.is_empty(connection):
             return 0
     published = 0
     while True:
@@ -55,7 +55,7 @@ def _publish_batch(connection: Connection, now: datetime) -> tuple[int, int]:
     restored_at = switches.restored_at(connection)
     if restored_at is not None and restored_at != place.restored_at:
         place = feed.jump(connection, place, restored_at)
-    facts = outbox.waiting(connection, now, PUBLISH_BATCH)
+    facts = pending.waiting(connection, now, PUBLISH_BATCH)
     if not facts:
         return 0, 0
     rendered = _Batch(connection, facts, place, now).rendered()
@@ -63,7 +63,7 @@ def _publish_batch(connection: Connection, now: datetime) -> tuple[int, int]:
         rows = [row for _, row in rendered]
         feed.publish(connection, rows)
         cursors.point(connection, endpoints.listed(connection), rows, now)
-        outbox.remove(connection, [fact_id for fact_id, _ in rendered])
+        pending.remove(connection, [fact_id for fact_id, _ in rendered])
     return len(facts), len(rendered)
 
 
@@ -100,14 +100,14 @@ class _Batch:
         why = f"{type(error).__name__}: {error}"
         if fact.trouble is None:
             log.error("billing.alert", kind="event.not_rendered", type=fact.type, reason=why)
-        outbox.put_off(self.connection, fact.id, why, self.now + PUBLISH_AGAIN_AFTER)
+        pending.put_off(self.connection, fact.id, why, self.now + PUBLISH_AGAIN_AFTER)
 
 
 class _Current:
     """The states of all objects of a batch, read once, after its entries."""
 
     def __init__(self, connection: Connection, facts: Sequence[Row[Any]]) -> None:
-        ids = {fact.stream for fact in facts if fact.stream != outbox.NO_SUBSCRIPTION}
+        ids = {fact.stream for fact in facts if fact.stream != pending.NO_SUBSCRIPTION}
         invoice_ids = {fact.invoice_id for fact in facts if fact.invoice_id is not None}
         self._subscriptions = states.of_subscriptions(connection, ids) if ids else {}
         self._invoices = states.of_invoices(connection, invoice_ids) if invoice_ids else {}

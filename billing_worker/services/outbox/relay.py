@@ -8,8 +8,8 @@ from datetime import timedelta
 from typing import Any, Final
 
 from billing_worker.clock import Clock
+from billing_worker.persistence.outbox import feed
 from billing_worker.persistence.store import Store
-from billing_worker.persistence.told import feed
 
 RELAY_BATCH: Final = 500
 RELAY_LEASE: Final = timedelta(seconds=60)

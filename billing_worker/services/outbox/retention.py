@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import timedelta
 
 from billing_worker.clock import Clock
+from billing_worker.persistence.outbox import feed
 from billing_worker.persistence.store import Store
-from billing_worker.persistence.told import feed
 
 FORGET_BATCH = 1_000
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, Row
 
 from billing_worker.domain.subscription import ONE_OFF
-from billing_worker.persistence.told import states
+from billing_worker.persistence.outbox import states
 from billing_worker.services.outbox.states import invoice_state, subscription_state
 from billing_worker.services.reports.status import ChargeSettings, explain
 

@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 
 from billing_worker.domain.webhooks import USUAL_WAITS
-from billing_worker.persistence.told import feed
+from billing_worker.persistence.outbox import feed
 from billing_worker.services.outbox.deliver import Outbound
 from billing_worker.services.outbox.publish import publish
 from tests.support.receivers import Receivers

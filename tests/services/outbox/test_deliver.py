@@ -14,9 +14,9 @@ from standardwebhooks import Webhook
 
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.domain.webhooks import USUAL_WAITS
+from billing_worker.persistence.outbox import cursors
 from billing_worker.persistence.schema import outgoing
 from billing_worker.persistence.store import CommitUnknown
-from billing_worker.persistence.told import cursors
 from billing_worker.receivers.post import Answer
 from billing_worker.services.outbox import deliver as delivering
 from billing_worker.services.outbox import endpoints

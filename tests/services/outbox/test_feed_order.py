@@ -15,7 +15,7 @@ from billing_worker.clock import SystemClock
 from billing_worker.domain.events import Event, EventKind
 from billing_worker.persistence import history
 from billing_worker.persistence.history import Entry
-from billing_worker.persistence.told import feed
+from billing_worker.persistence.outbox import feed
 from billing_worker.services.outbox.publish import publish
 
 WRITERS, EACH, READERS, SUBSCRIPTIONS = 8, 25, 20, 5

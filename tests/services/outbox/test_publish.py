@@ -13,9 +13,9 @@ from sqlalchemy import func, select
 
 from billing_worker.domain.public_events import LARGEST_EVENT, PublicType
 from billing_worker.domain.public_schema import schema
+from billing_worker.persistence.outbox import pending
 from billing_worker.persistence.schema import outgoing, tables
 from billing_worker.persistence.store import Within
-from billing_worker.persistence.told import outbox
 from billing_worker.services.outbox import publish as publishing
 from billing_worker.services.outbox.publish import publish
 from billing_worker.services.subscriptions import lifecycle
@@ -173,7 +173,7 @@ def test_an_event_that_cannot_be_rendered_alerts_and_holds_back_its_subscription
     assert listener.types("sub-1") == []
     assert listener.types("sub-2") == ["subscription.created", "invoice.opened", "invoice.paid"]
     with world.store.reading() as connection:
-        [stuck] = outbox.in_trouble(connection, 10)
+        [stuck] = pending.in_trouble(connection, 10)
         assert stuck.trouble == "ValueError: no such currency"
     monkeypatch.undo()
     assert listener.types("sub-1") == []  # not at each sweep

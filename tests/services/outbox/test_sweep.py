@@ -7,9 +7,9 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import func, select
 
+from billing_worker.persistence.outbox import feed
 from billing_worker.persistence.schema import outgoing
 from billing_worker.persistence.store import Store
-from billing_worker.persistence.told import feed
 from billing_worker.services.outbox import relay as relaying
 from billing_worker.services.outbox.publish import publish
 from billing_worker.services.outbox.relay import relay

@@ -1,4 +1,4 @@
-"""What became of each event at each endpoint."""
+"""The last result of each event at each endpoint."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def record(
     tries: Sequence[tuple[int, int | None, str | None]],
     now: datetime,
 ) -> None:
-    """Tries that have ended: (number of the event, HTTP status, why it failed or None)."""
+    """Record ended tries: (event number, HTTP status, reason of the failure or None)."""
     if not tries:
         return
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
@@ -47,7 +47,7 @@ def record(
 def listed(
     connection: Connection, *, failed: bool, endpoint_id: int | None, limit: int
 ) -> Sequence[Row[Any]]:
-    """The newest tries first; `failed`: only what has not been delivered."""
+    """Return the newest tries first. `failed`: only events that are not delivered."""
     c = deliveries.c
     query = (
         select(

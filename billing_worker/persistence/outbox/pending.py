@@ -1,4 +1,4 @@
-"""Facts that are to be told: written where they become true, and taken out with a number."""
+"""Outbox entries: written in the transaction of the fact, removed when they get a number."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from billing_worker.persistence.bulk import insert_many
 from billing_worker.persistence.schema.outgoing import outbox
 
 NO_SUBSCRIPTION = 0
-"""The stream of events that are about no subscription."""
+"""The stream of events about no subscription."""
 
 
 def add(connection: Connection, facts: Sequence[tuple[Told, int | None, int | None]]) -> None:
-    """Each with the ids of its subscription and its invoice, if it is about one. No query and no
-    lock: one statement for all that a transaction tells.
+    """Insert entries with the ids of their subscription and invoice, if any.
+
+    One statement for the whole transaction, without queries or locks.
     """
     insert_many(
         connection,
@@ -47,7 +48,9 @@ _WAITING = (
 
 
 def waiting(connection: Connection, now: datetime, limit: int) -> Sequence[Row[Any]]:
-    """What has no number yet, in the order in which it was written, but for streams in trouble."""
+    """Return entries without a number, in the order of writing, without streams that are
+    held back.
+    """
     return connection.execute(_WAITING, {"now": now, "most": limit}).all()
 
 
@@ -66,6 +69,6 @@ def put_off(connection: Connection, row_id: int, why: str, until: datetime) -> N
 
 
 def in_trouble(connection: Connection, limit: int) -> Sequence[Row[Any]]:
-    """What could not be rendered, oldest first."""
+    """Return entries that could not be rendered, oldest first."""
     query = select(outbox).where(outbox.c.trouble.is_not(None)).order_by(outbox.c.id).limit(limit)
     return connection.execute(query).all()

@@ -1,8 +1,8 @@
-"""Where each endpoint is in each stream: what is due, what follows, and what waits.
+"""The position of each endpoint in each stream: what is due, what follows, and what waits.
 
-Rows are locked in the order of (endpoint, stream) by whoever locks several: the publisher, which
-points idle cursors at new events, and the sender, which moves them on. So the two never wait for each
-other in a circle, and neither overlooks what the other has written: each reads after it has the lock.
+The publisher points idle cursors at new events; the sender moves them. Both lock rows in the order
+of (endpoint, stream), so they never deadlock, and each reads after it has the lock, so neither
+misses the other's changes.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
+from billing_worker.persistence.outbox.endpoints import ACTIVE, Endpoint
 from billing_worker.persistence.schema.outgoing import (
     public_events,
     webhook_cursors,
     webhook_endpoints,
 )
-from billing_worker.persistence.told.endpoints import ACTIVE, Endpoint
 
 _C = webhook_cursors.c
 
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """One event that an endpoint is to be sent now, under a claim."""
+    """One event that is due for an endpoint, under a claim."""
 
     stream: int
     sequence: int
@@ -57,7 +57,7 @@ def point(
     events: Sequence[Mapping[str, Any]],
     now: datetime,
 ) -> None:
-    """Point each cursor that waits for nothing at the first of these new events that it wants."""
+    """Point each idle cursor at the first of these new events that its endpoint wants."""
     first: dict[tuple[int, int], int] = {}
     for endpoint in endpoints:
         for event in events:
@@ -81,7 +81,7 @@ def point(
 
 
 def make(connection: Connection, endpoint_id: int, streams: Collection[int]) -> None:
-    """Idle cursors where there are none."""
+    """Create missing cursors, idle."""
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     idle = {"endpoint_id": endpoint_id, "tries": 0, "claim": 0}
     connection.execute(
@@ -93,7 +93,7 @@ def make(connection: Connection, endpoint_id: int, streams: Collection[int]) -> 
 _NOW = bindparam("now", type_=_C.next_at.type)
 _DUE_ENDPOINTS = select(webhook_endpoints.c.id).where(
     webhook_endpoints.c.status == ACTIVE,
-    # Not a join: a dead endpoint may have a hundred thousand cursors that are due.
+    # Not a join: a dead endpoint may have a hundred thousand due cursors.
     exists().where(_C.endpoint_id == webhook_endpoints.c.id, _C.next_at <= _NOW),
 )
 
@@ -127,8 +127,8 @@ _THESE: Any = bindparam("streams", expanding=True)
 def claim(
     connection: Connection, endpoint_id: int, now: datetime, until: datetime, limit: int
 ) -> list[Due]:
-    """Take up to `limit` events that are due. Whoever dies with them leaves them to the next after
-    `until`; what an older claim reports then is not believed.
+    """Claim up to `limit` due events until `until`. After a crash the next sender takes them then,
+    and reports of the older claim are ignored.
     """
     rows = connection.execute(_DUE, {"endpoint": endpoint_id, "now": now, "most": limit}).all()
     if rows:
@@ -144,7 +144,7 @@ def claim(
 
 
 def lock(connection: Connection, endpoint_id: int, streams: Collection[int]) -> dict[int, Row[Any]]:
-    """The cursors of these streams, locked in order, by stream."""
+    """Lock the cursors of these streams in order. Returns them by stream."""
     query = (
         select(webhook_cursors)
         .where(_C.endpoint_id == endpoint_id, _C.stream.in_(streams))
@@ -157,8 +157,8 @@ def lock(connection: Connection, endpoint_id: int, streams: Collection[int]) -> 
 def following(
     connection: Connection, endpoint: Endpoint, streams: Collection[int]
 ) -> dict[int, int]:
-    """By stream: the sequence of the event after the head that this endpoint wants, if there is one.
-    For cursors that the caller holds locked.
+    """Return by stream the sequence of the next event that the endpoint wants, if any. The cursors
+    are locked.
     """
     wanted: ColumnElement[bool] = true()
     if endpoint.types is not None:
@@ -198,7 +198,7 @@ _MOVE = (
 
 
 def move(connection: Connection, endpoint_id: int, moves: Mapping[int, Mapping[str, Any]]) -> None:
-    """By stream: head, next_at, tries, parked_at, replay_until, resume_at; of locked cursors."""
+    """Write locked cursors, by stream: head, next_at, tries, parked_at, replay_until, resume_at."""
     if moves:
         connection.execute(
             _MOVE,
@@ -210,7 +210,7 @@ def move(connection: Connection, endpoint_id: int, moves: Mapping[int, Mapping[s
 
 
 def try_parked_now(connection: Connection, endpoint_id: int, now: datetime) -> int:
-    """The whole schedule anew for what is parked. Returns how many streams that concerns."""
+    """Start a new schedule for parked streams. Returns how many."""
     result = connection.execute(
         update(webhook_cursors)
         .where(_C.endpoint_id == endpoint_id, _C.parked_at.is_not(None))
@@ -225,7 +225,7 @@ def has_parked(connection: Connection, endpoint_id: int) -> bool:
 
 
 def backlog(connection: Connection) -> dict[int, tuple[int, int]]:
-    """By endpoint: how many streams wait for it, and how many of these are parked."""
+    """Return by endpoint how many streams wait, and how many of them are parked."""
     query = select(
         _C.endpoint_id,
         func.count(_C.next_at).label("waiting"),
@@ -237,9 +237,7 @@ def backlog(connection: Connection) -> dict[int, tuple[int, int]]:
 def ranges(
     connection: Connection, endpoint: Endpoint, first: int, last: int
 ) -> dict[int, tuple[int, int]]:
-    """By stream: the first and last sequence of the events from one number to another that this
-    endpoint wants.
-    """
+    """Return by stream the first and last sequence of a range of events that the endpoint wants."""
     c = public_events.c
     query = select(
         c.stream, func.min(c.sequence).label("first"), func.max(c.sequence).label("last")

@@ -20,31 +20,31 @@ from billing_worker.persistence.schema.outgoing import (
 )
 
 JUMP = 1_000_000
-"""More than a book tells between a backup and the moment in which it is put back."""
+"""More events than a book publishes between a backup and its restore."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the feed stands, for whoever holds its lock."""
+    """The state of the feed, for the holder of its lock."""
 
-    number: int  # the last one that was given out
-    floor: int  # sequences are above it
+    number: int  # the last used number
+    floor: int  # sequences begin above it
     restored_at: datetime | None
 
 
 def lock(connection: Connection) -> Place:
-    """The right to give out numbers until the end of the transaction.
+    """Lock the feed: only this transaction assigns numbers until it ends.
 
-    Whoever waits here reads the outbox afterwards, and so sees what the one before has taken. A
-    number is visible only with all that are smaller: they are committed with it, or before it.
+    The next holder reads the outbox after it has the lock, and so sees what this one has taken. A
+    number is visible only together with all smaller ones, which are committed with it or before it.
     """
     query = select(feed.c.number, feed.c.floor, feed.c.restored_at).with_for_update()
     return Place(*connection.execute(query).one())
 
 
 def jump(connection: Connection, place: Place, restored_at: datetime) -> Place:
-    """Leave out the numbers and sequences that the forgotten time may have given out: whoever has
-    seen them would never see the new ones.
+    """Skip the numbers and sequences that may have been used in the lost time: a reader that has
+    seen them would miss the new events.
     """
     number = place.number + JUMP
     values = {"number": number, "floor": number, "restored_at": restored_at}
@@ -81,12 +81,12 @@ _AFTER: Select[Any] = (
 
 
 def after(connection: Connection, number: int, limit: int) -> Sequence[Row[Any]]:
-    """(number, body) of up to `limit` events that come after `number`, in their order."""
+    """Return (number, body) of up to `limit` events after `number`, in order."""
     return connection.execute(_AFTER, {"after": number, "most": limit}).all()
 
 
 def newest(connection: Connection) -> int:
-    """The last number that was given out; 0: none."""
+    """Return the last used number, or 0."""
     number: int = connection.execute(select(feed.c.number)).scalar_one()
     return number
 
@@ -97,7 +97,7 @@ def number_of(connection: Connection, event_id: str) -> int | None:
 
 
 def forgotten(connection: Connection) -> int:
-    """The last number that was deleted; 0: none."""
+    """Return the last deleted number, or 0."""
     number: int = connection.execute(select(feed.c.forgotten)).scalar_one()
     return number
 
@@ -109,8 +109,8 @@ _STILL_TO_SEND = exists().where(
 
 
 def forget(connection: Connection, before: datetime, limit: int) -> int:
-    """Delete up to `limit` events that were published before then, but for what an endpoint or the
-    queue has still to be sent. Returns how many.
+    """Delete up to `limit` events that were published before then. Keeps what an endpoint or the
+    queue still needs. Returns how many.
     """
     lock(connection)
     is_queued = select(feed.c.queued).where(
@@ -143,7 +143,7 @@ class Queued:
 
 
 def claim_queue(connection: Connection, now: datetime, until: datetime) -> Queued | None:
-    """The right to send what is new. None: another process has it."""
+    """Claim the right to send new events to the queue. None: another process has it."""
     row = connection.execute(select(feed).with_for_update()).one()
     if row.queue_lease_until is not None and row.queue_lease_until > now:
         return None
@@ -154,7 +154,9 @@ def claim_queue(connection: Connection, now: datetime, until: datetime) -> Queue
 
 
 def queued(connection: Connection, claimed: Queued, number: int) -> None:
-    """Sent up to this number. Says nothing once another process has taken over."""
+    """Record that events up to this number are sent. Has no effect after another process
+    took over.
+    """
     connection.execute(
         update(feed)
         .where(feed.c.queue_claim == claimed.claim)

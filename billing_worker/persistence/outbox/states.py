@@ -1,4 +1,4 @@
-"""Subscriptions and invoices as they are now, with all that a public state tells."""
+"""The present subscriptions and invoices, with everything that a public state contains."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _subscriptions() -> Select[Any]:
 
 
 def of_subscriptions(connection: Connection, ids: Collection[int]) -> dict[int, Row[Any]]:
-    """With customer and card, by id. Reads only: it waits for nobody."""
+    """Return subscriptions with customer and card, by id. Takes no locks."""
     rows = connection.execute(_subscriptions().where(subscriptions.c.id.in_(ids)))
     return {row.id: row for row in rows}
 
@@ -44,7 +44,7 @@ def subscription_named(connection: Connection, reference: str) -> Row[Any] | Non
 def subscriptions_of_customer(
     connection: Connection, reference: str, limit: int
 ) -> Sequence[Row[Any]]:
-    """Newest first, one-off charges among them."""
+    """Return them newest first, with one-off charges."""
     query = _subscriptions().where(customers.c.reference_id == reference)
     return connection.execute(query.order_by(subscriptions.c.id.desc()).limit(limit)).all()
 

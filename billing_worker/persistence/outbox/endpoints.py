@@ -1,4 +1,4 @@
-"""Where webhooks go."""
+"""The endpoints of webhooks."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _from(row: Row[Any]) -> Endpoint:
 def add(
     connection: Connection, url: str, types: Sequence[str] | None, secret: bytes, now: datetime
 ) -> int | None:
-    """None: there is an endpoint with this URL."""
+    """Insert an endpoint. Returns its id, or None if the URL exists."""
     if connection.execute(select(exists().where(webhook_endpoints.c.url == url))).scalar():
         return None
     row = {"url": url, "types": ",".join(types) if types else None, "secret": secret}
@@ -90,7 +90,7 @@ def set_secret(
 
 
 def remove(connection: Connection, endpoint_id: int) -> None:
-    """With what was to go there."""
+    """Delete an endpoint and its waiting deliveries."""
     for table in (deliveries, webhook_cursors):
         connection.execute(delete(table).where(table.c.endpoint_id == endpoint_id))
     connection.execute(delete(webhook_endpoints).where(webhook_endpoints.c.id == endpoint_id))
