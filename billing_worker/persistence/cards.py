@@ -28,7 +28,7 @@ from sqlalchemy import (
     update,
 )
 
-from billing_worker.domain.attempt import Attempt
+from billing_worker.domain.attempt import Attempt, Origin
 from billing_worker.domain.card import Card, default_of
 from billing_worker.domain.money import Money
 from billing_worker.domain.network_rules import Try
@@ -364,13 +364,20 @@ def equal_charge(
     connection: Connection, attempt: Attempt, *, since: datetime
 ) -> tuple[str, bool] | None:
     """Return (reference, whether it is paid) of another invoice's charge of the same card and amount
-    that was sold since then and not refused; one that is paid, if there is one.
+    that was sold since then, not after this one, and not refused; one that is paid, if there is one.
+
+    A page is no such charge: the customer may have paid with any card. Nor is a person's word that
+    an attempt was paid: it may be wrong.
     """
     query = select(attempts.c.reference_id, attempts.c.status != "submitted").where(
         attempts.c.card_id.in_(_ALIKE_IDS.correlate(None)),
         attempts.c.invoice_id != attempt.invoice_id,
         attempts.c.status.in_(["submitted", "succeeded", "surplus"]),
+        attempts.c.origin != Origin.LINK,
+        attempts.c.resolved_at.is_(None),
         attempts.c.submitted_at >= since,
+        # A charge that came later is not what the acquirer has seen before.
+        attempts.c.submitted_at <= attempt.submitted_at,
         # Two undecided ones must not wait for each other.
         or_(attempts.c.status != "submitted", attempts.c.id < attempt.id),
         attempts.c.amount_minor == attempt.money.minor,

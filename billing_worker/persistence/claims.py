@@ -210,15 +210,16 @@ def lock_one(connection: Connection, invoice_id: int) -> DueInvoice | None:
     return next(iter(found), None)
 
 
-def lock_given_up(connection: Connection, subscription_id: int) -> list[Invoice]:
-    """Lock the uncollectible invoices of a locked subscription."""
+def lock_given_up(connection: Connection, subscription_id: int) -> list[DueInvoice]:
+    """Lock the uncollectible invoices of a locked subscription, as `lock_open` does the open ones."""
     query = (
-        select(invoices)
-        .where(invoices.c.subscription_id == subscription_id, invoices.c.status == "uncollectible")
+        _WITH_TERMS.where(
+            invoices.c.subscription_id == subscription_id, invoices.c.status == "uncollectible"
+        )
         .order_by(invoices.c.id)
-        .with_for_update()
+        .with_for_update(of=invoices)
     )
-    return [invoice_from(row) for row in connection.execute(query)]
+    return _with_attempts(connection, query)[0]
 
 
 def overdue(connection: Connection, now: datetime, limit: int) -> list[tuple[int, str]]:

@@ -59,11 +59,13 @@ def _after_a_decision(before: Case, concluded: Conclusion, context: Context) -> 
     """
     case = concluded.case
     just_ended = before.attempt.status in attempts.LIVE and case.attempt.status not in attempts.LIVE
-    if not just_ended or case.invoice.status is not InvoiceStatus.OPEN:
+    if not just_ended or case.invoice.status not in invoices.OWED:
         return concluded
     if before.invoice.void_if_unpaid:
         void = _voided(concluded, f"{invoices.VOIDED}it ended unpaid", context)
         return _owes_no_longer(void, context)
+    if case.invoice.status is not InvoiceStatus.OPEN:
+        return concluded
     if case.subscription.status is SubscriptionStatus.PAUSED:
         aside = replace(case, invoice=invoices.put_aside(case.invoice))
         return replace(concluded, case=aside)

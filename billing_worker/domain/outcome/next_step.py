@@ -23,7 +23,7 @@ from billing_worker.domain.events import Event, EventKind
 from billing_worker.domain.invoice import Invoice, InvoiceStatus
 from billing_worker.domain.network_rules import never_again
 from billing_worker.domain.outcome.attempt_result import Case, Conclusion, Context
-from billing_worker.domain.outcome.distance import not_before
+from billing_worker.domain.outcome.distance import not_before, was_never_sold
 from billing_worker.domain.subscription import Subscription, SubscriptionStatus
 
 
@@ -38,7 +38,7 @@ def next_step(
         case.subscription.schedule.tz,
         other_card=case.other_card,
         never=never.rule if never else None,
-        equal_charge=case.equal_charge,
+        equal_charge=_explains_alone(case, attempt),
     )
     step = _not_too_early(step, case, attempt, context)
     status = case.subscription.status
@@ -48,6 +48,15 @@ def next_step(
         # This attempt was on request. A suspended subscription gets no automatic attempt.
         return replace(step, at=None, turn=Turn.NOBODY, rule="subscription.suspended")
     return step
+
+
+def _explains_alone(case: Case, attempt: Attempt) -> str | None:
+    """Return the charge that this one is a duplicate of, unless it may be one of the same invoice:
+    an earlier sale that ended without a refusal may have succeeded.
+    """
+    earlier = [one for one in case.earlier if one.id != attempt.id]
+    refused = all(one.status is AttemptStatus.DECLINED or was_never_sold(one) for one in earlier)
+    return case.equal_charge if refused else None
 
 
 def _not_too_early(step: NextStep, case: Case, attempt: Attempt, context: Context) -> NextStep:

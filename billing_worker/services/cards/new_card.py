@@ -279,7 +279,7 @@ def _debts(
     status_of = {subscription.id: subscription.status for subscription in given_to}
     unpaid = [item.invoice for item in items if not _is_in_flight(item.live)]
     for subscription_id in sorted(given_for):
-        unpaid += claims.lock_given_up(connection, subscription_id)
+        unpaid += [item.invoice for item in claims.lock_given_up(connection, subscription_id)]
     return [
         Debt(invoice, status_of[invoice.subscription_id], invoice.subscription_id in given_for)
         for invoice in unpaid

@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 from billing_worker.clock import Clock
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.domain.events import Event, EventKind
-from billing_worker.persistence import cards, customers, history
+from billing_worker.persistence import card_setups, cards, customers, history
 from billing_worker.persistence.history import Entry
 from billing_worker.persistence.store import Store
 
@@ -27,6 +27,8 @@ def remove_card(
         customer_id = customers.find(connection, customer)
         if customer_id is None:
             raise InvalidInput("customer", f"there is no customer {customer!r}")
+        # A card that is being given to a subscription, or sold with, is not taken away meanwhile.
+        card_setups.lock_subscriptions_of(connection, customer_id)
         known = {row.id: row for row in cards.listed(connection, customer_id)}
         if card_id not in known:
             raise InvalidInput("card_id", f"the customer has no card {card_id}")

@@ -121,24 +121,29 @@ def void_what_is_open(
 
     Returns data for the event: how many, and which may still be paid. Empty if nothing is open.
     """
+    return _void_unless_paid(
+        connection, claims.lock_open(connection, subscription_id), reason, moment
+    )
+
+
+def void_what_is_owed(
+    connection: Connection, subscription_id: int, reason: str, moment: Moment
+) -> dict[str, Any]:
+    """Void as `void_what_is_open` does, also what was given up: a customer may be on its page."""
     items = claims.lock_open(connection, subscription_id)
+    items += claims.lock_given_up(connection, subscription_id)
+    return _void_unless_paid(connection, items, reason, moment)
+
+
+def _void_unless_paid(
+    connection: Connection, items: Sequence[DueInvoice], reason: str, moment: Moment
+) -> dict[str, Any]:
     if not items:
         return {}
     voided = void(connection, items, reason, moment)
     flying = [item for item in items if is_in_flight(item)]
     _change(connection, flying, invoices.given_up_if_unpaid, _waits, moment)
     return {"voided": voided, "in_flight": [item.invoice.reference_id for item in flying]}
-
-
-def void_given_up(connection: Connection, subscription_id: int, reason: str, moment: Moment) -> int:
-    """Void what was given up as uncollectible. Return how many invoices."""
-    pairs = [(one, invoices.voided(one, reason))
-             for one in claims.lock_given_up(connection, subscription_id)]  # fmt: skip
-    attempts.save_open(connection, [], pairs)
-    history.write(
-        connection, (Entry(_is_void(one, moment), one.subscription_id, one.id) for _, one in pairs)
-    )
-    return len(pairs)
 
 
 def void(connection: Connection, items: Sequence[DueInvoice], reason: str, moment: Moment) -> int:

@@ -346,10 +346,11 @@ def forgive(
     def decide(asked: _Asked) -> None:
         before = asked.subscription
         after = rules.forgiven(before, asked.now)
-        asked.also(_voided(asked, why))
         reason = f"{invoices.VOIDED}{why or 'forgiven'}"
-        given_up = pause_collection.void_given_up(asked.connection, before.id, reason, asked.moment)
-        asked.becomes(after, EventKind.SUBSCRIPTION_FORGIVEN, given_up=given_up)
+        asked.also(
+            pause_collection.void_what_is_owed(asked.connection, before.id, reason, asked.moment)
+        )
+        asked.becomes(after, EventKind.SUBSCRIPTION_FORGIVEN)
 
     return _ask(store, clock, reference_id, by, why, decide, None)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from sqlalchemy import select
+from threading import Thread
+
+from sqlalchemy import select, update
 
 from billing_worker.persistence.schema import tables
 from billing_worker.services.cards.listing import list_cards
@@ -72,3 +74,19 @@ def test_a_removed_card_that_is_given_again_is_charged_again(world):
     assert replace(world, "approved.old")["card_id"] == old
     world.tick()
     assert world.fate() == "paid"
+
+
+def test_a_card_that_is_being_given_to_a_subscription_is_not_removed_meanwhile(world):
+    world.subscribe("approved.old", customer=ANN)
+    world.tick()
+    [old] = numbers(world)
+    replace(world, "approved.new")
+    answers = []
+    removing = Thread(target=lambda: answers.append(remove(world, old)))
+    with world.store.transaction() as connection:
+        connection.execute(update(tables.subscriptions).values(card_id=old))
+        removing.start()
+        removing.join(0.3)
+    removing.join()
+    assert "pays sub-1" in answers[0]["errors"][0]["reason"]
+    assert stored(world, old).token != b""

@@ -11,8 +11,9 @@ from billing_worker.persistence.invoices import PAGE, REOPENED, UNDECIDED
 from billing_worker.services.commands.execute import Message, carry_out
 from billing_worker.services.dunning import choose_policy
 from billing_worker.services.hosted_pages.start import start_checkout, start_tokenisation
-from billing_worker.services.operators.debts import void_invoice
+from billing_worker.services.operators.debts import IfCharged, void_invoice
 from billing_worker.services.reports.wording import fate_of
+from billing_worker.services.subscriptions.lifecycle import forgive
 from tests.support.recovery import retry, subscription
 
 DAY = timedelta(days=1)
@@ -102,3 +103,30 @@ def test_nothing_can_be_paid_once_the_debt_is_void(suspended):
     for page_of in (checkout, tokenise):
         with pytest.raises(NotPayable, match="is void"):
             page_of(suspended)
+
+
+def void_if_unpaid(world):
+    void_invoice(
+        world.store, world.clock, reference=INVOICE, by="ann", why="goodwill",
+        if_charged=IfCharged.IF_UNPAID,
+    )  # fmt: skip
+
+
+def forgiven(world):
+    forgive(world.store, world.clock, "sub-1", by="ann", why="goodwill")
+
+
+@pytest.mark.parametrize("decide", [void_if_unpaid, forgiven])
+@pytest.mark.parametrize("is_paid", [True, False])
+def test_what_is_forgiven_while_its_customer_is_on_a_page_is_paid_or_else_void(
+    suspended, decide, is_paid
+):
+    page = checkout(suspended)
+    decide(suspended)
+    assert suspended.fate() == "uncollectible"
+    if is_paid:
+        suspended.sandbox.pay_hosted(page["gateway_id"])
+    suspended.run_for(5 * DAY, step=2 * HOUR)
+    assert suspended.fate() == ("paid" if is_paid else "void")
+    assert "attempt.surplus" not in suspended.events()
+    assert suspended.discrepancies() == []
