@@ -279,8 +279,12 @@ def resolve(ports: Ports, doubt: Doubt) -> bool:
             return True  # somebody else has acted meanwhile
         told = _act(connection, doubt, _current(ports.outside, server), now)
         acted = switches.read(connection)
+        unbegun = list(ports.outside)
+        if doubt.kind is Kind.FIRST:  # Before the commit: without its file it is a copy.
+            begin_record([keeper for keeper in unbegun if keeper.path is not None], acted, now)
+            unbegun = [keeper for keeper in unbegun if keeper.path is None]
     if doubt.kind in {Kind.FIRST, Kind.MOVED, Kind.FORGOT}:
-        begin_record(ports.outside, acted, now)
+        begin_record(unbegun, acted, now)
     if told:
         log.error("billing.alert", kind=str(_EVENTS[doubt.kind]), reason=doubt.why)
     return doubt.kind not in {Kind.COPIED, Kind.OLDER, Kind.REFUSED}

@@ -480,6 +480,26 @@ def goes_on(world, reference):
     return world.sales(f"{reference}-p0-a1") == 1
 
 
+def test_a_process_that_looks_while_another_one_charges_first_sees_no_copy(
+    kept_in_a_file, tmp_path, monkeypatch
+):
+    world, beside, seen = kept_in_a_file, opened(tmp_path / "home", kept_in_a_file), []
+    begin = FileRecord.begin
+
+    def look_and_begin(keeper, record):
+        with beside.store.reading() as connection:
+            seen.append(lost_memory.why_it_is_a_copy(connection, beside.outside))
+        begin(keeper, record)
+
+    monkeypatch.setattr(FileRecord, "begin", look_and_begin)
+    world.subscribe("approved")
+    world.tick()
+    assert seen == [None]
+    assert world.fate() == "paid"
+    assert lost_memory.poll(beside.ports)
+    assert not alerts(world, "book.refused")
+
+
 def test_a_file_that_is_copied_elsewhere_alone_is_a_copy(kept_in_a_file, tmp_path):
     assert goes_on(kept_in_a_file, "sub-1")
     (tmp_path / "else").mkdir()
