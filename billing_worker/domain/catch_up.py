@@ -124,14 +124,18 @@ def plans(
 
 def plan_held(
     held: Sequence[DuePeriod],
+    newest: int,
     subscription: Subscription,
     now: datetime,
     diary: Diary,
     policy: Policy,
     age_cap: timedelta = AGE_CAP,
 ) -> tuple[tuple[Planned, ...], Diary]:
-    """Decide again about held periods (oldest first), by a policy that a person has named."""
-    newest = subscription.next_period - 1
+    """Decide again about held periods (oldest first), by a policy that a person has named.
+
+    `newest` is the number of the latest opened period that is not void: the numbers after it may
+    have been skipped or given free, and then no later period is collected.
+    """
     latest = held[-1] if held[-1].number == newest and not is_due(subscription, now) else None
     return _decided(subscription, held, latest, policy, now, diary, age_cap)
 
@@ -162,7 +166,7 @@ def plan_missed(
 ) -> tuple[tuple[Planned, ...], Diary]:
     """Decide again about opened periods (oldest first) whose first charge `was_missed`.
 
-    `newest` is the number of the latest opened period. `waited_for_older`: the periods are late
+    `newest` is the number of the latest opened period that is not void. `waited_for_older`: the periods are late
     because an older invoice was in recovery, not because of an outage. None of them is waived; they
     only keep their distance.
     """

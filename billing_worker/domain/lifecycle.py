@@ -100,6 +100,12 @@ def pausing_until(
     return replace(subscription, resumes_at=until, resumes_shifted=shift)
 
 
+def pause_is_over(subscription: Subscription, now: datetime) -> bool:
+    """Whether the date until which it is paused has come. Another book ends what is handed over."""
+    until = subscription.resumes_at
+    return until is not None and until <= now and subscription.handed_over_at is None
+
+
 @dataclass(frozen=True, slots=True)
 class Resumed:
     subscription: Subscription

@@ -62,10 +62,10 @@ def _debits(
 
 
 def newest_periods(connection: Connection, subscription_ids: Collection[int]) -> dict[int, int]:
-    """Return by subscription the number of the latest opened period."""
+    """Return by subscription the number of the latest opened period that is not void."""
     query = (
         select(invoices.c.subscription_id, func.max(invoices.c.period_number).label("number"))
-        .where(invoices.c.subscription_id.in_(subscription_ids))
+        .where(invoices.c.subscription_id.in_(subscription_ids), invoices.c.status != "void")
         .group_by(invoices.c.subscription_id)
     )
     return {row.subscription_id: row.number for row in connection.execute(query)}

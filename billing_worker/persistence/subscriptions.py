@@ -363,6 +363,17 @@ def matching(
     return rows
 
 
+def lock_if_matching(connection: Connection, reference_id: str, terms: Mapping[str, Any]) -> bool:
+    """Lock a subscription. Return whether it goes on and has these terms."""
+    query = (
+        select(subscriptions.c.id)
+        .where(_GOING_ON, subscriptions.c.reference_id == reference_id)
+        .where(*(subscriptions.c[name] == value for name, value in terms.items()))
+        .with_for_update()
+    )
+    return connection.execute(query).scalar() is not None
+
+
 def hand_over(connection: Connection, ids: Sequence[int], now: datetime) -> None:
     """Mark locked subscriptions as billed by another book. Their status stays as it is."""
     if ids:

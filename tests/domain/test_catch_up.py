@@ -134,7 +134,14 @@ def test_the_answer_for_periods_on_hold_is_the_policy_that_a_person_names():
     now = ANCHOR + 3.5 * DAY
     held = plan(subscription(policy=Policy.parse("hold")), now, Diary())
     periods = [line.period for line in held.planned]
-    lines, _ = plan_held(periods, held.after, now, Diary(), Policy.parse("collect_latest"))
+    lines, _ = plan_held(
+        periods,
+        held.after.next_period - 1,
+        held.after,
+        now,
+        Diary(),
+        Policy.parse("collect_latest"),
+    )
     assert actions(lines) == [Action.WAIVE] * 3 + [Action.COLLECT]
 
 
@@ -142,7 +149,14 @@ def test_held_periods_are_all_waived_by_collect_latest_when_a_later_one_was_bill
     now = ANCHOR + 3.5 * DAY
     held = plan(subscription(policy=Policy.parse("hold")), now, Diary())
     periods = [line.period for line in held.planned[:-1]]
-    lines, _ = plan_held(periods, held.after, now, Diary(), Policy.parse("collect_latest"))
+    lines, _ = plan_held(
+        periods,
+        held.after.next_period - 1,
+        held.after,
+        now,
+        Diary(),
+        Policy.parse("collect_latest"),
+    )
     assert actions(lines) == [Action.WAIVE] * 3
 
 

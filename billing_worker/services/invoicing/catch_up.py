@@ -239,13 +239,18 @@ def _planned(
     found = catch_up_rows.late_of(connection, customer_ids, moment.now, lock=lock)
     ids = [one.subscription.id for late in found.values() for one in late.readable]
     diaries = catch_up_rows.diaries(connection, ids, moment.now)
+    newest = catch_up_rows.newest_periods(connection, ids)
     for customer_id in customer_ids:
         if customer_id in found:
-            yield _planned_for(found[customer_id], diaries, moment.now, answer)
+            yield _planned_for(found[customer_id], diaries, newest, moment.now, answer)
 
 
 def _planned_for(
-    found: LateOf, diaries: dict[int, Diary], now: datetime, answer: Answer
+    found: LateOf,
+    diaries: dict[int, Diary],
+    newest: dict[int, int],
+    now: datetime,
+    answer: Answer,
 ) -> _Customer:
     customer = _Customer(found.customer_reference)
     for row in found.unreadable:
@@ -256,7 +261,7 @@ def _planned_for(
     for one in found.readable:
         if one.held:
             id_ = one.subscription.id
-            planned, diaries[id_] = _held(one, diaries[id_], now, answer)
+            planned, diaries[id_] = _held(one, newest[id_], diaries[id_], now, answer)
             customer.held += [
                 (one.subscription, invoice, item)
                 for invoice, item in zip(one.held, planned, strict=True)
@@ -287,12 +292,12 @@ def _in_trouble(reference: str, found: LateOf, number: int, start: datetime, rea
 
 
 def _held(
-    one: LateSubscription, diary: Diary, now: datetime, answer: Answer
+    one: LateSubscription, newest: int, diary: Diary, now: datetime, answer: Answer
 ) -> tuple[tuple[Planned, ...], Diary]:
     periods = [DuePeriod(i.period_number, i.period_start, i.period_end) for i in one.held]
     if answer.policy is not None:
         return catch_up.plan_held(
-            periods, one.subscription, now, diary, answer.policy, answer.age_cap
+            periods, newest, one.subscription, now, diary, answer.policy, answer.age_cap
         )
     waiting = tuple(
         Planned(period, Action.HOLD, "on_hold", invoice.reason)

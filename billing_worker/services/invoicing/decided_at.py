@@ -18,6 +18,7 @@ from sqlalchemy import Connection, Row
 
 from billing_worker.domain import invoice as invoice_rules
 from billing_worker.domain import lifecycle as rules
+from billing_worker.domain.catch_up import is_due
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.domain.events import EventKind
 from billing_worker.domain.subscription import BILLABLE, Subscription, SubscriptionStatus
@@ -32,8 +33,8 @@ CLOCKS_DIFFER = timedelta(minutes=1)
 """The caller has another clock: a time up to this far ahead counts as now."""
 
 PERIOD_WAITS = (
-    "these books are from a backup, and a period is due that a decision not yet said again may "
-    "have prevented: say those first, and with each when it was made"
+    "these books are from a backup, and a period or a pause's end is due that a decision not yet "
+    "said again may have prevented: say those first, and with each when it was made"
 )
 
 _ORDERED = frozenset(
@@ -69,7 +70,7 @@ def decided_when(
     would have to undo it. `subscription` is locked.
     """
     if decided_at is None:
-        due = subscription.next_billing_at is not None and subscription.next_billing_at <= now
+        due = is_due(subscription, now) or rules.pause_is_over(subscription, now)
         if due and switches.waits_for_decisions(connection):
             raise InvalidInput("decided_at", PERIOD_WAITS)
         return Decided(now, told_later=False)
@@ -112,7 +113,8 @@ def _is_ordered(row: Row[Any]) -> bool:
 
 
 def _made_at(row: Row[Any]) -> datetime:
-    said: str | None = row.data.get("decided_at")
+    """Return when it was made. A pause that ended by itself counts from its date."""
+    said: str | None = row.data.get("decided_at") or row.data.get("resumed_at")
     made_at: datetime = datetime.fromisoformat(said) if said else row.at
     return made_at
 
@@ -138,7 +140,7 @@ def take_back(
     rows = [
         row
         for row in invoices.opened_after(connection, subscription.id, at)
-        if row.period_number < subscription.next_period  # others were taken back before
+        if row.period_number < subscription.next_period and not _is_taken_back(row)
     ]
     if not rows or subscriptions.is_one_off(connection, subscription.id):
         return TakenBack(subscription)
@@ -152,6 +154,11 @@ def take_back(
         raise InvalidInput("decided_at", "periods were skipped since: tell of it as of now")
     _void(connection, rows, moment, [i for i in open_items if i.invoice.period_start > at])
     return TakenBack(rules.before_period(subscription, first), charged)
+
+
+def _is_taken_back(row: Row[Any]) -> bool:
+    """Whether it is void by an earlier decision. If the next period is later, that one freed it."""
+    return (row.status, row.reason) == ("void", invoice_rules.TAKEN_BACK)
 
 
 def _void(

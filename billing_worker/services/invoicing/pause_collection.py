@@ -22,7 +22,7 @@ from billing_worker.domain.events import Event, EventKind
 from billing_worker.domain.invoice import Invoice
 from billing_worker.domain.outcome import withdrawn
 from billing_worker.domain.subscription import Subscription, SubscriptionStatus
-from billing_worker.persistence import attempts, claims, history
+from billing_worker.persistence import attempts, claims, history, subscriptions
 from billing_worker.persistence.claims import DueInvoice
 from billing_worker.persistence.history import Entry
 
@@ -85,6 +85,18 @@ def resume(
         "paused_at": before.paused_at.isoformat() if before.paused_at else None,
         "anchor_at": done.subscription.schedule.anchor.isoformat(),
     }
+
+
+def end_at_its_date(connection: Connection, before: Subscription, moment: Moment) -> Subscription:
+    """End a pause whose date has come, as of that date: whoever comes late prolongs none. Returns the
+    subscription as it is written.
+    """
+    at = before.resumes_at or moment.now
+    after, told = resume(connection, before, at, moment, shift=before.resumes_shifted)
+    subscriptions.save(connection, before, after)
+    said = moment.event(EventKind.SUBSCRIPTION_RESUMED, resumed_at=at.isoformat(), **told)
+    history.write(connection, [Entry(said, before.id)])
+    return after
 
 
 def wait_longer(connection: Connection, subscription_id: int, by: timedelta) -> None:

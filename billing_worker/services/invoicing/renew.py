@@ -24,7 +24,7 @@ from billing_worker.persistence.history import Entry
 from billing_worker.persistence.rows import Unreadable, trouble_of
 from billing_worker.services.doorbell import ring_for
 from billing_worker.services.guards import lost_memory
-from billing_worker.services.invoicing.pause_collection import Moment, give_up, resume
+from billing_worker.services.invoicing.pause_collection import Moment, end_at_its_date, give_up
 from billing_worker.services.ports import Ports
 
 RENEW_BATCH = 500
@@ -97,18 +97,14 @@ def _let_leave(ports: Ports) -> None:
 
 
 def _let_resume(ports: Ports) -> None:
-    """End the pauses that stood until a date, as of that date: a late sweep prolongs none."""
+    """End the pauses whose date has come."""
     with ports.store.transaction() as connection:
         if switches.waits_for_decisions(connection):
             return
         moment = Moment(ports.clock.now(), BY)
         resuming, unreadable = subscriptions.claim_resuming(connection, moment.now, RENEW_BATCH)
-        for before in resuming:
-            at = before.resumes_at or moment.now
-            after, told = resume(connection, before, at, moment, shift=before.resumes_shifted)
-            subscriptions.save(connection, before, after)
-            said = moment.event(EventKind.SUBSCRIPTION_RESUMED, resumed_at=at.isoformat(), **told)
-            history.write(connection, [Entry(said, before.id)])
+        for paused in resuming:
+            end_at_its_date(connection, paused, moment)
         _put_off(connection, [_unread(row) for row in unreadable], moment.now)
 
 

@@ -7,10 +7,11 @@ that was broken off is begun again: what was changed has the old terms no longer
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Row
@@ -142,14 +143,19 @@ def change_where(
     """Change the terms of every subscription that goes on and has the terms `where`.
 
     `terms` are those of `lifecycle.change`. What cannot be changed is refused by reference, and stops
-    no other. Raises InvalidInput on `where`.
+    no other. What another decision gives other terms meanwhile is left alone. Raises InvalidInput on
+    `where`.
     """
     report = Report()
-    for reference in _references(store, _terms(where)):
+    sought = _terms(where)
+    change = partial(lifecycle.change, by=by, why=why, **terms)
+    for reference in _references(store, sought):
         try:
-            outcome = _changed(store, clock, reference, by=by, why=why, dry_run=dry_run, **terms)
+            outcome = _changed(store, clock, reference, sought, change, dry_run=dry_run)
         except InvalidInput as error:
             report.refused[reference] = f"{error.field}: {error.reason}"
+            continue
+        if outcome is None:
             continue
         if outcome.outcome == "unchanged":
             report.unchanged += 1
@@ -161,18 +167,26 @@ def change_where(
 
 
 def _changed(
-    store: Store, clock: Clock, reference: str, *, dry_run: bool, **terms: Any
-) -> lifecycle.Outcome:
-    outcomes: list[lifecycle.Outcome] = []
+    store: Store,
+    clock: Clock,
+    reference: str,
+    sought: Mapping[str, Any],
+    change: Callable[..., lifecycle.Outcome],
+    *,
+    dry_run: bool,
+) -> lifecycle.Outcome | None:
+    """Return None for one that no longer has the terms `sought` when it is locked."""
+    outcome: lifecycle.Outcome | None = None
     with suppress(_OnlyLooked), store.transaction() as connection:
-        outcomes.append(lifecycle.change(Within(connection), clock, reference, **terms))
+        if subscriptions.lock_if_matching(connection, reference, sought):
+            outcome = change(Within(connection), clock, reference)
         if dry_run:
             raise _OnlyLooked
-    return outcomes[0]
+    return outcome
 
 
 def _references(store: Store, terms: Mapping[str, Any]) -> Iterator[str]:
-    """Read ahead by batches: what is changed meanwhile has left the terms that are looked for."""
+    """Read ahead by batches. Each is looked at again when it is locked."""
     last_id = 0
     while True:
         with store.reading() as connection:

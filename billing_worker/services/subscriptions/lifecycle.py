@@ -493,13 +493,15 @@ def _ask(
 def _up_to_date(
     connection: Connection, subscription: Subscription, at: datetime, moment: Moment
 ) -> Subscription:
-    """Open the periods that were due at the decision, on the terms of that time: the sweep may be
-    late.
+    """End the pause whose date had come at the decision, and open the periods that were due, on the
+    terms of that time: the sweep may be late.
 
     Opens as many as one transaction allows. A larger backlog is left to the sweep, which commits in
     between; then raises InvalidInput on `status`.
     """
-    if subscription.next_billing_at is None or subscription.next_billing_at > at:
+    if rules.pause_is_over(subscription, at):
+        subscription = pause_collection.end_at_its_date(connection, subscription, moment)
+    if not is_due(subscription, at):
         return subscription
     plans = list(plans_for(connection, [subscription], at))
     if is_due(plans[0].after, at):

@@ -8,6 +8,7 @@ import pytest
 
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.persistence import subscriptions as stored
+from billing_worker.services import kill_switch
 from billing_worker.services.commands.execute import Message, carry_out
 from billing_worker.services.forecast.preview import preview
 from billing_worker.services.import_records.export import record_from
@@ -111,3 +112,55 @@ def test_a_pause_that_ends_moves_with_the_book(paid):
         40 * DAY,
         True,
     )
+
+
+@pytest.fixture
+def late(paid):
+    """The pause has ended on 27 Feb and a period was due on 28 Feb, but no sweep has come until 1 Mar."""
+    pause(paid, 27)
+    paid.clock.advance(29 * DAY)
+    return paid
+
+
+@pytest.mark.parametrize(
+    "decision",
+    [
+        ("resume", {"shift_anchor": False}),
+        ("change", {"amount": "99.00"}),
+        ("change", {"interval": "year"}),
+        ("cancel", {"at_period_end": True}),
+        ("reschedule", {"days": 3}),
+        ("pause", {}),
+    ],
+    ids=str,
+)
+def test_a_decision_before_the_late_sweep_finds_the_pause_over_and_the_period_on_old_terms(
+    late, decision
+):
+    name, how = decision
+    getattr(lifecycle, name)(late.store, late.clock, "sub-1", by="ann", **how)
+    opened = late.explain("sub-1-p1")
+    assert (opened["amount"], opened["period"]["start"][:10]) == ("9.99", "2026-02-28")
+    [told] = events(late, "subscription.resumed")
+    assert told["resumed_at"].startswith("2026-02-27")
+    assert subscription(late).status == ("paused" if name == "pause" else "active")
+
+
+def test_a_decision_made_after_the_pause_and_told_after_the_sweep_is_taken(late):
+    made_at = late.clock.now()
+    late.clock.advance(DAY)
+    late.tick()
+    told = lifecycle.change(
+        late.store, late.clock, "sub-1", amount="5.00", by="ann", decided_at=made_at
+    )
+    assert told.outcome == "changed"
+
+
+def test_in_restored_books_a_pause_that_is_over_is_not_decided_about_without_a_date(late):
+    kill_switch.switch(
+        late.store, on=False, service=None, by="ann", reason="backup", now=late.clock.now(),
+        restored=True,
+    )  # fmt: skip
+    with pytest.raises(InvalidInput, match="say those first"):
+        lifecycle.change(late.store, late.clock, "sub-1", amount="5.00", by="ann")
+    assert subscription(late).status == "paused"

@@ -6,9 +6,12 @@ from datetime import timedelta
 
 import pytest
 
+from billing_worker.domain.catch_up_policy import Policy
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.services.commands.execute import Message, carry_out
 from billing_worker.services.forecast.preview import preview
+from billing_worker.services.invoicing import catch_up
+from billing_worker.services.invoicing.catch_up import Answer, Caps
 from billing_worker.services.subscriptions import lifecycle
 from tests.support.recovery import events
 
@@ -106,3 +109,33 @@ def test_a_date_of_what_is_paused_or_about_to_be_cancelled_cannot_be_moved(month
     lifecycle.pause(monthly.store, monthly.clock, "sub-1", by="ann")
     with pytest.raises(InvalidInput, match="is paused"):
         move(monthly, days=7)
+
+
+def test_free_periods_that_are_told_of_late_stay_free_when_a_second_decision_is_told_of(monthly):
+    made_at = monthly.clock.now() + DAY
+    monthly.clock.advance(60 * DAY)
+    monthly.sweep()  # opens those of 28 Feb and 31 Mar, and charges none
+    move(monthly, free_periods=2, decided_at=made_at)
+    lifecycle.change(
+        monthly.store, monthly.clock, "sub-1", description="x", by="ann", decided_at=made_at + DAY
+    )
+    monthly.run_for(40 * DAY, step=DAY)
+    assert monthly.debits() == {"sub-1-p0": 1, "sub-1-p3": 1}
+
+
+@pytest.mark.parametrize("skipped_by", ["free periods", "a pause"])
+def test_the_latest_held_period_is_collected_where_later_numbers_were_skipped(world, skipped_by):
+    world.subscribe("approved", catch_up="hold")
+    world.tick()
+    world.clock.advance(62 * DAY)
+    world.tick()  # holds those of 28 Feb and 31 Mar
+    if skipped_by == "a pause":
+        lifecycle.pause(world.store, world.clock, "sub-1", by="ann")
+        world.clock.advance(40 * DAY)
+        lifecycle.resume(world.store, world.clock, "sub-1", shift_anchor=False, by="ann")
+    else:
+        move(world, free_periods=2)
+    answer = Answer(Policy.parse("collect_latest"))
+    catch_up.apply(world.store, world.clock, answer, Caps(), by="ann")
+    world.tick()
+    assert [world.fate(f"sub-1-p{n}") for n in (1, 2)] == ["void", "paid"]
