@@ -50,7 +50,11 @@ class Collected:
 
 
 def is_payable_by_another(invoice: Invoice, subscription: SubscriptionStatus) -> bool:
-    """Whether the unpaid invoice could be paid with another card."""
+    """Whether the unpaid invoice could be paid with another card. One that is to be void when the
+    page in front of its customer ends unpaid is no debt any more.
+    """
+    if invoice.void_if_unpaid:
+        return False
     if invoice.status is InvoiceStatus.UNCOLLECTIBLE:
         return subscription in _PAID_LATE
     in_ladder = invoice.first_declined_at is not None and invoice.next_attempt_at is not None

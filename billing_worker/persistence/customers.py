@@ -87,7 +87,8 @@ def _known(connection: Connection, references: Sequence[str]) -> Sequence[Row[An
     query: Select[Any] = select(
         customers.c.id, customers.c.reference_id, customers.c.name, customers.c.email
     ).where(among(connection, customers.c.reference_id, references))
-    return connection.execute(query).all()
+    # Who updates several does so in one order, so that two imports never deadlock.
+    return connection.execute(query.order_by(customers.c.id)).all()
 
 
 def add_cards(connection: Connection, rows: Sequence[dict[str, Any]]) -> list[int]:

@@ -14,7 +14,7 @@ from billing_worker.services.hosted_pages.start import start_checkout, start_tok
 from billing_worker.services.operators.debts import IfCharged, void_invoice
 from billing_worker.services.reports.wording import fate_of
 from billing_worker.services.subscriptions.lifecycle import forgive
-from tests.support.recovery import retry, subscription
+from tests.support.recovery import replace, retry, subscription
 
 DAY = timedelta(days=1)
 HOUR = timedelta(hours=1)
@@ -130,3 +130,11 @@ def test_what_is_forgiven_while_its_customer_is_on_a_page_is_paid_or_else_void(
     assert suspended.fate() == ("paid" if is_paid else "void")
     assert "attempt.surplus" not in suspended.events()
     assert suspended.discrepancies() == []
+
+
+def test_a_new_card_does_not_pay_what_is_void_as_soon_as_its_page_ends(suspended):
+    checkout(suspended)
+    void_if_unpaid(suspended)
+    assert replace(suspended, "approved.new")["tried"] == []
+    suspended.run_for(5 * DAY, step=2 * HOUR)
+    assert (suspended.fate(), suspended.debits()) == ("void", {})
