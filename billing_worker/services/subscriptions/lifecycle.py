@@ -102,6 +102,8 @@ def change(
             interval=_interval(before.schedule.interval, interval, interval_count),
             now=asked.now,
         )
+        if after.schedule.interval != before.schedule.interval:
+            asked.refuse_numbers_in_use()
         if ends_at is not None:
             after = rules.ending(after, _instant("ends_at", ends_at))
         if before.paused_at and after.paused_at != before.paused_at:
@@ -430,6 +432,16 @@ class _Asked:
         )
         said = replace(said, alert=bool(self._charged))
         history.write(self.connection, [Entry(said, after.id)])
+
+    def refuse_numbers_in_use(self) -> None:
+        """Refuse another interval where two or more periods were charged since the decision.
+
+        The first of them stands for the first new period. The others would use up the numbers of later
+        ones, which would never be charged: two months, for example, that of the whole second year.
+        """
+        if len(self._charged) > 1:
+            reason = f"{len(self._charged)} periods of the old interval were charged since"
+            raise InvalidInput("decided_at", f"{reason}: tell of it as of now")
 
     def also(self, details: Mapping[str, Any]) -> None:
         """Add what was done besides and is already written."""

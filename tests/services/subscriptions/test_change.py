@@ -257,3 +257,15 @@ def test_what_is_over_stays_over(world, first, then, options):
         do(world, then, **options)
     assert refused.value.field == "status"
     assert everything(world) == before
+
+
+def test_no_year_is_lost_to_months_that_were_charged_before_the_change_was_told_of(world):
+    world.subscribe("approved")
+    world.tick()
+    made_at = world.clock.now() + DAY
+    world.run_for(65 * DAY, step=DAY)  # charges those of 28 Feb and 31 Mar
+    with pytest.raises(InvalidInput, match="2 periods of the old interval were charged since"):
+        do(world, "change", interval="year", decided_at=made_at)
+    do(world, "change", interval="year")
+    world.run_for(800 * DAY, step=10 * DAY)
+    assert world.debits() == {f"sub-1-p{number}": 1 for number in range(6)}
