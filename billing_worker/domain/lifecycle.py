@@ -93,7 +93,7 @@ def paused(subscription: Subscription, now: datetime) -> Subscription:
 def pausing_until(
     subscription: Subscription, until: datetime, now: datetime, *, shift: bool
 ) -> Subscription:
-    """Let a pause end by itself. Raises InvalidInput on `until`."""
+    """Let a pause end by itself. `now` is when that is decided. Raises InvalidInput on `until`."""
     _require(subscription, {_S.PAUSED})
     if until <= now:
         raise InvalidInput("until", "must be in the future")

@@ -178,7 +178,7 @@ def pause(
         is_paused = before.status is _S.PAUSED
         after = before if is_paused else rules.paused(before, asked.now)
         if until is not None:
-            after = _pausing(after, until, asked.moment.now, shift=shift_anchor)
+            after = _pausing(after, until, asked.now, shift=shift_anchor)
         resumes = {"resumes_at": after.resumes_at and after.resumes_at.isoformat()}
         asked.becomes(after, EventKind.SUBSCRIPTION_PAUSED, **(resumes if until else {}))
         if is_paused:

@@ -164,3 +164,18 @@ def test_in_restored_books_a_pause_that_is_over_is_not_decided_about_without_a_d
     with pytest.raises(InvalidInput, match="say those first"):
         lifecycle.change(late.store, late.clock, "sub-1", amount="5.00", by="ann")
     assert subscription(late).status == "paused"
+
+
+@pytest.mark.parametrize("shift", [False, True])
+def test_a_pause_that_is_told_of_when_it_is_over_counts_as_if_told_in_time(paid, shift):
+    made_at = paid.clock.now()
+    until = (made_at + 40 * DAY).isoformat()
+    paid.clock.advance(45 * DAY)
+    lifecycle.pause(
+        paid.store, paid.clock, "sub-1", until=until, shift_anchor=shift, by="ann",
+        decided_at=made_at,
+    )  # fmt: skip
+    paid.run_for(26 * DAY, step=DAY)
+    # Without the shift the period of 28 Feb fell into the pause; with it, it begins on 9 Apr.
+    assert subscription(paid).status == "active"
+    assert paid.debits() == {"sub-1-p0": 1, "sub-1-p1" if shift else "sub-1-p2": 1}
