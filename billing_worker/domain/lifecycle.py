@@ -265,4 +265,5 @@ def _after_pause(subscription: Subscription, *, owes: bool) -> SubscriptionStatu
 
 def _require(subscription: Subscription, allowed: Collection[SubscriptionStatus]) -> None:
     if subscription.status not in allowed:
-        raise InvalidInput("status", f"is {subscription.status}")
+        needed = " or ".join(sorted(allowed))
+        raise InvalidInput("status", f"is {subscription.status}; must be {needed}")

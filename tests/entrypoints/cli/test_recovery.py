@@ -156,4 +156,4 @@ def test_a_card_goes_and_a_customer_gets_another_name_on_the_command_line(run):
     assert "changed: name" in run(*update)
     assert "unchanged" in run(*update)
     assert "no customer" in run("customers", "update", "nobody", "--name", "Jo", status=1)
-    assert "is past_due" in run("subscriptions", "forgive", "sub-1", status=1)
+    assert "is past_due; must be suspended" in run("subscriptions", "forgive", "sub-1", status=1)
