@@ -49,7 +49,8 @@ def _do(ask: Callable[..., Report], *args: Any, by: str, as_json: bool, **option
 
 def _print_report(report: Report, *, dry_run: bool) -> None:
     rows = [list(example.values()) for example in report.examples]
-    print_table("The first of them", ("subscription", "before", "after"), rows)
+    if rows:
+        print_table("The first of them", ("subscription", "before", "after"), rows)
     for reference, reason in report.refused.items():
         click.echo(f"{reference}: {reason}", err=True)
     verb = "would be changed" if dry_run else "changed"
@@ -59,7 +60,7 @@ def _print_report(report: Report, *, dry_run: bool) -> None:
     for currency, total in report.as_dict()["totals"].items():
         click.echo(f"  together {total} {currency} a period")
     if report.open_in_old:
-        click.echo(f"{report.open_in_old} open invoices stay in the old currency: look at each.")
+        click.echo(f"{report.open_in_old} open invoice(s) stay in the old currency: look at each.")
 
 
 def change_all(where: Sequence[str], by: str, *, as_json: bool, **options: Any) -> None:

@@ -81,6 +81,8 @@ def list_(customer: str, *, as_json: bool) -> None:
 
 
 def _shown(value: Any) -> Any:
+    if isinstance(value, list):
+        return ", ".join(value) or "-"
     return "yes" if value is True else value or "-"
 
 

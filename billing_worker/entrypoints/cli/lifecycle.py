@@ -86,13 +86,17 @@ _and_void = click.option(
 @click.option("--amount", help='Decimal text in major units, such as "9.99".')
 @click.option("--currency", help="Needs --amount, because prices are not converted.")
 @click.option("--interval", help="day, week, month, quarter or year.")
-@click.option("--interval-count", type=int)
+@click.option("--interval-count", type=int, help="So many intervals make one period.")
 @click.option("--description", help="Empty text removes it.")
 @click.option(
     "--catch-up",
     help="Catch-up policy: collect_latest, collect_all:DAYS, forgive_older_than:DAYS or hold.",
 )
-@click.option("--ends-at", help="No period begins at or after this time. Empty text removes it.")
+@click.option(
+    "--ends-at",
+    help="No period begins at or after this time, such as 2027-01-31T00:00:00Z. Empty text removes "
+    "it.",
+)
 def change(
     reference_id: str | None,
     by: str,
@@ -104,8 +108,8 @@ def change(
 ) -> None:
     """Change the terms from the next period on. A period that has begun keeps its terms.
 
-    Of one subscription, or with --where (such as amount=9.99 with currency=EUR) of all that have
-    certain terms now: look at them with --dry-run first.
+    Give a reference to change one subscription. Give --where amount=9.99 --where currency=EUR to
+    change all that have these terms now; look at them with --dry-run first.
 
     \b
     Example:
@@ -127,7 +131,7 @@ def change(
 @click.option("--billing-day", type=int, help="Begin it on the next such day of a month: 1 to 31.")
 @click.option("--free-periods", type=int, help="Do not bill the next periods; the dates stay.")
 def reschedule(reference_id: str, by: str, *, as_json: bool, **how: Any) -> None:
-    """Move the next date: never sooner than agreed, and the time in between is free. Give one option.
+    """Begin the next period later. The time in between is free. Give one option.
 
     \b
     Example:
@@ -138,7 +142,11 @@ def reschedule(reference_id: str, by: str, *, as_json: bool, **how: Any) -> None
 
 @click.command()
 @_asked_for
-@click.option("--until", help="End the pause by itself at this time. Empty text removes the date.")
+@click.option(
+    "--until",
+    help="End the pause by itself at this time, such as 2027-01-31T00:00:00Z. Empty text removes "
+    "the date.",
+)
 @click.option(
     "--shift-anchor/--keep-anchor", default=False,
     help="With --until: move the dates by the length of the pause, or keep them.  [default: keep]",
@@ -180,7 +188,8 @@ def cancel(
 ) -> None:
     """Cancel now, or when the next period would begin. Its open invoices become void then.
 
-    Until then they are still collected: the answer names them, and --and-void voids them now. A subscription that has ended, and a one-off charge, still owe what is open. They are cancelled
+    Until then they are still collected: the answer names them, and --and-void voids them now. A
+    subscription that has ended, and a one-off charge, still owe what is open. They are cancelled
     only with --and-void.
 
     \b

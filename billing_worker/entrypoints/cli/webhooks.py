@@ -101,7 +101,8 @@ def list_endpoints(*, as_json: bool) -> None:
         print_json(found)
         return
     columns = ("id", "url", "events", "status", "waiting", "parked", "reason")
-    print_table("", columns, [[_cell(one[name]) for name in columns] for one in found])
+    shown = [one | {"events": one["events"] or ["all"]} for one in found]
+    print_table("", columns, [[_cell(one[name]) for name in columns] for one in shown])
 
 
 def _cell(value: Any) -> Any:
@@ -110,7 +111,9 @@ def _cell(value: Any) -> Any:
 
 @webhooks.command()
 @_endpoint
-@click.option("--why", default="paused by a person", show_default=True)
+@click.option(
+    "--why", default="paused by a person", show_default=True, help="Reason in `webhooks list`."
+)
 def pause(endpoint: int, why: str) -> None:
     """Send nothing to ENDPOINT. Events are kept and sent after `resume`.
 
