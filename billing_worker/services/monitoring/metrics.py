@@ -41,7 +41,9 @@ METRICS = {
         ),
         Metric("billing_due_count", "gauge", "Periods and invoices that are due and not begun."),
         Metric(
-            "billing_due_oldest_age_seconds", "gauge", "For how long the oldest of them is due."
+            "billing_due_oldest_age_seconds",
+            "gauge",
+            "For how long the oldest of them has been due.",
         ),
         Metric("billing_unknown_count", "gauge", "Charges whose outcome is unknown."),
         Metric(
@@ -53,7 +55,7 @@ METRICS = {
         Metric(
             "billing_unknown_oldest_age_seconds",
             "gauge",
-            "For how long the oldest unknown outcome is unknown.",
+            "For how long the oldest unknown outcome has been unknown.",
         ),
         Metric(
             "billing_forecast_minor",
