@@ -95,6 +95,10 @@ def default_of(owned: Iterable[Card], paying: Collection[int], now: datetime) ->
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
 
+REMOVED = "removed"
+"""Begins the reason why a card is unusable whose token is forgotten; what the bank has said of it follows."""
+
+
 def is_later_expiry(card: Card, month: int | None, year: int | None) -> bool:
     """Whether a known card comes with a later expiry: the bank has renewed it."""
     if month is None or year is None:

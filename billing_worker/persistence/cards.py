@@ -12,6 +12,7 @@ from sqlalchemy import (
     ARRAY,
     BigInteger,
     BindParameter,
+    ColumnElement,
     Connection,
     Row,
     Select,
@@ -27,9 +28,10 @@ from sqlalchemy import (
     text,
     update,
 )
+from sqlalchemy import case as case_when
 
 from billing_worker.domain.attempt import Attempt, Origin
-from billing_worker.domain.card import Card, default_of
+from billing_worker.domain.card import REMOVED, Card, default_of
 from billing_worker.domain.money import Money
 from billing_worker.domain.network_rules import Try
 from billing_worker.domain.subscription import BILLABLE
@@ -281,12 +283,15 @@ def remember_declines(
     for card_id, reason in declined:
         by_reason[reason].append(card_id)
     for reason, card_ids in by_reason.items():
+        known: ColumnElement[Any] = func.coalesce(cards.c.unusable_reason, reason)
+        if reason is not None:  # It holds for a removed card too, when that is given again.
+            known = case_when(
+                (cards.c.unusable_reason == REMOVED, f"{REMOVED}: {reason}"), else_=known
+            )
         connection.execute(
             update(cards)
             .where(cards.c.id.in_(_ALIKE_IDS.correlate(None)))
-            .values(
-                declined_at=now, unusable_reason=func.coalesce(cards.c.unusable_reason, reason)
-            ),
+            .values(declined_at=now, unusable_reason=known),
             {"ids": sorted(card_ids)},
         )
 
@@ -317,10 +322,6 @@ def renew(
 
 def complete(connection: Connection, card_id: int, known_by_now: Mapping[str, Any]) -> None:
     connection.execute(update(cards).where(cards.c.id == card_id).values(dict(known_by_now)))
-
-
-REMOVED = "removed"
-"""Begins the reason why a card is unusable whose token is forgotten; what it was before follows."""
 
 
 def is_removed(row: Row[Any]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from billing_worker.domain.card import REMOVED
 from billing_worker.domain.dunning import hold
 from billing_worker.domain.events import EventKind
 from billing_worker.domain.invoice import InvoiceStatus
@@ -54,7 +55,9 @@ def recheck(case: Case, finding: Finding, context: Context) -> Conclusion:
 def _refused_for_good(case: Case, finding: Finding, context: Context) -> str | None:
     """Return why the card is dead, if a hard decline becomes known only after the attempt's end."""
     refusal = finding.reason if finding.verdict is Verdict.DECLINED else finding.refusal
-    if refusal is None or case.card is None or case.card.unusable_reason:
+    if refusal is None or case.card is None:
+        return None
+    if case.card.unusable_reason not in {None, REMOVED}:
         return None
     return why_never_again(case, case.attempt, refusal, context)
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from threading import Thread
 
+import pytest
 from sqlalchemy import select, update
 
+from billing_worker.domain.errors import InvalidInput
 from billing_worker.persistence.schema import tables
 from billing_worker.services.cards.listing import list_cards
 from billing_worker.services.commands.execute import Message, carry_out
 from tests.support.recovery import events, replace
 from tests.support.world import World
 
+HOUR = timedelta(hours=1)
 ANN = {"reference_id": "ann"}
 
 
@@ -90,3 +94,20 @@ def test_a_card_that_is_being_given_to_a_subscription_is_not_removed_meanwhile(w
     removing.join()
     assert "pays sub-1" in answers[0]["errors"][0]["reason"]
     assert stored(world, old).token != b""
+
+
+def test_what_the_bank_says_of_a_removed_card_holds_when_it_is_given_again(world):
+    world.subscribe("pending_forever.old", customer=ANN)
+    world.tick()
+    while world.attempts() != ["not_charged"]:
+        world.run_for(HOUR, step=HOUR)
+    [old] = numbers(world)
+    replace(world, "approved.new")
+    remove(world, old)
+    books = world.sandbox._books
+    invoice = books.with_id(world.explain()["attempts"][0]["gateway_id"])
+    invoice.status, invoice.resolution = "process_failed", "card_is_stolen"
+    world.run_for(24 * HOUR, step=HOUR)
+    assert "card_is_stolen" in str(stored(world, old).unusable_reason)
+    with pytest.raises(InvalidInput, match="cannot be charged"):
+        replace(world, "pending_forever.old")
