@@ -101,7 +101,12 @@ def stuck(*, as_json: bool) -> None:
 
 
 @events.command()
-@click.argument("event_type", type=click.Choice([str(kind) for kind in PublicType]), required=False)
+@click.argument(
+    "event_type",
+    type=click.Choice([str(kind) for kind in PublicType]),
+    required=False,
+    metavar="[TYPE]",
+)
 def schema(event_type: str | None) -> None:
     """Print the JSON Schema of one event type, or of all types.
 
