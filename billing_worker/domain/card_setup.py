@@ -66,7 +66,7 @@ class StoredCard:
 
 
 @dataclass(frozen=True, slots=True)
-class HostedStatement:
+class PageStatement:
     """The gateway's statement about an invoice that is paid on a page. None: not stated."""
 
     statement: Statement
@@ -80,7 +80,7 @@ class HostedStatement:
 # --- what we keep -----------------------------------------------------------------------------
 
 
-class HostedStatus(StrEnum):
+class CardSetupStatus(StrEnum):
     PREPARED = "prepared"  # Recorded; nobody has the page.
     OPEN = "open"  # It may be paid. Only a statement of the gateway ends this.
     STORED = "stored"
@@ -88,27 +88,29 @@ class HostedStatus(StrEnum):
     UNPAID = "unpaid"
 
 
-TRANSITIONS: Mapping[HostedStatus, frozenset[HostedStatus]] = {
-    HostedStatus.PREPARED: frozenset({HostedStatus.OPEN, HostedStatus.UNPAID}),
-    HostedStatus.OPEN: frozenset({HostedStatus.STORED, HostedStatus.NO_CARD, HostedStatus.UNPAID}),
+TRANSITIONS: Mapping[CardSetupStatus, frozenset[CardSetupStatus]] = {
+    CardSetupStatus.PREPARED: frozenset({CardSetupStatus.OPEN, CardSetupStatus.UNPAID}),
+    CardSetupStatus.OPEN: frozenset(
+        {CardSetupStatus.STORED, CardSetupStatus.NO_CARD, CardSetupStatus.UNPAID}
+    ),
     # A final status of the gateway may change (gateway.md §0 H), and a token may come late.
-    HostedStatus.UNPAID: frozenset({HostedStatus.STORED, HostedStatus.NO_CARD}),
-    HostedStatus.NO_CARD: frozenset({HostedStatus.STORED}),
-    HostedStatus.STORED: frozenset(),
+    CardSetupStatus.UNPAID: frozenset({CardSetupStatus.STORED, CardSetupStatus.NO_CARD}),
+    CardSetupStatus.NO_CARD: frozenset({CardSetupStatus.STORED}),
+    CardSetupStatus.STORED: frozenset(),
 }
 
-PAID_SETUPS = frozenset({HostedStatus.STORED, HostedStatus.NO_CARD})
+PAID_SETUPS = frozenset({CardSetupStatus.STORED, CardSetupStatus.NO_CARD})
 
 
-def move(current: HostedStatus, to: HostedStatus) -> HostedStatus:
+def move(current: CardSetupStatus, to: CardSetupStatus) -> CardSetupStatus:
     """Return `to`. Raises IllegalTransition when TRANSITIONS does not allow the change."""
     if to not in TRANSITIONS[current]:
-        raise IllegalTransition(f"hosted payment: {current} -> {to}")
+        raise IllegalTransition(f"card setup: {current} -> {to}")
     return to
 
 
 @dataclass(frozen=True, slots=True)
-class HostedPayment:
+class CardSetup:
     id: int
     reference_id: str  # the caller's
     gateway_reference: str  # our reference at the gateway
@@ -117,7 +119,7 @@ class HostedPayment:
     attempt_id: int | None  # holds the slot of the invoice that it pays, if any
     money: Money
     test_mode: bool
-    status: HostedStatus
+    status: CardSetupStatus
     fence: int  # grows with every take-over; only the newest caller may hand out the page
     created_at: datetime
     gateway_id: str | None
@@ -155,8 +157,8 @@ STEPS: Mapping[str, str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Concluded:
-    payment: HostedPayment
+class ConcludedSetup:
+    setup: CardSetup
     events: tuple[Event, ...] = ()
     keep: StoredCard | None = None  # a card to store; it has a token
 
@@ -165,185 +167,185 @@ class Concluded:
 
 
 def conclude(
-    payment: HostedPayment,
-    said: HostedStatement | None,
+    setup: CardSetup,
+    said: PageStatement | None,
     context: Context,
     *,
     token_is_foreign: bool = False,
     not_handed_out: str = SETUP_NEVER_HANDED_OUT,
-) -> Concluded:
+) -> ConcludedSetup:
     """Apply a statement of the gateway.
 
-    `said` None: no answer, which proves nothing. For a prepared payment None means that the gateway
+    `said` None: no answer, which proves nothing. For a prepared setup None means that the gateway
     knows no such invoice.
     `token_is_foreign`: the stated token is already stored for another customer.
-    `not_handed_out`: why nobody was given the page of a prepared payment.
+    `not_handed_out`: why nobody was given the page of a prepared setup.
     """
-    if said is not None and payment.gateway_id is None and _is_foreign(payment, said):
+    if said is not None and setup.gateway_id is None and _is_foreign(setup, said):
         said = None
-    payment = _with_gateway_id(payment, said)
-    if payment.status is HostedStatus.PREPARED:
-        if said is None or payment.gateway_id is None or not page_may_be_paid(said.statement):
-            return given_up(payment, not_handed_out, context)
-        touched = move(payment.status, HostedStatus.OPEN)
-        payment = replace(payment, status=touched, opened_at=context.now)
+    setup = _with_gateway_id(setup, said)
+    if setup.status is CardSetupStatus.PREPARED:
+        if said is None or setup.gateway_id is None or not page_may_be_paid(said.statement):
+            return given_up(setup, not_handed_out, context)
+        touched = move(setup.status, CardSetupStatus.OPEN)
+        setup = replace(setup, status=touched, opened_at=context.now)
     if said is None:
-        return Concluded(_ask_again(payment, context))
-    finding = judge(said.statement, payment.expected)
+        return ConcludedSetup(_ask_again(setup, context))
+    finding = judge(said.statement, setup.expected)
     match finding.verdict:
         case Verdict.PAID:
-            return _paid(payment, said, context, token_is_foreign=token_is_foreign)
+            return _paid(setup, said, context, token_is_foreign=token_is_foreign)
         case Verdict.DECLINED | Verdict.UNPAID_FINAL:
-            return _unpaid(payment, finding, context)
+            return _unpaid(setup, finding, context)
         case Verdict.CONTRADICTORY | Verdict.PENDING:
-            return _undecided(payment, finding, context)
+            return _undecided(setup, finding, context)
 
 
-def _is_foreign(payment: HostedPayment, said: HostedStatement) -> bool:
+def _is_foreign(setup: CardSetup, said: PageStatement) -> bool:
     """Whether an invoice found by our reference belongs to another book or customer."""
-    return foreign(said.statement, payment.whose) is not None
+    return foreign(said.statement, setup.whose) is not None
 
 
-def _with_gateway_id(payment: HostedPayment, said: HostedStatement | None) -> HostedPayment:
-    if said is None or payment.gateway_id is not None:
-        return payment
+def _with_gateway_id(setup: CardSetup, said: PageStatement | None) -> CardSetup:
+    if said is None or setup.gateway_id is not None:
+        return setup
     # The answer to our own create may leave the reference out.
-    if said.statement.reference_id not in {None, payment.gateway_reference}:
-        return payment
-    return replace(payment, gateway_id=said.statement.gateway_id)
+    if said.statement.reference_id not in {None, setup.gateway_reference}:
+        return setup
+    return replace(setup, gateway_id=said.statement.gateway_id)
 
 
-def given_up(payment: HostedPayment, reason: str, context: Context) -> Concluded:
-    """End a prepared payment whose page nobody was given.
+def given_up(setup: CardSetup, reason: str, context: Context) -> ConcludedSetup:
+    """End a prepared setup whose page nobody was given.
 
     The gateway is polled again later: it may charge a known card when it creates the page.
     """
-    return _ended(payment, HostedStatus.UNPAID, reason, context.now + RECHECKS[0], context)
+    return _ended(setup, CardSetupStatus.UNPAID, reason, context.now + RECHECKS[0], context)
 
 
 def _paid(
-    payment: HostedPayment, said: HostedStatement, context: Context, *, token_is_foreign: bool
-) -> Concluded:
-    if payment.status is HostedStatus.STORED:
-        return Concluded(replace(payment, next_poll_at=None))
+    setup: CardSetup, said: PageStatement, context: Context, *, token_is_foreign: bool
+) -> ConcludedSetup:
+    if setup.status is CardSetupStatus.STORED:
+        return ConcludedSetup(replace(setup, next_poll_at=None))
     foreign = token_is_foreign or said.statement.owner.customer not in {
         None,
-        payment.customer_reference,
+        setup.customer_reference,
     }
     if said.card is None or said.card.token is None:
         # The gateway may create the token a moment after the payment, so it is polled again.
-        return _without_card(payment, TOKEN_MISSING, context.now + RECHECKS[0], context)
+        return _without_card(setup, TOKEN_MISSING, context.now + RECHECKS[0], context)
     if foreign:
-        return _without_card(payment, FOREIGN_TOKEN, None, context)
+        return _without_card(setup, FOREIGN_TOKEN, None, context)
     stored = replace(
-        payment,
-        status=move(payment.status, HostedStatus.STORED),
+        setup,
+        status=move(setup.status, CardSetupStatus.STORED),
         outcome=said.statement.status,
         settled_at=context.now,
         next_poll_at=None,
     )
-    return Concluded(stored, (), said.card)  # `stored` makes the event, once the card has an id
+    return ConcludedSetup(
+        stored, (), said.card
+    )  # `stored` makes the event, once the card has an id
 
 
 def _without_card(
-    payment: HostedPayment, reason: str, next_poll_at: datetime | None, context: Context
-) -> Concluded:
-    if payment.status is not HostedStatus.NO_CARD:
-        return _ended(payment, HostedStatus.NO_CARD, reason, next_poll_at, context)
-    again = _next_recheck(payment, context) if next_poll_at else None
-    return Concluded(replace(payment, next_poll_at=again))
+    setup: CardSetup, reason: str, next_poll_at: datetime | None, context: Context
+) -> ConcludedSetup:
+    if setup.status is not CardSetupStatus.NO_CARD:
+        return _ended(setup, CardSetupStatus.NO_CARD, reason, next_poll_at, context)
+    again = _next_recheck(setup, context) if next_poll_at else None
+    return ConcludedSetup(replace(setup, next_poll_at=again))
 
 
-def _unpaid(payment: HostedPayment, finding: Finding, context: Context) -> Concluded:
+def _unpaid(setup: CardSetup, finding: Finding, context: Context) -> ConcludedSetup:
     """Apply a final, unpaid statement.
 
     The customer may still pay on the same page with another card. So the statement has to stand for
     the grace, and the gateway is polled again afterwards.
     """
-    if payment.status is not HostedStatus.OPEN:
-        return _still_unpaid(payment, finding, context)
-    since = payment.unpaid_since or context.now
+    if setup.status is not CardSetupStatus.OPEN:
+        return _still_unpaid(setup, finding, context)
+    since = setup.unpaid_since or context.now
     over = since + context.timings.expiry_grace
-    if payment.unpaid_since is None or context.now < over:
-        waiting = replace(payment, unpaid_since=since, next_poll_at=over)
+    if setup.unpaid_since is None or context.now < over:
+        waiting = replace(setup, unpaid_since=since, next_poll_at=over)
         shown = replace(waiting, outcome=finding.refusal or finding.reason)
-        return Concluded(waiting, (_told(shown, EventKind.CARD_PAGE_POLLED, context),))
+        return ConcludedSetup(waiting, (_told(shown, EventKind.CARD_PAGE_POLLED, context),))
     first, outcome = context.now + RECHECKS[0], finding.refusal or finding.reason
-    return _ended(payment, HostedStatus.UNPAID, outcome, first, context)
+    return _ended(setup, CardSetupStatus.UNPAID, outcome, first, context)
 
 
-def _still_unpaid(payment: HostedPayment, finding: Finding, context: Context) -> Concluded:
+def _still_unpaid(setup: CardSetup, finding: Finding, context: Context) -> ConcludedSetup:
     """Keep why the card was refused, if the gateway says so only after the end."""
-    again = replace(payment, next_poll_at=_next_recheck(payment, context))
-    if payment.status is not HostedStatus.UNPAID or finding.refusal in {None, payment.outcome}:
-        return Concluded(again)
+    again = replace(setup, next_poll_at=_next_recheck(setup, context))
+    if setup.status is not CardSetupStatus.UNPAID or finding.refusal in {None, setup.outcome}:
+        return ConcludedSetup(again)
     refused = replace(again, outcome=finding.refusal)
-    return Concluded(refused, (_told(refused, EventKind.CARD_PAGE_POLLED, context),))
+    return ConcludedSetup(refused, (_told(refused, EventKind.CARD_PAGE_POLLED, context),))
 
 
-def _undecided(payment: HostedPayment, finding: Finding, context: Context) -> Concluded:
-    alert = finding.verdict is Verdict.CONTRADICTORY or payment.status is not HostedStatus.OPEN
-    is_news = alert and payment.outcome != finding.reason
-    outcome = finding.reason if alert else payment.outcome
-    again = _ask_again(replace(payment, unpaid_since=None, outcome=outcome), context)
+def _undecided(setup: CardSetup, finding: Finding, context: Context) -> ConcludedSetup:
+    alert = finding.verdict is Verdict.CONTRADICTORY or setup.status is not CardSetupStatus.OPEN
+    is_news = alert and setup.outcome != finding.reason
+    outcome = finding.reason if alert else setup.outcome
+    again = _ask_again(replace(setup, unpaid_since=None, outcome=outcome), context)
     if not is_news:
-        return Concluded(again)
-    return Concluded(again, (_told(again, EventKind.CARD_PAGE_POLLED, context, alert=True),))
+        return ConcludedSetup(again)
+    return ConcludedSetup(again, (_told(again, EventKind.CARD_PAGE_POLLED, context, alert=True),))
 
 
-def _ask_again(payment: HostedPayment, context: Context) -> HostedPayment:
-    if payment.status is not HostedStatus.OPEN:
-        return replace(payment, next_poll_at=_next_recheck(payment, context))
-    age = context.now - (payment.opened_at or payment.created_at)
+def _ask_again(setup: CardSetup, context: Context) -> CardSetup:
+    if setup.status is not CardSetupStatus.OPEN:
+        return replace(setup, next_poll_at=_next_recheck(setup, context))
+    age = context.now - (setup.opened_at or setup.created_at)
     wait = min(max(age / 4, context.timings.reconcile_after), LONGEST_EAGER_WAIT)
     return replace(
-        payment, next_poll_at=context.now + (PATIENT_WAIT if age > EAGER_POLLS_FOR else wait)
+        setup, next_poll_at=context.now + (PATIENT_WAIT if age > EAGER_POLLS_FOR else wait)
     )
 
 
-def _next_recheck(payment: HostedPayment, context: Context) -> datetime | None:
-    ended = payment.settled_at or payment.created_at
+def _next_recheck(setup: CardSetup, context: Context) -> datetime | None:
+    ended = setup.settled_at or setup.created_at
     return next((ended + after for after in RECHECKS if ended + after > context.now), None)
 
 
 def _ended(
-    payment: HostedPayment,
-    status: HostedStatus,
+    setup: CardSetup,
+    status: CardSetupStatus,
     outcome: str,
     next_poll_at: datetime | None,
     context: Context,
-) -> Concluded:
+) -> ConcludedSetup:
     ended = replace(
-        payment,
-        status=move(payment.status, status),
+        setup,
+        status=move(setup.status, status),
         outcome=outcome,
         settled_at=context.now,
         next_poll_at=next_poll_at,
     )
-    paid = status is HostedStatus.NO_CARD
+    paid = status is CardSetupStatus.NO_CARD
     kind = EventKind.CARD_NOT_STORED if paid else EventKind.CARD_PAGE_UNPAID
-    return Concluded(ended, (_told(ended, kind, context, alert=paid),))
+    return ConcludedSetup(ended, (_told(ended, kind, context, alert=paid),))
 
 
-def _told(
-    payment: HostedPayment, kind: EventKind, context: Context, *, alert: bool = False
-) -> Event:
-    step = STEPS.get(payment.outcome or "")
+def _told(setup: CardSetup, kind: EventKind, context: Context, *, alert: bool = False) -> Event:
+    step = STEPS.get(setup.outcome or "")
     return context.event(
         kind,
         alert=alert,
-        reference_id=payment.reference_id,
-        customer=payment.customer_reference,
-        reason=payment.outcome,
+        reference_id=setup.reference_id,
+        customer=setup.customer_reference,
+        reason=setup.outcome,
         **({"needs": step} if step else {}),
     )
 
 
-def stored(payment: HostedPayment, card_id: int, mask: str | None, context: Context) -> Event:
+def stored(setup: CardSetup, card_id: int, mask: str | None, context: Context) -> Event:
     return context.event(
         EventKind.CARD_STORED,
-        reference_id=payment.reference_id,
-        customer=payment.customer_reference,
+        reference_id=setup.reference_id,
+        customer=setup.customer_reference,
         card_id=card_id,
         mask=mask,
     )

@@ -19,7 +19,7 @@ from typing import Any, Final, NoReturn
 
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, pre_load
 
-from billing_worker.domain.card_setup import HostedStatement, Page, StoredCard
+from billing_worker.domain.card_setup import Page, PageStatement, StoredCard
 from billing_worker.domain.secret import Secret
 from billing_worker.domain.statement import Owner, SaleAnswer, Statement
 from billing_worker.gateway import request_bodies
@@ -400,12 +400,12 @@ def stored_card(body: bytes) -> StoredCard | None:
     return StoredCard(**card) if any(card.values()) else None
 
 
-# ---------------------------------------------------------------- the page of a hosted payment
+# ---------------------------------------------------------------- an invoice that is paid on a page
 
 
-def hosted_invoice(body: bytes, *, just_created: bool = False) -> HostedStatement:
+def invoice_with_page(body: bytes, *, just_created: bool = False) -> PageStatement:
     """Read an invoice that is paid on a page, with its page, card and customer."""
-    return HostedStatement(
+    return PageStatement(
         created_invoice(body) if just_created else invoice(body),
         page=_page(body),
         card=stored_card(body),

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 from urllib.parse import quote, urlsplit
 
 from billing_worker.clock import Clock
-from billing_worker.domain.card_setup import HostedStatement
+from billing_worker.domain.card_setup import PageStatement
 from billing_worker.domain.errors import (
     GatewayError,
     InvalidInput,
@@ -31,9 +31,9 @@ from billing_worker.gateway import answer_bodies, request_bodies
 from billing_worker.gateway.http import Request, Response, Transport
 from billing_worker.gateway.port import (
     CallLog,
-    HostedOrder,
     InstantOrder,
     Order,
+    PageOrder,
     TokenisationOrder,
     WireCall,
 )
@@ -115,10 +115,10 @@ class PaycoreGateway:
         call = self._create_call(order)
         return self._ask(call, calls, partial(_created, call, answer_bodies.created_invoice))
 
-    def create_hosted(self, order: HostedOrder, calls: CallLog) -> HostedStatement:
+    def create_page(self, order: PageOrder, calls: CallLog) -> PageStatement:
         self._require_our_mode(order)
         call = self._create_call(order)
-        read = partial(answer_bodies.hosted_invoice, just_created=True)
+        read = partial(answer_bodies.invoice_with_page, just_created=True)
         return self._ask(call, calls, partial(_created, call, read))
 
     def find(self, reference_id: str, calls: CallLog) -> list[Statement]:
@@ -138,11 +138,11 @@ class PaycoreGateway:
         call = self._question("look", f"/payment-invoices/{gateway_id}")
         return self._ask(call, calls, partial(_seen, gateway_id))
 
-    def poll_hosted(self, gateway_id: str, calls: CallLog) -> HostedStatement:
+    def poll_page(self, gateway_id: str, calls: CallLog) -> PageStatement:
         if not answer_bodies.GATEWAY_ID.fullmatch(gateway_id):
             raise NotSent("the gateway id cannot be part of a path")
         call = self._question("look", f"/payment-invoices/{gateway_id}")
-        return self._ask(call, calls, partial(_seen_hosted, gateway_id))
+        return self._ask(call, calls, partial(_seen_page, gateway_id))
 
     def sale(self, bearer: Secret, calls: CallLog) -> SaleAnswer:
         if not answer_bodies.BEARER.fullmatch(bearer.reveal()):
@@ -249,12 +249,12 @@ def _seen(gateway_id: str, response: Response) -> Statement:
     return statement
 
 
-def _seen_hosted(gateway_id: str, response: Response) -> HostedStatement:
+def _seen_page(gateway_id: str, response: Response) -> PageStatement:
     if not _is_success(response):
         raise _proves_nothing(response)
-    hosted = _understood(answer_bodies.hosted_invoice, response)
-    _require_about(gateway_id, hosted.statement, response)
-    return hosted
+    seen = _understood(answer_bodies.invoice_with_page, response)
+    _require_about(gateway_id, seen.statement, response)
+    return seen
 
 
 def _require_about(gateway_id: str, statement: Statement, response: Response) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
 
-from billing_worker.domain.card_setup import HostedStatement
+from billing_worker.domain.card_setup import PageStatement
 from billing_worker.domain.money import Money
 from billing_worker.domain.secret import Secret
 from billing_worker.domain.statement import SaleAnswer, Statement
@@ -52,8 +52,8 @@ class CheckoutOrder(_Order):
     return_url: str | None = None
 
 
-HostedOrder = TokenisationOrder | CheckoutOrder
-Order = InstantOrder | HostedOrder
+PageOrder = TokenisationOrder | CheckoutOrder
+Order = InstantOrder | PageOrder
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +99,11 @@ class Gateway(Protocol):
         """GET one invoice by its gateway id."""
         ...
 
-    def create_hosted(self, order: HostedOrder, calls: CallLog) -> HostedStatement:
+    def create_page(self, order: PageOrder, calls: CallLog) -> PageStatement:
         """POST /payment-invoices for a payment on the gateway's page. Moves no money."""
         ...
 
-    def poll_hosted(self, gateway_id: str, calls: CallLog) -> HostedStatement:
+    def poll_page(self, gateway_id: str, calls: CallLog) -> PageStatement:
         """GET one invoice, with its page, its customer and the card that paid it."""
         ...
 

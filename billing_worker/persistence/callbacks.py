@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, Connection, and_, case, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from billing_worker.persistence.attempts import CaseKey
-from billing_worker.persistence.schema.tables import attempts, callbacks, hosted_payments, invoices
+from billing_worker.persistence.schema.tables import attempts, callbacks, card_setups, invoices
 
 
 def keep(
@@ -42,9 +42,9 @@ def poll_now(
         nameless = and_(attempts.c.reference_id == reference, attempts.c.gateway_id.is_(None))
         moved = _poll_attempt(connection, nameless, now)
     connection.execute(
-        update(hosted_payments)
-        .where(hosted_payments.c.gateway_id == gateway_id, hosted_payments.c.status != "prepared")
-        .values(next_poll_at=_not_later(hosted_payments.c.next_poll_at, now))
+        update(card_setups)
+        .where(card_setups.c.gateway_id == gateway_id, card_setups.c.status != "prepared")
+        .values(next_poll_at=_not_later(card_setups.c.next_poll_at, now))
     )
     return moved
 

@@ -20,7 +20,7 @@ from sqlalchemy import (
     update,
 )
 
-from billing_worker.domain.card_setup import PAID_SETUPS, HostedPayment, HostedStatus
+from billing_worker.domain.card_setup import PAID_SETUPS, CardSetup, CardSetupStatus
 from billing_worker.domain.errors import ConcurrentChange
 from billing_worker.domain.invoice import RECOVERY_ENDED, InvoiceStatus
 from billing_worker.persistence import pay_links
@@ -29,68 +29,68 @@ from billing_worker.persistence.rows import MONEY
 from billing_worker.persistence.schema.mapping import Objects, Part, Update
 from billing_worker.persistence.schema.tables import (
     attempts,
+    card_setups,
     cards,
     customers,
-    hosted_payments,
     invoices,
     subscriptions,
 )
 
 _OBJECTS = Objects(
-    HostedPayment,
-    status=Part(("status",), HostedStatus),
+    CardSetup,
+    status=Part(("status",), CardSetupStatus),
     money=MONEY,
 )
-payment_from = _OBJECTS.read
+setup_from = _OBJECTS.read
 
 
-def _payments() -> Select[Any]:
+def _setups() -> Select[Any]:
     customer = customers.c.reference_id.label("customer_reference")
-    return select(hosted_payments, customer, identity.IDENTITY).join(
-        customers, customers.c.id == hosted_payments.c.customer_id
+    return select(card_setups, customer, identity.IDENTITY).join(
+        customers, customers.c.id == card_setups.c.customer_id
     )
 
 
-def find(connection: Connection, reference_id: str) -> tuple[HostedPayment, str] | None:
+def find(connection: Connection, reference_id: str) -> tuple[CardSetup, str] | None:
     """Return a card set-up by the caller's reference, with the digest of the record that ordered
     it.
     """
     row = connection.execute(
-        _payments().where(hosted_payments.c.reference_id == reference_id)
+        _setups().where(card_setups.c.reference_id == reference_id)
     ).one_or_none()
-    return (payment_from(row), row.record_digest) if row else None
+    return (setup_from(row), row.record_digest) if row else None
 
 
-def of_attempt(connection: Connection, attempt_id: int) -> HostedPayment | None:
-    """Return the payment whose page holds the slot of an invoice by this attempt."""
-    query = _payments().where(hosted_payments.c.attempt_id == attempt_id)
+def of_attempt(connection: Connection, attempt_id: int) -> CardSetup | None:
+    """Return the card set-up whose page holds the slot of an invoice by this attempt."""
+    query = _setups().where(card_setups.c.attempt_id == attempt_id)
     row = connection.execute(query).one_or_none()
-    return payment_from(row) if row else None
+    return setup_from(row) if row else None
 
 
-def lock(connection: Connection, payment_id: int) -> HostedPayment:
+def lock(connection: Connection, setup_id: int) -> CardSetup:
     """Lock a card set-up: always the last lock, after subscriptions, invoices and attempts."""
-    query = _payments().where(hosted_payments.c.id == payment_id)
-    return payment_from(connection.execute(query.with_for_update(of=hosted_payments)).one())
+    query = _setups().where(card_setups.c.id == setup_id)
+    return setup_from(connection.execute(query.with_for_update(of=card_setups)).one())
 
 
 def add(connection: Connection, values: Mapping[str, Any]) -> int:
     """Write a prepared card set-up. Raises IntegrityError if its reference exists."""
-    row = {"status": HostedStatus.PREPARED, "fence": 1, **values}
-    added = connection.execute(insert(hosted_payments).returning(hosted_payments.c.id), row)
+    row = {"status": CardSetupStatus.PREPARED, "fence": 1, **values}
+    added = connection.execute(insert(card_setups).returning(card_setups.c.id), row)
     return int(added.scalar_one())
 
 
-def take_over(connection: Connection, payment: HostedPayment, lapses_at: datetime) -> int:
+def take_over(connection: Connection, setup: CardSetup, lapses_at: datetime) -> int:
     """Take over a prepared card set-up for a newer caller. Return the new fence."""
-    fence = payment.fence + 1
-    _change(connection, payment, {"fence": fence, "next_poll_at": lapses_at})
+    fence = setup.fence + 1
+    _change(connection, setup, {"fence": fence, "next_poll_at": lapses_at})
     return fence
 
 
 def open_page(
     connection: Connection,
-    payment: HostedPayment,
+    setup: CardSetup,
     *,
     gateway_id: str,
     page: bytes,
@@ -103,9 +103,9 @@ def open_page(
     """
     _change(
         connection,
-        payment,
+        setup,
         {
-            "status": HostedStatus.OPEN,
+            "status": CardSetupStatus.OPEN,
             "gateway_id": gateway_id,
             "page": page,
             "page_digest": page_digest,
@@ -117,39 +117,37 @@ def open_page(
 
 _SAVE = Update(
     _OBJECTS,
-    hosted_payments,
+    card_setups,
     [
         "status", "gateway_id", "opened_at", "settled_at", "next_poll_at", "unpaid_since", "outcome",
     ],
     under=["status", "fence"],
     card_id=func.coalesce(
-        bindparam("new_card_id", type_=hosted_payments.c.card_id.type), hosted_payments.c.card_id
+        bindparam("new_card_id", type_=card_setups.c.card_id.type), card_setups.c.card_id
     ),
     page=case(
         (
-            bindparam("new_status", type_=hosted_payments.c.status.type) == HostedStatus.OPEN,
-            hosted_payments.c.page,
+            bindparam("new_status", type_=card_setups.c.status.type) == CardSetupStatus.OPEN,
+            card_setups.c.page,
         )
     ),
 )  # fmt: skip
 
 
-def save(
-    connection: Connection, before: HostedPayment, after: HostedPayment, card_id: int | None
-) -> None:
+def save(connection: Connection, before: CardSetup, after: CardSetup, card_id: int | None) -> None:
     """Write a change, and the card that came of it. Raises ConcurrentChange if another caller has
     taken over.
     """
     _SAVE.write(connection, [(before, after)], new_card_id=card_id)
 
 
-def _change(connection: Connection, before: HostedPayment, values: Mapping[str, Any]) -> None:
+def _change(connection: Connection, before: CardSetup, values: Mapping[str, Any]) -> None:
     changed = connection.execute(
-        update(hosted_payments)
+        update(card_setups)
         .where(
-            hosted_payments.c.id == before.id,
-            hosted_payments.c.fence == before.fence,
-            hosted_payments.c.status == before.status,
+            card_setups.c.id == before.id,
+            card_setups.c.fence == before.fence,
+            card_setups.c.status == before.status,
         )
         .values(dict(values))
     )
@@ -157,38 +155,38 @@ def _change(connection: Connection, before: HostedPayment, values: Mapping[str, 
         raise ConcurrentChange(f"{before.reference_id} was taken over by another caller")
 
 
-_PAYABLE = select(hosted_payments.c.page).where(
-    hosted_payments.c.status == HostedStatus.OPEN,
-    hosted_payments.c.unpaid_since.is_(None),
+_PAYABLE = select(card_setups.c.page).where(
+    card_setups.c.status == CardSetupStatus.OPEN,
+    card_setups.c.unpaid_since.is_(None),
     or_(
-        hosted_payments.c.attempt_id.is_(None),
-        pay_links.payable(hosted_payments.c.attempt_id),
+        card_setups.c.attempt_id.is_(None),
+        pay_links.payable(card_setups.c.attempt_id),
     ),
 )
 
 
-def page_of(connection: Connection, payment_id: int) -> bytes | None:
+def page_of(connection: Connection, setup_id: int) -> bytes | None:
     """Return the encrypted page as long as the customer may pay on it, and may pay its invoice if
     it has one.
     """
-    return connection.execute(_PAYABLE.where(hosted_payments.c.id == payment_id)).scalar()
+    return connection.execute(_PAYABLE.where(card_setups.c.id == setup_id)).scalar()
 
 
 def page_named(connection: Connection, digest: str) -> bytes | None:
     """Return the same by the digest of the page's name."""
-    return connection.execute(_PAYABLE.where(hosted_payments.c.page_digest == digest)).scalar()
+    return connection.execute(_PAYABLE.where(card_setups.c.page_digest == digest)).scalar()
 
 
 def is_paid(connection: Connection, digest: str) -> bool:
     """Return whether the page of this name was paid, or its invoice was paid in another way."""
     query = (
-        select(hosted_payments.c.id)
-        .outerjoin(attempts, attempts.c.id == hosted_payments.c.attempt_id)
+        select(card_setups.c.id)
+        .outerjoin(attempts, attempts.c.id == card_setups.c.attempt_id)
         .outerjoin(invoices, invoices.c.id == attempts.c.invoice_id)
         .where(
-            hosted_payments.c.page_digest == digest,
+            card_setups.c.page_digest == digest,
             or_(
-                hosted_payments.c.status.in_(sorted(PAID_SETUPS)),
+                card_setups.c.status.in_(sorted(PAID_SETUPS)),
                 invoices.c.status == InvoiceStatus.PAID,
             ),
         )
@@ -196,33 +194,33 @@ def is_paid(connection: Connection, digest: str) -> bool:
     return connection.execute(query).first() is not None
 
 
-def name_page(connection: Connection, payment_id: int, page: bytes, digest: str) -> None:
+def name_page(connection: Connection, setup_id: int, page: bytes, digest: str) -> None:
     """Name a page that was opened without a name. The name is part of the encrypted `page`."""
     connection.execute(
-        update(hosted_payments)
-        .where(hosted_payments.c.id == payment_id)
+        update(card_setups)
+        .where(card_setups.c.id == setup_id)
         .values(page=page, page_digest=digest)
     )
 
 
 _DUE = (
-    _payments()
-    .where(hosted_payments.c.next_poll_at <= bindparam("now"))
-    .order_by(hosted_payments.c.next_poll_at)
+    _setups()
+    .where(card_setups.c.next_poll_at <= bindparam("now"))
+    .order_by(card_setups.c.next_poll_at)
     .limit(bindparam("most"))
-    .with_for_update(skip_locked=True, of=hosted_payments)
+    .with_for_update(skip_locked=True, of=card_setups)
 )
 
 
 def take_due(
     connection: Connection, now: datetime, again_at: datetime, limit: int
-) -> list[HostedPayment]:
+) -> list[CardSetup]:
     """Return up to `limit` card set-ups that are due for polling, and set their next poll."""
-    due = [payment_from(row) for row in connection.execute(_DUE, {"now": now, "most": limit})]
+    due = [setup_from(row) for row in connection.execute(_DUE, {"now": now, "most": limit})]
     if due:
         connection.execute(
-            update(hosted_payments)
-            .where(hosted_payments.c.id.in_([payment.id for payment in due]))
+            update(card_setups)
+            .where(card_setups.c.id.in_([setup.id for setup in due]))
             .values(next_poll_at=again_at)
         )
     return due
@@ -236,25 +234,25 @@ def customer_reference(connection: Connection, customer_id: int) -> str:
 # --- what operators ask -----------------------------------------------------------------------
 
 
-def find_by_any(connection: Connection, reference: str) -> HostedPayment | None:
+def find_by_any(connection: Connection, reference: str) -> CardSetup | None:
     """Find a card set-up by the caller's reference, the gateway's reference or the gateway's id."""
-    table = hosted_payments.c
+    table = card_setups.c
     by = (table.reference_id, table.gateway_reference, table.gateway_id)
-    rows = connection.execute(_payments().where(or_(*(column == reference for column in by))))
-    found = [payment_from(row) for row in rows]
+    rows = connection.execute(_setups().where(or_(*(column == reference for column in by))))
+    found = [setup_from(row) for row in rows]
     return min(found, key=lambda one: one.reference_id != reference, default=None)
 
 
 def summary(connection: Connection) -> Sequence[Row[Any]]:
     """Return count and sum of set-ups without an invoice, by status and currency."""
-    keys = (hosted_payments.c.status, hosted_payments.c.currency)
+    keys = (card_setups.c.status, card_setups.c.currency)
     query = (
         select(
             *keys,
             func.count().label("payments"),
-            func.sum(hosted_payments.c.amount_minor).label("minor"),
+            func.sum(card_setups.c.amount_minor).label("minor"),
         )
-        .where(hosted_payments.c.attempt_id.is_(None))
+        .where(card_setups.c.attempt_id.is_(None))
         .group_by(*keys)
         .order_by(*keys)
     )
@@ -312,12 +310,12 @@ def that_wait(connection: Connection, customer_id: int) -> Sequence[Row[Any]]:
     return connection.execute(query).all()
 
 
-def subscription_of(connection: Connection, payment: HostedPayment) -> Row[Any] | None:
+def subscription_of(connection: Connection, setup: CardSetup) -> Row[Any] | None:
     """(id, card_id) of the subscription whose invoice is paid on this page."""
     query: Select[Any] = (
         select(subscriptions.c.id, subscriptions.c.card_id)
         .join(invoices, invoices.c.subscription_id == subscriptions.c.id)
         .join(attempts, attempts.c.invoice_id == invoices.c.id)
-        .where(attempts.c.id == payment.attempt_id, subscriptions.c.status != "cancelled")
+        .where(attempts.c.id == setup.attempt_id, subscriptions.c.status != "cancelled")
     )
     return connection.execute(query).one_or_none()

@@ -165,7 +165,7 @@ def last_of(
     }
 
 
-def of_hosted_payment(connection: Connection, reference_id: str) -> Sequence[Row[Any]]:
+def of_card_setup(connection: Connection, reference_id: str) -> Sequence[Row[Any]]:
     """Return events about a card set-up that pays no invoice, oldest first."""
     query = (
         select(events)

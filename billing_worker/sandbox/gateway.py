@@ -114,7 +114,7 @@ class SandboxGateway:
         with self._lock:
             self._books.acquirer.behaviour = behaviour
 
-    def pay_hosted(self, gateway_id: str) -> Reply:
+    def pay_on_page(self, gateway_id: str) -> Reply:
         """Pay on the hosted page as the customer. Replies 200 with the invoice, 404 or 409.
 
         The payment always succeeds; the token's script does not apply. A tokenising invoice gets a
@@ -327,7 +327,7 @@ class SandboxGateway:
         if invoice is None:
             return _NOT_FOUND
         if invoice.order.instant or not invoice.is_open:
-            return wire.refusal(409, "only an open hosted invoice can be paid by hand")
+            return wire.refusal(409, "only an open invoice with a page can be paid by hand")
         if invoice.order.tokenize:
             self._books.mint_token(invoice)
         self._books.acquirer.charge(invoice, now)

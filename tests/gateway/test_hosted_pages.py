@@ -29,7 +29,7 @@ LINK = CheckoutOrder(
 
 def sent_by(order, **settings_):
     transport = Canned(201, body("04"))
-    paycore("http://gateway.example", transport, **settings_).create_hosted(order, [])
+    paycore("http://gateway.example", transport, **settings_).create_page(order, [])
     return exact(transport.sent[0].body)
 
 
@@ -45,20 +45,20 @@ def test_a_pay_link_is_ordered_as_the_seed_prints_it_with_its_callback_among_the
 
 def test_an_order_of_the_other_mode_is_never_sent(calls):
     with pytest.raises(NotSent):
-        paycore("http://x.example", Canned(201, body("04")), test_mode=False).create_hosted(
+        paycore("http://x.example", Canned(201, body("04")), test_mode=False).create_page(
             LINK, calls
         )
     assert calls == []
 
 
 def test_the_page_of_the_documented_answer_is_read():
-    page = canned(201, body("04")).create_hosted(LINK, []).page
+    page = canned(201, body("04")).create_page(LINK, []).page
     assert page.action == "https://cardgate.example.io/hpp/cgi_ZzhRb7xLro7cIf0N"
     assert (page.method, page.params) == ("GET", {})
 
 
 def test_card_and_customer_of_the_fullest_real_body_are_read():
-    said = answer_bodies.hosted_invoice(body("17"))
+    said = answer_bodies.invoice_with_page(body("17"))
     assert said.statement.owner.customer == "495901947"
     assert (said.card.mask, said.card.token) == ("512381******0000", None)
 
@@ -67,19 +67,19 @@ def test_a_customer_whom_the_invoice_is_not_linked_to_is_not_taken_for_its_own()
     document = exact(body("17"))
     document["data"]["relationships"]["customer"]["data"]["id"] = "cus_another"
     content = json.dumps(document, default=float).encode()
-    assert answer_bodies.hosted_invoice(content).statement.owner.customer is None
+    assert answer_bodies.invoice_with_page(content).statement.owner.customer is None
 
 
 def test_an_answer_about_another_invoice_is_no_answer():
     with pytest.raises(OutcomeUnknown, match="another invoice"):
-        canned(200, body("04")).poll_hosted("cpi_other", [])
+        canned(200, body("04")).poll_page("cpi_other", [])
     with pytest.raises(NotSent):
-        canned(200, body("04")).poll_hosted("../x", [])
+        canned(200, body("04")).poll_page("../x", [])
 
 
 def test_a_refusal_is_clear_and_its_call_is_kept_without_the_token(calls):
     with pytest.raises(Refused):
-        canned(422, body("93")).create_hosted(LINK, calls)
+        canned(422, body("93")).create_page(LINK, calls)
     assert TOKEN not in str(calls)
     assert calls[0].operation == "create"
 
@@ -103,6 +103,6 @@ def test_no_shape_of_page_card_or_customer_raises(flow, payload, included, relat
     document = invoice(flow_data=flow, payload=payload)
     document["included"] = included
     document["data"]["relationships"] = related
-    said = answer_bodies.hosted_invoice(json.dumps(document).encode())
+    said = answer_bodies.invoice_with_page(json.dumps(document).encode())
     assert said.statement.gateway_id == GATEWAY_ID
     assert said.page is None or said.page.action.startswith("http")

@@ -8,7 +8,7 @@ import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import MetaData, Table, insert, inspect, select, text, update
+from sqlalchemy import MetaData, Table, column, insert, inspect, select, table, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from billing_worker.persistence.book import identity as books
@@ -181,6 +181,36 @@ def test_a_subscription_of_before_was_handed_to_nobody_and_comes_from_nowhere(em
         connection.execute(handed)
 
 
+_OLD_CARD_SETUPS = table(
+    "hosted_payments", *(column(known.name, known.type) for known in tables.card_setups.c)
+)
+
+
+def test_nothing_of_the_card_setups_keeps_the_old_name_and_the_next_row_has_a_fresh_id(empty_store):
+    now = datetime(2026, 1, 31, tzinfo=UTC)
+    setup = {
+        "record_digest": "", "customer_id": 1, "amount_minor": 100, "currency": "USD",
+        "test_mode": True, "status": "prepared", "fence": 1, "created_at": now,
+    }  # fmt: skip
+    person = {"id": 1, "reference_id": "ann", "created_at": now}
+    with _migrated(empty_store, "0021", {tables.customers: person}) as connection:
+        named = {"reference_id": "one", "gateway_reference": "one"}
+        connection.execute(insert(_OLD_CARD_SETUPS).values(setup | named))
+    with empty_store.transaction() as connection:
+        named = {"reference_id": "two", "gateway_reference": "two"}
+        connection.execute(insert(tables.card_setups).values(setup | named))
+        kept = select(tables.card_setups.c.reference_id).order_by(tables.card_setups.c.id)
+        assert connection.execute(kept).scalars().all() == ["one", "two"]
+        book = inspect(connection)
+        assert "hosted_payments" not in book.get_table_names()
+        parts = [
+            book.get_pk_constraint("card_setups"), *book.get_foreign_keys("card_setups"),
+            *book.get_unique_constraints("card_setups"), *book.get_indexes("card_setups"),
+            *book.get_check_constraints("card_setups"),
+        ]  # fmt: skip
+    assert [part["name"] for part in parts if "card_setups" not in part["name"]] == []
+
+
 def test_pages_that_are_open_before_pages_have_names_are_kept_and_have_none(empty_store):
     now = datetime(2026, 1, 31, tzinfo=UTC)
     page = {
@@ -195,12 +225,12 @@ def test_pages_that_are_open_before_pages_have_names_are_kept_and_have_none(empt
         connection.execute(insert(tables.customers).values(person))
         for name in ("one", "two"):
             ids = dict.fromkeys(("reference_id", "gateway_reference", "gateway_id"), name)
-            connection.execute(insert(tables.hosted_payments).values(page | ids))
+            connection.execute(insert(_OLD_CARD_SETUPS).values(page | ids))
     migrate(empty_store)
-    c = tables.hosted_payments.c
+    c = tables.card_setups.c
     with empty_store.reading() as connection:
         assert connection.execute(select(c.page, c.page_digest)).all() == [(b"x", None)] * 2
-    same = update(tables.hosted_payments).values(page_digest="0" * 64)
+    same = update(tables.card_setups).values(page_digest="0" * 64)
     with pytest.raises(IntegrityError), empty_store.transaction() as connection:
         connection.execute(same)
 

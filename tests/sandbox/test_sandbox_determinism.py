@@ -80,7 +80,7 @@ def test_one_request_happens_at_a_time():
             pool.submit(gateway.handle, "GET", "/_sandbox/ledger", {}, b"")
             pool.submit(lambda: gateway.ledger)
             pool.submit(gateway.advance)
-            pool.submit(gateway.pay_hosted, "cpi_nobody")
+            pool.submit(gateway.pay_on_page, "cpi_nobody")
 
     assert (len(most), max(most)) == (64, 1)
 

@@ -24,7 +24,7 @@ def test_the_documented_tokenise_order_is_accepted(merchant, documented):
 def test_paying_a_tokenise_invoice_charges_it_and_mints_a_token(merchant, hosted):
     invoice = hosted(tokenize=True)
 
-    reply = merchant.gateway.pay_hosted(invoice.gateway_id)
+    reply = merchant.gateway.pay_on_page(invoice.gateway_id)
 
     paid = json.loads(reply.body)["data"]["attributes"]
     assert (reply.status, paid["status"]) == (200, "processed")
@@ -34,7 +34,7 @@ def test_paying_a_tokenise_invoice_charges_it_and_mints_a_token(merchant, hosted
 
 
 def test_a_minted_token_pays_the_next_instant_invoice_of_its_customer(merchant, hosted):
-    reply = merchant.gateway.pay_hosted(hosted(tokenize=True).gateway_id)
+    reply = merchant.gateway.pay_on_page(hosted(tokenize=True).gateway_id)
     token = merchant.invoice(reply).attributes["payload"]["token"]
 
     merchant.sold(token, reference_id="renewal")
@@ -43,7 +43,7 @@ def test_a_minted_token_pays_the_next_instant_invoice_of_its_customer(merchant, 
 
 
 def test_a_minted_token_is_unknown_for_any_other_customer(merchant, hosted):
-    reply = merchant.gateway.pay_hosted(hosted(tokenize=True).gateway_id)
+    reply = merchant.gateway.pay_on_page(hosted(tokenize=True).gateway_id)
     token = merchant.invoice(reply).attributes["payload"]["token"]
 
     stolen = merchant.post(merchant.order(token, customer={"reference_id": "somebody-else"}))
@@ -54,7 +54,9 @@ def test_a_minted_token_is_unknown_for_any_other_customer(merchant, hosted):
 def test_two_cards_get_two_tokens(merchant, hosted):
     tokens = {
         merchant.invoice(
-            merchant.gateway.pay_hosted(hosted(tokenize=True, reference_id=f"order-{n}").gateway_id)
+            merchant.gateway.pay_on_page(
+                hosted(tokenize=True, reference_id=f"order-{n}").gateway_id
+            )
         ).attributes["payload"]["token"]
         for n in range(2)
     }
@@ -65,7 +67,7 @@ def test_two_cards_get_two_tokens(merchant, hosted):
 def test_a_predefined_token_invoice_is_paid_by_hand_and_mints_nothing(merchant, hosted):
     invoice = hosted("needs_3ds")
 
-    merchant.gateway.pay_hosted(invoice.gateway_id)
+    merchant.gateway.pay_on_page(invoice.gateway_id)
 
     attributes = merchant.look(invoice)
     assert (attributes["status"], attributes["payload"]["token"]) == ("processed", None)
@@ -98,15 +100,15 @@ def test_an_instant_invoice_has_no_page_and_cannot_be_paid_by_hand(merchant):
     invoice = merchant.create()
 
     assert merchant.request("GET", "/hpp/cgi_sandbox000000001").status == 404
-    assert merchant.gateway.pay_hosted(invoice.gateway_id).status == 409
+    assert merchant.gateway.pay_on_page(invoice.gateway_id).status == 409
 
 
 def test_a_paid_or_expired_page_cannot_be_paid_again(merchant, hosted, clock):
     paid, expired = hosted(), hosted()
-    merchant.gateway.pay_hosted(paid.gateway_id)
+    merchant.gateway.pay_on_page(paid.gateway_id)
     clock.move(3600)
 
-    assert merchant.gateway.pay_hosted(paid.gateway_id).status == 409
-    assert merchant.gateway.pay_hosted(expired.gateway_id).status == 409
-    assert merchant.gateway.pay_hosted("cpi_nobody").status == 404
+    assert merchant.gateway.pay_on_page(paid.gateway_id).status == 409
+    assert merchant.gateway.pay_on_page(expired.gateway_id).status == 409
+    assert merchant.gateway.pay_on_page("cpi_nobody").status == 404
     assert len(merchant.debits()) == 1

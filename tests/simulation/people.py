@@ -25,8 +25,8 @@ from billing_worker.sandbox.gateway import SandboxGateway
 from billing_worker.services import dunning
 from billing_worker.services.cards.new_card import Scope, replace_card
 from billing_worker.services.charging.charge import charge_batch
-from billing_worker.services.hosted_pages import start
 from billing_worker.services.hosted_pages.page_address import page_behind
+from billing_worker.services.hosted_pages.pay_link import start_checkout
 from billing_worker.services.import_records.subscription import BadRecord, CardRecord
 from billing_worker.services.invoicing.renew import renew_due
 from billing_worker.services.operators.debts import IfCharged, mark_paid, void_invoice
@@ -184,7 +184,7 @@ class People:
         def act(ports: Ports) -> None:
             invoice = _some_invoice(ports, reference, chosen)
             if invoice:
-                self.pages.append(start.start_checkout(ports, {"invoice": invoice}))
+                self.pages.append(start_checkout(ports, {"invoice": invoice}))
 
         return act
 

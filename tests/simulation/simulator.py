@@ -394,7 +394,7 @@ class Simulation:
 
     def _pay(self, gateway_id: str) -> Any:
         self.witness.asked_by_id(gateway_id, self.world.clock.now())
-        answer = self.world.sandbox.pay_hosted(gateway_id)
+        answer = self.world.sandbox.pay_on_page(gateway_id)
         self.happened[f"customer pays on a page: {answer.status}"] += 1
         return answer
 

@@ -15,8 +15,8 @@ from billing_worker.domain.errors import (
 from billing_worker.domain.secret import Secret
 from billing_worker.gateway.http import Response
 from billing_worker.persistence.schema import tables
-from billing_worker.services.hosted_pages import start
-from billing_worker.services.hosted_pages.start import start_checkout, start_tokenisation
+from billing_worker.services.hosted_pages.card_setup import start_tokenisation
+from billing_worker.services.hosted_pages.pay_link import start_checkout
 
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 INVOICE = "sub-1-p0"
@@ -34,7 +34,7 @@ def tokenise(world, reference="card-1", customer="customer-of-sub-1", **fields):
 
 def pay(world, page):
     """The customer opens the page and pays."""
-    reply = world.sandbox.pay_hosted(page["gateway_id"])
+    reply = world.sandbox.pay_on_page(page["gateway_id"])
     assert reply.status == 200, reply
     return reply
 
@@ -45,7 +45,7 @@ def rows(world, table):
 
 
 def payment(world):
-    return rows(world, tables.hosted_payments)[-1]
+    return rows(world, tables.card_setups)[-1]
 
 
 def told(world, kind):
@@ -85,19 +85,19 @@ def dies_after(world, count):
     world.transport.before_send = before_send
 
 
-def overtaken(monkeypatch, ask):
-    """What `ask` hands out to a second caller, while a first one asks the gateway and hands out
-    nothing.
+def overtaken(monkeypatch, module, ask):
+    """What `ask`, of `module`, hands out to a second caller, while a first one asks the gateway and
+    hands out nothing.
     """
-    real = start.obtained
+    real = module.obtained
     pages = []
 
     def second_comes(*args, **options):
-        monkeypatch.setattr(start, "obtained", real)
+        monkeypatch.setattr(module, "obtained", real)
         pages.append(ask())
         return real(*args, **options)
 
-    monkeypatch.setattr(start, "obtained", second_comes)
+    monkeypatch.setattr(module, "obtained", second_comes)
     with pytest.raises(ConcurrentChange):
         ask()
     [page] = pages

@@ -258,8 +258,8 @@ class World:
         with self.store.reading() as connection:
             pages = set(
                 connection.execute(
-                    select(tables.hosted_payments.c.gateway_reference).where(
-                        tables.hosted_payments.c.attempt_id.is_(None)
+                    select(tables.card_setups.c.gateway_reference).where(
+                        tables.card_setups.c.attempt_id.is_(None)
                     )
                 ).scalars()
             )

@@ -30,7 +30,7 @@ from billing_worker.persistence.store import Store
 from billing_worker.services.cards.listing import list_cards
 from billing_worker.services.cards.new_card import Scope, add_backup_card, replace_card, use_card
 from billing_worker.services.cards.remove import remove_card
-from billing_worker.services.hosted_pages.start import start_tokenisation
+from billing_worker.services.hosted_pages.card_setup import start_tokenisation
 from billing_worker.services.import_records.subscription import (
     BadRecord,
     CardRecord,

@@ -25,7 +25,7 @@ from billing_worker.entrypoints.cli.shared import (
 from billing_worker.entrypoints.cli.what_follows import what_follows
 from billing_worker.entrypoints.cli.worker_ports import open_ports
 from billing_worker.services.dunning import retry_invoice
-from billing_worker.services.hosted_pages.start import start_checkout
+from billing_worker.services.hosted_pages.pay_link import start_checkout
 from billing_worker.services.operators.debts import (
     MAY_BE_CHARGED,
     IfCharged,

@@ -374,8 +374,8 @@ commands = Table(
     ),
 )
 
-hosted_payments = Table(
-    "hosted_payments",
+card_setups = Table(
+    "card_setups",
     metadata,
     Column("id", Key, primary_key=True),
     _reference(unique=True),  # the caller's
@@ -407,15 +407,13 @@ hosted_payments = Table(
     ),
     CheckConstraint("(status = 'stored') = (card_id IS NOT NULL)", name="stored_has_a_card"),
     Index(
-        "uq_hosted_payments_page_digest",
+        "uq_card_setups_page_digest",
         "page_digest",
         unique=True,
         postgresql_where=_HAS_PAGE,
         sqlite_where=_HAS_PAGE,
     ),
-    Index(
-        "ix_hosted_payments_look", "next_poll_at", postgresql_where=_TO_POLL, sqlite_where=_TO_POLL
-    ),
+    Index("ix_card_setups_look", "next_poll_at", postgresql_where=_TO_POLL, sqlite_where=_TO_POLL),
 )
 
 callbacks = Table(

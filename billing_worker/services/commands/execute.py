@@ -60,7 +60,8 @@ from billing_worker.services.customers import update_customer
 from billing_worker.services.doorbell import ring_for
 from billing_worker.services.dunning import retry_invoice
 from billing_worker.services.guards import lost_memory
-from billing_worker.services.hosted_pages.start import start_checkout, start_tokenisation
+from billing_worker.services.hosted_pages.card_setup import start_tokenisation
+from billing_worker.services.hosted_pages.pay_link import start_checkout
 from billing_worker.services.import_records.export import differing
 from billing_worker.services.import_records.subscription import (
     BadRecord,

@@ -65,7 +65,7 @@ SHOWN_REFERENCE = 160
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Asks for a page that the customer is sent to; `hosted` reads the record itself."""
+    """Asks for a page that the customer is sent to; `services.hosted_pages` reads the record itself."""
 
     record: Mapping[str, Any]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from billing_worker.domain.card_setup import HostedStatement, Page
+from billing_worker.domain.card_setup import Page, PageStatement
 from billing_worker.domain.errors import GatewayError, NotPayable, NotSent, OutcomeUnknown, Refused
 from billing_worker.domain.outcome import MADE_BY_SOMEBODY
 from billing_worker.domain.statement import (
@@ -17,7 +17,7 @@ from billing_worker.domain.statement import (
     may_be_paid,
     most_telling,
 )
-from billing_worker.gateway.port import CallLog, HostedOrder
+from billing_worker.gateway.port import CallLog, PageOrder
 from billing_worker.services.ports import Ports
 
 CONFIGURATION_ANSWERS: Final = frozenset({401, 403})
@@ -26,9 +26,7 @@ corrected.
 """
 
 
-def obtained(
-    ports: Ports, order: HostedOrder, calls: CallLog, *, may_exist: bool
-) -> HostedStatement:
+def obtained(ports: Ports, order: PageOrder, calls: CallLog, *, may_exist: bool) -> PageStatement:
     """Return the invoice: found if an earlier create may have reached the gateway, created
     otherwise.
 
@@ -38,13 +36,11 @@ def obtained(
     return said or _created(ports, order, calls, may_exist=may_exist)
 
 
-def _created(
-    ports: Ports, order: HostedOrder, calls: CallLog, *, may_exist: bool
-) -> HostedStatement:
+def _created(ports: Ports, order: PageOrder, calls: CallLog, *, may_exist: bool) -> PageStatement:
     ports.pace.wait()
     sent_at = ports.clock.now()
     try:
-        answered = ports.gateway.create_hosted(order, calls)
+        answered = ports.gateway.create_page(order, calls)
     except (OutcomeUnknown, Refused) as error:
         if error.http_status in CONFIGURATION_ANSWERS:
             raise
@@ -63,20 +59,20 @@ def _created(
     return _marked(answered, order, strange=strange and not may_exist)
 
 
-def _is_strange(found: Statement, order: HostedOrder, error: OutcomeUnknown | Refused) -> bool:
+def _is_strange(found: Statement, order: PageOrder, error: OutcomeUnknown | Refused) -> bool:
     """Return whether an invoice that is found after a failed create is not its work: a 4xx may mean
     a duplicate.
     """
     return error.is_client_error if found.create is None else found.create != order.create
 
 
-def _marked(said: HostedStatement, order: HostedOrder, *, strange: bool) -> HostedStatement:
+def _marked(said: PageStatement, order: PageOrder, *, strange: bool) -> PageStatement:
     """Mark an invoice that this create did not make. One of another book shows no loss of data."""
     ours = foreign(said.statement, _expected(order)) is None
     return replace(said, made_by_somebody=strange and ours)
 
 
-def find_page(ports: Ports, expected: Expected, calls: CallLog) -> HostedStatement | None:
+def find_page(ports: Ports, expected: Expected, calls: CallLog) -> PageStatement | None:
     """Return our invoice with this reference, complete; of several the one that is nearest to a
     payment.
 
@@ -88,14 +84,14 @@ def find_page(ports: Ports, expected: Expected, calls: CallLog) -> HostedStateme
     while matches:
         chosen = most_telling(matches)
         ports.pace.wait()
-        found = ports.gateway.poll_hosted(chosen.gateway_id, calls)
+        found = ports.gateway.poll_page(chosen.gateway_id, calls)
         if foreign(found.statement, expected) is None:
             return replace(found, alone=len(matches) == 1)
         matches = [one for one in matches if one is not chosen]
     return found
 
 
-def _expected(order: HostedOrder) -> Expected:
+def _expected(order: PageOrder) -> Expected:
     return Expected(
         order.reference_id,
         order.money,
@@ -104,7 +100,7 @@ def _expected(order: HostedOrder) -> Expected:
     )
 
 
-def page_to_pay_on(said: HostedStatement, order: HostedOrder) -> Page:
+def page_to_pay_on(said: PageStatement, order: PageOrder) -> Page:
     """Return the page. Raises NotPayable if the invoice is not the ordered one, is not new, or has
     no page.
     """

@@ -14,7 +14,7 @@ from datetime import datetime
 from sqlalchemy import Connection
 
 from billing_worker.domain.attempt import LIVE, PAID, Attempt, AttemptStatus, Origin
-from billing_worker.domain.card_setup import HostedStatement
+from billing_worker.domain.card_setup import PageStatement
 from billing_worker.domain.errors import (
     AlreadyPaid,
     ConcurrentChange,
@@ -55,7 +55,7 @@ from billing_worker.services.invoicing import pause_collection
 from billing_worker.services.invoicing.pause_collection import Moment
 from billing_worker.services.ports import Ports
 
-BY = "hosted"
+BY = "hosted_pages"
 
 MAYBE_PAID = "it may be paid already, and the gateway is asked until that is decided: "
 
@@ -260,7 +260,7 @@ def leave(
 
 
 def not_handed_out(
-    ports: Ports, slot: Slot, found: HostedStatement, why: str, calls: Sequence[WireCall]
+    ports: Ports, slot: Slot, found: PageStatement, why: str, calls: Sequence[WireCall]
 ) -> NotPayable:
     """Settle what the gateway made of a page that is not handed out. Returns what to tell the
     caller.

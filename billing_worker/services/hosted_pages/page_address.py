@@ -13,9 +13,10 @@ import re
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from billing_worker.domain.card_setup import Page
+from billing_worker.domain.money import Money
 from billing_worker.domain.secret import Secret
 from billing_worker.persistence import card_setups, pay_links
 from billing_worker.persistence.store import Store
@@ -39,6 +40,17 @@ class NamedPage:
     @property
     def digest(self) -> str:
         return _digest(self.name.reveal())
+
+    def form(self, money: Money) -> dict[str, Any]:
+        """The form that leads to the page, and the path of our page that submits it."""
+        return {
+            "amount": str(money.amount),
+            "currency": money.currency,
+            "action": self.page.action,
+            "method": self.page.method,
+            "params": dict(self.page.params),
+            "pay_path": self.path,
+        }
 
 
 def named(page: Page) -> NamedPage:

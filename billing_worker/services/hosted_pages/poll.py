@@ -14,9 +14,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from billing_worker.domain import card as card_rules
 from billing_worker.domain import card_setup as rules
 from billing_worker.domain.card_setup import (
-    HostedPayment,
-    HostedStatement,
-    HostedStatus,
+    CardSetup,
+    CardSetupStatus,
+    PageStatement,
     StoredCard,
 )
 from billing_worker.domain.errors import BillingError, GatewayError
@@ -42,7 +42,7 @@ from billing_worker.services.hosted_pages.gateway_page import find_page
 from billing_worker.services.import_records.subscription import CardRecord
 from billing_worker.services.ports import Ports
 
-BY = "hosted"
+BY = "card_setup"
 SETUP_BATCH = 200
 SETUP_POLL_LOST_AFTER = timedelta(seconds=60)
 """A poll that was lost is due again after this. Polling twice is harmless."""
@@ -58,51 +58,51 @@ def poll_due_pages(ports: Ports) -> int:
     now = ports.clock.now()
     with ports.store.transaction() as connection:
         due = card_setups.take_due(connection, now, now + SETUP_POLL_LOST_AFTER, SETUP_BATCH)
-    ports.pool.map(lambda payment: _poll_safely(ports, payment), due)
+    ports.pool.map(lambda setup: _poll_safely(ports, setup), due)
     return len(due)
 
 
-def _poll_safely(ports: Ports, payment: HostedPayment) -> str:
+def _poll_safely(ports: Ports, setup: CardSetup) -> str:
     try:
-        return str(poll(ports, payment).status)
+        return str(poll(ports, setup).status)
     except (BillingError, SQLAlchemyError) as error:
-        log.warning("hosted.interrupted", payment=payment.id, reason=type(error).__name__)
+        log.warning("card_setup.interrupted", setup=setup.id, reason=type(error).__name__)
         return "interrupted"
     except Exception:
         # A bug of ours. The row keeps its state and is polled again; the others must not wait.
-        log.exception("billing.alert", kind="hosted.crashed", page=payment.reference_id)
+        log.exception("billing.alert", kind="card_setup.crashed", page=setup.reference_id)
         return "crashed"
 
 
-def poll(ports: Ports, payment: HostedPayment) -> HostedPayment:
+def poll(ports: Ports, setup: CardSetup) -> CardSetup:
     """Poll one page. No answer proves nothing: it is polled again later."""
     calls: CallLog = []
     said = None
     try:
-        said = _stated(ports, payment, calls)
+        said = _stated(ports, setup, calls)
     except GatewayError as error:
-        log.info("hosted.no_answer", payment=payment.id, reason=error.reason)
-        if payment.status is HostedStatus.PREPARED:
-            return payment  # It may have been paid: only the gateway's answer ends it.
-    return settle_page(ports, payment, said, calls)
+        log.info("card_setup.no_answer", setup=setup.id, reason=error.reason)
+        if setup.status is CardSetupStatus.PREPARED:
+            return setup  # It may have been paid: only the gateway's answer ends it.
+    return settle_page(ports, setup, said, calls)
 
 
-def _stated(ports: Ports, payment: HostedPayment, calls: CallLog) -> HostedStatement | None:
+def _stated(ports: Ports, setup: CardSetup, calls: CallLog) -> PageStatement | None:
     """Return the gateway's statement, or None if it has nothing under the reference."""
-    if payment.gateway_id is None:
-        return find_page(ports, payment.whose, calls)
+    if setup.gateway_id is None:
+        return find_page(ports, setup.whose, calls)
     ports.pace.wait()
-    return ports.gateway.poll_hosted(payment.gateway_id, calls)
+    return ports.gateway.poll_page(setup.gateway_id, calls)
 
 
 def settle_page(
     ports: Ports,
-    payment: HostedPayment,
-    said: HostedStatement | None,
+    setup: CardSetup,
+    said: PageStatement | None,
     calls: Sequence[WireCall] = (),
     *,
     not_handed_out: str = rules.SETUP_NEVER_HANDED_OUT,
-) -> HostedPayment:
+) -> CardSetup:
     """Apply the gateway's statement (None: no answer) in one transaction: card, state and history.
 
     `not_handed_out`: why the page of a prepared set-up is not handed out.
@@ -111,9 +111,9 @@ def settle_page(
         context = Context(right_now(ports, connection), BY, ports.timings)
         token = said.card.token if said and said.card else None
         if token is not None:
-            card_setups.lock_subscriptions_of(connection, payment.customer_id)
-        before = card_setups.lock(connection, payment.id)
-        if before.status is HostedStatus.PREPARED and before.fence != payment.fence:
+            card_setups.lock_subscriptions_of(connection, setup.customer_id)
+        before = card_setups.lock(connection, setup.id)
+        if before.status is CardSetupStatus.PREPARED and before.fence != setup.fence:
             return before  # A newer caller continues it.
         owners = _owners(connection, token)
         concluded = rules.conclude(
@@ -128,20 +128,20 @@ def settle_page(
         if concluded.keep is not None:
             card_id = _keep(ports, connection, before, concluded.keep)
             events.append(rules.stored(before, card_id, concluded.keep.mask, context))
-        card_setups.save(connection, before, concluded.payment, card_id)
+        card_setups.save(connection, before, concluded.setup, card_id)
         told = _with_calls(events, calls)
         history.write(connection, [_entry(connection, before, event) for event in told])
         if card_id is not None:
             _give(ports, connection, before, card_id)
-    _alert(concluded.payment, events)
-    return concluded.payment
+    _alert(concluded.setup, events)
+    return concluded.setup
 
 
-def _entry(connection: Connection, payment: HostedPayment, event: Event) -> Entry:
+def _entry(connection: Connection, setup: CardSetup, event: Event) -> Entry:
     """Return the history entry, also about the invoice that the page pays."""
-    if payment.attempt_id is None:
+    if setup.attempt_id is None:
         return Entry(event)
-    key = pay_links.key_of(connection, payment.attempt_id)
+    key = pay_links.key_of(connection, setup.attempt_id)
     return Entry.about(key, event)
 
 
@@ -154,11 +154,11 @@ def _owners(connection: Connection, token: Secret | None) -> dict[int, int]:
 def _keep(
     ports: Ports,
     connection: Connection,
-    payment: HostedPayment,
+    setup: CardSetup,
     card: StoredCard,
 ) -> int:
     """Store the customer's card of this token once, and return it."""
-    row = card_row(ports.vault, _record(card), payment.customer_id, right_now(ports, connection))
+    row = card_row(ports.vault, _record(card), setup.customer_id, right_now(ports, connection))
     row |= {
         "holder": card.holder,
         "issuer_name": card.issuer_name,
@@ -179,7 +179,7 @@ def _record(card: StoredCard) -> CardRecord:
     )
 
 
-def _give(ports: Ports, connection: Connection, payment: HostedPayment, card_id: int) -> None:
+def _give(ports: Ports, connection: Connection, setup: CardSetup, card_id: int) -> None:
     """Make the new card the default where the customer expects it, and where no other card can pay.
 
     A page that pays an invoice is for its subscription and for all subscriptions that used the
@@ -189,16 +189,16 @@ def _give(ports: Ports, connection: Connection, payment: HostedPayment, card_id:
     now = right_now(ports, connection)
     obstacle = card_rules.obstacle(cards.by_ids(connection, {card_id})[card_id], now)
     if obstacle is not None:
-        log.warning("hosted.card_not_used", page=payment.reference_id, reason=obstacle)
+        log.warning("card_setup.card_not_used", page=setup.reference_id, reason=obstacle)
         return
-    paid_here = card_setups.subscription_of(connection, payment)
-    wanted = {row.id for row in card_setups.that_wait(connection, payment.customer_id)}
-    wanted |= _without_a_good_card(connection, payment.customer_id, now)
+    paid_here = card_setups.subscription_of(connection, setup)
+    wanted = {row.id for row in card_setups.that_wait(connection, setup.customer_id)}
+    wanted |= _without_a_good_card(connection, setup.customer_id, now)
     if paid_here is not None:
-        alike = cards.paid_with(connection, payment.customer_id, paid_here.card_id)
+        alike = cards.paid_with(connection, setup.customer_id, paid_here.card_id)
         wanted |= {paid_here.id, *(row.id for row in alike)}
     given_to, _ = subscriptions.lock_these(connection, wanted)
-    why = f"entered on page {payment.reference_id}"
+    why = f"entered on page {setup.reference_id}"
     give(
         connection,
         given_to,
@@ -223,8 +223,8 @@ def _with_calls(events: Sequence[Event], calls: Sequence[WireCall]) -> list[Even
     return [replace(events[0], data=first), *events[1:]]
 
 
-def _alert(payment: HostedPayment, events: Sequence[Event]) -> None:
+def _alert(setup: CardSetup, events: Sequence[Event]) -> None:
     for event in events:
         if event.alert:
-            log.error("billing.alert", kind=str(event.kind), page=payment.reference_id,
-                      reason=payment.outcome)  # fmt: skip
+            log.error("billing.alert", kind=str(event.kind), page=setup.reference_id,
+                      reason=setup.outcome)  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, Row
 
 from billing_worker.domain.attempt import Origin
-from billing_worker.domain.card_setup import HostedPayment
+from billing_worker.domain.card_setup import CardSetup
 from billing_worker.domain.events import EventKind
 from billing_worker.domain.money import Money
 from billing_worker.domain.outcome import not_before
@@ -241,9 +241,9 @@ def _unusable(events: Sequence[Row[Any]], attempt: Row[Any] | None) -> tuple[dat
     return None if reason.startswith(OF_A_SALE) else (polled[-1].at, reason)
 
 
-def _explained_page(connection: Connection, page: HostedPayment) -> dict[str, Any]:
+def _explained_page(connection: Connection, page: CardSetup) -> dict[str, Any]:
     told = wording.about_page(page)
-    events = history.of_hosted_payment(connection, page.reference_id)
+    events = history.of_card_setup(connection, page.reference_id)
     return {
         "card_page": page.reference_id,
         "gateway_reference": page.gateway_reference,

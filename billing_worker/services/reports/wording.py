@@ -13,7 +13,7 @@ from sqlalchemy import Row
 
 from billing_worker.domain import card as cards
 from billing_worker.domain.attempt import Origin
-from billing_worker.domain.card_setup import STEPS, HostedPayment, HostedStatus
+from billing_worker.domain.card_setup import STEPS, CardSetup, CardSetupStatus
 from billing_worker.domain.declines import decline_for
 from billing_worker.domain.invoice import (
     CANCELLED,
@@ -298,28 +298,28 @@ def reason_in_words(reason: str | None) -> str:
 # --- card pages -------------------------------------------------------------------------------
 
 FATE_OF_PAGE = {
-    HostedStatus.PREPARED: "being opened",
-    HostedStatus.OPEN: "open, customer has not paid",
-    HostedStatus.STORED: "paid, card stored",
-    HostedStatus.NO_CARD: "paid, no card came of it",
-    HostedStatus.UNPAID: "not paid",
+    CardSetupStatus.PREPARED: "being opened",
+    CardSetupStatus.OPEN: "open, customer has not paid",
+    CardSetupStatus.STORED: "paid, card stored",
+    CardSetupStatus.NO_CARD: "paid, no card came of it",
+    CardSetupStatus.UNPAID: "not paid",
 }
 
 
-def about_page(payment: HostedPayment) -> Told:
+def about_page(payment: CardSetup) -> Told:
     """Return the sentence about a card set-up."""
     again = f"The gateway is asked again at {_moment(payment.next_poll_at)}"
     match payment.status:
-        case HostedStatus.PREPARED:
+        case CardSetupStatus.PREPARED:
             return Told("Nobody has the page yet.", f"{again}; if nobody has it then, it is over.")
-        case HostedStatus.OPEN:
+        case CardSetupStatus.OPEN:
             return Told(_known_of_page(payment), f"{again}.")
-        case HostedStatus.STORED:
+        case CardSetupStatus.STORED:
             return Told("The customer paid, and the card is stored.", "Nothing.")
-        case HostedStatus.NO_CARD:
+        case CardSetupStatus.NO_CARD:
             step = STEPS.get(payment.outcome or "", "a person looks")
             return Told(f"The customer paid, but {payment.outcome}.", f"Not by itself: {step}.")
-        case HostedStatus.UNPAID:
+        case CardSetupStatus.UNPAID:
             recheck = (
                 f"{again}: late money still stores the card."
                 if payment.next_poll_at
@@ -328,7 +328,7 @@ def about_page(payment: HostedPayment) -> Told:
             return Told(f"Nobody paid there: {payment.outcome}.", recheck)
 
 
-def _known_of_page(payment: HostedPayment) -> str:
+def _known_of_page(payment: CardSetup) -> str:
     if payment.unpaid_since is not None:
         return f"The gateway has called it unpaid since {payment.unpaid_since.isoformat()}."
     if payment.outcome is not None:

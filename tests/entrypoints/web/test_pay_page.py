@@ -18,7 +18,8 @@ from billing_worker.entrypoints.web.pay_page import pay_routes, render
 from billing_worker.persistence.schema import tables
 from billing_worker.sandbox.gateway import Behaviour, SandboxGateway
 from billing_worker.sandbox.server import SandboxServer
-from billing_worker.services.hosted_pages.start import start_checkout, start_tokenisation
+from billing_worker.services.hosted_pages.card_setup import start_tokenisation
+from billing_worker.services.hosted_pages.pay_link import start_checkout
 from billing_worker.services.operators.debts import IfCharged, mark_paid
 from tests.entrypoints.test_config import GOOD
 from tests.support.backup import backup, restore
@@ -84,7 +85,7 @@ def says_paid(browser, page):
 def test_a_paid_page_says_that_it_is_paid(world, browser, link):
     card_page = tokenised(world)
     for page in (link, card_page):
-        world.sandbox.pay_hosted(page["gateway_id"])
+        world.sandbox.pay_on_page(page["gateway_id"])
     world.clock.advance(20)
     world.tick()
     assert says_paid(browser, link)
@@ -145,7 +146,7 @@ def test_a_page_that_was_opened_without_a_name_gets_one_when_it_is_asked_for_aga
                 lambda: tokenised(world)):  # fmt: skip
         page = ask()
         with world.store.transaction() as connection:
-            for table in (tables.attempts, tables.hosted_payments):
+            for table in (tables.attempts, tables.card_setups):
                 connection.execute(update(table).where(table.c.page.is_not(None)).values(
                     page=world.vault.lock(Secret(json.dumps({
                         "action": page["action"], "method": page["method"],
@@ -175,7 +176,7 @@ def test_a_link_from_before_a_restore_opens_nobody_elses_page(world, browser, ki
         return tokenised(world, f"card-{name}", f"customer-of-sub-{name}")
 
     of_a = page_for("a")
-    table = tables.attempts if kind == "link" else tables.hosted_payments
+    table = tables.attempts if kind == "link" else tables.card_setups
     before = rows(world, table)[-1].id
     restore(world.store, kept)
     of_b = page_for("b")

@@ -15,7 +15,7 @@ from billing_worker.persistence import attempts, callbacks
 from billing_worker.persistence.schema import tables
 from billing_worker.services.attempts.settle import Settle, settle_all
 from billing_worker.services.doorbell import poll_due
-from billing_worker.services.hosted_pages.start import start_checkout
+from billing_worker.services.hosted_pages.pay_link import start_checkout
 from billing_worker.services.subscriptions import lifecycle
 from tests.support.recovery import events, replace, retry, sold_at, subscription
 

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import select
 
 from billing_worker.persistence.schema import tables
-from billing_worker.services.hosted_pages import start
+from billing_worker.services.hosted_pages.pay_link import start_checkout
 from billing_worker.services.subscriptions import lifecycle
 
 ANY_ROW = tuple(range(60))
@@ -27,7 +27,7 @@ def books(world):
     world.subscribe("pending_forever", "pending")
     world.subscribe(None, "without-a-card")
     world.tick()
-    start.start_checkout(world.ports, {"invoice": "on-a-page-p0"})
+    start_checkout(world.ports, {"invoice": "on-a-page-p0"})
     lifecycle.pause(world.store, world.clock, "paused", by="t")
     lifecycle.cancel(world.store, world.clock, "cancelled", at_period_end=False, by="t")
     return world

@@ -14,7 +14,7 @@ from billing_worker.services.cards.listing import list_cards
 from billing_worker.services.cards.new_card import Scope
 from billing_worker.services.commands.execute import Message, carry_out
 from billing_worker.services.dunning import choose_policy
-from billing_worker.services.hosted_pages.start import start_tokenisation
+from billing_worker.services.hosted_pages.card_setup import start_tokenisation
 from tests.support.recovery import (
     add_backup,
     banks_change_their_mind,
@@ -41,7 +41,7 @@ def pays_on_a_page(world, reference="page-1", **record):
     if "invoice" not in record:
         asked |= {"amount": "1.00", "currency": "USD"}
     page = start_tokenisation(world.ports, asked | record)
-    world.sandbox.pay_hosted(page["gateway_id"])
+    world.sandbox.pay_on_page(page["gateway_id"])
     world.run_for(HOUR, step=10 * MINUTE)
 
 

@@ -21,7 +21,7 @@ from billing_worker.services.charging.charge import _order, charge_batch
 from billing_worker.services.charging.vault_keys import try_at_start
 from billing_worker.services.commands.execute import Message, NotKept, carry_out
 from billing_worker.services.dunning import retry_invoice
-from billing_worker.services.hosted_pages import start
+from billing_worker.services.hosted_pages.pay_link import start_checkout
 from billing_worker.services.import_records.subscription import parse_record
 from billing_worker.services.reports import status
 from billing_worker.services.subscriptions.subscribe import subscribe
@@ -307,7 +307,7 @@ def test_a_row_that_kills_its_worker_takes_no_innocent_row_with_it(world, poison
     run_with_deaths(world, dying(world, ill), 2 * HOUR)
     assert world.fate(ill) == "open, waiting for a person"
     assert alerts(world) == ["invoice.waiting"]
-    start.start_checkout(world.ports, {"invoice": ill})
+    start_checkout(world.ports, {"invoice": ill})
     assert world.fate(ill) == "open, pay link out, customer has not paid"
 
 
@@ -396,6 +396,6 @@ def test_what_an_older_version_has_stranded_gets_out(world, way_out):
         world.run_for(2 * HOUR)
         assert world.fate() == "paid"
     else:
-        start.start_checkout(world.ports, {"invoice": "sub-1-p0"})
+        start_checkout(world.ports, {"invoice": "sub-1-p0"})
         assert world.fate() == "open, pay link out, customer has not paid"
     assert charge_batch(world.ports, [slow.attempt.invoice_id]) == {}

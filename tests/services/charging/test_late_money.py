@@ -12,7 +12,7 @@ from sqlalchemy import select
 from billing_worker.domain.errors import NotPayable
 from billing_worker.gateway.http import Response
 from billing_worker.persistence.schema import tables
-from billing_worker.services.hosted_pages.start import start_checkout
+from billing_worker.services.hosted_pages.pay_link import start_checkout
 from tests.support.recovery import add_backup, events, origins, replace, retry, sold_at
 
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)

@@ -16,7 +16,8 @@ from billing_worker.persistence.book.outside import Memory
 from billing_worker.persistence.schema import tables
 from billing_worker.sandbox.behaviour import RefusalShape
 from billing_worker.services.dunning import retry_invoice
-from billing_worker.services.hosted_pages.start import start_checkout, start_tokenisation
+from billing_worker.services.hosted_pages.card_setup import start_tokenisation
+from billing_worker.services.hosted_pages.pay_link import start_checkout
 from tests.support.backup import backup, restore
 
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)

@@ -17,7 +17,8 @@ from billing_worker.services import kill_switch
 from billing_worker.services.charging.callbacks import Fate, Inbox, receive
 from billing_worker.services.commands.one_off_charge import charge_once
 from billing_worker.services.commands.records import parse_command
-from billing_worker.services.hosted_pages.start import start_checkout, start_tokenisation
+from billing_worker.services.hosted_pages.card_setup import start_tokenisation
+from billing_worker.services.hosted_pages.pay_link import start_checkout
 from billing_worker.services.invoicing import catch_up
 from billing_worker.services.invoicing.catch_up import Answer, Caps
 from billing_worker.services.operators.debts import IfCharged, mark_paid, void_invoice
@@ -207,7 +208,7 @@ def test_no_pay_link_opens_for_what_was_charged_after_the_backup(world):
     world.tick()
     kept = backup(world.store)
     page = start_checkout(world.ports, {"invoice": "sub-1-p0"})
-    world.sandbox.pay_hosted(page["gateway_id"])
+    world.sandbox.pay_on_page(page["gateway_id"])
     go_back(world, kept)
     start_again(world)
     with pytest.raises(NotPayable):

@@ -14,7 +14,8 @@ from billing_worker.domain.errors import InvalidInput, NotPayable, OutcomeUnknow
 from billing_worker.gateway.http import Response
 from billing_worker.persistence.store import Store
 from billing_worker.services.dunning import retry_invoice
-from billing_worker.services.hosted_pages.start import start_checkout, start_tokenisation
+from billing_worker.services.hosted_pages.card_setup import start_tokenisation
+from billing_worker.services.hosted_pages.pay_link import start_checkout
 from tests.support.backup import backup, restore
 from tests.support.books import name_book
 from tests.support.world import World

@@ -11,7 +11,7 @@ import simplejson
 
 from billing_worker.gateway.http import Response
 from billing_worker.services.dunning import retry_invoice
-from billing_worker.services.hosted_pages.start import start_tokenisation
+from billing_worker.services.hosted_pages.card_setup import start_tokenisation
 
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 

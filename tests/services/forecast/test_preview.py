@@ -16,7 +16,7 @@ from billing_worker.services import kill_switch
 from billing_worker.services.cards.new_card import replace_card
 from billing_worker.services.forecast.line import Totals
 from billing_worker.services.forecast.variance import Comparison, compare
-from billing_worker.services.hosted_pages.start import start_checkout
+from billing_worker.services.hosted_pages.pay_link import start_checkout
 from billing_worker.services.import_records.subscription import CardRecord
 from billing_worker.services.invoicing import catch_up
 from tests.support.forecast import DAY, Kept, charges, debited, do, foreseen, reasons, rows

@@ -110,7 +110,7 @@ class Life:
             with suppress(*ANSWERS):
                 act(world.ports)
         if rng.random() < 0.05 and (page := self._staff.page_to_pay()) and page.get("pay_path"):
-            customer_pays(world.ports, page, world.sandbox.pay_hosted)
+            customer_pays(world.ports, page, world.sandbox.pay_on_page)
         if rng.random() < 0.02:
             activate_imports.activate_all(world.store, world.clock, by="operator:ann")
         if rng.random() < 0.02:

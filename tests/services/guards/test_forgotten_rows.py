@@ -14,7 +14,7 @@ from billing_worker.persistence.attempts import CaseKey
 from billing_worker.persistence.schema.tables import attempts, events, invoices
 from billing_worker.services.attempts import commit
 from billing_worker.services.attempts.settle import Settle
-from billing_worker.services.hosted_pages.start import start_checkout
+from billing_worker.services.hosted_pages.pay_link import start_checkout
 from billing_worker.services.invoicing.renew import renew_due
 from tests.support.backup import backup, restore
 
@@ -27,7 +27,7 @@ def test_a_page_that_is_forgotten_after_it_was_handed_out_is_not_charged_again(w
     kept = backup(world.store)
     page = start_checkout(world.ports, {"invoice": "sub-1-p0"})
     restore(world.store, kept)
-    world.sandbox.pay_hosted(page["gateway_id"])
+    world.sandbox.pay_on_page(page["gateway_id"])
     world.run_for(2 * DAY, step=timedelta(minutes=30))
     assert world.debits() == {"sub-1-p0": 1}
     assert world.fate() == "paid"

@@ -13,14 +13,16 @@ from billing_worker.domain.errors import NotPayable
 from billing_worker.persistence import card_setups
 from billing_worker.persistence.book import identity as books
 from billing_worker.persistence.callbacks import poll_now
-from billing_worker.persistence.schema.tables import attempts, events, hosted_payments, invoices
+from billing_worker.persistence.schema import tables
+from billing_worker.persistence.schema.tables import attempts, events, invoices
 from billing_worker.persistence.store import Store
 from billing_worker.services.attempts.claim import claim
 from billing_worker.services.charging.charge import charge
 from billing_worker.services.commands.execute import Message, NotKept, carry_out
 from billing_worker.services.guards import lost_memory
+from billing_worker.services.hosted_pages.card_setup import start_tokenisation
+from billing_worker.services.hosted_pages.pay_link import start_checkout
 from billing_worker.services.hosted_pages.poll import poll
-from billing_worker.services.hosted_pages.start import start_checkout, start_tokenisation
 from billing_worker.services.invoicing.renew import renew_due
 from billing_worker.services.kill_switch import switch
 from tests.support.world import VirtualClock, World
@@ -214,15 +216,15 @@ def test_a_page_that_was_paid_is_dated_right_by_a_clock_that_is_set_ahead(by_the
         "reference_id": "card-1", "customer": {"reference_id": "c"}, "amount": "1.00",
         "currency": "USD",
     })  # fmt: skip
-    world.sandbox.pay_hosted(page["gateway_id"])
+    world.sandbox.pay_on_page(page["gateway_id"])
     world.clock.off = 400 * DAY
     with world.store.reading() as connection:
-        [row] = connection.execute(select(hosted_payments)).all()
+        [row] = connection.execute(select(tables.card_setups)).all()
         payment, _ = card_setups.find(connection, "card-1")
     assert row.next_poll_at < SystemClock().now() + DAY
     poll(world.ports, payment)
     with world.store.reading() as connection:
-        [row] = connection.execute(select(hosted_payments)).all()
+        [row] = connection.execute(select(tables.card_setups)).all()
     assert row.status == "stored"
     assert row.settled_at < SystemClock().now() + DAY
 

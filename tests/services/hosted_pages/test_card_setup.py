@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import update
 
-from billing_worker.domain.card_setup import HostedStatement
+from billing_worker.domain.card_setup import PageStatement
 from billing_worker.domain.errors import (
     GatewayError,
     InvalidInput,
@@ -18,6 +18,7 @@ from billing_worker.domain.errors import (
 )
 from billing_worker.gateway.http import Response
 from billing_worker.persistence.schema import tables
+from billing_worker.services.hosted_pages import card_setup
 from billing_worker.services.hosted_pages.records import parse_checkout, parse_tokenisation
 from billing_worker.services.import_records.subscription import BadRecord
 from tests.support.pages import (
@@ -123,9 +124,7 @@ def test_polling_again_and_again_stores_the_card_once(world):
     for _ in range(3):
         world.run_for(MINUTE, step=timedelta(seconds=20))
         with world.store.transaction() as connection:
-            connection.execute(
-                update(tables.hosted_payments).values(next_poll_at=world.clock.now())
-            )
+            connection.execute(update(tables.card_setups).values(next_poll_at=world.clock.now()))
     world.tick()
     assert len(rows(world, tables.cards)) == 1
     assert len(told(world, "card.stored")) == 1
@@ -203,7 +202,7 @@ def test_a_card_page_whose_create_got_no_answer_is_polled_for_before_it_is_repea
 
 
 def test_of_two_callers_for_one_card_page_only_the_newer_hands_it_out(world, monkeypatch):
-    page = overtaken(monkeypatch, lambda: tokenise(world))
+    page = overtaken(monkeypatch, card_setup, lambda: tokenise(world))
     assert payment(world).gateway_id == page["gateway_id"]
 
 
@@ -328,8 +327,8 @@ def test_a_page_paid_with_another_amount_stores_nothing_and_alerts_once(world):
 
 
 def test_no_secret_of_a_page_can_be_printed_by_accident(world):
-    said = world.ports.gateway.poll_hosted(tokenise(world)["gateway_id"], [])
-    assert isinstance(said, HostedStatement)
+    said = world.ports.gateway.poll_page(tokenise(world)["gateway_id"], [])
+    assert isinstance(said, PageStatement)
     assert "hpp/" not in repr(said)
 
 

@@ -115,13 +115,13 @@ def test_a_bug_in_the_poll_at_one_page_is_alerted_and_keeps_no_other_waiting(wor
     monkeypatch.setattr(poll, "settle_page", trips_over_the_first)
     with capture_logs() as logs:
         world.run_for(MINUTE, step=timedelta(seconds=15))
-    states = {row.reference_id: row.status for row in rows(world, tables.hosted_payments)}
+    states = {row.reference_id: row.status for row in rows(world, tables.card_setups)}
     assert states == {"card-1": "open", "card-2": "stored"}
     alerts = [log for log in logs if log["event"] == "billing.alert"]
-    assert {(log["kind"], log["page"]) for log in alerts} == {("hosted.crashed", "card-1")}
+    assert {(log["kind"], log["page"]) for log in alerts} == {("card_setup.crashed", "card-1")}
     monkeypatch.undo()
     world.run_for(5 * MINUTE)
-    assert {row.status for row in rows(world, tables.hosted_payments)} == {"stored"}
+    assert {row.status for row in rows(world, tables.card_setups)} == {"stored"}
 
 
 def test_a_page_that_paid_an_invoice_and_brought_no_card_says_so_in_the_invoices_history(declined):

@@ -150,7 +150,7 @@ def test_a_page_that_is_refused_leaves_neither_an_attempt_nor_an_alert(declined,
             ask(declined)
     assert declined.attempts() == ["declined"]
     assert len(rows(declined, tables.events)) == before
-    assert rows(declined, tables.hosted_payments) == []
+    assert rows(declined, tables.card_setups) == []
 
 
 def test_a_link_whose_card_is_dead_by_now_is_not_given_again(declined):

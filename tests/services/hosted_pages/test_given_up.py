@@ -10,7 +10,8 @@ from billing_worker.domain.errors import InvalidInput, NotPayable, SlotTaken
 from billing_worker.persistence.invoices import PAGE, REOPENED, UNDECIDED
 from billing_worker.services.commands.execute import Message, carry_out
 from billing_worker.services.dunning import choose_policy
-from billing_worker.services.hosted_pages.start import start_checkout, start_tokenisation
+from billing_worker.services.hosted_pages.card_setup import start_tokenisation
+from billing_worker.services.hosted_pages.pay_link import start_checkout
 from billing_worker.services.operators.debts import IfCharged, void_invoice
 from billing_worker.services.reports.wording import fate_of
 from billing_worker.services.subscriptions.lifecycle import forgive
@@ -42,7 +43,7 @@ def suspended(world):
 @pytest.mark.parametrize("page_of", [checkout, tokenise])
 def test_a_suspended_customer_pays_on_a_page_and_is_back(suspended, page_of):
     page = page_of(suspended)
-    assert suspended.sandbox.pay_hosted(page["gateway_id"]).status == 200
+    assert suspended.sandbox.pay_on_page(page["gateway_id"]).status == 200
     suspended.run_for(HOUR, step=HOUR / 4)
     assert (suspended.fate(), subscription(suspended).status) == ("paid", "active")
     assert subscription(suspended).next_billing_at is not None
@@ -54,7 +55,7 @@ def test_a_command_gets_the_page_for_a_debt_that_was_given_up(suspended):
     asked = {"reference_id": "page-1", "invoice": INVOICE}
     answer = carry_out(suspended.ports, Message("billing.start_checkout", asked)).as_json()
     assert answer["status"] == "done"
-    assert suspended.sandbox.pay_hosted(answer["gateway_id"]).status == 200
+    assert suspended.sandbox.pay_on_page(answer["gateway_id"]).status == 200
     suspended.run_for(HOUR, step=HOUR / 4)
     assert subscription(suspended).status == "active"
 
@@ -93,7 +94,7 @@ def test_what_a_ladder_has_cancelled_can_be_paid_and_stays_cancelled(world):
     world.run_for(25 * DAY, step=DAY)
     assert (world.fate(), subscription(world).status) == ("uncollectible", "cancelled")
     page = checkout(world)
-    assert world.sandbox.pay_hosted(page["gateway_id"]).status == 200
+    assert world.sandbox.pay_on_page(page["gateway_id"]).status == 200
     world.run_for(HOUR, step=HOUR / 4)
     assert (world.fate(), subscription(world).status) == ("paid", "cancelled")
 
@@ -125,7 +126,7 @@ def test_what_is_forgiven_while_its_customer_is_on_a_page_is_paid_or_else_void(
     decide(suspended)
     assert suspended.fate() == "uncollectible"
     if is_paid:
-        suspended.sandbox.pay_hosted(page["gateway_id"])
+        suspended.sandbox.pay_on_page(page["gateway_id"])
     suspended.run_for(5 * DAY, step=2 * HOUR)
     assert suspended.fate() == ("paid" if is_paid else "void")
     assert "attempt.surplus" not in suspended.events()

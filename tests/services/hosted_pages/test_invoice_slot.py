@@ -11,7 +11,7 @@ from billing_worker.domain.catch_up_policy import Policy
 from billing_worker.persistence import claims
 from billing_worker.persistence.schema import tables
 from billing_worker.services.dunning import _give_up_one, give_up_overdue
-from billing_worker.services.hosted_pages.start import start_checkout
+from billing_worker.services.hosted_pages.pay_link import start_checkout
 from billing_worker.services.invoicing import catch_up
 from billing_worker.services.invoicing.catch_up import Answer, Caps
 from billing_worker.services.subscriptions import lifecycle
@@ -38,7 +38,7 @@ def test_recovery_does_not_end_while_the_customer_is_on_a_page(waiting):
     with world.store.reading() as connection:  # nor does it take the place of one that has ended
         assert claims.overdue(connection, world.clock.now(), 1) == []
     assert give_up_overdue(world.store, world.clock) == 0
-    assert world.sandbox.pay_hosted(page["gateway_id"]).status == 200
+    assert world.sandbox.pay_on_page(page["gateway_id"]).status == 200
     world.run_for(10 * MINUTE, step=MINUTE)
     assert (world.fate(), subscription(world).status) == ("paid", "active")
     assert "subscription.suspended" not in world.events()
@@ -72,6 +72,6 @@ def test_a_held_period_is_not_waived_while_its_customer_is_on_a_page(world):
     catch_up.apply(world.store, world.clock, answer, Caps(), by="operator:ann", why="outage")
     assert world.explain("sub-1-p1")["status"] == "open"
     assert world.explain("sub-1-p2")["status"] == "void"
-    assert world.sandbox.pay_hosted(page["gateway_id"]).status == 200
+    assert world.sandbox.pay_on_page(page["gateway_id"]).status == 200
     world.run_for(10 * MINUTE, step=MINUTE)
     assert world.fate("sub-1-p1") == "paid"

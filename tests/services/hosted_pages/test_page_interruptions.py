@@ -12,7 +12,7 @@ from billing_worker.domain.errors import (
 )
 from billing_worker.persistence.store import CommitUnknown
 from billing_worker.services.hosted_pages import invoice_slot as slots
-from billing_worker.services.hosted_pages import start
+from billing_worker.services.hosted_pages import pay_link
 from tests.support.pages import (
     DAY,
     INVOICE,
@@ -77,7 +77,7 @@ def _raise(error):
 
 
 def test_a_caller_that_was_overtaken_hands_no_page_out(declined, monkeypatch):
-    page = overtaken(monkeypatch, lambda: checkout(declined))
+    page = overtaken(monkeypatch, pay_link, lambda: checkout(declined))
     assert declined.attempts() == ["declined", "submitted"]
     pay(declined, page)
     declined.run_for(5 * MINUTE)
@@ -85,13 +85,13 @@ def test_a_caller_that_was_overtaken_hands_no_page_out(declined, monkeypatch):
 
 
 def test_a_slow_caller_whose_slot_was_given_back_hands_no_page_out(declined, monkeypatch):
-    real = start.obtained
+    real = pay_link.obtained
 
     def slept(*args, **options):
         declined.run_for(10 * MINUTE, step=MINUTE)
         return real(*args, **options)
 
-    monkeypatch.setattr(start, "obtained", slept)
+    monkeypatch.setattr(pay_link, "obtained", slept)
     with pytest.raises(ConcurrentChange):
         checkout(declined)
     assert declined.attempts() == ["declined", "not_charged"]

@@ -21,8 +21,9 @@ from billing_worker.persistence import callbacks
 from billing_worker.persistence.schema import tables
 from billing_worker.persistence.store import Store
 from billing_worker.services.dunning import retry_invoice
+from billing_worker.services.hosted_pages.card_setup import start_tokenisation
 from billing_worker.services.hosted_pages.page_address import page_behind
-from billing_worker.services.hosted_pages.start import start_checkout, start_tokenisation
+from billing_worker.services.hosted_pages.pay_link import start_checkout
 from tests.support.recovery import replace
 from tests.support.world import World
 
@@ -111,7 +112,7 @@ class Story:
             others = {a.gateway_id for a in self._rows(tables.attempts)} - {page["gateway_id"]}
             pending = [self._at_gateway(g).is_open for g in others if g and self._sold_at(g)]
             assert not any(pending), "served although an earlier attempt may still pay"
-        if self.world.sandbox.pay_hosted(page["gateway_id"]).status == 200:
+        if self.world.sandbox.pay_on_page(page["gateway_id"]).status == 200:
             self.news_is_out = True
 
     def late_money(self, number):

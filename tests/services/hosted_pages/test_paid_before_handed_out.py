@@ -13,8 +13,9 @@ from billing_worker.domain.errors import AlreadyPaid, NotPayable, OutcomeUnknown
 from billing_worker.domain.secret import Secret
 from billing_worker.gateway.http import Request, Response
 from billing_worker.persistence.schema import tables
-from billing_worker.services.hosted_pages import start
-from billing_worker.services.hosted_pages.start import start_checkout, start_tokenisation
+from billing_worker.services.hosted_pages import card_setup, pay_link
+from billing_worker.services.hosted_pages.card_setup import start_tokenisation
+from billing_worker.services.hosted_pages.pay_link import start_checkout
 from billing_worker.services.subscriptions import lifecycle
 
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
@@ -59,7 +60,7 @@ class Hasty:
 
 
 def is_paid(world, gateway_id):
-    assert world.sandbox.pay_hosted(gateway_id).status == 200
+    assert world.sandbox.pay_on_page(gateway_id).status == 200
 
 
 def becomes(status, **also):
@@ -78,7 +79,7 @@ def rows(world, table):
 
 
 def page(world):
-    return rows(world, tables.hosted_payments)[-1]
+    return rows(world, tables.card_setups)[-1]
 
 
 def dies(*_args, **_options):
@@ -131,7 +132,7 @@ def test_a_card_page_whose_caller_died_after_a_create_that_was_paid_is_found(
     declined, monkeypatch, record
 ):
     Hasty(declined, is_paid)
-    monkeypatch.setattr(start, "page_to_pay_on", dies)
+    monkeypatch.setattr(card_setup, "page_to_pay_on", dies)
     with pytest.raises(Died):
         start_tokenisation(declined.ports, record)
     declined.run_for(10 * MINUTE)
@@ -142,7 +143,7 @@ def test_a_card_page_whose_caller_died_after_a_create_that_was_paid_is_found(
 
 def test_a_link_whose_caller_died_after_a_create_that_was_paid_is_found(declined, monkeypatch):
     Hasty(declined, is_paid)
-    monkeypatch.setattr(start, "page_to_pay_on", dies)
+    monkeypatch.setattr(pay_link, "page_to_pay_on", dies)
     with pytest.raises(Died):
         start_checkout(declined.ports, {"invoice": INVOICE})
     declined.run_for(10 * MINUTE)
@@ -154,7 +155,7 @@ def test_a_link_is_not_given_back_while_the_gateway_cannot_say_what_was_made_of_
     declined, monkeypatch
 ):
     Hasty(declined, is_paid)
-    monkeypatch.setattr(start, "page_to_pay_on", dies)
+    monkeypatch.setattr(pay_link, "page_to_pay_on", dies)
     with pytest.raises(Died):
         start_checkout(declined.ports, {"invoice": INVOICE})
     declined.transport.unreachable = True
@@ -185,7 +186,7 @@ def test_a_link_that_a_pause_or_a_cancellation_ended_is_asked_about_too(
     declined, monkeypatch, change, status
 ):
     Hasty(declined, is_paid)
-    monkeypatch.setattr(start, "page_to_pay_on", dies)
+    monkeypatch.setattr(pay_link, "page_to_pay_on", dies)
     with pytest.raises(Died):
         start_checkout(declined.ports, {"invoice": INVOICE})
     at_once = {"at_period_end": False} if change == "cancel" else {}

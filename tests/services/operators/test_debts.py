@@ -11,7 +11,7 @@ from sqlalchemy.exc import OperationalError
 
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.services.charging import charge
-from billing_worker.services.hosted_pages.start import start_checkout
+from billing_worker.services.hosted_pages.pay_link import start_checkout
 from billing_worker.services.operators.debts import IfCharged, mark_paid, void_invoice
 from billing_worker.services.operators.resolve import resolve_unknown
 from billing_worker.services.subscriptions.lifecycle import cancel, end

@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 
 from billing_worker.domain.errors import InvalidInput
-from billing_worker.services.hosted_pages.start import start_checkout
+from billing_worker.services.hosted_pages.pay_link import start_checkout
 from billing_worker.services.operators.resolve import resolve_unknown
 from billing_worker.services.subscriptions.lifecycle import cancel
 from tests.support.recovery import banks_change_their_mind, events, retry, subscription

@@ -16,7 +16,8 @@ from billing_worker.persistence import history
 from billing_worker.persistence.history import Entry
 from billing_worker.persistence.schema import tables
 from billing_worker.persistence.switches import turn_sales
-from billing_worker.services.hosted_pages.start import start_checkout, start_tokenisation
+from billing_worker.services.hosted_pages.card_setup import start_tokenisation
+from billing_worker.services.hosted_pages.pay_link import start_checkout
 from billing_worker.services.reports import status as report
 from billing_worker.services.reports.wording import Fate, fate_of
 from tests.entrypoints.test_config import GOOD
@@ -207,7 +208,7 @@ def tokenised(world):
         "currency": "USD",
     }
     page = start_tokenisation(world.ports, record)
-    assert world.sandbox.pay_hosted(page["gateway_id"]).status == 200
+    assert world.sandbox.pay_on_page(page["gateway_id"]).status == 200
     world.run_for(timedelta(minutes=2))
     return page
 

@@ -11,7 +11,7 @@ import pytest
 from billing_worker.domain.secret import Secret
 from billing_worker.gateway.paycore import GatewaySettings, PaycoreGateway
 from billing_worker.services.charging.charge import charge_batch
-from billing_worker.services.hosted_pages.start import start_checkout
+from billing_worker.services.hosted_pages.pay_link import start_checkout
 from tests.support.recovery import events
 
 DAY = timedelta(days=1)

@@ -11,7 +11,7 @@ import pytest
 
 from billing_worker.domain.errors import NotPayable
 from billing_worker.persistence.store import Store
-from billing_worker.services.hosted_pages.start import start_checkout
+from billing_worker.services.hosted_pages.pay_link import start_checkout
 from billing_worker.services.import_records.subscription import parse_record
 from billing_worker.services.subscriptions import activate_imports
 from billing_worker.services.subscriptions.subscribe import subscribe
