@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future, wait
+from functools import partial
 
 from flask import Flask, Response, jsonify
 from redis.exceptions import RedisError
@@ -20,6 +22,7 @@ from billing_worker.entrypoints.checks import (
 from billing_worker.entrypoints.web.api import api_routes
 from billing_worker.entrypoints.web.callbacks import callback_routes
 from billing_worker.entrypoints.web.metrics import metrics_routes
+from billing_worker.entrypoints.web.patience import PATIENCE_SECONDS, Patient
 from billing_worker.entrypoints.web.pay_page import pay_routes
 from billing_worker.entrypoints.worker.doorbell import CeleryBell, doorbell_only
 from billing_worker.entrypoints.worker.queue_depths import queue_depths
@@ -35,30 +38,25 @@ def create_app(settings: Settings) -> Flask:
         """
         return jsonify(live=True)
 
+    parts: dict[str, Callable[[Settings], str]] = {
+        "database": check_database,
+        "redis": check_redis,
+        "sweeps": lambda settings: check_sweeps(settings, settings.timings.silence),
+        "callbacks": _callbacks,
+    }
+    asked = {part: Patient(partial(check, settings)) for part, check in parts.items()}
+
     @app.get("/health/ready")
     def ready() -> tuple[Response, int]:
         """Answer whether the database has this version's schema, Redis answers and sweeps run.
 
         Callbacks may be off: sweeps do the same work later.
         """
-        parts: dict[str, Callable[[Settings], str]] = {
-            "database": check_database,
-            "redis": check_redis,
-            "sweeps": lambda settings: check_sweeps(settings, settings.timings.silence),
-            "callbacks": _callbacks,
-        }
-        state: dict[str, str] = {}
-        ok = True
-        for part, check in parts.items():
-            try:
-                state[part] = check(settings)
-            except SweepsSilent as error:
-                ok = False
-                state[part] = f"not ready: {error}"
-            except (SQLAlchemyError, RedisError, BillingError) as error:
-                ok = False
-                state[part] = f"not ready: {type(error).__name__}"
-        return jsonify(ready=ok, **state), 200 if ok else 503
+        under_way = {part: one.begin() for part, one in asked.items()}
+        wait(under_way.values(), PATIENCE_SECONDS)
+        troubles = {part: trouble for part, one in under_way.items() if (trouble := _trouble(one))}
+        state = {part: troubles.get(part) or one.result() for part, one in under_way.items()}
+        return jsonify(ready=not troubles, **state), 503 if troubles else 200
 
     bell = CeleryBell(doorbell_only(settings.redis_url))
     inbox = bootstrap.build_inbox(settings, bell)
@@ -68,6 +66,22 @@ def create_app(settings: Settings) -> Flask:
     app.register_blueprint(pay_routes(inbox.store, inbox.vault))
     app.register_blueprint(api_routes(inbox.store, settings.api_tokens))
     return app
+
+
+def _trouble(asked: Future[str]) -> str | None:
+    """Return why a part is not ready, in one sentence, or None."""
+    if not asked.done():
+        return "not ready: no answer within two seconds"
+    error = asked.exception()
+    match error:
+        case None:
+            return None
+        case SweepsSilent():
+            return f"not ready: {error}"
+        case SQLAlchemyError() | RedisError() | BillingError():
+            return f"not ready: {type(error).__name__}"
+        case _:
+            raise error
 
 
 def _callbacks(settings: Settings) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable, Iterable
 from itertools import groupby
 
@@ -18,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from billing_worker.clock import Clock
 from billing_worker.domain.secret import Secret
 from billing_worker.entrypoints.web.bearer import only_with_token
+from billing_worker.entrypoints.web.patience import Patient
 from billing_worker.persistence.store import Store
 from billing_worker.services.monitoring.metrics import METRICS, Sample, samples
 
@@ -32,20 +31,15 @@ def metrics_routes(
 ) -> Blueprint:
     """`depths`: messages by queue; raises RedisError if Redis is away."""
     routes = only_with_token(Blueprint("metrics", __name__), tokens)
-    lock = threading.Lock()
-    kept: tuple[float, bytes] | None = None
+    exposed = Patient(lambda: _exposed(store, clock, depths), kept_seconds=KEPT_SECONDS)
 
     @routes.get("/metrics")
     def metrics() -> Response | tuple[Response, int]:
-        nonlocal kept
-        with lock:
-            if kept is None or time.monotonic() - kept[0] > KEPT_SECONDS:
-                try:
-                    text = _exposed(store, clock, depths)
-                except SQLAlchemyError:
-                    return Response("the database does not answer\n", mimetype="text/plain"), 503
-                kept = time.monotonic(), text
-            return Response(kept[1], content_type=CONTENT_TYPE_PLAIN_0_0_4)
+        try:
+            text = exposed.result()
+        except (SQLAlchemyError, TimeoutError):
+            return Response("the database does not answer\n", mimetype="text/plain"), 503
+        return Response(text, content_type=CONTENT_TYPE_PLAIN_0_0_4)
 
     return routes
 

@@ -2,7 +2,11 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import yaml
@@ -67,6 +71,36 @@ def test_without_the_database_metrics_answer_503_in_one_sentence(get):
     answer = get(BILLING_DATABASE_URL="postgresql://u:s3cret@127.0.0.1:1/billing")
     assert answer.status_code == 503
     assert answer.text == "the database does not answer\n"
+
+
+@pytest.fixture
+def frozen_database():
+    """The URL of a server that takes connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0), backlog=50) as server:
+        yield f"postgresql://u:s3cret@127.0.0.1:{server.getsockname()[1]}/billing"
+
+
+def test_a_frozen_database_is_told_of_within_two_seconds_to_everybody_who_asks(
+    redis, frozen_database
+):
+    urls = {"BILLING_DATABASE_URL": frozen_database, "BILLING_REDIS_URL": redis.url}
+    app = create_app(load(GOOD | urls | {"BILLING_API_TOKENS": TOKEN}))
+
+    def ask(path):
+        began = time.monotonic()
+        answer = app.test_client().get(path, headers={"Authorization": f"Bearer {TOKEN}"})
+        return answer, time.monotonic() - began
+
+    with ThreadPoolExecutor(6) as pool:
+        asked = list(pool.map(ask, ["/metrics", "/health/ready"] * 3))
+    assert [answer.status_code for answer, _ in asked] == [503] * 6
+    assert max(seconds for _, seconds in asked) < 2
+    assert asked[0][0].text == "the database does not answer\n"
+    state = asked[1][0].json
+    assert state["database"] == "not ready: no answer within two seconds"
+    assert state["redis"].startswith("answers")
+    hanging = [one for one in threading.enumerate() if "Patient" in one.name]
+    assert len(hanging) <= 3, "each question hangs once: the figures, the database, the sweeps"
 
 
 def test_the_page_names_every_metric_with_its_kind_its_label_and_its_meaning():
