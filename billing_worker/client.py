@@ -172,11 +172,16 @@ class BillingClient:
         description: str | None = None,
         catch_up: str | None = None,
         ends_at: datetime | Literal[""] | None = None,
+        amount_from: datetime | Literal[""] | None = None,
         by: str | None = None,
         why: str | None = None,
         decided_at: datetime | None = None,
     ) -> Sent:
-        """Set new terms from the next period on. None changes nothing; `ends_at=""` removes it."""
+        """Set new terms from the next period on. None changes nothing; `ends_at=""` removes it.
+
+        With `amount_from` the amount counts for periods that begin then or later; `amount_from=""`
+        takes it back.
+        """
         changes: dict[str, Any] = {
             "amount": amount,
             "currency": currency,
@@ -187,6 +192,8 @@ class BillingClient:
         }
         if ends_at is not None:
             changes["ends_at"] = _instant(ends_at) if ends_at else ""
+        if amount_from is not None:
+            changes["amount_from"] = _instant(amount_from) if amount_from else ""
         return self._about(
             "billing.change_subscription",
             reference_id,

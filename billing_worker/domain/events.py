@@ -12,6 +12,7 @@ from typing import Any
 class EventKind(StrEnum):
     SUBSCRIBED = "subscription.subscribed"
     SUBSCRIPTION_CHANGED = "subscription.changed"
+    SUBSCRIPTION_REPRICED = "subscription.repriced"  # an amount agreed for later counts from now on
     SUBSCRIPTION_MOVED = "subscription.moved"  # status changed
     SUBSCRIPTION_PAUSED = "subscription.paused"
     SUBSCRIPTION_RESUMED = "subscription.resumed"  # its data names the skipped periods

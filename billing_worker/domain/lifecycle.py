@@ -34,18 +34,46 @@ def changed(
 
     A new interval starts a new series of periods, anchored at the start of the next period. It keeps
     the wanted day of the month where that anchor is on a shortened month's end (31 Mar after
-    28 Feb). A new amount or currency keeps the series.
+    28 Feb). A new amount or currency keeps the series. An amount that was agreed for later is for the
+    terms of before: new ones take its place.
 
     While nothing becomes due (paused, suspended), the next period is the first of the old series
     from `now` on. Earlier ones are skipped, and the pause counts from `now`.
     """
     _require(subscription, set(_S) - OVER)
     after = replace(subscription, money=money)
+    if (money, interval) != (subscription.money, subscription.schedule.interval):
+        after = at_its_price(after)
     if interval == subscription.schedule.interval:
         return after
     if subscription.status not in BILLABLE:
         after = replace(after.from_now_on(now), paused_at=subscription.paused_at and now)
     return after.in_new_series(after.start_of(after.next_period), interval)
+
+
+def repriced(
+    subscription: Subscription, money: Money, since: datetime, now: datetime
+) -> Subscription:
+    """Agree on the amount of periods that begin at `since` or later. It takes the place of one that
+    was agreed for later before. Raises InvalidInput on `currency` or `amount_from`.
+    """
+    _require(subscription, set(_S) - OVER)
+    if money.currency != subscription.money.currency:
+        raise InvalidInput("currency", "cannot be changed for later: an amount can")
+    if since <= now:
+        reason = "must be in the future: without it the amount counts from the next period"
+        raise InvalidInput("amount_from", reason)
+    first = max(subscription.next_period, subscription.first_number_from(since))
+    if subscription.is_past_end(first, subscription.start_of(first)):
+        raise InvalidInput("amount_from", "no period begins at that time or later")
+    if money == subscription.money:
+        return at_its_price(subscription)
+    return replace(subscription, new_amount_minor=money.minor, new_amount_from=since)
+
+
+def at_its_price(subscription: Subscription) -> Subscription:
+    """Keep the amount that it has: none is agreed for later any more."""
+    return replace(subscription, new_amount_minor=None, new_amount_from=None)
 
 
 def ending(subscription: Subscription, ends_at: datetime | None) -> Subscription:
@@ -60,7 +88,7 @@ def ending(subscription: Subscription, ends_at: datetime | None) -> Subscription
 
 
 def before_period(subscription: Subscription, number: int) -> Subscription:
-    """Return the subscription as it was before period `number` became due.
+    """Return the subscription as it was before period `number` became due, but for its price.
 
     Only time has passed since then: no decision and no suspension. If the period was the last one,
     the ended subscription is active again.

@@ -42,6 +42,8 @@ SUBSCRIPTION: Final = _object(
         "held": {"type": "boolean"},
         "amount": _AMOUNT,
         "currency": _TEXT,
+        "new_amount": _or_null(_AMOUNT),
+        "new_amount_from": _or_null(_INSTANT),
         "interval": _TEXT,
         "interval_count": _INTEGER,
         "next_period": _INTEGER,

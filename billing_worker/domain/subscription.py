@@ -98,6 +98,8 @@ class Subscription:
     dunning_policy: str | None = None  # None: the default ladder
     ends_at: datetime | None = None  # agreed end: no period that begins then or later is charged
     handed_over_at: datetime | None = None  # another book bills it; open invoices stay here
+    new_amount_minor: int | None = None  # agreed for later, in the currency of `money`
+    new_amount_from: datetime | None = None  # for periods that begin then or later
 
     def period(self, number: int) -> tuple[datetime, datetime]:
         """Return (start, end) of a period. Numbers continue across series: none is used twice."""
@@ -105,6 +107,21 @@ class Subscription:
 
     def start_of(self, number: int) -> datetime:
         return self.schedule.boundary(number - self.series_start)
+
+    def price_at(self, start: datetime) -> Money:
+        """Return what a period that begins at `start` costs."""
+        new, since = self.new_amount_minor, self.new_amount_from
+        if new is None or since is None or start < since:
+            return self.money
+        return Money.from_minor(new, self.money.currency)
+
+    def priced_at(self, start: datetime) -> Subscription:
+        """Return it with the price of a period that begins at `start` as its price from then on."""
+        if self.new_amount_from is None or start < self.new_amount_from:
+            return self
+        return replace(
+            self, money=self.price_at(start), new_amount_minor=None, new_amount_from=None
+        )
 
     def first_number_from(self, instant: datetime) -> int:
         """Return the first number of this series whose period begins at or after `instant`."""
@@ -169,7 +186,7 @@ def open_next_period(subscription: Subscription, now: datetime) -> tuple[DuePeri
     elif status is SubscriptionStatus.TRIALING:
         status = move(status, SubscriptionStatus.ACTIVE)
     moved = replace(
-        subscription,
+        subscription.priced_at(start),
         status=status,
         next_period=following,
         next_billing_at=None if ended else end,

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, func, or_, select
+from sqlalchemy import Connection, case, func, or_, select
 
 from billing_worker.persistence.invoices import is_unknown
 from billing_worker.persistence.schema.outgoing import outbox
@@ -76,8 +76,12 @@ def unknown(connection: Connection) -> Unknown:
 
 def due_between(connection: Connection, after: datetime, until: datetime) -> dict[str, int]:
     """Return the minor units by currency of periods that begin in (after, until]."""
+    begins, since = subscriptions.c.next_billing_at, subscriptions.c.new_amount_from
+    price = case(
+        (since <= begins, subscriptions.c.new_amount_minor), else_=subscriptions.c.amount_minor
+    )
     query = (
-        select(subscriptions.c.currency, func.sum(subscriptions.c.amount_minor).label("minor"))
+        select(subscriptions.c.currency, func.sum(price).label("minor"))
         .where(
             subscriptions.c.next_billing_at.is_not(None),
             subscriptions.c.next_billing_at > after,

@@ -81,14 +81,15 @@ def _open_row(
     subscription: Subscription, planned: Planned, now: datetime, enqueue_at: datetime
 ) -> dict[str, Any]:
     period, at = planned.period, planned.at
+    price = subscription.price_at(period.start)
     return {
         "reference_id": invoice_rules.reference_for(subscription.reference_id, period.number),
         "subscription_id": subscription.id,
         "period_number": period.number,
         "period_start": period.start,
         "period_end": period.end,
-        "amount_minor": subscription.money.minor,
-        "currency": subscription.money.currency,
+        "amount_minor": price.minor,
+        "currency": price.currency,
         "description": subscription.description,
         "status": "void" if planned.action is Action.WAIVE else "open",
         "reason": planned.reason,

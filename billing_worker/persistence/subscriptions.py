@@ -17,7 +17,6 @@ from sqlalchemy import (
 )
 
 from billing_worker.domain.errors import ConcurrentChange, InvariantBroken
-from billing_worker.domain.money import Money
 from billing_worker.domain.subscription import BILLABLE, ONE_OFF, OVER, Subscription
 from billing_worker.persistence.bulk import among, insert_rows
 from billing_worker.persistence.rows import (
@@ -156,16 +155,20 @@ _SAVE = Update(
     [
         "status", "money", "schedule", "series_start", "next_period", "next_billing_at",
         "description", "paused_at", "paused_from", "resumes_at", "resumes_shifted", "cancels_at", "catch_up", "dunning_policy",
-        "ends_at",
+        "ends_at", "new_amount_minor", "new_amount_from",
     ],
 )  # fmt: skip
-_ADVANCE = Update(
-    SUBSCRIPTIONS,
-    subscriptions,
-    ["status", "next_period", "next_billing_at", "cancels_at"],
-    under=["next_period"],
-    trouble=None,
-    plan_again_at=None,
+_MOVED_ON = ["status", "next_period", "next_billing_at", "cancels_at"]
+_ADVANCE, _ADVANCE_AND_REPRICE = (
+    Update(
+        SUBSCRIPTIONS,
+        subscriptions,
+        written,
+        under=["next_period"],
+        trouble=None,
+        plan_again_at=None,
+    )
+    for written in (_MOVED_ON, [*_MOVED_ON, "money", "new_amount_minor", "new_amount_from"])
 )
 
 
@@ -176,8 +179,11 @@ def save(connection: Connection, before: Subscription, after: Subscription) -> N
 
 def advance(connection: Connection, moves: Sequence[tuple[Subscription, Subscription]]) -> None:
     """Write (before, after) pairs of locked subscriptions whose next period was opened."""
+    repriced = [(b, after) for b, after in moves if b.new_amount_from != after.new_amount_from]
+    usual = [(b, after) for b, after in moves if b.new_amount_from == after.new_amount_from]
     try:
-        _ADVANCE.write(connection, moves)
+        _ADVANCE.write(connection, usual)
+        _ADVANCE_AND_REPRICE.write(connection, repriced)
     except ConcurrentChange as error:
         raise InvariantBroken(f"a subscription that is opened: {error}") from None
 
@@ -313,10 +319,11 @@ def lock_in_currency(
     connection: Connection, currency: str, after_id: int, limit: int
 ) -> Sequence[Row[Any]]:
     """Lock a batch of subscriptions that go on in a currency, whether or not this version can read it:
-    id, reference_id, amount_minor.
+    id, reference_id, amount_minor, new_amount_minor.
     """
+    s = subscriptions.c
     query: Any = (
-        select(subscriptions.c.id, subscriptions.c.reference_id, subscriptions.c.amount_minor)
+        select(s.id, s.reference_id, s.amount_minor, s.new_amount_minor)
         .where(_GOING_ON, subscriptions.c.currency == currency, subscriptions.c.id > after_id)
         .order_by(subscriptions.c.id)
         .limit(limit)
@@ -326,19 +333,21 @@ def lock_in_currency(
     return rows
 
 
-def set_prices(connection: Connection, prices: Sequence[tuple[int, Money]]) -> None:
-    """Write new prices of locked subscriptions. What the old currency had kept from being planned is
-    tried again.
+def set_prices(
+    connection: Connection, currency: str, prices: Sequence[tuple[int, int, int | None]]
+) -> None:
+    """Write (id, amount, amount that is agreed for later) of locked subscriptions, in another
+    currency. What the old one had kept from being planned is tried again.
     """
     if prices:
         connection.execute(
             update(subscriptions)
             .where(subscriptions.c.id == bindparam("row_id"))
             .values(
-                amount_minor=bindparam("minor"), currency=bindparam("new_currency"),
-                trouble=None, plan_again_at=None,
+                amount_minor=bindparam("minor"), new_amount_minor=bindparam("later"),
+                currency=currency, trouble=None, plan_again_at=None,
             ),
-            [{"row_id": id_, "minor": m.minor, "new_currency": m.currency} for id_, m in prices],
+            [{"row_id": id_, "minor": minor, "later": later} for id_, minor, later in prices],
         )  # fmt: skip
 
 

@@ -30,6 +30,11 @@ UPDATES = {
     "subscription, settled": (attempts._SUBSCRIPTION, SUBSCRIPTIONS, tables.subscriptions),
     "subscription, saved": (subscriptions._SAVE, SUBSCRIPTIONS, tables.subscriptions),
     "subscription, opened": (subscriptions._ADVANCE, SUBSCRIPTIONS, tables.subscriptions),
+    "subscription, opened at its new price": (
+        subscriptions._ADVANCE_AND_REPRICE,
+        SUBSCRIPTIONS,
+        tables.subscriptions,
+    ),
 }
 
 

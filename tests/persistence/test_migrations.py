@@ -321,3 +321,22 @@ def test_the_dates_of_what_is_in_flight_are_kept_under_their_new_names(empty_sto
     only_open = pytest.raises(IntegrityError, match="rung_only_while_open")
     with only_open, empty_store.transaction() as connection:
         connection.execute(closed)
+
+
+def test_a_subscription_of_before_has_no_amount_for_later_and_half_of_one_is_refused(empty_store):
+    now = datetime(2026, 1, 31, tzinfo=UTC)
+    with empty_store.transaction() as connection:
+        config = _config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0022")
+        person = {"id": 1, "reference_id": "ann", "created_at": now}
+        connection.execute(insert(tables.customers).values(person))
+        _insert(connection, "subscriptions", _terms(now) | {"id": 1})
+    migrate(empty_store)
+    c = tables.subscriptions.c
+    with empty_store.reading() as connection:
+        rows = connection.execute(select(c.amount_minor, c.new_amount_minor)).all()
+        assert rows == [(999, None)]
+    for half in ({"new_amount_minor": 1250}, {"new_amount_from": now}):
+        with pytest.raises(IntegrityError), empty_store.transaction() as connection:
+            connection.execute(update(tables.subscriptions).values(half))

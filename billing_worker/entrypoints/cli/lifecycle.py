@@ -84,6 +84,11 @@ _and_void = click.option(
 )  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="With --where: show what would change.")
 @click.option("--amount", help='Decimal text in major units, such as "9.99".')
+@click.option(
+    "--from", "amount_from",
+    help="The amount counts for periods that begin at or after this time, such as "
+    "2027-01-01T00:00:00Z. Empty text takes it back.",
+)  # fmt: skip
 @click.option("--currency", help="Needs --amount, because prices are not converted.")
 @click.option("--interval", help="day, week, month, quarter or year.")
 @click.option("--interval-count", type=int, help="So many intervals make one period.")

@@ -104,6 +104,8 @@ subscriptions = Table(
     Column("catch_up_days", Integer),
     Column("dunning_policy", String(32)),  # a name in domain/dunning.py; None: the default
     Column("ends_at", Instant),  # no period that begins then or later becomes due
+    Column("new_amount_minor", BigInteger),  # agreed for later
+    Column("new_amount_from", Instant),  # for periods that begin then or later
     Column("trouble", Text),  # why the sweep cannot plan it; reported once
     Column("plan_again_at", Instant),  # when the sweep tries again, after trouble
     Column("handed_over_at", Instant),  # another book bills it since then; open invoices stay here
@@ -127,6 +129,10 @@ subscriptions = Table(
         "ended",
     ),
     CheckConstraint("amount_minor > 0", name="amount_positive"),
+    CheckConstraint("new_amount_minor > 0", name="new_amount_positive"),
+    CheckConstraint(
+        "(new_amount_minor IS NULL) = (new_amount_from IS NULL)", name="new_amount_has_a_date"
+    ),
     CheckConstraint("interval_count > 0", name="interval_positive"),
     # A subscription that must not be billed must not be found by the sweep.
     CheckConstraint(

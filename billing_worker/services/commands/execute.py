@@ -324,7 +324,7 @@ def _change(ports: Ports, asked: Change) -> Effect:
         name: getattr(asked, name)
         for name in (
             "amount", "currency", "interval", "interval_count", "description", "catch_up",
-            "ends_at",
+            "ends_at", "amount_from",
         )
     }  # fmt: skip
     return _moved(ports, lifecycle.change, asked, **terms)

@@ -90,6 +90,7 @@ class Change:
     description: str | None
     catch_up: str | None
     ends_at: str | None
+    amount_from: str | None
     by: str
     why: str | None
     decided_at: datetime | None = None
@@ -253,6 +254,7 @@ class _Change(_ToSubscription):
     description = text(500)
     catch_up = text(32)
     ends_at = text(40)  # empty text removes it
+    amount_from = text(40)  # empty text takes back what was agreed for later
 
     @validates_schema
     def names_a_change(self, data: Mapping[str, Any], **_: Any) -> None:

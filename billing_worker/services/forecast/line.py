@@ -133,7 +133,7 @@ def of_period(
         period=number,
         start=start,
         at=at,
-        money=subscription.money,
+        money=subscription.price_at(start),
         rule=rule,
         reason=reason,
     )

@@ -62,7 +62,7 @@ CARDS = frozenset({_K.CARD_ADDED, _K.CARD_STORED})
 
 MOVES = frozenset({_K.SUBSCRIPTION_RESUMED, _K.SUBSCRIPTION_CHANGED})
 CHANGES = frozenset({_K.SUBSCRIPTION_CHANGED})
-AMOUNT = frozenset({"amount"})
+AMOUNT = frozenset({"amount", "new_amount"})
 DATES = frozenset({"every", "anchor_at"})
 PERIODS = DATES | {"ends_at"}
 """Events that may cause each kind of deviation. A new description, for example, explains no missing

@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import Row
 
+from billing_worker.domain.money import Money
 from billing_worker.domain.secret import Secret
 from billing_worker.domain.subscription import (
     BILLABLE,
@@ -73,6 +74,8 @@ def record_from(row: Row[Any], vault: Vault | None) -> SubscriptionRecord:
             resumes_at=subscription.resumes_at,
             resumes_shifted=subscription.resumes_shifted,
             cancels_at=subscription.cancels_at,
+            new_amount=_new_amount(subscription),
+            new_amount_from=subscription.new_amount_from,
             from_book=row.from_book,
             from_prefix=row.from_prefix,
         ),
@@ -87,6 +90,11 @@ def leaving(row: Row[Any], vault: Vault | None, book: Book) -> SubscriptionRecor
     prefix = book.prefix if row.from_prefix is None else row.from_prefix
     state = replace(record.state, from_book=book.identity, from_prefix=prefix)
     return replace(record, state=state)
+
+
+def _new_amount(subscription: Subscription) -> Money | None:
+    since = subscription.new_amount_from
+    return None if since is None else subscription.price_at(since)
 
 
 def _ends_at(subscription: Subscription) -> datetime | None:

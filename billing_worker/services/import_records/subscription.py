@@ -82,6 +82,8 @@ class State:
     resumes_at: datetime | None = None
     resumes_shifted: bool = False
     cancels_at: datetime | None = None
+    new_amount: Money | None = None
+    new_amount_from: datetime | None = None
     from_book: str | None = field(default=None, compare=False)
     from_prefix: str | None = field(default=None, compare=False)
     """Identity and prefix of the book that has billed it so far. The gateway is asked first for its
@@ -97,6 +99,8 @@ class State:
             raise InvalidInput("resumes_at", "needs paused_at")
         if self.paused_at is not None and self.cancels_at is not None:
             raise InvalidInput("cancels_at", "cannot be with paused_at")
+        if (self.new_amount is None) is not (self.new_amount_from is None):
+            raise InvalidInput("new_amount_from", "must be together with new_amount")
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -108,6 +112,8 @@ class State:
             "resumes_at": _instant(self.resumes_at),
             "resumes_shifted": self.resumes_shifted,
             "cancels_at": _instant(self.cancels_at),
+            "new_amount": None if self.new_amount is None else f"{self.new_amount.amount:f}",
+            "new_amount_from": _instant(self.new_amount_from),
             "from_book": self.from_book,
             "from_prefix": self.from_prefix,
         }
@@ -325,6 +331,8 @@ class RecordSchema(PlainSchema):
     resumes_at = Aware(load_default=None, allow_none=True)
     resumes_shifted = Flag(load_default=False)
     cancels_at = Aware(load_default=None, allow_none=True)
+    new_amount = Price(load_default=None, allow_none=True)
+    new_amount_from = Aware(load_default=None, allow_none=True)
     from_book = words(32)
     from_prefix = words(16)
 
@@ -365,9 +373,21 @@ def _state(data: Mapping[str, Any]) -> State:
         resumes_at=data["resumes_at"],
         resumes_shifted=data["resumes_shifted"],
         cancels_at=data["cancels_at"],
+        new_amount=_new_amount(data),
+        new_amount_from=data["new_amount_from"],
         from_book=data["from_book"],
         from_prefix=(data["from_prefix"] or "") if data["from_book"] else None,
     )
+
+
+def _new_amount(data: Mapping[str, Any]) -> Money | None:
+    if data["new_amount"] is None:
+        return None
+    try:
+        return Money.parse(data["new_amount"], data["currency"])
+    except InvalidInput as error:
+        named = "new_amount" if error.field == "amount" else error.field
+        raise InvalidInput(named, error.reason) from None
 
 
 _RECORD = RecordSchema()

@@ -189,7 +189,8 @@ class _Customer:
             yield _line(subscription, self.reference, invoice.money, planned)
         for plan in self.due:
             for planned in plan.planned:
-                yield _line(plan.before, self.reference, plan.before.money, planned)
+                price = plan.before.price_at(planned.period.start)
+                yield _line(plan.before, self.reference, price, planned)
         yield from self.trouble
 
     def write(self, connection: Connection, moment: Moment, why: str | None) -> None:

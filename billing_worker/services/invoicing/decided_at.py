@@ -10,7 +10,7 @@ gateway is asked about everything that was ever sent for it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -21,6 +21,7 @@ from billing_worker.domain import lifecycle as rules
 from billing_worker.domain.catch_up import is_due
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.domain.events import EventKind
+from billing_worker.domain.money import Money
 from billing_worker.domain.subscription import BILLABLE, Subscription, SubscriptionStatus
 from billing_worker.persistence import claims, history, invoices, subscriptions, switches
 from billing_worker.services.invoicing import pause_collection
@@ -153,7 +154,28 @@ def take_back(
     if len(rows) < subscription.next_period - first:
         raise InvalidInput("decided_at", "periods were skipped since: tell of it as of now")
     _void(connection, rows, moment, [i for i in open_items if i.invoice.period_start > at])
-    return TakenBack(rules.before_period(subscription, first), charged)
+    before = rules.before_period(subscription, first)
+    return TakenBack(_at_former_price(connection, before), charged)
+
+
+def _at_former_price(connection: Connection, subscription: Subscription) -> Subscription:
+    """Return it with the amount that one of the periods taken back has brought agreed for later
+    again.
+    """
+    said = history.of_kinds(
+        connection, subscription.id, _ORDERED | {EventKind.SUBSCRIPTION_REPRICED}
+    )
+    last = next((row for row in reversed(said) if _is_ordered(row)), None)
+    if last is None or last.kind != EventKind.SUBSCRIPTION_REPRICED:
+        return subscription
+    if last.data["from_period"] < subscription.next_period:
+        return subscription
+    return replace(
+        subscription,
+        money=Money.parse(*last.data["was"].split()),
+        new_amount_minor=subscription.money.minor,
+        new_amount_from=datetime.fromisoformat(last.data["agreed_from"]),
+    )
 
 
 def _is_taken_back(row: Row[Any]) -> bool:

@@ -225,12 +225,32 @@ def _tell_about(connection: Connection, plan: Plan, moment: Moment) -> None:
             "periods": [held[0].period.number, held[-1].period.number],
             "count": len(held),
             "rules": sorted({planned.rule for planned in held}),
-            "each": str(plan.before.money),
+            "each": " or ".join(dict.fromkeys(_price(plan.before, one) for one in held)),
         }
         said = Event(EventKind.CATCH_UP_HELD, moment.now, moment.by, data, alert=True)
         history.write(connection, [Entry(said, plan.before.id)])
+    if plan.before.new_amount_from != plan.after.new_amount_from:
+        _tell_repriced(connection, plan, moment)
     if plan.after.status is SubscriptionStatus.CANCELLED:
         _tell_cancelled(connection, plan.after, moment)
+
+
+def _tell_repriced(connection: Connection, plan: Plan, moment: Moment) -> None:
+    since = plan.before.new_amount_from
+    assert since is not None  # noqa: S101 - only a date that has come is taken away
+    first = next(one.period for one in plan.planned if one.period.start >= since)
+    said = moment.event(
+        EventKind.SUBSCRIPTION_REPRICED,
+        amount=str(plan.after.money),
+        was=str(plan.before.money),
+        agreed_from=since,
+        from_period=first.number,
+    )
+    history.write(connection, [Entry(said, plan.before.id)])
+
+
+def _price(subscription: Subscription, planned: Planned) -> str:
+    return str(subscription.price_at(planned.period.start))
 
 
 def _tell_cancelled(connection: Connection, over: Subscription, moment: Moment) -> None:
@@ -263,5 +283,5 @@ def _why_due(subscription: Subscription, planned: Planned) -> dict[str, object]:
         "anchor_at": schedule.anchor,
         "timezone": schedule.tz,
         "period": [period.start.isoformat(), period.end.isoformat()],
-        "amount": str(subscription.money),
+        "amount": str(subscription.price_at(period.start)),
     }

@@ -22,6 +22,8 @@ def subscription_state(row: Row[Any]) -> dict[str, Any]:
         "held": row.held,
         "amount": str(Money.from_minor(row.amount_minor, row.currency).amount),
         "currency": row.currency,
+        "new_amount": new_amount(row),
+        "new_amount_from": _iso(row.new_amount_from),
         "interval": row.interval,
         "interval_count": row.interval_count,
         "next_period": row.next_period,
@@ -32,6 +34,12 @@ def subscription_state(row: Row[Any]) -> dict[str, Any]:
         "description": _short(row.description),
         "card": _card(row),
     }
+
+
+def new_amount(row: Row[Any]) -> str | None:
+    """Return what was agreed for periods that begin at or after `new_amount_from`."""
+    later = row.new_amount_minor
+    return None if later is None else str(Money.from_minor(later, row.currency).amount)
 
 
 def _card(row: Row[Any]) -> dict[str, Any] | None:

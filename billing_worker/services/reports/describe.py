@@ -72,6 +72,8 @@ def _billed(
 def _in_words(row: Row[Any]) -> str:
     state = subscription_state(row)
     terms = f"{state['amount']} {state['currency']} every {row.interval_count} {row.interval}"
+    if state["new_amount"]:
+        terms += f", {state['new_amount']} for periods from {state['new_amount_from']} on"
     following = state["next_billing_at"]
     next_period = f"the next period begins {following}" if following else "no period is to come"
     held = "held since its import, " if row.held else ""

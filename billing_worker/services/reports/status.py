@@ -17,6 +17,7 @@ from billing_worker.domain.outcome import not_before
 from billing_worker.domain.timings import Timings
 from billing_worker.persistence import card_setups, history, invoices, subscriptions, switches
 from billing_worker.persistence.rows import attempt_from
+from billing_worker.services.outbox.states import new_amount
 from billing_worker.services.reports import wording
 from billing_worker.services.reports.wording import ChargedNotBefore, fate_of
 
@@ -299,6 +300,8 @@ def described(row: Row[Any]) -> dict[str, Any]:
         "customer": row.customer_reference,
         "amount": str(Money.from_minor(row.amount_minor, row.currency).amount),
         "currency": row.currency,
+        "new_amount": new_amount(row),
+        "new_amount_from": _iso(row.new_amount_from),
         "every": f"{row.interval_count} {row.interval}",
         "anchor_at": row.anchor_at.isoformat(),
         "timezone": row.timezone,

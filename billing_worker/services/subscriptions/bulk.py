@@ -98,35 +98,55 @@ def redenominate(
             report.open_in_old = subscriptions.count_open_in(connection, old)
             if dry_run:
                 raise _OnlyLooked
-            subscriptions.set_prices(connection, prices)
+            subscriptions.set_prices(
+                connection,
+                new,
+                [(id_, p.now.minor, p.later.minor if p.later else None) for id_, p in prices],
+            )
             data = {"redenominated": [old, new], "rate": rate, "why": why}
             now = clock.now()
             history.write(
                 connection,
                 (
-                    Entry(
-                        Event(EventKind.SUBSCRIPTION_CHANGED, now, by, data | {"amount": str(m)}),
-                        id_,
-                    )
-                    for id_, m in prices
+                    Entry(Event(EventKind.SUBSCRIPTION_CHANGED, now, by, data | price.told()), id_)
+                    for id_, price in prices
                 ),
             )
     return report
 
 
+@dataclass(frozen=True, slots=True)
+class _Price:
+    """What a subscription costs in the other currency."""
+
+    before: Money
+    now: Money
+    later: Money | None  # agreed for a later date
+
+    def told(self) -> dict[str, Any]:
+        return {"amount": str(self.now), "changes": {"amount": [str(self.before), str(self.now)]}}
+
+
 def _prices(
     rows: Sequence[Row[Any]], old: str, new: str, rate: Decimal, report: Report
-) -> Iterator[tuple[int, Money]]:
+) -> Iterator[tuple[int, _Price]]:
+    def converted(minor: int) -> Money:
+        return redenominated(Money.from_minor(minor, old), new, rate)
+
     for row in rows:
-        before = Money.from_minor(row.amount_minor, old)
+        later = row.new_amount_minor
         try:
-            price = redenominated(before, new, rate)
+            price = _Price(
+                Money.from_minor(row.amount_minor, old),
+                converted(row.amount_minor),
+                None if later is None else converted(later),
+            )
         except InvalidInput as error:
             report.refused[row.reference_id] = error.reason
             continue
         report.changed += 1
-        report.sums[new] += price.minor
-        report.show(row.reference_id, str(before), str(price))
+        report.sums[new] += price.now.minor
+        report.show(row.reference_id, str(price.before), str(price.now))
         yield row.id, price
 
 
@@ -161,8 +181,12 @@ def change_where(
             report.unchanged += 1
             continue
         report.changed += 1
-        for before, after in outcome.details["changes"].values():
-            report.show(reference, str(before), f"{after} from {outcome.details['from']}")
+        first = f"from {outcome.details['from']}"
+        for term, (before, after) in outcome.details["changes"].items():
+            if term == "new_amount":
+                report.show(reference, before or "no new amount", after or "no new amount")
+            else:
+                report.show(reference, str(before), f"{after} {first}")
     return report
 
 

@@ -17,8 +17,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime, timedelta
-from typing import Any, cast
+from datetime import datetime, timedelta
+from typing import Any
 
 import structlog
 from sqlalchemy import Connection
@@ -26,13 +26,11 @@ from sqlalchemy import Connection
 from billing_worker.clock import Clock
 from billing_worker.domain import invoice as invoices
 from billing_worker.domain import lifecycle as rules
-from billing_worker.domain.calendar import Interval, Unit
 from billing_worker.domain.catch_up import MAX_PLANNED_PERIODS, is_due
 from billing_worker.domain.catch_up_policy import Policy
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.domain.events import EventKind
 from billing_worker.domain.invoice import Invoice
-from billing_worker.domain.money import Money, exponent
 from billing_worker.domain.subscription import Subscription, SubscriptionStatus
 from billing_worker.persistence import claims, history, subscriptions
 from billing_worker.persistence.history import Entry
@@ -41,10 +39,9 @@ from billing_worker.services.invoicing import pause_collection
 from billing_worker.services.invoicing.decided_at import Decided, TakenBack, decided_when, take_back
 from billing_worker.services.invoicing.pause_collection import Moment
 from billing_worker.services.invoicing.renew import open_planned, plans_for
+from billing_worker.services.subscriptions import terms
 
 _S = SubscriptionStatus
-MAX_DESCRIPTION = 500
-
 log = structlog.get_logger()
 
 
@@ -81,40 +78,53 @@ def change(
     description: str | None = None,
     catch_up: str | None = None,
     ends_at: str | None = None,
+    amount_from: str | None = None,
     by: str,
     why: str | None = None,
     decided_at: datetime | None = None,
 ) -> Outcome:
     """Change the terms from the next period on. None leaves a term as it is.
 
-    `amount` is decimal text in major units and needed with a new currency. An empty `description`
-    removes it. `catch_up` ("hold", "collect_all:3") takes effect now. `ends_at` is an instant in
-    ISO 8601 with its offset, from which on no period begins; an empty one removes it. Raises
-    InvalidInput on the argument's own name, on `reference_id`, or on `status` if the subscription
-    is over.
+    `amount` is decimal text in major units and needed with a new currency. With `amount_from`, an
+    instant as for `ends_at`, it counts for periods that begin then or later; an empty one takes back
+    what was so agreed for later, as another amount, currency or interval does. An empty
+    `description` removes it. `catch_up` ("hold", "collect_all:3") takes effect now. `ends_at` is an
+    instant in ISO 8601 with its offset, from which on no period begins; an empty one removes it.
+    Raises InvalidInput on the argument's own name, on `reference_id`, or on `status` if the
+    subscription is over.
     """
 
     def decide(asked: _Asked) -> None:
         before = asked.subscription
+        money = terms.money(before.money, amount, currency)
+        if amount_from is not None:
+            given = (interval, interval_count, description, catch_up, ends_at)
+            if any(one is not None for one in given):
+                raise InvalidInput("amount_from", "is of the amount alone: change the rest apart")
+            after = terms.repriced(before, amount, money, amount_from, asked.now)
+            said = terms.differences(before, after)
+            asked.becomes(after, EventKind.SUBSCRIPTION_CHANGED, **said)
+            return
         after = rules.changed(
-            before,
-            money=_money(before.money, amount, currency),
-            interval=_interval(before.schedule.interval, interval, interval_count),
+            rules.at_its_price(before) if amount is not None else before,
+            money=money,
+            interval=terms.interval(before.schedule.interval, interval, interval_count),
             now=asked.now,
         )
         if after.schedule.interval != before.schedule.interval:
             asked.refuse_numbers_in_use()
         if ends_at is not None:
-            after = rules.ending(after, _instant("ends_at", ends_at))
+            after = rules.ending(after, terms.instant("ends_at", ends_at))
         if before.paused_at and after.paused_at != before.paused_at:
             # The pause begins again: so far it has cost the customer no time.
             pause_collection.wait_longer(asked.connection, before.id, asked.now - before.paused_at)
         after = replace(
             after,
-            description=_description(before.description, description),
+            description=terms.description(before.description, description),
             catch_up=Policy.parse(catch_up) if catch_up is not None else before.catch_up,
         )
-        asked.becomes(after, EventKind.SUBSCRIPTION_CHANGED, **_differences(before, after))
+        said = terms.differences(before, after)
+        asked.becomes(after, EventKind.SUBSCRIPTION_CHANGED, **said)
 
     return _ask(store, clock, reference_id, by, why, decide, decided_at)
 
@@ -189,7 +199,7 @@ def pause(
 
 
 def _pausing(subscription: Subscription, until: str, now: datetime, *, shift: bool) -> Subscription:
-    at = _instant("until", until)
+    at = terms.instant("until", until)
     if at is None:
         return replace(subscription, resumes_at=None, resumes_shifted=False)
     return rules.pausing_until(subscription, at, now, shift=shift)
@@ -334,6 +344,11 @@ def uncancel(
         asked.becomes(after, EventKind.CANCELLATION_WITHDRAWN, **_takes_effect(before))
 
     return _ask(store, clock, reference_id, by, why, decide, decided_at)
+
+
+def _takes_effect(subscription: Subscription) -> dict[str, Any]:
+    at = subscription.cancels_at
+    return {"takes_effect_at": at.isoformat() if at else None}
 
 
 def forgive(
@@ -521,75 +536,3 @@ def _up_to_date(
         raise InvalidInput("status", f"{most}: ask again when the sweep has opened them")
     open_planned(connection, plans, moment, enqueue_at=moment.now)
     return plans[0].after
-
-
-# --- new terms -------------------------------------------------------------------------------
-
-
-def _money(before: Money, amount: str | None, currency: str | None) -> Money:
-    if amount is not None:
-        return Money.parse(amount, before.currency if currency is None else currency)
-    if currency is None or currency == before.currency:
-        return before
-    exponent(currency)  # An unknown currency is reported first.
-    raise InvalidInput("amount", "is needed with a new currency: prices do not convert themselves")
-
-
-def _interval(before: Interval, unit: str | None, count: int | None) -> Interval:
-    """Return the interval. A new unit counts 1 unless a count is given: 3 months become 1 year, not
-    3.
-    """
-    if unit is None:
-        return before if count is None else Interval(before.unit, count)
-    if count is None:
-        count = before.count if unit == before.unit else 1
-    return Interval(cast("Unit", unit), count)  # It checks the unit itself.
-
-
-def _instant(field: str, text: str) -> datetime | None:
-    if not text:
-        return None
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise InvalidInput(field, "must be an ISO 8601 date and time") from error
-    if moment.tzinfo is None:
-        raise InvalidInput(field, "needs a UTC offset, such as a final Z")
-    return moment.astimezone(UTC)
-
-
-def _description(before: str | None, description: str | None) -> str | None:
-    if description is None:
-        return before
-    if len(description) > MAX_DESCRIPTION:
-        raise InvalidInput("description", f"must have at most {MAX_DESCRIPTION} characters")
-    return description or None
-
-
-def _differences(before: Subscription, after: Subscription) -> dict[str, Any]:
-    """Return {term: [before, after]} of the changes, and the period from which they count."""
-    was, is_ = _terms(before), _terms(after)
-    return {
-        "changes": {name: [was[name], is_[name]] for name in was if was[name] != is_[name]},
-        "from_period": after.next_period,
-        "from": after.start_of(after.next_period).isoformat(),
-        "new_series": after.schedule.interval != before.schedule.interval
-        or after.money.currency != before.money.currency,
-    }
-
-
-def _terms(subscription: Subscription) -> dict[str, Any]:
-    schedule = subscription.schedule
-    return {
-        "amount": str(subscription.money),
-        "every": f"{schedule.count} {schedule.unit}",
-        "anchor_at": schedule.anchor.isoformat(),
-        "description": subscription.description,
-        "catch_up": str(subscription.catch_up),
-        "ends_at": subscription.ends_at.isoformat() if subscription.ends_at else None,
-    }
-
-
-def _takes_effect(subscription: Subscription) -> dict[str, Any]:
-    at = subscription.cancels_at
-    return {"takes_effect_at": at.isoformat() if at else None}

@@ -382,6 +382,8 @@ def _row(
         "resumes_shifted": state.resumes_shifted and paused,
         "cancels_at": None if ended else state.cancels_at,
         "ends_at": record.ends_at,
+        "new_amount_minor": state.new_amount and state.new_amount.minor,
+        "new_amount_from": state.new_amount_from,
     }
 
 

@@ -62,6 +62,24 @@ def test_a_price_is_changed_for_all_who_have_the_old_one_and_the_dry_run_says_it
     assert again["changed"] == 0
 
 
+def test_a_price_is_agreed_for_a_date_for_one_and_for_all_and_shown_until_then(world, run):
+    for number in range(2):
+        world.subscribe("approved", f"sub-{number}")
+    date = ("--amount", "12.50", "--from", "2026-03-15T00:00:00Z", "--json")
+    one = json.loads(run("subscriptions", "change", "sub-0", *date).stdout)
+    assert one["details"]["from"].startswith("2026-03-31")
+    where = ("--where", "amount=9.99", "--where", "currency=USD")
+    looked = json.loads(run("subscriptions", "change", *where, *date, "--dry-run").stdout)
+    assert (looked["changed"], looked["unchanged"]) == (1, 1)
+    assert json.loads(run("subscriptions", "change", *where, *date).stdout) == looked
+    shown = json.loads(run("subscriptions", "show", "sub-1", "--json").stdout)
+    assert (shown["amount"], shown["new_amount"]) == ("9.99", "12.50")
+    past = ("--amount", "12.50", "--from", "2025-03-15T00:00:00Z")
+    assert (
+        "must be in the future" in run("subscriptions", "change", "sub-1", *past, status=1).stderr
+    )
+
+
 def test_what_cannot_be_changed_is_named_and_stops_no_other(world, run):
     world.subscribe("approved", "sub-1", anchor_at="2099-01-31T00:00:00Z")
     world.subscribe("approved", "sub-2", anchor_at="2099-01-31T00:00:00Z", currency="EUR")
