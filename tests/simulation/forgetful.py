@@ -47,10 +47,10 @@ class Forgetful(Simulation):
         self.said.append((self.store.commits, at, decision))
 
     def _forget(self) -> None:
+        self._before_memory_is_lost()
         lost = self.store.forget(self.rng.randint(1, MOST))
         self._say(f"{lost} commits are lost")
         self.happened["commits lost"] += lost
-        self.people.leave_pages_open()
         self._say_again()
 
     def _say_again(self) -> None:

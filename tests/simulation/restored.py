@@ -70,7 +70,7 @@ class Restored(Simulation):
         self.prevented = self._what_is_prevented()
         self.asked_before = len(self.witness.asks)
         self.world.bell.messages.clear()
-        self.people.leave_pages_open()
+        self._before_memory_is_lost()
         self.store.replace(self.kept)
         self._switch_sales(on=False)
         for _ in range(self.rng.randrange(3)):

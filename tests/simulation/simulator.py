@@ -463,13 +463,10 @@ class Simulation:
                 self._violated(f"{reference} sold {counts['sale']} times")
 
     def _excuse(self, twice: set[str]) -> None:
-        with self.store.reading() as connection:
-            asked_for = frozenset(connection.execute(_ASKED_FOR).scalars())
+        self._note_what_people_asked_for()
         terms = self.ports.timings
         waits = Waits(expired=terms.expired_retry, declined=terms.decline_stands)
-        for period, told, reason in self.witness.second_debits(
-            self.world.book.identity, waits, asked_for
-        ):
+        for period, told, reason in self.witness.second_debits(self.world.book.identity, waits):
             if reason is None:
                 self._violated(f"{period} charged twice: {told}")
             elif period not in self.excused:
@@ -477,6 +474,15 @@ class Simulation:
                 self.excused[period] = reason
         if unseen := twice - self.excused.keys():
             self._violated(f"{sorted(unseen)} charged twice")
+
+    def _note_what_people_asked_for(self) -> None:
+        with self.store.reading() as connection:
+            asked_for = frozenset(connection.execute(_ASKED_FOR).scalars())
+        self.witness.people_asked_for(asked_for)
+
+    def _before_memory_is_lost(self) -> None:
+        self._note_what_people_asked_for()
+        self.people.leave_pages_open()
 
     def _violated(self, what: str) -> NoReturn:
         raise Violation(f"seed {self.seed}: {what}\n{self.story()}")

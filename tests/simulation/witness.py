@@ -64,6 +64,7 @@ class Witness:
         self._sandbox = sandbox
         self.asks: list[Ask] = []
         self._called_unpaid: dict[str, datetime] = {}
+        self._asked_for: set[str] = set()
         _WITNESSES[sandbox] = self
         self._asked: defaultdict[tuple[str | None, str], list[Invoice]] = defaultdict(list)
         acquirer = sandbox._books.acquirer
@@ -96,19 +97,20 @@ class Witness:
         """A named person says of what the gateway leaves undecided that it was not paid."""
         self._called_unpaid.setdefault(gateway_id, now)
 
+    def people_asked_for(self, references: frozenset[str]) -> None:
+        """A person or the customer has asked for these attempts, as the books of now say. It stays
+        true when the books forget it.
+        """
+        self._asked_for |= {ask.gateway_id for ask in self.asks if ask.reference_id in references}
+
     def asked_by_id(self, gateway_id: str, now: datetime) -> None:
         """A customer pays on the gateway's page: refused, unless it is still open."""
         invoice = self._sandbox._books.with_id(gateway_id)
         if invoice is not None and invoice.is_open:
             self.asked(invoice, now)
 
-    def second_debits(
-        self, book: str, waits: Waits, asked_for: frozenset[str]
-    ) -> Iterator[tuple[str, str, str | None]]:
-        """(period, what happened, why no client could know it, or None where it could).
-
-        `asked_for`: references of attempts that a person or the customer has asked for.
-        """
+    def second_debits(self, book: str, waits: Waits) -> Iterator[tuple[str, str, str | None]]:
+        """(period, what happened, why no client could know it, or None where it could)."""
         debited = {debit.gateway_id for debit in self._sandbox.ledger}
         for ask in self.asks:
             if ask.gateway_id not in debited or ask.book != book:
@@ -116,7 +118,7 @@ class Witness:
             for seen in ask.before:
                 if seen.gateway_id in debited:
                     told = f"{ask.reference_id} sold beside one that was {seen.status}"
-                    is_asked_for = ask.reference_id in asked_for
+                    is_asked_for = ask.gateway_id in self._asked_for
                     reason = _unknowable(seen, ask, waits, asked_for=is_asked_for)
                     if reason is None and is_asked_for and self._is_called_unpaid(seen, ask):
                         reason = CALLED_UNPAID
