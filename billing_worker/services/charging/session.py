@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Self
 
+from billing_worker.domain.card_setup import PageStatement
 from billing_worker.domain.statement import Owner, Statement
-from billing_worker.gateway.port import CallLog, WireCall
+from billing_worker.gateway.port import CallLog, PageOrder, WireCall
 from billing_worker.gateway.redaction import hide
 from billing_worker.persistence import claims
 from billing_worker.services.attempts.claim import BY, Claimed
@@ -41,6 +42,12 @@ class GatewaySession:
 
     def poll(self, gateway_id: str) -> Statement:
         return self.ports.gateway.poll(gateway_id, self.calls)
+
+    def create_page(self, order: PageOrder) -> PageStatement:
+        return self.ports.gateway.create_page(order, self.calls)
+
+    def poll_page(self, gateway_id: str) -> PageStatement:
+        return self.ports.gateway.poll_page(gateway_id, self.calls)
 
     def apart(self) -> Self:
         """Return the same session with a log of its own, for calls that get their own entry."""

@@ -29,7 +29,7 @@ from billing_worker.domain.errors import (
 from billing_worker.domain.events import Event, EventKind
 from billing_worker.domain.outcome import Case, Context
 from billing_worker.domain.subscription import Subscription
-from billing_worker.gateway.port import CallLog, TokenisationOrder
+from billing_worker.gateway.port import TokenisationOrder
 from billing_worker.persistence import (
     card_setups,
     history,
@@ -39,6 +39,7 @@ from billing_worker.persistence.book import identity
 from billing_worker.persistence.claims import DueInvoice
 from billing_worker.persistence.history import Entry
 from billing_worker.services.attempts.settle import wire_data
+from billing_worker.services.charging.session import GatewaySession
 from billing_worker.services.customers import known_as
 from billing_worker.services.guards.lost_memory import stands_against_submitting
 from billing_worker.services.guards.refusals import enter_mode, right_now
@@ -98,21 +99,28 @@ def start_tokenisation(ports: Ports, record: Mapping[str, Any]) -> dict[str, Any
     taken = _take_card_page(ports, wanted)
     if isinstance(taken, dict):
         return taken
-    calls: CallLog = []
+    session = _session(ports, taken)
     try:
         if taken.slot is not None:
-            slots.require_unpaid(ports, taken.slot, calls)
+            slots.require_unpaid(session, taken.slot)
         order = _tokenisation_order(ports, taken.setup, wanted)
-        said = obtained(ports, order, calls, may_exist=taken.create_may_have_been_sent)
+        said = obtained(session, order, may_exist=taken.create_may_have_been_sent)
     except (NotPayable, GatewayError) as error:
-        _leave(ports, taken, error, calls)
+        _leave(session, taken, error)
         raise
     try:
         page = named(page_to_pay_on(said, order))
-        _open_card_page(ports, taken, said, page, calls)
+        _open_card_page(session, taken, said, page)
     except NotPayable as error:
-        raise _not_handed_out(ports, taken, said, error.reason, calls) from error
+        raise _not_handed_out(session, taken, said, error.reason) from error
     return _card_page_answer(taken.setup, said.statement.gateway_id, page, wanted.invoice)
+
+
+def _session(ports: Ports, taken: _CardPage) -> GatewaySession:
+    if taken.slot is not None:
+        return slots.session_of(ports, taken.slot)
+    owner = taken.setup.whose.owner
+    return GatewaySession(ports=ports, by=BY, owner=owner, forgetful=taken.may_be_forgotten)
 
 
 def _take_card_page(ports: Ports, wanted: TokenisationRecord) -> _CardPage | dict[str, Any]:
@@ -246,14 +254,15 @@ def _tokenisation_order(
 
 
 def _open_card_page(
-    ports: Ports, taken: _CardPage, said: PageStatement, page: NamedPage, calls: CallLog
+    session: GatewaySession, taken: _CardPage, said: PageStatement, page: NamedPage
 ) -> None:
     """Commit the page together with the attempt on the invoice that it pays."""
+    ports = session.ports
     gateway_id, locked = said.statement.gateway_id, lock_page(ports.vault, page)
     with ports.store.transaction() as connection:
         now = right_now(ports, connection)
         if taken.slot is not None:
-            slots.open_page(ports, connection, taken.slot, said.statement, locked, None, calls)
+            slots.open_page(session, connection, taken.slot, said.statement, locked, None)
         elif (other := enter_mode(ports, connection, switches.read(connection))) is not None:
             raise NotPayable(other)
         card_setups.open_page(
@@ -269,7 +278,7 @@ def _open_card_page(
             "reference_id": taken.setup.reference_id,
             "customer": taken.setup.customer_reference,
             "gateway_id": gateway_id,
-            "calls": wire_data(calls),
+            "calls": wire_data(session.shown()),
         }
         event = Event(EventKind.CARD_PAGE_OPENED, now, BY, data)
         history.write(connection, [_entry(event, taken.slot)])
@@ -277,30 +286,28 @@ def _open_card_page(
         slots.record(ports, taken.slot)
 
 
-def _leave(
-    ports: Ports, taken: _CardPage, error: NotPayable | GatewayError, calls: CallLog
-) -> None:
+def _leave(session: GatewaySession, taken: _CardPage, error: NotPayable | GatewayError) -> None:
     """Give the set-up up if nothing can be paid under its reference. Otherwise the same record may
     be sent again, and the poll sweep asks about it when its caller counts as gone.
     """
     if not nothing_was_made(error, may_exist=taken.create_may_have_been_sent):
         return
     if isinstance(error, NotPayable):
-        _give_up(ports, taken, error.reason, calls)
+        _give_up(session, taken, error.reason)
     elif isinstance(error, Refused) and error.http_status not in CONFIGURATION_ANSWERS:
-        _give_up(ports, taken, f"gateway refused the page: {error.reason}", calls)
+        _give_up(session, taken, f"gateway refused the page: {error.reason}")
 
 
 def _not_handed_out(
-    ports: Ports, taken: _CardPage, said: PageStatement, why: str, calls: CallLog
+    session: GatewaySession, taken: _CardPage, said: PageStatement, why: str
 ) -> NotPayable:
     """Settle what the gateway made of a page that is not handed out. Returns what to tell the
     caller.
     """
     told = None
     if taken.slot is not None:
-        told = slots.not_handed_out(ports, taken.slot, said, why, calls)
-    setup = settle_page(ports, taken.setup, said, calls, not_handed_out=why)
+        told = slots.not_handed_out(session, taken.slot, said, why)
+    setup = settle_page(session, taken.setup, said, not_handed_out=why)
     if told is not None:
         return told
     if setup.status in rules.PAID_SETUPS:
@@ -308,7 +315,8 @@ def _not_handed_out(
     return NotPayable(slots.MAYBE_PAID + why if setup.status is CardSetupStatus.OPEN else why)
 
 
-def _give_up(ports: Ports, taken: _CardPage, reason: str, calls: CallLog) -> None:
+def _give_up(session: GatewaySession, taken: _CardPage, reason: str) -> None:
+    ports = session.ports
     with ports.store.transaction() as connection:
         context = Context(right_now(ports, connection), BY, ports.timings)
         setup = card_setups.lock(connection, taken.setup.id)
@@ -318,7 +326,7 @@ def _give_up(ports: Ports, taken: _CardPage, reason: str, calls: CallLog) -> Non
         card_setups.save(connection, setup, ended.setup, None)
         history.write(connection, [_entry(event, taken.slot) for event in ended.events])
     if taken.slot is not None:
-        slots.give_back(ports, taken.slot, reason, calls, hold=True)
+        slots.give_back(session, taken.slot, reason, hold=True)
 
 
 def _entry(event: Event, slot: Slot | None) -> Entry:

@@ -17,8 +17,8 @@ from billing_worker.domain.statement import (
     may_be_paid,
     most_telling,
 )
-from billing_worker.gateway.port import CallLog, PageOrder
-from billing_worker.services.ports import Ports
+from billing_worker.gateway.port import PageOrder
+from billing_worker.services.charging.session import GatewaySession
 
 CONFIGURATION_ANSWERS: Final = frozenset({401, 403})
 """These answers mean our credentials or permissions: the same page continues when they are
@@ -26,26 +26,26 @@ corrected.
 """
 
 
-def obtained(ports: Ports, order: PageOrder, calls: CallLog, *, may_exist: bool) -> PageStatement:
+def obtained(session: GatewaySession, order: PageOrder, *, may_exist: bool) -> PageStatement:
     """Return the invoice: found if an earlier create may have reached the gateway, created
     otherwise.
 
     Raises GatewayError.
     """
-    said = find_page(ports, _expected(order), calls) if may_exist else None
-    return said or _created(ports, order, calls, may_exist=may_exist)
+    said = find_page(session, _expected(order)) if may_exist else None
+    return said or _created(session, order, may_exist=may_exist)
 
 
-def _created(ports: Ports, order: PageOrder, calls: CallLog, *, may_exist: bool) -> PageStatement:
-    ports.pace.wait()
-    sent_at = ports.clock.now()
+def _created(session: GatewaySession, order: PageOrder, *, may_exist: bool) -> PageStatement:
+    session.wait()
+    sent_at = session.ports.clock.now()
     try:
-        answered = ports.gateway.create_page(order, calls)
+        answered = session.create_page(order)
     except (OutcomeUnknown, Refused) as error:
         if error.http_status in CONFIGURATION_ANSWERS:
             raise
         try:
-            found = find_page(ports, _expected(order), calls)
+            found = find_page(session, _expected(order))
         except GatewayError as untold:
             raise OutcomeUnknown(error.reason) from untold
         if found is None and (isinstance(error, Refused) or error.reads_like_a_refusal):
@@ -72,19 +72,19 @@ def _marked(said: PageStatement, order: PageOrder, *, strange: bool) -> PageStat
     return replace(said, made_by_somebody=strange and ours)
 
 
-def find_page(ports: Ports, expected: Expected, calls: CallLog) -> PageStatement | None:
+def find_page(session: GatewaySession, expected: Expected) -> PageStatement | None:
     """Return our invoice with this reference, complete; of several the one that is nearest to a
     payment.
 
     Returns one of another book or customer only if there is none of ours. Raises GatewayError.
     """
-    ports.pace.wait()
-    matches = ports.gateway.find(expected.reference_id, calls)
+    session.wait()
+    matches = session.find(expected.reference_id)
     found = None
     while matches:
         chosen = most_telling(matches)
-        ports.pace.wait()
-        found = ports.gateway.poll_page(chosen.gateway_id, calls)
+        session.wait()
+        found = session.poll_page(chosen.gateway_id)
         if foreign(found.statement, expected) is None:
             return replace(found, alone=len(matches) == 1)
         matches = [one for one in matches if one is not chosen]

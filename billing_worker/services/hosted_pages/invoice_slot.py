@@ -7,7 +7,6 @@ is handed out, because from then on the customer may pay at any time.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -29,7 +28,6 @@ from billing_worker.domain.invoice import OWED, InvoiceStatus
 from billing_worker.domain.outcome import Case, News, NoAnswer, NothingSent, Stated
 from billing_worker.domain.statement import NOT_SAID, Owner, Statement, page_may_be_paid
 from billing_worker.domain.subscription import Subscription
-from billing_worker.gateway.port import CallLog, WireCall
 from billing_worker.persistence import claims, history, invoices, pay_links, subscriptions, switches
 from billing_worker.persistence.attempts import CaseKey, LockedCases
 from billing_worker.persistence.book.identity import Book
@@ -157,14 +155,15 @@ def _key(item: DueInvoice, attempt: Attempt) -> CaseKey:
     return CaseKey(item.invoice.subscription_id, item.invoice.id, attempt.id)
 
 
-def require_unpaid(ports: Ports, slot: Slot, calls: CallLog) -> None:
+def session_of(ports: Ports, slot: Slot) -> GatewaySession:
+    return GatewaySession(ports=ports, by=BY, owner=slot.owner, forgetful=slot.may_be_forgotten)
+
+
+def require_unpaid(session: GatewaySession, slot: Slot) -> None:
     """Poll every ended attempt of the invoice once more: a late payment pays it (§11.6).
 
     Raises NotPayable if one was paid or may still be, GatewayError if that is unknown.
     """
-    session = GatewaySession(
-        ports=ports, by=BY, owner=slot.owner, forgetful=slot.may_be_forgotten, calls=calls
-    )
     obstacle = why_no_other(
         session, slot.key, slot.earlier, origin=slot.attempt.origin, patient=False
     )
@@ -183,20 +182,19 @@ def _require_unknown(session: GatewaySession, slot: Slot) -> None:
         raise NotPayable(found.whose)
     if found is not None:
         if not found.maybe_sold:
-            _tell(session.ports, slot, Stated(found.statement), session.calls)
+            _tell(session, slot, Stated(found.statement))
         raise NotPayable(MAYBE_SOLD)
     if knows_later(session, slot.key, slot.attempt):
         raise NotPayable(LATER_KNOWN)
 
 
 def open_page(
-    ports: Ports,
+    session: GatewaySession,
     connection: Connection,
     slot: Slot,
     statement: Statement,
     page: bytes,
     page_digest: str | None,
-    calls: Sequence[WireCall],
 ) -> None:
     """Write `submitted` under the fence. The caller commits and only then hands the page out.
 
@@ -204,6 +202,7 @@ def open_page(
     NotPayable for everything that forbids a charge, ConcurrentChange if another caller has the
     slot.
     """
+    ports = session.ports
     now = right_now(ports, connection)
     cases = LockedCases(connection, [slot.key])
     if not cases.knows(slot.key):
@@ -226,7 +225,7 @@ def open_page(
     data = {
         "gateway_id": statement.gateway_id,
         "origin": slot.attempt.origin,
-        "calls": wire_data(calls),
+        "calls": wire_data(session.shown()),
     }
     _write(connection, slot, Event(EventKind.ATTEMPT_SUBMITTED, now, BY, data))
 
@@ -238,29 +237,25 @@ def record(ports: Ports, slot: Slot) -> None:
     lost_memory.record(ports, slot.book, slot.attempt, slot.restored_at, ports.clock.now())
 
 
-def give_back(
-    ports: Ports, slot: Slot, reason: str, calls: Sequence[WireCall], *, hold: bool
-) -> None:
+def give_back(session: GatewaySession, slot: Slot, reason: str, *, hold: bool) -> None:
     """Free the slot: the gateway has nothing under its reference that could be paid. `hold` alerts
     a person.
     """
-    _tell(ports, slot, NothingSent(reason, hold=hold), calls)
+    _tell(session, slot, NothingSent(reason, hold=hold))
 
 
-def leave(
-    ports: Ports, slot: Slot, error: NotPayable | GatewayError, calls: Sequence[WireCall]
-) -> None:
+def leave(session: GatewaySession, slot: Slot, error: NotPayable | GatewayError) -> None:
     """Free the slot if nothing can be paid under its reference. Otherwise the next caller
     continues, and the poll sweep asks about it when this caller counts as gone.
     """
     if nothing_was_made(error, may_exist=slot.create_may_have_been_sent):
-        give_back(ports, slot, error.reason, calls, hold=isinstance(error, NotPayable | Refused))
+        give_back(session, slot, error.reason, hold=isinstance(error, NotPayable | Refused))
     else:
-        _tell(ports, slot, NoAnswer(error.reason), calls)
+        _tell(session, slot, NoAnswer(error.reason))
 
 
 def not_handed_out(
-    ports: Ports, slot: Slot, found: PageStatement, why: str, calls: Sequence[WireCall]
+    session: GatewaySession, slot: Slot, found: PageStatement, why: str
 ) -> NotPayable:
     """Settle what the gateway made of a page that is not handed out. Returns what to tell the
     caller.
@@ -268,17 +263,18 @@ def not_handed_out(
     said, unexpected = found.statement, found.made_by_somebody
     news: News = NothingSent(why, hold=True, statement=said)
     if unexpected:
-        lost_memory.notice(ports, KNOWN_THERE, seen=slot.restored_at, by=BY)
+        lost_memory.notice(session.ports, KNOWN_THERE, seen=slot.restored_at, by=BY)
     if unexpected or page_may_be_paid(said):
         news = Stated(said, maybe_sold=unexpected)
-    case = _tell(ports, slot, news, calls)
+    case = _tell(session, slot, news)
     if case.attempt.status in PAID:
         return AlreadyPaid(f"{case.invoice.reference_id} is paid")
     return NotPayable(MAYBE_PAID + why if case.attempt.status in LIVE else why)
 
 
-def _tell(ports: Ports, slot: Slot, news: News, calls: Sequence[WireCall]) -> Case:
-    return settle(ports, Settle(slot.key, news, BY, tuple(calls), fence=slot.attempt.fence))
+def _tell(session: GatewaySession, slot: Slot, news: News) -> Case:
+    request = Settle(slot.key, news, BY, session.shown(), fence=slot.attempt.fence)
+    return settle(session.ports, request)
 
 
 def _write(connection: Connection, slot: Slot, event: Event) -> None:

@@ -29,7 +29,7 @@ from billing_worker.domain.errors import (
     SlotTaken,
 )
 from billing_worker.domain.outcome import Case
-from billing_worker.gateway.port import CallLog, CheckoutOrder
+from billing_worker.gateway.port import CheckoutOrder
 from billing_worker.persistence import (
     card_setups,
     cards,
@@ -76,21 +76,21 @@ def start_checkout(ports: Ports, record: Mapping[str, Any]) -> dict[str, Any]:
         return taken
     if isinstance(taken, _AnotherCard):
         return start_tokenisation(ports, taken.record)
-    calls: CallLog = []
+    session = slots.session_of(ports, taken)
     try:
-        slots.require_unpaid(ports, taken, calls)
+        slots.require_unpaid(session, taken)
         order = _checkout_order(ports, taken, wanted.return_url)
-        said = obtained(ports, order, calls, may_exist=taken.create_may_have_been_sent)
+        said = obtained(session, order, may_exist=taken.create_may_have_been_sent)
     except (NotPayable, GatewayError) as error:
-        slots.leave(ports, taken, error, calls)
+        slots.leave(session, taken, error)
         raise
     try:
         page = named(page_to_pay_on(said, order))
         locked = lock_page(ports.vault, page)
         with ports.store.transaction() as connection:
-            slots.open_page(ports, connection, taken, said.statement, locked, page.digest, calls)
+            slots.open_page(session, connection, taken, said.statement, locked, page.digest)
     except NotPayable as error:
-        raise slots.not_handed_out(ports, taken, said, error.reason, calls) from error
+        raise slots.not_handed_out(session, taken, said, error.reason) from error
     slots.record(ports, taken)
     return _link_answer(taken.attempt, said.statement.gateway_id, page, wanted.invoice)
 

@@ -24,7 +24,7 @@ from billing_worker.domain.events import Event
 from billing_worker.domain.new_card import APART
 from billing_worker.domain.outcome import Context
 from billing_worker.domain.secret import Secret
-from billing_worker.gateway.port import CallLog, WireCall
+from billing_worker.gateway.port import WireCall
 from billing_worker.persistence import (
     card_setups,
     cards,
@@ -37,6 +37,7 @@ from billing_worker.persistence.history import Entry
 from billing_worker.services.attempts.settle import wire_data
 from billing_worker.services.cards.keep import card_row
 from billing_worker.services.cards.new_card import Given, Scope, give
+from billing_worker.services.charging.session import GatewaySession
 from billing_worker.services.guards.refusals import right_now
 from billing_worker.services.hosted_pages.gateway_page import find_page
 from billing_worker.services.import_records.subscription import CardRecord
@@ -76,30 +77,29 @@ def _poll_safely(ports: Ports, setup: CardSetup) -> str:
 
 def poll(ports: Ports, setup: CardSetup) -> CardSetup:
     """Poll one page. No answer proves nothing: it is polled again later."""
-    calls: CallLog = []
+    session = GatewaySession(ports=ports, by=BY, owner=setup.whose.owner, forgetful=False)
     said = None
     try:
-        said = _stated(ports, setup, calls)
+        said = _stated(session, setup)
     except GatewayError as error:
         log.info("card_setup.no_answer", setup=setup.id, reason=error.reason)
         if setup.status is CardSetupStatus.PREPARED:
             return setup  # It may have been paid: only the gateway's answer ends it.
-    return settle_page(ports, setup, said, calls)
+    return settle_page(session, setup, said)
 
 
-def _stated(ports: Ports, setup: CardSetup, calls: CallLog) -> PageStatement | None:
+def _stated(session: GatewaySession, setup: CardSetup) -> PageStatement | None:
     """Return the gateway's statement, or None if it has nothing under the reference."""
     if setup.gateway_id is None:
-        return find_page(ports, setup.whose, calls)
-    ports.pace.wait()
-    return ports.gateway.poll_page(setup.gateway_id, calls)
+        return find_page(session, setup.whose)
+    session.wait()
+    return session.poll_page(setup.gateway_id)
 
 
 def settle_page(
-    ports: Ports,
+    session: GatewaySession,
     setup: CardSetup,
     said: PageStatement | None,
-    calls: Sequence[WireCall] = (),
     *,
     not_handed_out: str = rules.SETUP_NEVER_HANDED_OUT,
 ) -> CardSetup:
@@ -107,6 +107,7 @@ def settle_page(
 
     `not_handed_out`: why the page of a prepared set-up is not handed out.
     """
+    ports = session.ports
     with ports.store.transaction() as connection:
         context = Context(right_now(ports, connection), BY, ports.timings)
         token = said.card.token if said and said.card else None
@@ -129,7 +130,7 @@ def settle_page(
             card_id = _keep(ports, connection, before, concluded.keep)
             events.append(rules.stored(before, card_id, concluded.keep.mask, context))
         card_setups.save(connection, before, concluded.setup, card_id)
-        told = _with_calls(events, calls)
+        told = _with_calls(events, session.shown())
         history.write(connection, [_entry(connection, before, event) for event in told])
         if card_id is not None:
             _give(ports, connection, before, card_id)

@@ -107,10 +107,10 @@ def test_a_bug_in_the_poll_at_one_page_is_alerted_and_keeps_no_other_waiting(wor
     pay(world, second)
     real = poll.settle_page
 
-    def trips_over_the_first(ports, payment, *rest):
-        if payment.reference_id == "card-1":
+    def trips_over_the_first(session, setup, *rest):
+        if setup.reference_id == "card-1":
             raise ValueError("year 20312 is out of range")
-        return real(ports, payment, *rest)
+        return real(session, setup, *rest)
 
     monkeypatch.setattr(poll, "settle_page", trips_over_the_first)
     with capture_logs() as logs:
