@@ -52,9 +52,6 @@ the service, or closing that invoice, re-queues it at once.
 
 READ_AGAIN = timedelta(hours=1)
 
-_RESOLVED_AT_ONCE = 3
-"""Doubts about the database that one claim resolves in a row; the rest waits for the next sweep."""
-
 MAX_CLAIMS = 10
 """After so many crashes in a row, while other rows did not crash, a row waits for a person."""
 
@@ -121,7 +118,7 @@ def claim(ports: Ports, invoice_ids: Sequence[int]) -> list[Claimed]:
 
 def claim_page(ports: Ports, invoice_ids: Sequence[int]) -> ClaimedPage:
     """Claim a batch. Claims nothing while it is unknown whether the books have lost data."""
-    for _ in range(_RESOLVED_AT_ONCE):
+    for _ in range(lost_memory.RESOLVED_AT_ONCE):
         page = _claim_page(ports, invoice_ids)
         if not isinstance(page, Doubt):
             return page

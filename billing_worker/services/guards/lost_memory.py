@@ -14,17 +14,18 @@ reference that a forgotten charge had, before it is created there. See docs/oper
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import Enum, auto
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 from sqlalchemy import Connection
 
 from billing_worker.domain.attempt import Attempt
-from billing_worker.domain.errors import InvalidInput
+from billing_worker.domain.errors import ConcurrentChange, InvalidInput, NotPayable
 from billing_worker.domain.events import Event, EventKind
 from billing_worker.domain.invoice import Invoice
 from billing_worker.persistence import counters, history, switches
@@ -60,6 +61,11 @@ OLDER = (
     "this database is an older copy: its book is charged from another one since {since}. Nothing is "
     "sold from this one, unless `billing-worker sales start --moved` says that the other is gone"
 )
+
+RESOLVED_AT_ONCE = 3
+"""So many doubts are resolved before a caller gives up: one may reveal the next."""
+
+T = TypeVar("T")
 
 log = structlog.get_logger()
 
@@ -264,6 +270,24 @@ def has_forgotten_nothing_since(
         _is_about(record, book) and record.begun_at is not None and record.begun_at <= since
         for record in records
     )
+
+
+def once_remembered(ports: Ports, work: Callable[[Connection], T]) -> T:
+    """Return `work` of a transaction whose books are known to have forgotten nothing, or to have
+    been marked as restored.
+
+    Raises NotPayable if nothing may be sold from these books, ConcurrentChange if they change all
+    the time.
+    """
+    for _ in range(RESOLVED_AT_ONCE):
+        records = read_outside(ports)
+        with ports.store.transaction() as connection:
+            found = doubt(ports, connection, switches.read(connection), records)
+            if found is None:
+                return work(connection)
+        if not resolve(ports, found):
+            raise NotPayable(found.why)
+    raise ConcurrentChange(NOTICED_SINCE)
 
 
 # --- what follows -----------------------------------------------------------------------------

@@ -41,7 +41,7 @@ from billing_worker.persistence.history import Entry
 from billing_worker.services.attempts.settle import wire_data
 from billing_worker.services.charging.session import GatewaySession
 from billing_worker.services.customers import known_as
-from billing_worker.services.guards.lost_memory import stands_against_submitting
+from billing_worker.services.guards.lost_memory import once_remembered
 from billing_worker.services.guards.refusals import enter_mode, right_now
 from billing_worker.services.hosted_pages import invoice_slot as slots
 from billing_worker.services.hosted_pages.gateway_page import (
@@ -96,7 +96,7 @@ def start_tokenisation(ports: Ports, record: Mapping[str, Any]) -> dict[str, Any
     GatewayError, and then the same record may be sent again.
     """
     wanted = parse_tokenisation(record)
-    taken = _take_card_page(ports, wanted)
+    taken = once_remembered(ports, lambda connection: _take_card_page(ports, connection, wanted))
     if isinstance(taken, dict):
         return taken
     session = _session(ports, taken)
@@ -123,24 +123,22 @@ def _session(ports: Ports, taken: _CardPage) -> GatewaySession:
     return GatewaySession(ports=ports, by=BY, owner=owner, forgetful=taken.may_be_forgotten)
 
 
-def _take_card_page(ports: Ports, wanted: TokenisationRecord) -> _CardPage | dict[str, Any]:
-    with ports.store.transaction() as connection:
-        against = stands_against_submitting(ports, switches.read(connection))
-        if against is not None:
-            raise NotPayable(against)
-        known = card_setups.find(connection, wanted.reference_id)
-        if known is None:
-            return _begin(ports, connection, wanted)
-        setup, digest = known
-        if digest != wanted.digest:
-            raise InvalidInput("reference_id", "is known, with other contents")
-        if setup.status is CardSetupStatus.PREPARED:
-            return _continue(ports, connection, setup)
-        if setup.status in rules.PAID_SETUPS:
-            raise AlreadyPaid(f"{setup.reference_id} is paid")
-        if setup.status is not CardSetupStatus.OPEN:
-            raise NotPayable(f"it has ended ({setup.outcome}): use a new reference_id")
-        return open_again(ports, connection, setup, wanted.invoice)
+def _take_card_page(
+    ports: Ports, connection: Connection, wanted: TokenisationRecord
+) -> _CardPage | dict[str, Any]:
+    known = card_setups.find(connection, wanted.reference_id)
+    if known is None:
+        return _begin(ports, connection, wanted)
+    setup, digest = known
+    if digest != wanted.digest:
+        raise InvalidInput("reference_id", "is known, with other contents")
+    if setup.status is CardSetupStatus.PREPARED:
+        return _continue(ports, connection, setup)
+    if setup.status in rules.PAID_SETUPS:
+        raise AlreadyPaid(f"{setup.reference_id} is paid")
+    if setup.status is not CardSetupStatus.OPEN:
+        raise NotPayable(f"it has ended ({setup.outcome}): use a new reference_id")
+    return open_again(ports, connection, setup, wanted.invoice)
 
 
 def open_again(

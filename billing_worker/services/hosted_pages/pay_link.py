@@ -38,6 +38,7 @@ from billing_worker.persistence import (
     pay_links,
 )
 from billing_worker.persistence.claims import DueInvoice
+from billing_worker.services.guards.lost_memory import once_remembered
 from billing_worker.services.hosted_pages import invoice_slot as slots
 from billing_worker.services.hosted_pages.card_setup import open_again, start_tokenisation
 from billing_worker.services.hosted_pages.gateway_page import (
@@ -71,7 +72,7 @@ def start_checkout(ports: Ports, record: Mapping[str, Any]) -> dict[str, Any]:
     attempt is live; NotPayable; GatewayError, and then nothing is open.
     """
     wanted = parse_checkout(record)
-    taken = _take_link(ports, wanted)
+    taken = once_remembered(ports, lambda connection: _take_link(ports, connection, wanted))
     if isinstance(taken, dict):
         return taken
     if isinstance(taken, _AnotherCard):
@@ -106,27 +107,28 @@ class _AnotherCard:
     record: Mapping[str, Any]
 
 
-def _take_link(ports: Ports, wanted: CheckoutRecord) -> Slot | _AnotherCard | dict[str, Any]:
+def _take_link(
+    ports: Ports, connection: Connection, wanted: CheckoutRecord
+) -> Slot | _AnotherCard | dict[str, Any]:
     """The invoice's slot, or the answer that was given for the page that is open already."""
     invoice = wanted.invoice
-    with ports.store.transaction() as connection:
-        subscription, item = slots.locked_owed_invoice(connection, invoice)
-        live = item.live
-        ours = card_setups.of_attempt(connection, live.id) if live else None
-        if ours is not None and ours.reference_id.startswith(_PAY_LINK):
-            if ours.status is CardSetupStatus.OPEN:
-                return open_again(ports, connection, ours, invoice)
-            return _AnotherCard(_for_another_card(connection, item, wanted))
-        if live is None and _is_dead(ports, connection, item):
-            return _AnotherCard(_for_another_card(connection, item, wanted))
-        if live is None or not slots.is_link(live, item.card_id) or live.gateway_id is None:
-            return slots.take(ports, connection, subscription, item)
-        slots.require_payable(ports, connection, Case(live, item.invoice, subscription))
-        locked = pay_links.page_of(connection, live.id)
-        if locked is None:
-            raise SlotTaken(f"the page of {live.reference_id} has ended and is not settled yet")
-        page = unlock_page(ports.vault, locked, partial(pay_links.name_page, connection, live.id))
-        return _link_answer(live, live.gateway_id, page, invoice)
+    subscription, item = slots.locked_owed_invoice(connection, invoice)
+    live = item.live
+    ours = card_setups.of_attempt(connection, live.id) if live else None
+    if ours is not None and ours.reference_id.startswith(_PAY_LINK):
+        if ours.status is CardSetupStatus.OPEN:
+            return open_again(ports, connection, ours, invoice)
+        return _AnotherCard(_for_another_card(connection, item, wanted))
+    if live is None and _is_dead(ports, connection, item):
+        return _AnotherCard(_for_another_card(connection, item, wanted))
+    if live is None or not slots.is_link(live, item.card_id) or live.gateway_id is None:
+        return slots.take(ports, connection, subscription, item)
+    slots.require_payable(ports, connection, Case(live, item.invoice, subscription))
+    locked = pay_links.page_of(connection, live.id)
+    if locked is None:
+        raise SlotTaken(f"the page of {live.reference_id} has ended and is not settled yet")
+    page = unlock_page(ports.vault, locked, partial(pay_links.name_page, connection, live.id))
+    return _link_answer(live, live.gateway_id, page, invoice)
 
 
 def _is_dead(ports: Ports, connection: Connection, item: DueInvoice) -> bool:

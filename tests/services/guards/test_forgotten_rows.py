@@ -7,13 +7,15 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import select
 
-from billing_worker.domain.errors import ConcurrentChange
+from billing_worker.domain.errors import ConcurrentChange, NotPayable
 from billing_worker.domain.outcome import NoAnswer
 from billing_worker.persistence import switches
 from billing_worker.persistence.attempts import CaseKey
 from billing_worker.persistence.schema.tables import attempts, events, invoices
 from billing_worker.services.attempts import commit
 from billing_worker.services.attempts.settle import Settle
+from billing_worker.services.charging.charge import charge_batch
+from billing_worker.services.hosted_pages.card_setup import start_tokenisation
 from billing_worker.services.hosted_pages.pay_link import start_checkout
 from billing_worker.services.invoicing.renew import renew_due
 from tests.support.backup import backup, restore
@@ -34,6 +36,32 @@ def test_a_page_that_is_forgotten_after_it_was_handed_out_is_not_charged_again(w
     with world.store.reading() as connection:
         told = connection.execute(select(events.c.alert).where(events.c.kind == "book.forgot"))
         assert told.scalars().all() == [True]
+
+
+def _link(world):
+    return start_checkout(world.ports, {"invoice": "sub-1-p0"})
+
+
+def _card_page(world):
+    return start_tokenisation(world.ports, {
+        "reference_id": "card-1", "customer": {"reference_id": "customer-of-sub-1"},
+        "invoice": "sub-1-p0", "return_url": "https://shop.example/done",
+    })  # fmt: skip
+
+
+@pytest.mark.parametrize("ask", [_link, _card_page])
+def test_a_page_is_not_opened_beside_a_charge_that_the_books_have_just_forgotten(world, ask):
+    """No sweep has noticed the loss yet: the caller is the first who can."""
+    world.subscribe("html_502_after")
+    renew_due(world.ports)
+    kept = backup(world.store)
+    charge_batch(world.ports, [1])
+    restore(world.store, kept)
+    with pytest.raises(NotPayable):
+        ask(world)
+    world.run_for(2 * DAY, step=timedelta(minutes=30))
+    assert world.debits() == {"sub-1-p0": 1}
+    assert world.fate() == "paid"
 
 
 def test_a_page_whose_row_is_forgotten_is_not_handed_out(world):
