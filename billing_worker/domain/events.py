@@ -59,6 +59,7 @@ class EventKind(StrEnum):
     CHARGING_STOPPED = "charging.stopped"  # charges of all invoices fail: no more are started
     SALES_SWITCHED = "sales.switched"
     WORK_RESUMED = "work.resumed"  # a sweep has finished after none had for too long
+    INVARIANT_BROKEN = "invariant.broken"  # the books contradict themselves; the data says where
     BOOK_FORGOT = "book.forgot"  # commits are lost: due charges are looked up at the gateway first
     BOOK_MOVED = "book.moved"  # its database has another address and is complete
     BOOK_REFUSED = "book.refused"  # no sale is made from this database; the data says why

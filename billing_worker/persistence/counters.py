@@ -35,6 +35,13 @@ def add_unless_recent(connection: Connection, name: str, now: datetime, since: d
     return counted.first() is not None
 
 
+def last_counted(connection: Connection, name: str) -> datetime | None:
+    """Return when it was last counted, or None."""
+    query = select(counters.c.changed_at).where(counters.c.name == name)
+    at: datetime | None = connection.execute(query).scalar()
+    return at
+
+
 def counts(connection: Connection, prefix: str) -> dict[str, int]:
     """Return counts by name, without the prefix."""
     query = select(counters.c.name, counters.c.total).where(

@@ -66,4 +66,4 @@ class Forgetful(Simulation):
         self.calm = False
 
     def _problems(self) -> list[str]:
-        return self._stuck() + self._untold() + self._unmarked_cards()
+        return self._stuck() + self._untold() + self._broken()

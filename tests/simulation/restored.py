@@ -116,4 +116,4 @@ class Restored(Simulation):
 
     def _problems(self) -> list[str]:
         """Nobody compares the lists here: what was voided meanwhile is not looked for."""
-        return self._stuck() + self._untold()
+        return self._stuck() + self._untold() + self._broken()

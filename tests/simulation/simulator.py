@@ -26,7 +26,6 @@ from greenlet import greenlet
 from sqlalchemy import bindparam, func, select
 
 from billing_worker.domain.attempt import Origin
-from billing_worker.domain.declines import DeclineClass, classify
 from billing_worker.domain.events import EventKind
 from billing_worker.domain.invoice import KEEPS_CRASHING
 from billing_worker.gateway.http import Request, Response
@@ -39,6 +38,7 @@ from billing_worker.services.charging.charge import charge_batch
 from billing_worker.services.charging.reconcile import poll_batch
 from billing_worker.services.doorbell import poll_due, ring_due
 from billing_worker.services.invoicing.renew import renew_due
+from tests.simulation.contradictions import contradictions
 from tests.simulation.memory import MemoryStore
 from tests.simulation.moments import (
     Died,
@@ -120,6 +120,9 @@ _STATES = tuple(
 
 A_SLEEP, ONE_DEAD_CARD = 0.002, 0.1
 """Chances, per step and per customer of all, of what few seeds would come to by themselves."""
+
+STEPS_BETWEEN_QUESTIONS = 30
+"""In between, whatever is half done must not look broken to whoever watches the books."""
 
 LONGEST_TASK = 400
 """Boundaries one task may cross: a loop that crosses more is a finding."""
@@ -214,8 +217,10 @@ class Simulation:
         """Returns the hash of everything that happened. Raises Violation."""
         try:
             self._subscribe()
-            for _ in range(self.steps):
+            for number in range(self.steps):
                 self._step()
+                if number % STEPS_BETWEEN_QUESTIONS == 0:
+                    self._check_books()
             self._come_to_rest()
             return self._fingerprint()
         finally:
@@ -302,7 +307,7 @@ class Simulation:
             )
 
     def _problems(self) -> list[str]:
-        return self.world.discrepancies() + self._stuck() + self._untold() + self._unmarked_cards()
+        return self.world.discrepancies() + self._stuck() + self._untold() + self._broken()
 
     # --- what may happen ----------------------------------------------------------------------
 
@@ -456,6 +461,13 @@ class Simulation:
         if twice - self.excused.keys():
             self._excuse(twice)
 
+    def _broken(self) -> list[str]:
+        return contradictions(self.store, self.world.clock.now(), at_rest=True)
+
+    def _check_books(self) -> None:
+        if broken := contradictions(self.store, self.world.clock.now(), at_rest=False):
+            self._violated(f"{broken}")
+
     def _check_sales(self) -> None:
         requests = self.world.sandbox.requests.as_json()["references"]
         for reference, counts in requests.items():
@@ -515,41 +527,17 @@ class Simulation:
         ]
 
     def _stuck(self) -> list[str]:
-        with self.store.reading() as connection:
-            rows = connection.execute(
-                select(
-                    tables.attempts.c.reference_id, tables.attempts.c.status,
-                    tables.attempts.c.next_poll_at, tables.invoices.c.enqueue_at,
-                ).join(tables.invoices)
-            ).all()  # fmt: skip
-        return [
-            f"{row.reference_id} is {row.status} and nobody will come back to it"
-            for row in rows
-            if (row.status == "prepared" and row.enqueue_at is None)
-            or (row.status == "submitted" and row.next_poll_at is None)
-        ]
-
-    def _unmarked_cards(self) -> list[str]:
-        """Every hard decline marks its card, and all with its fingerprint. A page takes any card."""
-        cards = tables.cards
-        alike = cards.alias("alike")
+        """At rest nobody is waited for either, so this asks for more than `prepared_goes_on`."""
         query = (
-            select(tables.attempts.c.reference_id, tables.attempts.c.outcome, alike.c.id)
-            .join(cards, cards.c.id == tables.attempts.c.card_id)
-            .join(alike, alike.c.fingerprint == cards.c.fingerprint)
-            .where(
-                tables.attempts.c.status == "declined",
-                tables.attempts.c.origin != Origin.LINK,
-                alike.c.unusable_reason.is_(None),
-            )
+            select(tables.attempts.c.reference_id)
+            .join(tables.invoices)
+            .where(tables.attempts.c.status == "prepared", tables.invoices.c.enqueue_at.is_(None))
         )
         with self.store.reading() as connection:
-            rows = connection.execute(query).all()
-        return [
-            f"{row.reference_id} was declined ({row.outcome}), and card {row.id} may be charged"
-            for row in rows
-            if classify(row.outcome) is DeclineClass.HARD
-        ]
+            return [
+                f"{reference} is prepared and nobody will come back to it"
+                for reference in connection.execute(query).scalars()
+            ]
 
     def _fingerprint(self) -> str:
         with self.store.reading() as connection:

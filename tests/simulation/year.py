@@ -11,6 +11,7 @@ from sqlalchemy import func, select
 from billing_worker.persistence.schema import tables
 from billing_worker.sandbox.gateway import Behaviour
 from billing_worker.services.subscriptions.subscribe import subscribe
+from tests.simulation.contradictions import contradictions
 from tests.simulation.memory import MemoryStore
 from tests.support.cohort import Cohort
 from tests.support.records import monthly
@@ -62,6 +63,7 @@ def simulate_a_year(template: bytes, seed: int = 1) -> dict[str, float]:
         world.clock.advance(BETWEEN_SWEEPS)
     seconds = time.process_time() - started
     problems = world.discrepancies()
+    problems += contradictions(world.store, world.clock.now(), at_rest=False)
     assert problems == [], problems[:10]
     with world.store.reading() as connection:
         query = select(tables.invoices.c.status, func.count()).group_by(tables.invoices.c.status)

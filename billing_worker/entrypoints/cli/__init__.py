@@ -42,6 +42,7 @@ _COMMANDS = {
         ".explain",
         "Explain one invoice: why, what happens next, gateway calls.",
     ),
+    "invariants": (".invariants", "Ask the book whether it contradicts itself."),
     "sales": (".sales", "Stop or start all charges: the kill switch."),
     "new-key": (".new_key", "Print a new key for BILLING_VAULT_KEYS."),
 }

@@ -14,6 +14,9 @@ WARN_EVERY_SECONDS = 3600
 miss it.
 """
 
+INSPECT_EVERY_SECONDS = 60
+"""Each run asks what is due: an invariant has an interval of its own."""
+
 
 def intervals(settings: Settings) -> dict[str, int]:
     """Return the seconds between two runs, by the name of the sweep's task."""
@@ -24,6 +27,7 @@ def intervals(settings: Settings) -> dict[str, int]:
         "billing.reconcile": settings.reconcile_every_seconds,
         "billing.card_pages": settings.reconcile_every_seconds,
         "billing.give_up": GIVE_UP_EVERY_SECONDS,
+        "billing.invariants": INSPECT_EVERY_SECONDS,
         "billing.forget_events": WARN_EVERY_SECONDS,
         "billing.warn_expiring": WARN_EVERY_SECONDS,
     }

@@ -10,6 +10,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from billing_worker.entrypoints.worker.celery_app import app, process
+from billing_worker.entrypoints.worker.sweeps import intervals
 from billing_worker.persistence.store import CommitUnknown
 from billing_worker.services.cards.expiry import warn_expiring
 from billing_worker.services.charging.charge import charge_batch, charge_on_probation
@@ -20,6 +21,7 @@ from billing_worker.services.dunning import give_up_overdue
 from billing_worker.services.guards.lost_memory import clock_is_wrong
 from billing_worker.services.hosted_pages.poll import poll_due_pages
 from billing_worker.services.invoicing.renew import renew_due
+from billing_worker.services.monitoring.inspection import inspect
 from billing_worker.services.monitoring.silence import record_run
 from billing_worker.services.outbox.retention import forget
 from billing_worker.services.outbox.sweep import tell
@@ -123,6 +125,11 @@ def warn_of_expiring_cards() -> int:
 @sweep("billing.publish", by_the_clock=False)
 def publish_events() -> int:
     return tell(process.ports(), process.deliveries().wake, process.events_queue())
+
+
+@sweep("billing.invariants")
+def invariants() -> int:
+    return inspect(process.ports(), intervals(process.settings))
 
 
 @sweep("billing.forget_events")

@@ -439,6 +439,25 @@ sweep_runs = Table(
     Column("finished_at", Instant, nullable=False),
 )
 
+# When each invariant was last asked about, and from which row it goes on.
+invariant_runs = Table(
+    "invariant_runs",
+    metadata,
+    Column("invariant", String(48), primary_key=True),
+    Column("ran_at", Instant, nullable=False),
+    Column("next_id", BigInteger, nullable=False),
+)
+
+# What breaks an invariant now, so that each is told of once.
+breaches = Table(
+    "breaches",
+    metadata,
+    Column("invariant", String(48), primary_key=True),
+    Column("row_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("reference", Text, nullable=False),
+    Column("found_at", Instant, nullable=False),
+)
+
 counters = Table(
     "counters",
     metadata,

@@ -13,8 +13,10 @@ from datetime import datetime, timedelta
 from sqlalchemy import Connection
 
 from billing_worker.persistence import counters, figures, sweep_runs, switches
+from billing_worker.persistence.invariants import breaches
 from billing_worker.persistence.outbox import cursors
 from billing_worker.services.charging.callbacks import COUNTER as CALLBACKS
+from billing_worker.services.monitoring.invariants import INVARIANTS
 
 FORECAST = timedelta(days=1)
 
@@ -77,6 +79,12 @@ METRICS = {
             "Those of them for which every try of the schedule has failed.",
             "endpoint",
         ),
+        Metric(
+            "billing_invariant_breaches",
+            "gauge",
+            "Rows that break an invariant of the books.",
+            "invariant",
+        ),
         Metric("billing_sales_enabled", "gauge", "1 if sales are on, 0 if the kill switch is off."),
         Metric("billing_callbacks_total", "counter", "Callbacks by what became of them.", "result"),
     )
@@ -118,6 +126,8 @@ def samples(connection: Connection, now: datetime) -> Iterator[Sample]:
     parked_for = {str(endpoint): parked for endpoint, (_, parked) in backlog.items()}
     yield from _by_label("billing_webhooks_waiting", waiting_for)
     yield from _by_label("billing_webhooks_parked", parked_for)
+    broken = dict.fromkeys((one.name for one in INVARIANTS), 0) | breaches.counts(connection)
+    yield from _by_label("billing_invariant_breaches", broken)
     yield one("billing_sales_enabled", int(switches.read(connection).sales_on))
     yield from _by_label("billing_callbacks_total", counters.counts(connection, CALLBACKS))
 

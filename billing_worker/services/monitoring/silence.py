@@ -25,6 +25,8 @@ log = structlog.get_logger()
 INTERVALS = 3
 """A sweep is silent only after this many of its own intervals: one may be late or lost."""
 
+RESUMED = "work.resumed"
+"""The counter of silences that have ended."""
 
 RECORD_EVERY = timedelta(seconds=10)
 """Sweeps that run each second write no row each second."""
@@ -51,7 +53,7 @@ def record_run(ports: Ports, sweep: str) -> None:
         sweep_runs.add(connection, sweep, now)
         if since is None or now - since <= ports.timings.silence:
             return
-        if not counters.add_unless_recent(connection, "work.resumed", now, since):
+        if not counters.add_unless_recent(connection, RESUMED, now, since):
             return  # another worker has reported this silence
         data = {"silent_since": since.isoformat(), "seconds": int((now - since).total_seconds())}
         event = Event(EventKind.WORK_RESUMED, now, sweep, data, alert=True)
@@ -72,7 +74,11 @@ def silent_sweeps(
     found = [
         Silent(sweep, since)
         for sweep, seconds in intervals.items()
-        if now - (since := finished.get(sweep, made_at))
-        > max(max_age, INTERVALS * timedelta(seconds=seconds))
+        if now - (since := finished.get(sweep, made_at)) > allowed_silence(seconds, max_age)
     ]
     return sorted(found, key=lambda silent: silent.since)
+
+
+def allowed_silence(seconds: int, max_age: timedelta) -> timedelta:
+    """Return how long a sweep that runs every `seconds` may not have finished."""
+    return max(max_age, INTERVALS * timedelta(seconds=seconds))

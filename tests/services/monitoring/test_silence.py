@@ -14,7 +14,7 @@ from billing_worker.services.monitoring.silence import record_run, silent_sweeps
 from tests.entrypoints.test_config import GOOD
 
 SWEEPS = intervals(load(GOOD))
-OFTEN = [sweep for sweep, seconds in SWEEPS.items() if seconds < 60]
+OFTEN = [sweep for sweep, seconds in SWEEPS.items() if seconds <= 60]
 HOURLY = ["billing.forget_events", "billing.warn_expiring"]
 
 
