@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -10,7 +12,9 @@ from billing_worker.clock import ClockWatch, SystemClock
 from billing_worker.config import Settings
 from billing_worker.gateway.http import RequestsTransport
 from billing_worker.gateway.paycore import GatewaySettings, PaycoreGateway
+from billing_worker.gateway.port import WireCall
 from billing_worker.gateway.rate_limit import Pace, RedisPace, Unlimited
+from billing_worker.metering import PrometheusMeter
 from billing_worker.persistence.book.machine import this_machine
 from billing_worker.persistence.book.outside import FileRecord, database_file
 from billing_worker.persistence.book.outside_redis import RedisRecord
@@ -21,14 +25,16 @@ from billing_worker.services.attempts.group_commit import GroupCommit
 from billing_worker.services.charging.callbacks import Inbox
 from billing_worker.services.charging.thread_pool import ThreadPool
 from billing_worker.services.outbox.deliver import Outbound
-from billing_worker.services.ports import Bell, Outside, Ports
+from billing_worker.services.ports import Bell, Outside, Ports, Unmetered
 
 
 def build_store(settings: Settings) -> Store:
     return Store(settings.database_url)
 
 
-def build_gateway(settings: Settings) -> PaycoreGateway:
+def build_gateway(
+    settings: Settings, called: Callable[[WireCall], None] = lambda _: None
+) -> PaycoreGateway:
     return PaycoreGateway(
         RequestsTransport(read_timeout=settings.gateway_timeout_seconds),
         SystemClock(),
@@ -41,6 +47,7 @@ def build_gateway(settings: Settings) -> PaycoreGateway:
             test_mode=settings.test_mode,
             callback_url=settings.callback_url or None,
         ),
+        called,
     )
 
 
@@ -95,9 +102,10 @@ def build_outbound(settings: Settings, store: Store) -> Outbound:
 def build_ports(settings: Settings, bell: Bell) -> tuple[Ports, ThreadPool]:
     """Return everything that the worker's use cases need, and the thread pool, to stop it."""
     pool = ThreadPool(settings.charge_concurrency)
+    meter = PrometheusMeter() if settings.metrics_port else Unmetered()
     ports = Ports(
         store=build_store(settings),
-        gateway=build_gateway(settings),
+        gateway=build_gateway(settings, meter.called),
         clock=SystemClock(),
         bell=bell,
         pool=pool,
@@ -107,6 +115,7 @@ def build_ports(settings: Settings, bell: Bell) -> tuple[Ports, ThreadPool]:
         test_mode=settings.test_mode,
         commit_group=GroupCommit(),
         outside=build_outside(settings),
+        meter=meter,
         timekeeper=ClockWatch(SystemClock()),
         needs_synchronous_standby=settings.require_synchronous_standby,
     )

@@ -133,6 +133,7 @@ def _tokens(text: str) -> Secret:
 _SHORTEST_TOKEN = 20
 
 _seconds = _whole_number(_LONGEST_WAIT_SECONDS)
+_port = _whole_number(65_535)
 
 
 # --- the settings --------------------------------------------------------------------------------
@@ -239,6 +240,12 @@ class Settings:
     )
     silence_seconds: int = _setting(
         _seconds, "age of a sweep's last run from which on readiness fails", 600
+    )
+    metrics_port: int | None = _setting(
+        _port, "TCP port on which a worker serves its metrics; empty means none", None
+    )
+    metrics_host: str = _setting(
+        str, "address on which a worker serves its metrics; they need no token", "127.0.0.1"
     )
     events_queue: str = _setting(
         _foreign_queue,

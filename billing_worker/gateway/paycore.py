@@ -99,7 +99,15 @@ class PaycoreGateway:
     passes through holds a secret in a variable, except in a value whose `repr` hides it.
     """
 
-    def __init__(self, transport: Transport, clock: Clock, settings: GatewaySettings) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        clock: Clock,
+        settings: GatewaySettings,
+        called: Callable[[WireCall], None] = lambda _: None,
+    ) -> None:
+        """`called` hears of every call; it must not raise."""
+        self._called = called
         self._transport = transport
         self._clock = clock
         self._settings = settings
@@ -207,7 +215,9 @@ class PaycoreGateway:
             raise
         finally:
             seconds = self._clock.monotonic() - started
-            calls.append(_wire_call(call, at, seconds, outcome, response))
+            made = _wire_call(call, at, seconds, outcome, response)
+            calls.append(made)
+            self._called(made)
         return result
 
 

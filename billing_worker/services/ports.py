@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from billing_worker.clock import Clock
+from billing_worker.domain.attempt import Attempt
 from billing_worker.domain.secret import Secret
 from billing_worker.domain.timings import Timings
-from billing_worker.gateway.port import Gateway
+from billing_worker.gateway.port import Gateway, WireCall
 from billing_worker.gateway.rate_limit import Pace
 from billing_worker.persistence.book.outside import Memory, Record, Sale
 from billing_worker.persistence.store import Store
@@ -86,6 +87,32 @@ class Timekeeper(Protocol):
         ...
 
 
+class Meter(Protocol):
+    """Counts for monitoring what is committed or done already. Never raises."""
+
+    def ended(self, attempt: Attempt) -> None:
+        """Count an attempt that has come to its end, or to another one."""
+        ...
+
+    def refused(self, rule: str) -> None:
+        """Count an attempt that a rule has forbidden."""
+        ...
+
+    def called(self, call: WireCall) -> None:
+        """Count a request to the gateway and its time."""
+        ...
+
+
+class Unmetered:
+    """Nobody asks for figures."""
+
+    def ended(self, attempt: Attempt) -> None: ...
+
+    def refused(self, rule: str) -> None: ...
+
+    def called(self, call: WireCall) -> None: ...
+
+
 class Vault(Protocol):
     def doubt(self) -> None: ...
 
@@ -114,6 +141,7 @@ class Ports:
     outside: Sequence[Outside] = field(default_factory=lambda: (Memory(),))
     timekeeper: Timekeeper | None = None  # None: not compared with another clock
     needs_synchronous_standby: bool = False
+    meter: Meter = field(default_factory=Unmetered)
     name_create: Callable[[], str] = random_name
     """Returns a new name for a create. It proves which create made an invoice that is found. Names
     are never repeated, not even in a time that the books have lost.

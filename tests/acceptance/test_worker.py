@@ -1,20 +1,39 @@
 from __future__ import annotations
 
 import signal
+import socket
 from dataclasses import replace
 
 import pytest
+import requests
 from cryptography.fernet import Fernet
 
 from tests.support.processes import CELERY, Process, beat, eventually, worker
 
 
-def test_worker_and_beat_charge_what_is_due_once(installation):
+def test_worker_and_beat_charge_what_is_due_once_and_the_worker_has_counted_it(installation):
     installation.subscribe(count=30)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    installation.settings["BILLING_METRICS_PORT"] = str(port)
     with worker(installation.settings, installation.folder), \
             beat(installation.settings, installation.folder):  # fmt: skip
         eventually(lambda: installation.paid() == 30, why="30 paid")
+        counted = 'billing_attempts_total{origin="scheduled",outcome="succeeded"} 30.0'
+        where = f"http://127.0.0.1:{port}/metrics"
+        eventually(lambda: counted in requests.get(where, timeout=5).text, why="30 counted")
     assert set(installation.debits_per_invoice().values()) == {1}
+
+
+@pytest.mark.again
+def test_a_port_of_metrics_that_is_taken_costs_no_charge(installation):
+    installation.subscribe()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        installation.settings["BILLING_METRICS_PORT"] = str(taken.getsockname()[1])
+        with worker(installation.settings, installation.folder) as process, \
+                beat(installation.settings, installation.folder):  # fmt: skip
+            eventually(lambda: installation.paid() == 1, why="paid")
+            process.says("metrics.not_served")
 
 
 def test_two_workers_and_two_beats_charge_once(installation):

@@ -26,6 +26,8 @@ from billing_worker.entrypoints.web.patience import PATIENCE_SECONDS, Patient
 from billing_worker.entrypoints.web.pay_page import pay_routes
 from billing_worker.entrypoints.worker.doorbell import CeleryBell, doorbell_only
 from billing_worker.entrypoints.worker.queue_depths import queue_depths
+from billing_worker.entrypoints.worker.sweeps import intervals
+from billing_worker.services.monitoring.silence import allowed_ages
 
 
 def create_app(settings: Settings) -> Flask:
@@ -62,7 +64,10 @@ def create_app(settings: Settings) -> Flask:
     inbox = bootstrap.build_inbox(settings, bell)
     app.register_blueprint(callback_routes(inbox))
     depths = queue_depths(settings.redis_url)
-    app.register_blueprint(metrics_routes(inbox.store, inbox.clock, depths, settings.api_tokens))
+    ages = allowed_ages(intervals(settings), settings.timings.silence)
+    app.register_blueprint(
+        metrics_routes(inbox.store, inbox.clock, depths, ages, settings.api_tokens)
+    )
     app.register_blueprint(pay_routes(inbox.store, inbox.vault))
     app.register_blueprint(api_routes(inbox.store, settings.api_tokens))
     return app

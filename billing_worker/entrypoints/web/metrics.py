@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from datetime import timedelta
 from itertools import groupby
 
 import structlog
@@ -27,11 +28,19 @@ KEPT_SECONDS = 5
 
 
 def metrics_routes(
-    store: Store, clock: Clock, depths: Callable[[], dict[str, int]], tokens: Secret
+    store: Store,
+    clock: Clock,
+    depths: Callable[[], dict[str, int]],
+    allowed_ages: Mapping[str, timedelta],
+    tokens: Secret,
 ) -> Blueprint:
-    """`depths`: messages by queue; raises RedisError if Redis is away."""
+    """`depths`: messages by queue; raises RedisError if Redis is away. `allowed_ages`: of the last
+    run of each sweep.
+    """
     routes = only_with_token(Blueprint("metrics", __name__), tokens)
-    exposed = Patient(lambda: _exposed(store, clock, depths), kept_seconds=KEPT_SECONDS)
+    exposed = Patient(
+        lambda: _exposed(store, clock, depths, allowed_ages), kept_seconds=KEPT_SECONDS
+    )
 
     @routes.get("/metrics")
     def metrics() -> Response | tuple[Response, int]:
@@ -44,9 +53,14 @@ def metrics_routes(
     return routes
 
 
-def _exposed(store: Store, clock: Clock, depths: Callable[[], dict[str, int]]) -> bytes:
+def _exposed(
+    store: Store,
+    clock: Clock,
+    depths: Callable[[], dict[str, int]],
+    allowed_ages: Mapping[str, timedelta],
+) -> bytes:
     with store.reading() as connection:
-        found = list(samples(connection, clock.now()))
+        found = list(samples(connection, clock.now(), allowed_ages))
     try:
         depth = METRICS["billing_queue_depth"]
         found += [Sample(depth, number, queue) for queue, number in depths().items()]
@@ -66,9 +80,8 @@ class _Once(Collector):
     def collect(self) -> Iterable[Metric]:
         ordered = sorted(self._found, key=lambda sample: sample.metric.name)
         for metric, group in groupby(ordered, key=lambda sample: sample.metric):
-            labels = [metric.label] if metric.label else []
             family = (CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily)(
-                metric.name, metric.help, labels=labels
+                metric.name, metric.help, labels=metric.labels
             )
             for sample in group:
                 family.add_metric([sample.label] if sample.label else [], sample.value)

@@ -35,6 +35,7 @@ from billing_worker.entrypoints.worker.doorbell import (
     doorbell_only,
 )
 from billing_worker.entrypoints.worker.sweeps import TELL, intervals
+from billing_worker.metering import PrometheusMeter
 from billing_worker.services.charging.thread_pool import ThreadPool
 from billing_worker.services.charging.vault_keys import try_at_start
 from billing_worker.services.commands.records import TASKS as COMMAND_TASKS
@@ -242,6 +243,17 @@ def _say_why_nothing_is_sold(**_: Any) -> None:
     """Log at start, not only when a charge is due. The claim checks it in any case."""
     if why := why_nothing_is_sold(settings):
         structlog.get_logger().error("billing.alert", kind="book.refused", reason=why)
+
+
+@signals.worker_ready.connect
+def _serve_metrics(**_: Any) -> None:
+    """A port that is taken costs the figures and no charge."""
+    meter = process.ports().meter
+    if isinstance(meter, PrometheusMeter):
+        try:
+            meter.serve(settings.metrics_host, settings.metrics_port or 0)
+        except OSError as error:
+            structlog.get_logger().error("metrics.not_served", reason=str(error))
 
 
 @signals.worker_shutting_down.connect

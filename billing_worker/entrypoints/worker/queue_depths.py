@@ -7,9 +7,15 @@ from collections.abc import Callable
 from redis import Redis
 
 from billing_worker.entrypoints.worker.command_queue import PRIORITIES
-from billing_worker.entrypoints.worker.doorbell import CHARGES, COMMANDS, POLLS, SWEEPS
+from billing_worker.entrypoints.worker.doorbell import (
+    CHARGES,
+    COMMANDS,
+    POLLS,
+    SWEEPS,
+    WEBHOOKS,
+)
 
-QUEUES = (SWEEPS, CHARGES, POLLS, COMMANDS)
+QUEUES = (SWEEPS, CHARGES, POLLS, WEBHOOKS, COMMANDS)
 
 
 def queue_depths(redis_url: str) -> Callable[[], dict[str, int]]:

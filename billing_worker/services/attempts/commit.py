@@ -86,12 +86,32 @@ def _commit(ports: Ports, requests: Sequence[Settle | Submit]) -> Sequence[Answe
             submitted, said = submit_all(ports, connection, cases, list(sales.values()), now)
             entries += said
         history.write(connection, entries)
+    _count(ports, [one for one in settled if one is not None])
     _record_the_newest(ports, list(sales.values()), submitted)
     for entry in entries:
         if entry.event.kind is EventKind.ATTEMPT_UNDECIDED:
             log.error("billing.alert", kind=str(entry.event.kind), details=dict(entry.event.data))
     answers = dict(zip(news, settled, strict=True)) | dict(zip(sales, submitted, strict=True))
     return [answers.get(n) for n in range(len(requests))]
+
+
+_ENDS = frozenset(
+    {
+        EventKind.ATTEMPT_SUCCEEDED,
+        EventKind.ATTEMPT_DECLINED,
+        EventKind.ATTEMPT_NOT_CHARGED,
+        EventKind.ATTEMPT_SURPLUS,
+    }
+)
+
+
+def _count(ports: Ports, settled: Sequence[Settled]) -> None:
+    for one in settled:
+        for event in one.events:
+            if event.kind in _ENDS:
+                ports.meter.ended(one.case.attempt)
+            elif event.kind is EventKind.ATTEMPT_FORBIDDEN:
+                ports.meter.refused(str(event.data["rule"]))
 
 
 def _record_the_newest(

@@ -20,7 +20,7 @@ from billing_worker.persistence.invariants.asking import ask, last_id
 from billing_worker.persistence.invariants.breaches import Run
 from billing_worker.persistence.store import Store
 from billing_worker.services.monitoring.invariants import INVARIANTS, Invariant
-from billing_worker.services.monitoring.silence import RESUMED, allowed_silence
+from billing_worker.services.monitoring.silence import RESUMED, allowed_ages
 from billing_worker.services.ports import Ports
 
 log = structlog.get_logger()
@@ -44,7 +44,7 @@ class Leeway:
     def of(self, invariant: Invariant) -> timedelta:
         if invariant.done_by is None:
             return timedelta(0)
-        return 2 * allowed_silence(self.intervals[invariant.done_by], self.timings.silence)
+        return 2 * allowed_ages(self.intervals, self.timings.silence)[invariant.done_by]
 
     def why_not_judged(
         self, connection: Connection, invariant: Invariant, now: datetime

@@ -1,7 +1,8 @@
-"""The metrics that the database knows, declared in one table and read at scrape time.
+"""All metrics, declared in one table, and the figures of those that the database knows.
 
-They are queries, so that any number of workers and restarts gives the same figures. Labels have few
-values: never a customer or a reference.
+Figures of the book are queries at scrape time, so that any number of workers and restarts gives the
+same. What a worker does is counted in its process (see `metering`). Labels have few values: never a
+customer or a reference.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import Connection
 
 from billing_worker.persistence import counters, figures, sweep_runs, switches
+from billing_worker.persistence.book import identity
 from billing_worker.persistence.invariants import breaches
 from billing_worker.persistence.outbox import cursors
 from billing_worker.services.charging.callbacks import COUNTER as CALLBACKS
@@ -27,9 +29,11 @@ class Metric:
 
     name: str
     kind: str
-    """"gauge" or "counter"."""
+    """"gauge", "counter" or "histogram"."""
     help: str
-    label: str | None = None
+    labels: tuple[str, ...] = ()
+    by_worker: bool = False
+    """Counted by each worker and shown on its own port; otherwise shown by `web`."""
 
 
 METRICS = {
@@ -38,8 +42,14 @@ METRICS = {
         Metric(
             "billing_sweep_last_success_timestamp_seconds",
             "gauge",
-            "When a sweep last finished.",
-            "sweep",
+            "When a sweep last finished; if it never has, when the book was made.",
+            ("sweep",),
+        ),
+        Metric(
+            "billing_sweep_allowed_age_seconds",
+            "gauge",
+            "How old that may become before the sweep counts as silent.",
+            ("sweep",),
         ),
         Metric("billing_due_count", "gauge", "Periods and invoices that are due and not begun."),
         Metric(
@@ -52,7 +62,7 @@ METRICS = {
             "billing_unknown_amount_minor",
             "gauge",
             "Money at risk: the amount of charges whose outcome is unknown.",
-            "currency",
+            ("currency",),
         ),
         Metric(
             "billing_unknown_oldest_age_seconds",
@@ -63,30 +73,68 @@ METRICS = {
             "billing_forecast_minor",
             "gauge",
             "Amount of the periods that begin within the next 24 hours.",
-            "currency",
+            ("currency",),
         ),
-        Metric("billing_queue_depth", "gauge", "Messages that wait in a queue.", "queue"),
+        Metric("billing_queue_depth", "gauge", "Messages that wait in a queue.", ("queue",)),
         Metric("billing_outbox_lag_seconds", "gauge", "Age of the oldest event without a number."),
         Metric(
             "billing_webhooks_waiting",
             "gauge",
             "Subscriptions whose next event has still to reach an endpoint.",
-            "endpoint",
+            ("endpoint",),
         ),
         Metric(
             "billing_webhooks_parked",
             "gauge",
             "Those of them for which every try of the schedule has failed.",
-            "endpoint",
+            ("endpoint",),
         ),
         Metric(
             "billing_invariant_breaches",
             "gauge",
             "Rows that break an invariant of the books.",
-            "invariant",
+            ("invariant",),
         ),
+        Metric("billing_services_paused", "gauge", "Services of the gateway that are paused."),
         Metric("billing_sales_enabled", "gauge", "1 if sales are on, 0 if the kill switch is off."),
-        Metric("billing_callbacks_total", "counter", "Callbacks by what became of them.", "result"),
+        Metric(
+            "billing_callbacks_total", "counter", "Callbacks by what became of them.", ("result",)
+        ),
+        Metric(
+            "billing_attempts_total",
+            "counter",
+            "Attempts that have ended: succeeded, declined, not charged or surplus.",
+            ("outcome", "origin"),
+            by_worker=True,
+        ),
+        Metric(
+            "billing_declines_total",
+            "counter",
+            "Declines by what they mean for the next attempt.",
+            ("class",),
+            by_worker=True,
+        ),
+        Metric(
+            "billing_charged_minor_total",
+            "counter",
+            "Amount that was charged, also what is not owed.",
+            ("currency",),
+            by_worker=True,
+        ),
+        Metric(
+            "billing_refusals_total",
+            "counter",
+            "Attempts that a rule has forbidden.",
+            ("rule",),
+            by_worker=True,
+        ),
+        Metric(
+            "billing_gateway_call_seconds",
+            "histogram",
+            "Requests to the gateway: answered, refused, unknown or not sent.",
+            ("call", "result"),
+            by_worker=True,
+        ),
     )
 }
 
@@ -96,17 +144,22 @@ class Sample:
     metric: Metric
     value: float
     label: str | None = None
-    """The value of the metric's label."""
+    """The value of the metric's only label."""
 
 
-def samples(connection: Connection, now: datetime) -> Iterator[Sample]:
-    """Yield the samples of every metric but `billing_queue_depth`, which Redis knows."""
+def samples(
+    connection: Connection, now: datetime, allowed_ages: Mapping[str, timedelta]
+) -> Iterator[Sample]:
+    """Yield the samples of what the database knows. `allowed_ages`: by sweep."""
 
     def one(name: str, value: float, label: str | None = None) -> Sample:
         return Sample(METRICS[name], value, label)
 
-    for sweep, finished_at in sweep_runs.last(connection).items():
-        yield one("billing_sweep_last_success_timestamp_seconds", finished_at.timestamp(), sweep)
+    finished, made_at = sweep_runs.last(connection), identity.read(connection).made_at
+    for sweep, allowed in allowed_ages.items():
+        last = finished.get(sweep, made_at)
+        yield one("billing_sweep_last_success_timestamp_seconds", last.timestamp(), sweep)
+        yield one("billing_sweep_allowed_age_seconds", allowed.total_seconds(), sweep)
     waiting = [
         figures.periods_to_open(connection, now),
         figures.invoices_to_charge(connection, now),
@@ -128,7 +181,9 @@ def samples(connection: Connection, now: datetime) -> Iterator[Sample]:
     yield from _by_label("billing_webhooks_parked", parked_for)
     broken = dict.fromkeys((one.name for one in INVARIANTS), 0) | breaches.counts(connection)
     yield from _by_label("billing_invariant_breaches", broken)
-    yield one("billing_sales_enabled", int(switches.read(connection).sales_on))
+    switched = switches.read(connection)
+    yield one("billing_services_paused", len(switched.paused))
+    yield one("billing_sales_enabled", int(switched.sales_on))
     yield from _by_label("billing_callbacks_total", counters.counts(connection, CALLBACKS))
 
 

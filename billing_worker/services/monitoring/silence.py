@@ -73,12 +73,15 @@ def silent_sweeps(
     made_at = book.read(connection).made_at
     found = [
         Silent(sweep, since)
-        for sweep, seconds in intervals.items()
-        if now - (since := finished.get(sweep, made_at)) > allowed_silence(seconds, max_age)
+        for sweep, allowed in allowed_ages(intervals, max_age).items()
+        if now - (since := finished.get(sweep, made_at)) > allowed
     ]
     return sorted(found, key=lambda silent: silent.since)
 
 
-def allowed_silence(seconds: int, max_age: timedelta) -> timedelta:
-    """Return how long a sweep that runs every `seconds` may not have finished."""
-    return max(max_age, INTERVALS * timedelta(seconds=seconds))
+def allowed_ages(intervals: Mapping[str, int], max_age: timedelta) -> dict[str, timedelta]:
+    """Return by sweep how long it may not have finished. `intervals`: seconds between two runs."""
+    return {
+        sweep: max(max_age, INTERVALS * timedelta(seconds=seconds))
+        for sweep, seconds in intervals.items()
+    }

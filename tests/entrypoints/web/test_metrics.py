@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
@@ -22,6 +23,7 @@ from tests.support.redis_server import RedisServer
 TOKEN = "reader-token-of-prometheus-0123456789"
 PAGE = ROOT / "docs" / "monitoring.md"
 RULES = ROOT / "docs" / "monitoring" / "alerts.yml"
+DASHBOARD = ROOT / "docs" / "monitoring" / "dashboard.json"
 
 
 @pytest.fixture(scope="module")
@@ -103,19 +105,40 @@ def test_a_frozen_database_is_told_of_within_two_seconds_to_everybody_who_asks(
     assert len(hanging) <= 3, "each question hangs once: the figures, the database, the sweeps"
 
 
-def test_the_page_names_every_metric_with_its_kind_its_label_and_its_meaning():
+def test_the_page_names_every_metric_with_its_kind_its_labels_and_its_meaning():
     rows = re.findall(
-        r"^\| `(\w+)` \| (\w+) \| (?:`(\w+)`)? ?\| (.+) \|$", PAGE.read_text(), re.MULTILINE
+        r"^\| `(billing_\w+)` \| (\w+) \| ?((?:`\w+`(?:, )?)*) ?\| (.+) \|$",
+        PAGE.read_text(),
+        re.MULTILINE,
     )
-    assert rows == [(m.name, m.kind, m.label or "", m.help) for m in METRICS.values()]
+    ours = [m for m in METRICS.values() if not m.by_worker]
+    ours += [m for m in METRICS.values() if m.by_worker]
+    labelled = [(m, ", ".join(f"`{label}`" for label in m.labels)) for m in ours]
+    assert rows == [(m.name, m.kind, labels, m.help) for m, labels in labelled]
+
+
+def _used(expressions):
+    """The declared metrics that are used. Raises KeyError for one that is not declared."""
+    names = {name for one in expressions for name in re.findall(r"billing_\w+", one)}
+    parts = {
+        f"{m.name}{suffix}": m.name
+        for m in METRICS.values()
+        for suffix in (("_count", "_bucket", "_sum") if m.kind == "histogram" else ("",))
+    }
+    return {parts[name] for name in names}
 
 
 def test_every_alert_uses_declared_metrics_and_has_its_paragraph():
     rules = yaml.safe_load(RULES.read_text())["groups"][0]["rules"]
-    for rule in rules:
-        assert set(re.findall(r"billing_\w+", rule["expr"])) <= METRICS.keys()
-        assert f"**{rule['alert']}.**" in PAGE.read_text()
-    assert len(re.findall(r"^\*\*Billing\w+\.\*\*", PAGE.read_text(), re.MULTILINE)) == len(rules)
+    assert _used(rule["expr"] for rule in rules)
+    told = re.findall(r"^\*\*(Billing\w+)\.\*\*", PAGE.read_text(), re.MULTILINE)
+    assert told == [rule["alert"] for rule in rules]
+
+
+def test_the_dashboard_shows_every_declared_metric_and_no_other():
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    shown = [target["expr"] for panel in panels for target in panel.get("targets", ())]
+    assert _used(shown) == METRICS.keys()
 
 
 NIGHT = """
@@ -127,6 +150,7 @@ tests:
     input_series:
       - series: 'billing_sweep_last_success_timestamp_seconds{{sweep="billing.renew"}}'
         values: '0+60x60 3600x60'
+      - {{series: 'billing_sweep_allowed_age_seconds{{sweep="billing.renew"}}', values: '600x120'}}
       - {{series: billing_sales_enabled, values: '1x120'}}
       - {{series: 'billing_queue_depth{{queue="billing.charges"}}', values: '0x120'}}
     alert_rule_test:
@@ -136,14 +160,76 @@ tests:
         exp_alerts:
           - exp_labels: {{severity: page, sweep: billing.renew}}
             exp_annotations:
-              summary: "billing.renew has not finished for ten minutes: nothing is charged."
+              summary: "billing.renew has not finished for 11m 0s."
+  - name: a day of charges that is more than twice its forecast pages, one of equal amounts does not
+    interval: 10m
+    input_series:
+      - {{series: 'billing_charged_minor_total{{currency="EUR"}}', values: '0+100x300'}}
+      - {{series: 'billing_forecast_minor{{currency="EUR"}}', values: '7000x300'}}
+      - {{series: 'billing_charged_minor_total{{currency="USD"}}', values: '0+100x300'}}
+      - {{series: 'billing_forecast_minor{{currency="USD"}}', values: '14400x300'}}
+    alert_rule_test:
+      - {{eval_time: 10h, alertname: BillingChargedTooMuch, exp_alerts: []}}
+      - eval_time: 40h
+        alertname: BillingChargedTooMuch
+        exp_alerts:
+          - exp_labels: {{severity: page, currency: EUR}}
+            exp_annotations:
+              summary: "More than twice the forecast was charged in EUR within a day."
+  - name: a gateway that answers nothing pages after ten minutes, declines and breaches page too
+    interval: 1m
+    input_series:
+      - {{series: 'billing_gateway_call_seconds_count{{call="sale",result="unknown"}}', values: '0+60x60'}}
+      - {{series: 'billing_gateway_call_seconds_count{{call="poll",result="answered"}}', values: '0+20x60'}}
+      - {{series: 'billing_attempts_total{{outcome="declined",origin="scheduled"}}', values: '0+9x120'}}
+      - {{series: 'billing_attempts_total{{outcome="succeeded",origin="scheduled"}}', values: '0+1x120'}}
+      - {{series: 'billing_invariant_breaches{{invariant="payment_pays"}}', values: '0x30 2x30'}}
+      - {{series: 'billing_queue_depth{{queue="billing.commands"}}', values: '0x10 3x50'}}
+    alert_rule_test:
+      - {{eval_time: 9m, alertname: BillingGatewayFailing, exp_alerts: []}}
+      - eval_time: 12m
+        alertname: BillingGatewayFailing
+        exp_alerts:
+          - exp_labels: {{severity: page}}
+            exp_annotations:
+              summary: "75% of the requests to the gateway get no usable answer."
+      - eval_time: 60m
+        alertname: BillingDeclinesRise
+        exp_alerts:
+          - exp_labels: {{severity: ticket}}
+            exp_annotations:
+              summary: "90% of the attempts of the last hour were declined."
+      - {{eval_time: 30m, alertname: BillingBooksContradict, exp_alerts: []}}
+      - eval_time: 31m
+        alertname: BillingBooksContradict
+        exp_alerts:
+          - exp_labels: {{severity: page, invariant: payment_pays}}
+            exp_annotations:
+              summary: "2 row(s) break the invariant payment_pays."
+      - {{eval_time: 20m, alertname: BillingCommandsLate, exp_alerts: []}}
+      - eval_time: 28m
+        alertname: BillingCommandsLate
+        exp_alerts:
+          - exp_labels: {{severity: ticket, queue: billing.commands}}
+            exp_annotations:
+              summary: "3 command(s) of other services have waited for ten minutes."
   - name: a night in which everything works and nothing is due is silent
     interval: 1m
     input_series:
       - series: 'billing_sweep_last_success_timestamp_seconds{{sweep="billing.renew"}}'
         values: '0+60x600'
       - series: 'billing_sweep_last_success_timestamp_seconds{{sweep="billing.warn_expiring"}}'
-        values: '0x600'
+        values: '0x60 3600x60 7200x60 10800x60 14400x60 18000x60 21600x60 25200x60 28800x60 32400x60'
+      - {{series: 'billing_sweep_allowed_age_seconds{{sweep="billing.renew"}}', values: '600x600'}}
+      - {{series: 'billing_sweep_allowed_age_seconds{{sweep="billing.warn_expiring"}}', values: '10800x600'}}
+      - {{series: billing_services_paused, values: '0x600'}}
+      - {{series: 'billing_invariant_breaches{{invariant="payment_pays"}}', values: '0x600'}}
+      - {{series: 'billing_queue_depth{{queue="billing.commands"}}', values: '0 2 0 1 0x600'}}
+      - {{series: 'billing_charged_minor_total{{currency="EUR"}}', values: '0+10x600'}}
+      - {{series: 'billing_forecast_minor{{currency="EUR"}}', values: '14000x600'}}
+      - {{series: 'billing_attempts_total{{outcome="declined",origin="dunning"}}', values: '0 1 2 3 4x600'}}
+      - {{series: 'billing_gateway_call_seconds_count{{call="sale",result="answered"}}', values: '0+60x600'}}
+      - {{series: 'billing_gateway_call_seconds_count{{call="sale",result="unknown"}}', values: '0+1x600'}}
       - {{series: billing_sales_enabled, values: '1x600'}}
       - {{series: billing_due_oldest_age_seconds, values: '0x600'}}
       - {{series: billing_unknown_oldest_age_seconds, values: '0x600'}}

@@ -6,9 +6,11 @@ import pytest
 
 from billing_worker.services.kill_switch import switch
 from billing_worker.services.monitoring.metrics import samples
-from billing_worker.services.monitoring.silence import record_run
+from billing_worker.services.monitoring.silence import allowed_ages, record_run
 from billing_worker.services.outbox.deliver import Outbound
 from tests.support.receivers import Receivers, add, send
+
+AGES = allowed_ages({"billing.renew": 15, "billing.warn_expiring": 3_600}, timedelta(minutes=10))
 
 
 @pytest.fixture
@@ -17,7 +19,7 @@ def figures(world):
 
     def figures():
         with world.store.reading() as connection:
-            found = list(samples(connection, world.clock.now()))
+            found = list(samples(connection, world.clock.now(), AGES))
         values = {s.metric.name: s.value for s in found if s.label is None}
         for sample in found:
             if sample.label is not None:
@@ -82,10 +84,14 @@ def test_the_kill_switch_shows(world, figures):
     assert figures()["sales_enabled"] == 0
 
 
-def test_each_sweep_shows_when_it_last_finished(world, figures):
+def test_each_sweep_shows_when_it_last_finished_or_since_when_it_never_has(world, figures):
     record_run(world.ports, "billing.renew")
-    found = figures()["sweep_last_success_timestamp_seconds"]
-    assert found == {"billing.renew": world.clock.now().timestamp()}
+    assert figures()["sweep_last_success_timestamp_seconds"] == {
+        "billing.renew": world.clock.now().timestamp(),
+        "billing.warn_expiring": world.book.made_at.timestamp(),
+    }
+    ages = figures()["sweep_allowed_age_seconds"]
+    assert ages == {"billing.renew": 600, "billing.warn_expiring": 10_800}
 
 
 def test_what_waits_for_an_endpoint_is_counted_and_what_is_parked_of_it(world, figures):
