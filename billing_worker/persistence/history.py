@@ -105,6 +105,39 @@ def of_subscription(connection: Connection, subscription_id: int) -> Sequence[Ro
     return connection.execute(query).all()
 
 
+def all_about(connection: Connection, subscription_id: int) -> Sequence[Row[Any]]:
+    """Return events about the subscription and its invoices, oldest first, with the references of
+    invoice and attempt.
+    """
+    query = (
+        select(
+            events,
+            invoices.c.reference_id.label("invoice_reference"),
+            attempts.c.reference_id.label("attempt_reference"),
+            attempts.c.origin,
+        )
+        .join(invoices, invoices.c.id == events.c.invoice_id, isouter=True)
+        .join(attempts, attempts.c.id == events.c.attempt_id, isouter=True)
+        .where(events.c.subscription_id == subscription_id)
+        .order_by(events.c.id)
+    )
+    return connection.execute(query).all()
+
+
+def of_the_book(connection: Connection, kinds: Collection[EventKind]) -> Sequence[Row[Any]]:
+    """Return events of these kinds that are about no subscription, oldest first."""
+    query = (
+        select(events)
+        .where(
+            # The index on subscriptions narrows the search to the few events without one.
+            events.c.subscription_id.is_(None),
+            events.c.kind.in_(sorted(kinds)),
+        )
+        .order_by(events.c.id)
+    )
+    return connection.execute(query).all()
+
+
 def of_kinds(
     connection: Connection, subscription_id: int, kinds: Collection[EventKind]
 ) -> Sequence[Row[Any]]:

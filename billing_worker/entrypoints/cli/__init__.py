@@ -40,7 +40,7 @@ _COMMANDS = {
     "status": (".status", "Show what was charged, what is open, what is unknown."),
     "explain": (
         ".explain",
-        "Explain one invoice: why, what happens next, gateway calls.",
+        "Explain one thing: why, why not on a day, what happens next.",
     ),
     "invariants": (".invariants", "Ask the book whether it contradicts itself."),
     "sales": (".sales", "Stop or start all charges: the kill switch."),

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from billing_worker import config
+from billing_worker.clock import SystemClock
 from billing_worker.entrypoints.cli.shared import (
     as_words,
     json_option,
@@ -15,32 +16,51 @@ from billing_worker.entrypoints.cli.shared import (
     settings_for,
 )
 from billing_worker.entrypoints.cli.what_follows import charge_settings
-from billing_worker.services.reports import status as report
+from billing_worker.services.reports.question import explain_any
 
 _SHOWN_OF_AN_ANSWER = 300
 
 
 @click.command()
 @click.argument("reference")
+@click.option(
+    "--at",
+    metavar="DATE",
+    help="Of a subscription or customer: on this day, or at this time with its UTC offset.",
+)
 @json_option
-def explain(reference: str, *, as_json: bool) -> None:
-    """Explain one invoice or card page: its state, why, what happens next, and every gateway call.
+def explain(reference: str, *, at: str | None, as_json: bool) -> None:
+    """Explain one thing: its state, why, what happens next, and every gateway call.
 
-    REFERENCE is the reference of an invoice (sub-1-p0), an attempt (sub-1-p0-a1) or a card page, or
-    the gateway's id (cgi_…).
+    REFERENCE is the reference of an invoice (sub-1-p0), an attempt (sub-1-p0-a1), a card page, a
+    subscription or a customer, or the gateway's id (cgi_…). Of a subscription it says what was charged
+    on a day, or why nothing was: the rule, who set it, since when, and what has to happen.
 
     \b
     Example:
-      billing-worker explain sub-1-p0
+      billing-worker explain sub-1 --at 2026-03-03
     """
     settings = settings_for(*config.DATABASE)
     with open_store(settings) as store, store.reading() as connection:
-        data = report.explain(connection, reference, charge_settings(settings))
+        now = SystemClock().now()
+        data = explain_any(connection, reference, now, charge_settings(settings), at=at)
     if data is None:
-        raise click.ClickException(f"no invoice, attempt, card page or gateway id {reference!r}")
+        raise click.ClickException(
+            f"no invoice, attempt, card page, subscription, customer or gateway id {reference!r}"
+        )
     if as_json:
         print_json(data)
-        return
+    elif "subscriptions" in data:
+        click.echo(f"{data['customer']}: {len(data['subscriptions'])} subscription(s)")
+        for one in data["subscriptions"]:
+            _print_why_not(one)
+    elif "reasons" in data:
+        _print_why_not(data)
+    else:
+        _print_one(data)
+
+
+def _print_one(data: dict[str, Any]) -> None:
     if "invoice" in data:
         _print_invoice(data)
     else:
@@ -49,6 +69,24 @@ def explain(reference: str, *, as_json: bool) -> None:
     click.echo(f"  why:  {data['why']}")
     click.echo(f"  next: {data['next']}")
     _print_history(data["history"])
+
+
+def _print_why_not(data: dict[str, Any]) -> None:
+    click.echo(f"{data['subscription']} of {data['customer']}, now {data['status']}")
+    for one in data["attempts"]:
+        click.echo(
+            f"  charge at {one['at']}: {one['attempt']}, {money_of(one)}, {one['origin']}: "
+            f"{one['became']}"
+        )
+    if not data["attempts"]:
+        click.echo("  no charge was sent on that day")
+    click.echo(f"  at {data['at']}:")
+    for reason in data["reasons"]:
+        click.echo(f"  {reason['about']}: {reason['why']}.")
+        said = f" by {reason['by']}" if reason["by"] else ""
+        since = f", since {reason['since']}" if reason["since"] else ""
+        click.echo(f"    rule:   {reason['rule']}{said}{since} ({reason['source']})")
+        click.echo(f"    needed: {reason['needed'] or 'nothing'}")
 
 
 def _print_invoice(data: dict[str, Any]) -> None:

@@ -192,6 +192,11 @@ _NEXT = {
 }
 
 
+def next_of(fate: Fate, invoice: str, subscription: str) -> str:
+    """Return what has to happen before an invoice of this fate is charged again."""
+    return f"{_NEXT[fate].format(invoice=invoice, subscription=subscription, until='')}."
+
+
 def _why_charged(newest: Row[Any] | None, reason: str) -> str:
     if newest is None:
         return f"Its period is due: {reason}" if reason else "Its period is due"
