@@ -5,6 +5,7 @@ BillingError
 ├── InvariantBroken       a bug of ours: stop and alert
 │   ├── IllegalTransition
 │   ├── CurrencyMismatch
+│   ├── WrongPlace        a stored secret belongs to another row: somebody has copied it
 │   └── WrongKey          no vault key decrypts a stored secret
 │       └── KeysInDoubt   … nor any other one so far: nothing may be encrypted with these keys
 ├── ConcurrentChange      another process changed the row first: stop; the next sweep continues
@@ -66,6 +67,10 @@ class KeysInDoubt(WrongKey):
     """The vault keys have decrypted no stored secret so far, so they may be the wrong ones: nothing
     may be encrypted with them.
     """
+
+
+class WrongPlace(InvariantBroken):
+    """A stored secret was encrypted for something else than the row in which it was found."""
 
 
 class ConcurrentChange(BillingError):

@@ -57,6 +57,8 @@ class EventKind(StrEnum):
     LOOK_UP_UNRELIABLE = "gateway.look_up_unreliable"  # its list ignored our filter
     ATTEMPT_CALLED_BACK = "attempt.called_back"  # a signed callback: the gateway is asked at once
     CHARGING_STOPPED = "charging.stopped"  # charges of all invoices fail: no more are started
+    VAULT_ROTATED = "vault.rotated"  # every stored secret is encrypted with the newest key
+    TOKENS_EXPORTED = "tokens.exported"  # card tokens are about to leave in clear
     SALES_SWITCHED = "sales.switched"
     WORK_RESUMED = "work.resumed"  # a sweep has finished after none had for too long
     INVARIANT_BROKEN = "invariant.broken"  # the books contradict themselves; the data says where

@@ -1,5 +1,27 @@
 from __future__ import annotations
 
+from typing import NewType
+
+Place = NewType("Place", str)
+"""What a stored secret belongs to. It is encrypted together with the secret: a ciphertext that is
+copied to another place does not decrypt there.
+"""
+
+OF_CALLBACK = Place("callback")
+OF_PAGE = Place("page")
+
+
+def card_of(customer_id: int) -> Place:
+    return Place(f"card of customer {customer_id}")
+
+
+def bearer_of(attempt_id: int) -> Place:
+    return Place(f"bearer of attempt {attempt_id}")
+
+
+def webhook_to(url: str) -> Place:
+    return Place(f"webhook to {url}")
+
 
 class Secret:
     """A card token or bearer that cannot be printed by accident.

@@ -75,7 +75,7 @@ def card_from(row: Row[Any]) -> Card:
 
 
 def tokens_in_use(connection: Connection, each: int, random: Random) -> list[Any]:
-    """Return (encrypted token, created_at) of cards in use: of the newest subscriptions, the
+    """Return (encrypted token, customer_id, created_at) of cards in use: of the newest subscriptions, the
     oldest, and some in between.
     """
     ends = connection.execute(
@@ -87,7 +87,7 @@ def tokens_in_use(connection: Connection, each: int, random: Random) -> list[Any
         return []
     between = [random.randint(ends.low, ends.high) for _ in range(each)]
     in_use = (
-        select(cards.c.id, cards.c.token, cards.c.created_at)
+        select(cards.c.id, cards.c.token, cards.c.customer_id, cards.c.created_at)
         .join(subscriptions, subscriptions.c.card_id == cards.c.id)
         .where(subscriptions.c.status.in_(sorted(BILLABLE)))
     )

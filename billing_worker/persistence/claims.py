@@ -535,6 +535,7 @@ class Payer:
     customer_name: str | None
     customer_email: str | None
     description: str | None
+    customer_id: int
     card_token: bytes  # encrypted
     owner: Owner
     """The owner that an invoice must have to be sold to this payer."""
@@ -546,6 +547,7 @@ _PAYERS = (
         attempts.c.invoice_id,
         invoices.c.subscription_id,
         invoices.c.description,
+        subscriptions.c.customer_id,
         customers.c.reference_id.label("customer_reference"),
         customers.c.name,
         customers.c.email,
@@ -577,6 +579,7 @@ def _payer_from(row: Any) -> Payer:
         row.name,
         row.email,
         row.description,
+        row.customer_id,
         row.token,
         owner_from(row),
     )

@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 
 from billing_worker.clock import Clock
 from billing_worker.domain.attempt import Attempt
-from billing_worker.domain.secret import Secret
+from billing_worker.domain.secret import Place, Secret
 from billing_worker.domain.timings import Timings
 from billing_worker.gateway.port import Gateway, WireCall
 from billing_worker.gateway.rate_limit import Pace
@@ -116,9 +116,11 @@ class Unmetered:
 class Vault(Protocol):
     def doubt(self) -> None: ...
 
-    def lock(self, secret: Secret) -> bytes: ...
+    def lock(self, secret: Secret, place: Place) -> bytes: ...
 
-    def unlock(self, locked: bytes) -> Secret: ...
+    def unlock(self, locked: bytes, place: Place) -> Secret: ...
+
+    def renewed(self, locked: bytes, place: Place) -> bytes | None: ...
 
 
 def random_name() -> str:

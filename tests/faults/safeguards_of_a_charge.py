@@ -371,8 +371,8 @@ OF_A_CHARGE: Sequence[Safeguard] = (
     Safeguard(
         "card tokens and bearers are encrypted at rest",
         both(
-            swapped(FernetVault, "lock", lambda _, secret: secret.reveal().encode()),
-            swapped(FernetVault, "unlock", lambda _, locked: Secret(bytes(locked).decode())),
+            swapped(FernetVault, "lock", lambda _, secret, __: secret.reveal().encode()),
+            swapped(FernetVault, "unlock", lambda _, locked, __: Secret(bytes(locked).decode())),
         ),
         (Trial(UNHEARD, ()), Trial(APPROVED)),
     ),

@@ -7,16 +7,16 @@ from datetime import timedelta
 from decimal import Decimal
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import select
 
 from billing_worker.domain.errors import (
     ConcurrentChange,
 )
-from billing_worker.domain.secret import Secret
 from billing_worker.gateway.http import Response
 from billing_worker.persistence.schema import tables
 from billing_worker.services.hosted_pages.card_setup import start_tokenisation
 from billing_worker.services.hosted_pages.pay_link import start_checkout
+from tests.support.stored_tokens import put_token
 
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 INVOICE = "sub-1-p0"
@@ -105,8 +105,7 @@ def overtaken(monkeypatch, module, ask):
 
 
 def give_card(world, token):
-    with world.store.transaction() as connection:
-        connection.execute(update(tables.cards).values(token=world.vault.lock(Secret(token))))
+    put_token(world, token)
 
 
 def answering(world, change, *, with_included=None):

@@ -5,13 +5,14 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import select
 
 from billing_worker.domain.secret import Secret
 from billing_worker.persistence.schema import tables
 from billing_worker.services.cards.new_card import Scope, add_backup_card, replace_card
 from billing_worker.services.dunning import retry_invoice
 from billing_worker.services.import_records.subscription import CardRecord
+from tests.support.stored_tokens import put_token
 from tests.support.world import World
 
 
@@ -52,8 +53,7 @@ def decline_stands(world: World) -> None:
 
 def banks_change_their_mind(world: World, token: str) -> None:
     """From now on every card does what this token is scripted to do: a top-up, an outage …"""
-    with world.store.transaction() as connection:
-        connection.execute(update(tables.cards).values(token=world.vault.lock(Secret(token))))
+    put_token(world, token)
 
 
 def events(world: World, kind: str) -> list[dict[str, Any]]:

@@ -44,6 +44,7 @@ _COMMANDS = {
     ),
     "invariants": (".invariants", "Ask the book whether it contradicts itself."),
     "sales": (".sales", "Stop or start all charges: the kill switch."),
+    "vault": (".vault", "Test stored secrets; encrypt them with a new key."),
     "new-key": (".new_key", "Print a new key for BILLING_VAULT_KEYS."),
 }
 

@@ -23,7 +23,7 @@ from billing_worker.entrypoints.cli.shared import (
     print_table,
     settings_for,
 )
-from billing_worker.entrypoints.cli.vault import open_vault
+from billing_worker.entrypoints.cli.vault_keys import open_vault
 from billing_worker.entrypoints.cli.what_follows import what_follows
 from billing_worker.entrypoints.unique_json import KeyTwice
 from billing_worker.persistence.store import Store

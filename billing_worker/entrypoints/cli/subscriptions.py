@@ -33,7 +33,7 @@ from billing_worker.entrypoints.cli.shared import (
     settings_for,
     why_option,
 )
-from billing_worker.entrypoints.cli.vault import open_vault
+from billing_worker.entrypoints.cli.vault_keys import open_vault
 from billing_worker.entrypoints.import_files import csv_rows
 from billing_worker.entrypoints.import_files.import_file import ImportReport, Progress, import_file
 from billing_worker.persistence import subscriptions as stored
@@ -43,6 +43,7 @@ from billing_worker.persistence.store import Store
 from billing_worker.persistence.vault import FernetVault
 from billing_worker.services.commands.moved_commands import done_lines
 from billing_worker.services.import_records.export import leaving, why_left_out
+from billing_worker.services.operators.vault import tokens_exported
 from billing_worker.services.reports import status
 from billing_worker.services.subscriptions import activate_imports
 from billing_worker.services.subscriptions import hand_over as moving
@@ -246,6 +247,8 @@ def export(*, with_tokens: bool, format_: str, hand_over: bool, why: str | None,
     write = _csv_writer(with_tokens=with_tokens) if format_ == "csv" else _write_json
     with open_store(settings, decides=hand_over) as store:
         vault = open_vault(settings, store) if with_tokens else None
+        if with_tokens:
+            tokens_exported(store, SystemClock(), by=f"operator:{by}", why=why)
         if hand_over and why:
             rows = moving.hand_over(store, SystemClock(), by=f"operator:{by}", why=why)
         else:

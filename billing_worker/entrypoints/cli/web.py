@@ -5,7 +5,7 @@ from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped]
 
 from billing_worker import config, logs
 from billing_worker.entrypoints.cli.shared import settings_for
-from billing_worker.entrypoints.cli.vault import require_keys_if_known
+from billing_worker.entrypoints.cli.vault_keys import require_keys_if_known
 from billing_worker.entrypoints.web.app import create_app
 
 

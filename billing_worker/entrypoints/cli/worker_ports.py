@@ -11,7 +11,7 @@ import structlog
 from billing_worker.bootstrap import build_ports
 from billing_worker.config import DATABASE, GATEWAY, VAULT, Settings
 from billing_worker.entrypoints.cli.shared import open_store, settings_for
-from billing_worker.entrypoints.cli.vault import require_keys
+from billing_worker.entrypoints.cli.vault_keys import require_keys
 from billing_worker.entrypoints.worker.doorbell import SilentBell
 from billing_worker.services.ports import Ports
 

@@ -15,7 +15,7 @@ from billing_worker.domain.errors import InvariantBroken
 from billing_worker.domain.events import Event, EventKind
 from billing_worker.domain.invoice import OWED, InvoiceStatus
 from billing_worker.domain.outcome import Case, Forbidden, is_unknown, not_before
-from billing_worker.domain.secret import Secret
+from billing_worker.domain.secret import Secret, bearer_of
 from billing_worker.domain.statement import Statement
 from billing_worker.domain.subscription import (
     COLLECTABLE,
@@ -211,7 +211,7 @@ def _submit(ports: Ports, connection: Connection, allowed: Sequence[Submit], now
         Submission(
             request.claimed.attempt,
             request.statement.gateway_id,
-            ports.vault.lock(request.bearer),
+            ports.vault.lock(request.bearer, bearer_of(request.claimed.attempt.id)),
             next_poll_at,
         )
         for request in allowed

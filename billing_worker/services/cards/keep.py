@@ -10,6 +10,7 @@ from sqlalchemy import Connection
 from billing_worker.domain import card as card_rules
 from billing_worker.domain.card import fingerprint
 from billing_worker.domain.errors import InvalidInput
+from billing_worker.domain.secret import card_of
 from billing_worker.persistence import cards, customers
 from billing_worker.services.import_records.subscription import CardRecord
 from billing_worker.services.ports import Vault
@@ -38,7 +39,7 @@ def require_chargeable(connection: Connection, card_id: int, now: datetime) -> N
 def card_row(vault: Vault, card: CardRecord, customer_id: int, now: datetime) -> dict[str, Any]:
     return {
         "customer_id": customer_id,
-        "token": vault.lock(card.token),
+        "token": vault.lock(card.token, card_of(customer_id)),
         "fingerprint": fingerprint(card.token),
         "mask": card.mask,
         "brand": card.brand,

@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 
 from billing_worker.clock import Clock
 from billing_worker.domain.events import Event, EventKind
-from billing_worker.domain.secret import Secret
+from billing_worker.domain.secret import OF_CALLBACK, Secret
 from billing_worker.gateway.answer_bodies import Hint, UnreadableError, called_back
 from billing_worker.gateway.callback_signature import is_signed
 from billing_worker.persistence import callbacks, counters, history
@@ -67,7 +67,7 @@ def receive(inbox: Inbox, body: bytes) -> Fate:
         return count(inbox, Fate.UNREADABLE)
     if hint.test_mode != inbox.test_mode:
         return count(inbox, Fate.OTHER_MODE)
-    locked = inbox.vault.lock(Secret(body.decode()))
+    locked = inbox.vault.lock(Secret(body.decode()), OF_CALLBACK)
     digest = hashlib.sha256(body).hexdigest()
     now = inbox.clock.now()
     with inbox.store.transaction() as connection:

@@ -68,7 +68,7 @@ from billing_worker.services.charging.find_by_reference import (
     knows_later,
 )
 from billing_worker.services.charging.previous_attempts import Obstacle, TooEarly, why_no_other
-from billing_worker.services.charging.session import ChargeSession
+from billing_worker.services.charging.session import ChargeSession, card_token
 from billing_worker.services.guards import lost_memory
 from billing_worker.services.ports import Ports
 
@@ -149,7 +149,7 @@ def _charge_safely(ports: Ports, claimed: Claimed) -> str:
 
 def charge(ports: Ports, claimed: Claimed) -> str:
     """Drive one claimed attempt as far as possible now. Returns the attempt's state."""
-    ports.vault.unlock(claimed.payer.card_token)  # Checked before the gateway receives a request.
+    card_token(ports, claimed.payer)  # Checked before the gateway receives a request.
     session = ChargeSession.of(ports, claimed)
     asked_at = ports.clock.monotonic() if claimed.earlier else math.inf
     obstacle = _earlier_attempts_may_pay(session)
@@ -268,7 +268,7 @@ def _order(ports: Ports, claimed: Claimed) -> InstantOrder:
         reference_id=attempt.reference_id,
         money=attempt.money,
         test_mode=attempt.test_mode,
-        card_token=ports.vault.unlock(payer.card_token),
+        card_token=card_token(ports, payer),
         customer_reference_id=payer.customer_reference,
         customer_name=payer.customer_name,
         customer_email=payer.customer_email,

@@ -14,7 +14,7 @@ from traceback import walk_tb
 import structlog
 from sqlalchemy import Connection
 
-from billing_worker.domain.errors import ConcurrentChange, WrongKey
+from billing_worker.domain.errors import ConcurrentChange, KeysInDoubt, WrongKey, WrongPlace
 from billing_worker.domain.events import Event, EventKind
 from billing_worker.persistence import claims, counters, history
 from billing_worker.persistence.history import Entry
@@ -24,7 +24,14 @@ from billing_worker.services.circuit_breaker import Verdict
 from billing_worker.services.doorbell import ring_for
 from billing_worker.services.ports import Ports
 
+WRONG_PLACE = "its card token was stored for another customer: somebody has copied it"
 WRONG_KEY = "its card token opens with none of BILLING_VAULT_KEYS"
+
+_KNOWN: dict[type[Exception], str] = {
+    WrongKey: WRONG_KEY,
+    KeysInDoubt: WRONG_KEY,
+    WrongPlace: WRONG_PLACE,
+}
 
 STOPPED_ALERT_AGAIN_AFTER = timedelta(hours=1)
 
@@ -62,7 +69,7 @@ def interrupted(ports: Ports, claimed: Claimed, error: BaseException) -> str:
 
 def crashed(ports: Ports, claimed: Claimed, error: Exception) -> str:
     has_no_key = isinstance(error, WrongKey)
-    reason = WRONG_KEY if has_no_key else f"its charge crashed: {_where(error)}"
+    reason = _KNOWN.get(type(error)) or f"its charge crashed: {_where(error)}"
     now = ports.clock.monotonic()
     verdict = ports.breaker.failed(claimed.attempt, reason, now, key=has_no_key)
     if verdict.is_first and not (has_no_key and ports.breaker.is_open):

@@ -6,13 +6,20 @@ from dataclasses import dataclass, field, replace
 from typing import Self
 
 from billing_worker.domain.card_setup import PageStatement
+from billing_worker.domain.secret import Secret, card_of
 from billing_worker.domain.statement import Owner, Statement
 from billing_worker.gateway.port import CallLog, PageOrder, WireCall
 from billing_worker.gateway.redaction import hide
 from billing_worker.persistence import claims
+from billing_worker.persistence.claims import Payer
 from billing_worker.services.attempts.claim import BY, Claimed
 from billing_worker.services.guards.refusals import right_now
 from billing_worker.services.ports import Ports
+
+
+def card_token(ports: Ports, payer: Payer) -> Secret:
+    """Decrypt. Raises WrongKey, and WrongPlace for a token that was stored for another customer."""
+    return ports.vault.unlock(payer.card_token, card_of(payer.customer_id))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -105,7 +112,7 @@ class ChargeSession(GatewaySession):
 
     def shown(self) -> tuple[WireCall, ...]:
         """Return the calls without the card token, which only the create contained."""
-        token = self.ports.vault.unlock(self.claimed.payer.card_token)
+        token = card_token(self.ports, self.claimed.payer)
         return tuple(
             replace(call, answer=hide(call.answer, (token,))) if call.answer else call
             for call in self.calls

@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from billing_worker.domain.errors import WrongKey
+from billing_worker.domain.secret import card_of
 from billing_worker.persistence import cards
 from billing_worker.persistence.store import AWAY
 from billing_worker.services.charging import failures
@@ -56,7 +57,7 @@ def try_keys(connection: Connection, vault: Vault) -> KeyTest:
     rows = cards.tokens_in_use(connection, EACH, random)
     for row in rows:
         try:
-            vault.unlock(row.token)
+            vault.unlock(row.token, card_of(row.customer_id))
         except WrongKey:
             closed.append(row.created_at)
     return KeyTest(len(rows), len(rows) - len(closed), max(closed, default=None))

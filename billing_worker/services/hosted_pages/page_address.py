@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from billing_worker.domain.card_setup import Page
 from billing_worker.domain.money import Money
-from billing_worker.domain.secret import Secret
+from billing_worker.domain.secret import OF_PAGE, Secret
 from billing_worker.persistence import card_setups, pay_links
 from billing_worker.persistence.store import Store
 from billing_worker.services.ports import Vault
@@ -69,7 +69,7 @@ def lock_page(vault: Vault, named_page: NamedPage) -> bytes:
         "params": dict(page.params),
         "name": named_page.name.reveal(),
     }
-    return vault.lock(Secret(json.dumps(content)))
+    return vault.lock(Secret(json.dumps(content)), OF_PAGE)
 
 
 def unlock_page(
@@ -79,7 +79,7 @@ def unlock_page(
 
     `keep` stores name and digest of a page that is older than names.
     """
-    content = json.loads(vault.unlock(locked).reveal())
+    content = json.loads(vault.unlock(locked, OF_PAGE).reveal())
     name = content.pop("name", None)
     if name is not None:
         return NamedPage(Page(**content), Secret(name))

@@ -38,6 +38,7 @@ from billing_worker.persistence import (
     pay_links,
 )
 from billing_worker.persistence.claims import DueInvoice
+from billing_worker.services.charging.session import card_token
 from billing_worker.services.guards.lost_memory import once_remembered
 from billing_worker.services.hosted_pages import invoice_slot as slots
 from billing_worker.services.hosted_pages.card_setup import open_again, start_tokenisation
@@ -164,7 +165,7 @@ def _checkout_order(ports: Ports, slot: Slot, return_url: str | None) -> Checkou
         reference_id=attempt.reference_id,
         money=attempt.money,
         test_mode=attempt.test_mode,
-        card_token=ports.vault.unlock(payer.card_token),
+        card_token=card_token(ports, payer),
         customer_reference_id=payer.customer_reference,
         customer_name=payer.customer_name,
         customer_email=payer.customer_email,

@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Row
 
 from billing_worker.domain.money import Money
-from billing_worker.domain.secret import Secret
+from billing_worker.domain.secret import Secret, card_of
 from billing_worker.domain.subscription import (
     BILLABLE,
     Subscription,
@@ -132,7 +132,7 @@ def _card_from(row: Row[Any], vault: Vault | None) -> CardRecord | None:
     if row.card_id is None:
         return None
     return CardRecord(
-        token=vault.unlock(row.card_token) if vault else Secret(""),
+        token=vault.unlock(row.card_token, card_of(row.customer_id)) if vault else Secret(""),
         mask=row.card_mask or None,
         brand=row.card_brand or None,
         expiry_month=row.card_expiry_month,

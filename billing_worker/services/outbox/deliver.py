@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Row
 
 from billing_worker.clock import Clock
 from billing_worker.domain.public_events import PublicType, Told
-from billing_worker.domain.secret import Secret
+from billing_worker.domain.secret import Secret, webhook_to
 from billing_worker.domain.webhooks import Waits, in_words, next_try
 from billing_worker.persistence.outbox import cursors, deliveries, endpoints, pending
 from billing_worker.persistence.outbox.cursors import Due
@@ -87,9 +87,9 @@ def deliver(
 
 def keys_of(vault: Vault, endpoint: Endpoint, now: datetime) -> list[Secret]:
     """Return the secret, and the previous one while it still signs."""
-    keys = [vault.unlock(endpoint.secret)]
+    keys = [vault.unlock(endpoint.secret, webhook_to(endpoint.url))]
     if endpoint.old_secret and endpoint.old_until and now < endpoint.old_until:
-        keys.append(vault.unlock(endpoint.old_secret))
+        keys.append(vault.unlock(endpoint.old_secret, webhook_to(endpoint.url)))
     return keys
 
 

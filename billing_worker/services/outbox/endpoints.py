@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 from billing_worker.clock import Clock
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.domain.public_events import PublicType
-from billing_worker.domain.secret import Secret
+from billing_worker.domain.secret import Secret, webhook_to
 from billing_worker.persistence.outbox import cursors, endpoints, feed
 from billing_worker.persistence.outbox.endpoints import ACTIVE, PAUSED, Endpoint
 from billing_worker.persistence.store import Store
@@ -56,7 +56,7 @@ def add(
     if unknown:
         raise InvalidInput("events", f"unknown: {', '.join(unknown)}")
     secret = secret or new_secret()
-    locked = vault.lock(secret)
+    locked = vault.lock(secret, webhook_to(url))
     with store.transaction() as connection:
         feed.lock(connection)  # an event goes to the endpoints that exist when it gets its number
         endpoint_id = endpoints.add(connection, url, types, locked, clock.now())
@@ -140,9 +140,9 @@ def rotate_secret(
 ) -> Secret:
     """Make and return a new secret, shown once. The previous one still signs for CHANGE_OVER."""
     secret = secret or new_secret()
-    locked = vault.lock(secret)
     with store.transaction() as connection:
         endpoint = _required(connection, endpoint_id)
+        locked = vault.lock(secret, webhook_to(endpoint.url))
         endpoints.set_secret(connection, endpoint, locked, clock.now() + CHANGE_OVER)
     return secret
 

@@ -23,7 +23,7 @@ from sqlalchemy import event, select
 from sqlalchemy.exc import OperationalError
 
 from billing_worker.config import load
-from billing_worker.domain.secret import Secret
+from billing_worker.domain.secret import OF_CALLBACK, Secret
 from billing_worker.entrypoints.cli import cli
 from billing_worker.entrypoints.web import callbacks as route
 from billing_worker.entrypoints.web.app import create_app
@@ -141,7 +141,7 @@ def test_the_bytes_are_kept_encrypted_and_come_back_as_they_were(world, caller):
     assert caller.status(body("17").replace(b"REDACTED.JWT.HS256", b"eyJ0eXAi.secret")) == 200
     (row,) = caller.stored
     assert b"eyJ0eXAi" not in row.body
-    assert b"eyJ0eXAi.secret" in world.vault.unlock(row.body).reveal().encode()
+    assert b"eyJ0eXAi.secret" in world.vault.unlock(row.body, OF_CALLBACK).reveal().encode()
 
 
 @pytest.mark.parametrize("number", ABOUT_INVOICES)

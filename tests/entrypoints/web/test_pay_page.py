@@ -12,7 +12,7 @@ from sqlalchemy import select, update
 
 from billing_worker.clock import SystemClock
 from billing_worker.domain.card_setup import Page
-from billing_worker.domain.secret import Secret
+from billing_worker.domain.secret import OF_PAGE, Secret
 from billing_worker.entrypoints.cli import cli
 from billing_worker.entrypoints.web.pay_page import pay_routes, render
 from billing_worker.persistence.schema import tables
@@ -133,7 +133,7 @@ def test_the_same_page_again_has_the_same_name(world, link):
 def test_a_link_of_the_old_form_leads_nowhere(world, browser, link):
     """Its name was the id of a row, and ids are given out once more after a restore."""
     [*_, attempt] = rows(world, tables.attempts)
-    old = world.vault.lock(Secret(f"pay link {attempt.id}")).decode()
+    old = world.vault.lock(Secret(f"pay link {attempt.id}"), OF_PAGE).decode()
     assert browser.get(f"/pay/{old}").status_code == 410
     assert browser.get(link["pay_path"]).status_code == 200
 
@@ -151,7 +151,7 @@ def test_a_page_that_was_opened_without_a_name_gets_one_when_it_is_asked_for_aga
                     page=world.vault.lock(Secret(json.dumps({
                         "action": page["action"], "method": page["method"],
                         "params": page["params"],
-                    }))), page_digest=None,
+                    })), OF_PAGE), page_digest=None,
                 ))  # fmt: skip
         assert browser.get(page["pay_path"]).status_code == 410
         again = ask()

@@ -18,6 +18,7 @@ from billing_worker.services.doorbell import poll_due
 from billing_worker.services.hosted_pages.pay_link import start_checkout
 from billing_worker.services.subscriptions import lifecycle
 from tests.support.recovery import events, replace, retry, sold_at, subscription
+from tests.support.stored_tokens import token_of
 
 SECOND, MINUTE, HOUR, DAY = (timedelta(seconds=s) for s in (1, 60, 3600, 86_400))
 ONCE = {"ends_after_periods": 1}
@@ -255,7 +256,7 @@ def test_an_attempt_knows_when_the_gateway_was_asked_and_not_when_it_answered(wo
 def charged_elsewhere(world, number):
     """The card of sub-1 pays another subscription of the same customer."""
     same = {"reference_id": "customer-of-sub-1"}
-    token = world.vault.unlock(card_row(world).token).reveal()
+    token = token_of(world, card_row(world))
     world.subscribe(token, f"sub-{number}", customer=same, **ONCE)
     world.run_for(HOUR, step=10 * MINUTE)
     return world.sales(f"sub-{number}-p0-a1")

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from billing_worker.domain.errors import ConcurrentChange
 from billing_worker.domain.secret import Secret
-from billing_worker.persistence.schema.tables import attempts, cards, invoices
+from billing_worker.persistence.schema.tables import attempts, invoices
 from billing_worker.persistence.vault import FernetVault
 from billing_worker.services.attempts.claim import MAX_CLAIMS, claim
 from billing_worker.services.attempts.commit import submit
@@ -25,6 +25,7 @@ from billing_worker.services.hosted_pages.pay_link import start_checkout
 from billing_worker.services.import_records.subscription import parse_record
 from billing_worker.services.reports import status
 from billing_worker.services.subscriptions.subscribe import subscribe
+from tests.support.stored_tokens import put_token
 
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 SOON = 6 * MINUTE
@@ -255,10 +256,8 @@ def test_keys_of_which_one_was_taken_away_are_an_alert_and_the_others_are_charge
 
 
 def store_under(vault, world, *card_ids):
-    with world.store.transaction() as connection:
-        for card_id in card_ids:
-            token = vault.lock(Secret(f"approved.{card_id}"))
-            connection.execute(update(cards).where(cards.c.id == card_id).values(token=token))
+    for card_id in card_ids:
+        put_token(world, f"approved.{card_id}", card_id, vault=vault)
 
 
 def test_a_database_that_does_not_answer_at_the_start_is_asked_again(world):

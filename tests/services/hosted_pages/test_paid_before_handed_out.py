@@ -10,13 +10,13 @@ import pytest
 from sqlalchemy import select, update
 
 from billing_worker.domain.errors import AlreadyPaid, NotPayable, OutcomeUnknown, SlotTaken
-from billing_worker.domain.secret import Secret
 from billing_worker.gateway.http import Request, Response
 from billing_worker.persistence.schema import tables
 from billing_worker.services.hosted_pages import card_setup, pay_link
 from billing_worker.services.hosted_pages.card_setup import start_tokenisation
 from billing_worker.services.hosted_pages.pay_link import start_checkout
 from billing_worker.services.subscriptions import lifecycle
+from tests.support.stored_tokens import put_token, token_of
 
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 INVOICE = "sub-1-p0"
@@ -246,7 +246,7 @@ def test_a_token_of_a_page_that_was_paid_at_its_creation_is_in_no_event(world):
     with pytest.raises(AlreadyPaid):
         start_tokenisation(world.ports, SIGN_UP)
     [card] = rows(world, tables.cards)
-    token = world.vault.unlock(card.token).reveal()
+    token = token_of(world, card)
     assert len(token) > 8
     assert all(token not in json.dumps(event.data) for event in rows(world, tables.events))
 
@@ -320,9 +320,7 @@ def test_an_invoice_that_was_not_handed_out_and_is_paid_all_the_same_is_found(de
 
 
 def test_a_page_that_is_held_for_moderation_may_be_paid_once_it_is_released(declined):
-    locked = declined.vault.lock(Secret("moderation.17"))
-    with declined.store.transaction() as connection:
-        connection.execute(update(tables.cards).values(token=locked))
+    put_token(declined, "moderation.17")
     with pytest.raises(NotPayable, match="moderation"):
         start_checkout(declined.ports, {"invoice": INVOICE})
     assert declined.attempts() == ["declined", "submitted"]
