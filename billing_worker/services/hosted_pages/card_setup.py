@@ -95,7 +95,11 @@ def start_tokenisation(ports: Ports, record: Mapping[str, Any]) -> dict[str, Any
     created; NotPayable when the invoice may not be paid now, or this reference is used up;
     GatewayError, and then the same record may be sent again.
     """
-    wanted = parse_tokenisation(record)
+    return open_card_page(ports, parse_tokenisation(record))
+
+
+def open_card_page(ports: Ports, wanted: TokenisationRecord) -> dict[str, Any]:
+    """As `start_tokenisation` does, for a record that has been read."""
     taken = once_remembered(ports, lambda connection: _take_card_page(ports, connection, wanted))
     if isinstance(taken, dict):
         return taken
@@ -110,7 +114,7 @@ def start_tokenisation(ports: Ports, record: Mapping[str, Any]) -> dict[str, Any
         raise
     try:
         page = named(page_to_pay_on(said, order))
-        _open_card_page(session, taken, said, page)
+        _commit_card_page(session, taken, said, page)
     except NotPayable as error:
         raise _not_handed_out(session, taken, said, error.reason) from error
     return _card_page_answer(taken.setup, said.statement.gateway_id, page, wanted.invoice)
@@ -251,7 +255,7 @@ def _tokenisation_order(
     )
 
 
-def _open_card_page(
+def _commit_card_page(
     session: GatewaySession, taken: _CardPage, said: PageStatement, page: NamedPage
 ) -> None:
     """Commit the page together with the attempt on the invoice that it pays."""

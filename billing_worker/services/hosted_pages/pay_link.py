@@ -41,7 +41,7 @@ from billing_worker.persistence.claims import DueInvoice
 from billing_worker.services.charging.session import card_token
 from billing_worker.services.guards.lost_memory import once_remembered
 from billing_worker.services.hosted_pages import invoice_slot as slots
-from billing_worker.services.hosted_pages.card_setup import open_again, start_tokenisation
+from billing_worker.services.hosted_pages.card_setup import open_again, open_card_page
 from billing_worker.services.hosted_pages.gateway_page import (
     obtained,
     page_to_pay_on,
@@ -55,8 +55,10 @@ from billing_worker.services.hosted_pages.page_address import (
 )
 from billing_worker.services.hosted_pages.records import (
     CheckoutRecord,
+    TokenisationRecord,
     parse_checkout,
 )
+from billing_worker.services.import_records.subscription import CustomerRecord, digest_of
 from billing_worker.services.ports import Ports
 
 
@@ -77,7 +79,7 @@ def start_checkout(ports: Ports, record: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(taken, dict):
         return taken
     if isinstance(taken, _AnotherCard):
-        return start_tokenisation(ports, taken.record)
+        return open_card_page(ports, taken.record)
     session = slots.session_of(ports, taken)
     try:
         slots.require_unpaid(session, taken)
@@ -105,7 +107,7 @@ _PAY_LINK = "pay-link-"
 class _AnotherCard:
     """No card on file can pay: the customer enters one, on the page that this record orders."""
 
-    record: Mapping[str, Any]
+    record: TokenisationRecord
 
 
 def _take_link(
@@ -142,17 +144,24 @@ def _is_dead(ports: Ports, connection: Connection, item: DueInvoice) -> bool:
 
 def _for_another_card(
     connection: Connection, item: DueInvoice, wanted: CheckoutRecord
-) -> dict[str, Any]:
-    """The same for as long as no other attempt of the invoice is made."""
+) -> TokenisationRecord:
+    """The same order for as long as no other attempt of the invoice is made, whatever is known of the
+    customer by then.
+    """
     number = item.live.number if item.live else len(item.attempts) + 1
     payer = customers.of_invoice(connection, item.invoice.id)
-    return {
-        "reference_id": f"{_PAY_LINK}{item.invoice.id}-{number}",
-        "customer": {"reference_id": payer.reference_id, "name": payer.name, "email": payer.email},
-        "invoice": item.invoice.reference_id,
-        "description": payer.description,
-        "return_url": wanted.return_url,
-    }
+    reference = f"{_PAY_LINK}{item.invoice.id}-{number}"
+    return TokenisationRecord(
+        reference_id=reference,
+        customer=CustomerRecord(payer.reference_id, payer.name, payer.email),
+        phone=None,
+        money=None,
+        invoice=item.invoice.reference_id,
+        description=payer.description,
+        return_url=wanted.return_url,
+        metadata={},
+        digest=digest_of(reference),
+    )
 
 
 def _checkout_order(ports: Ports, slot: Slot, return_url: str | None) -> CheckoutOrder:

@@ -11,6 +11,7 @@ from billing_worker.domain.errors import (
     OutcomeUnknown,
 )
 from billing_worker.persistence.store import CommitUnknown
+from billing_worker.services.customers import update_customer
 from billing_worker.services.hosted_pages import invoice_slot as slots
 from billing_worker.services.hosted_pages import pay_link
 from tests.support.pages import (
@@ -170,3 +171,30 @@ def test_an_answer_without_a_page_that_a_browser_can_be_sent_to_opens_nothing(de
     answering(declined, lambda attributes: attributes.update(flow_data=flow))
     with pytest.raises(NotPayable, match="names no page"):
         checkout(declined)
+
+
+@pytest.mark.parametrize("calls", [0, 1])
+@pytest.mark.parametrize(
+    "meanwhile",
+    [{"email": "new@example.com"}, {"name": "Jo Doe"}, {"return_url": "https://b.test"}],
+)
+def test_a_link_for_another_card_whose_worker_died_is_given_whatever_has_changed_since(
+    world, calls, meanwhile
+):
+    world.subscribe("decline_card_expired.17")
+    world.tick()
+    dies_after(world, calls)
+    with pytest.raises(Died):
+        checkout(world, return_url="https://a.test")
+    world.transport.before_send = lambda _: None
+    asked = {"return_url": meanwhile.get("return_url", "https://a.test")}
+    if "return_url" not in meanwhile:
+        person = {"name": None, "email": None} | meanwhile
+        update_customer(
+            world.store, world.clock, customer="customer-of-sub-1", by="ann", why=None, **person
+        )
+    page = checkout(world, **asked)
+    assert checkout(world, **asked) == page
+    pay(world, page)
+    world.run_for(5 * MINUTE)
+    assert world.fate() == "paid"
