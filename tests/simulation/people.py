@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import select
@@ -27,12 +27,17 @@ from billing_worker.services.cards.new_card import Scope, replace_card
 from billing_worker.services.charging.charge import charge_batch
 from billing_worker.services.hosted_pages.page_address import page_behind
 from billing_worker.services.hosted_pages.pay_link import start_checkout
-from billing_worker.services.import_records.subscription import BadRecord, CardRecord
+from billing_worker.services.import_records.subscription import (
+    BadRecord,
+    CardRecord,
+    parse_record,
+)
 from billing_worker.services.invoicing.renew import renew_due
 from billing_worker.services.operators.debts import IfCharged, mark_paid, void_invoice
 from billing_worker.services.operators.resolve import resolve_unknown
 from billing_worker.services.ports import Ports
 from billing_worker.services.subscriptions import lifecycle
+from billing_worker.services.subscriptions.subscribe import subscribe
 from tests.simulation.witness import people_call_unpaid
 
 ANSWERS = (InvalidInput, BadRecord, NotPayable, GatewayError, ConcurrentChange)
@@ -58,9 +63,14 @@ class Decision:
         return self.say(ports, None)
 
 
+LATER_ACTS = 0.2
+"""Chance of an act that `rarely` draws: most seeds go on as they did before it was known."""
+
+
 class People:
-    def __init__(self, rng: random.Random, references: list[str]) -> None:
+    def __init__(self, rng: random.Random, references: list[str], rarely: random.Random) -> None:
         self._rng = rng
+        self._rarely = rarely
         self._references = references
         self._new_cards = 0
         self.pages: list[dict[str, Any]] = []
@@ -68,6 +78,20 @@ class People:
     def next_act(self) -> tuple[str, Act]:
         """(what it is called in the trace, what to do)."""
         reference = self._rng.choice(self._references)
+        if self._rarely.random() < LATER_ACTS:
+            name, act = self._rarely.choice(
+                [
+                    ("moves the next date of", self._reschedule),
+                    ("pauses for a while", self._pause_for_a_while),
+                    ("pauses for a while", self._pause_for_a_while),
+                    ("agrees on an amount for later with", self._agree),
+                    ("agrees on an amount for later with", self._agree),
+                    ("subscribes again beside", self._subscribe_beside),
+                    ("forgives", self._forgive),
+                    ("forgives", self._forgive),
+                ]
+            )
+            return f"somebody {name} {reference}", act(reference)
         name, act = self._rng.choice(
             [
                 ("pauses", self._pause),
@@ -144,6 +168,63 @@ class People:
             lambda p, at: lifecycle.change(
                 p.store, p.clock, reference, by="somebody", decided_at=at, **wanted
             ),
+        )
+
+    def _reschedule(self, reference: str) -> Act:
+        how = self._rarely.choice([{"days": 3}, {"billing_day": 31}, {"free_periods": 1}])
+        return Decision(
+            reference,
+            lambda p, at: lifecycle.reschedule(
+                p.store, p.clock, reference, by="somebody", decided_at=at, **how
+            ),
+        )
+
+    def _pause_for_a_while(self, reference: str) -> Act:
+        days, shift = self._rarely.choice([1, 9]), self._rarely.random() < 0.5
+        return Decision(
+            reference,
+            lambda p, at: lifecycle.pause(
+                p.store, p.clock, reference, until=_from_then(p, at, days), shift_anchor=shift,
+                by="somebody", decided_at=at,
+            ),
+        )  # fmt: skip
+
+    def _agree(self, reference: str) -> Act:
+        days = self._rarely.choice([1, 9, 30])
+        return Decision(
+            reference,
+            lambda p, at: lifecycle.change(
+                p.store, p.clock, reference, amount="7.77", amount_from=_from_then(p, at, days),
+                by="somebody", decided_at=at,
+            ),
+        )  # fmt: skip
+
+    def _subscribe_beside(self, reference: str) -> Act:
+        """Another subscription of the same customer, on their default card or on another one."""
+        new = f"sub-{len(self._references)}"
+        self._references.append(new)
+        chosen = self._rarely.choice([None, *NEW_CARDS])
+        terms = {
+            "reference_id": new,
+            "card": chosen and {"token": f"{chosen}.{new}"},
+            "amount": "9.99",
+            "currency": "USD",
+            "interval": self._rarely.choice(["week", "month"]),
+            "ends_after_periods": self._rarely.choice([None, 2]),
+        }
+
+        def subscribes(ports: Ports, at: datetime | None) -> Any:
+            anchor = (at or ports.clock.now()).isoformat()
+            customer = {"reference_id": _customer_of(ports, reference)}
+            record = parse_record(terms | {"customer": customer, "anchor_at": anchor})
+            return subscribe(ports.store, ports.vault, ports.clock, [record], by="somebody")
+
+        return Decision(new, subscribes)
+
+    def _forgive(self, reference: str) -> Act:
+        """One that is suspended, if there is any: it takes weeks until one is."""
+        return lambda p: lifecycle.forgive(
+            p.store, p.clock, _some_suspended(p) or reference, by="somebody"
         )
 
     def _retry(self, reference: str) -> Act:
@@ -291,6 +372,31 @@ def _some_unknown_attempt(ports: Ports, chosen: float) -> Any:
     with ports.store.reading() as connection:
         found = connection.execute(query).all()
     return found[int(chosen * len(found))] if found else None
+
+
+def _from_then(ports: Ports, at: datetime | None, days: int) -> str:
+    return ((at or ports.clock.now()) + timedelta(days=days)).isoformat()
+
+
+def _customer_of(ports: Ports, reference: str) -> str:
+    query = (
+        select(tables.customers.c.reference_id)
+        .join(tables.subscriptions)
+        .where(tables.subscriptions.c.reference_id == reference)
+    )
+    with ports.store.reading() as connection:
+        found: str | None = connection.execute(query).scalar()
+    if found is None:
+        raise InvalidInput("customer", "is not known here")
+    return found
+
+
+def _some_suspended(ports: Ports) -> str | None:
+    stored = tables.subscriptions.c
+    query = select(stored.reference_id).where(stored.status == "suspended").order_by(stored.id)
+    with ports.store.reading() as connection:
+        found: str | None = connection.execute(query).scalar()
+    return found
 
 
 def _some_invoice(ports: Ports, reference: str, chosen: float) -> str | None:

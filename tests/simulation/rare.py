@@ -33,6 +33,13 @@ def _has(kind: str, **data: object) -> Callable[[History], bool]:
     return holds
 
 
+def _says(kind: str, name: str) -> Callable[[History], bool]:
+    def holds(history: History) -> bool:
+        return any(event.kind == kind and event.data.get(name) for event in history)
+
+    return holds
+
+
 def _waits_because(reason: str) -> Callable[[History], bool]:
     def holds(history: History) -> bool:
         return any(
@@ -133,25 +140,46 @@ OF_INVOICES: dict[str, Callable[[History], bool]] = {
     "card needed": _has("card.needed"),
 }
 
+OF_SUBSCRIPTIONS: dict[str, Callable[[History], bool]] = {
+    "an amount agreed for later counts": _has("subscription.repriced"),
+    "a pause ended by itself": _says("subscription.resumed", "resumed_at"),
+    "next date moved": _says("subscription.changed", "next_period_begins"),
+    "subscribed beside another": lambda history: any(
+        event.kind == "subscription.subscribed" and event.by == "somebody" for event in history
+    ),
+    "forgiven": _has("subscription.forgiven"),
+    "instalments ended": lambda history: any(
+        event.kind == "invoice.opened" and event.data.get("last_period") for event in history
+    ),
+}
+
 IN_EVERY_LIFE = frozenset(
-    {*OF_ATTEMPTS, *OF_INVOICES} - {FOUND_PAID, SOLD_BY_A_FORGOTTEN_LIFE, ANOTHER_BOOKS}
+    {*OF_ATTEMPTS, *OF_INVOICES, *OF_SUBSCRIPTIONS}
+    - {FOUND_PAID, SOLD_BY_A_FORGOTTEN_LIFE, ANOTHER_BOOKS}
 )
 """What some thousand seeds of any kind have to come to."""
 
 
 def reached(store: Store) -> Counter[str]:
-    """How many attempts, or invoices, of these books came to each state."""
+    """How many attempts, invoices or subscriptions of these books came to each state."""
     with store.reading() as connection:
         events = connection.execute(select(tables.events).order_by(tables.events.c.id)).all()
     by_attempt: defaultdict[int, list[Any]] = defaultdict(list)
     by_invoice: defaultdict[int, list[Any]] = defaultdict(list)
+    by_subscription: defaultdict[int, list[Any]] = defaultdict(list)
     for event in events:
         if event.attempt_id is not None:
             by_attempt[event.attempt_id].append(event)
         if event.invoice_id is not None:
             by_invoice[event.invoice_id].append(event)
+        if event.subscription_id is not None:
+            by_subscription[event.subscription_id].append(event)
     counts: Counter[str] = Counter()
-    for states, histories in ((OF_ATTEMPTS, by_attempt), (OF_INVOICES, by_invoice)):
+    for states, histories in (
+        (OF_ATTEMPTS, by_attempt),
+        (OF_INVOICES, by_invoice),
+        (OF_SUBSCRIPTIONS, by_subscription),
+    ):
         for history in histories.values():
             counts.update(name for name, holds in states.items() if holds(history))
     return counts

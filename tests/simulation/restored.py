@@ -6,6 +6,7 @@ it was made. `python -m tests.simulation --life restored` runs these alone.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from sqlalchemy import select
@@ -17,6 +18,12 @@ from tests.simulation.rare import FOUND_PAID, SOLD_BY_A_FORGOTTEN_LIFE
 from tests.simulation.simulator import Simulation
 
 _OVER = {"cancelled", "paused"}
+
+
+@dataclass(frozen=True, slots=True)
+class Prevented:
+    owed: frozenset[str]  # the periods that were owed all the same
+    until: datetime | None  # a pause ends by itself
 
 
 class Restored(Simulation):
@@ -38,9 +45,8 @@ class Restored(Simulation):
         self.step = 0
         self.kept = b""
         self.said: list[tuple[datetime, Decision]] = []
-        self.prevented: dict[str, frozenset[str]] = {}
-        """Of subscriptions that were over, or paused, in the life that is forgotten: which of
-        their periods were owed all the same."""
+        self.prevented: dict[str, Prevented] = {}
+        """Of subscriptions that were over, or paused, in the life that is forgotten."""
         self.asked_before = 0
 
     def _step(self) -> None:
@@ -90,28 +96,35 @@ class Restored(Simulation):
             self.happened["decision said again after a restore"] += 1
             decision.say(self.ports, at)
 
-    def _what_is_prevented(self) -> dict[str, frozenset[str]]:
+    def _what_is_prevented(self) -> dict[str, Prevented]:
         stored = tables.subscriptions
         query = (
-            select(stored.c.reference_id, tables.invoices.c.reference_id, tables.invoices.c.status)
+            select(
+                stored.c.reference_id,
+                stored.c.resumes_at,
+                tables.invoices.c.reference_id,
+                tables.invoices.c.status,
+            )
             .outerjoin(tables.invoices, tables.invoices.c.subscription_id == stored.c.id)
             .where(stored.c.status.in_(_OVER))
         )
-        found: dict[str, set[str]] = {}
+        found: dict[str, Prevented] = {}
         with self.store.reading() as connection:
-            for reference, invoice, status in connection.execute(query):
-                owed = found.setdefault(reference, set())
+            for reference, until, invoice, status in connection.execute(query):
+                known = found.setdefault(reference, Prevented(frozenset(), until))
                 if invoice is not None and status != "void":
-                    owed.add(invoice)
-        return {reference: frozenset(owed) for reference, owed in found.items()}
+                    found[reference] = replace(known, owed=known.owed | {invoice})
+        return found
 
     # --- what must hold ----------------------------------------------------------------------
 
     def _check_money(self) -> None:
         super()._check_money()
         for ask in self.witness.asks[self.asked_before :]:
-            owed = self.prevented.get(ask.period.rpartition("-p")[0])
-            if owed is not None and ask.period not in owed:
+            was = self.prevented.get(ask.period.rpartition("-p")[0])
+            if was is None or ask.period in was.owed:
+                continue
+            if was.until is None or ask.at < was.until:
                 self._violated(f"{ask.period} was sold, which a forgotten decision had prevented")
 
     def _problems(self) -> list[str]:

@@ -42,7 +42,8 @@ class Shared(Simulation):
         name_book(store, identity="thebookofanother")
         self.calm = False
         world = self._within(World(store, beside=first.world))
-        people = People(self.rng, [f"sub-{n}" for n in range(self.subscriptions)])
+        references = [f"sub-{n}" for n in range(self.subscriptions)]
+        people = People(self.rng, references, self.rarely)
         self.sides = (first, Side(store, world, world.ports, people))
         self.names = self.rng.choice([("", ""), ("alice-", "bob-")])
 

@@ -198,7 +198,7 @@ class Simulation:
         self.checked: dict[World, tuple[int, int]] = {}
         self.start = self.world.clock.now()
         references = [f"sub-{number}" for number in range(self.subscriptions)]
-        self.people = People(self.rng, references)
+        self.people = People(self.rng, references, self.rarely)
 
     def _new_store(self, number: int = 0) -> MemoryStore:
         return MemoryStore(self.template, self._boundary, self._fate_of_commit, number)

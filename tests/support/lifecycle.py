@@ -64,7 +64,7 @@ def suspend(world, **terms):
     raise AssertionError("the ladder has no end")
 
 
-def give_card(world, token="approved", reference="sub-1"):
+def give_card(world, token="approved", reference="sub-1", **options):
     card = CardRecord(Secret(f"{token}.{reference}"), None, None, 12, 2040)
     return replace_card(world.store, world.vault, world.clock, subscription_reference=reference,
-                        card=card, **ANN)  # fmt: skip
+                        card=card, **(ANN | options))  # fmt: skip
