@@ -45,7 +45,13 @@ from tests.simulation.moments import (
     one_charge_keeps_crashing,
     somebody_sleeps_before_a_sale,
 )
-from tests.simulation.people import ANSWERS, Decision, People, customer_pays
+from tests.simulation.people import (
+    ANSWERS,
+    Decision,
+    People,
+    customer_pays,
+    forgive_whom_it_may_concern,
+)
 from tests.simulation.rare import IN_EVERY_LIFE, reached
 from tests.simulation.witness import Waits, Witness, period_of
 from tests.support.world import TwinTransport, World
@@ -123,6 +129,9 @@ A_SLEEP, ONE_DEAD_CARD = 0.002, 0.1
 
 STEPS_BETWEEN_QUESTIONS = 30
 """In between, whatever is half done must not look broken to whoever watches the books."""
+
+FORGIVES = 0.2
+"""Chance that somebody forgives whoever is suspended at the end: before, hardly anybody is."""
 
 LONGEST_TASK = 400
 """Boundaries one task may cross: a loop that crosses more is a finding."""
@@ -280,9 +289,12 @@ class Simulation:
             turn_sales(connection, on=True, by="calm", reason=None, now=self.world.clock.now())
         self._say("calm")
         self._retry_what_kept_crashing()
+        somebody_forgives = self.rarely.random() < FORGIVES
         states = self._states()
         for number, least_seconds in enumerate(REST):
             before = states
+            if somebody_forgives and (forgiven := forgive_whom_it_may_concern(self.ports)):
+                self._say(f"somebody forgives {forgiven}")
             self.world.sweep(opens=number <= LAST_OPENING)
             self.world.deliver()
             self._check_money()
