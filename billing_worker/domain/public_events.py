@@ -290,6 +290,7 @@ def _resolved(data: Mapping[str, Any]) -> Iterator[PublicType]:
 
 _SOMETIMES: Final[Mapping[EventKind, Callable[[Mapping[str, Any]], Iterator[PublicType]]]] = {
     EventKind.SUBSCRIPTION_MOVED: _moved,
+    EventKind.SUBSCRIPTION_FORGIVEN: _moved,
     EventKind.INVOICE_OPENED: _opened,
     EventKind.INVOICE_VOIDED: _voided,
     EventKind.ATTEMPT_GIVEN_BACK: _given_back,

@@ -76,8 +76,10 @@ def _all_after(
 
 def _line(event: dict[str, Any]) -> str:
     data = event["data"]
-    about = data["invoice"] or data["subscription"] or data["customer"] or "-"
-    return f"{data['number']:>8}  {event['timestamp']}  {event['type']:<24}  {about}"
+    whose = data["invoice"] or data["subscription"] or data["customer"] or "-"
+    line = f"{data['number']:>8}  {event['timestamp']}  {event['type']:<24}  {whose}"
+    said = ": ".join(data[name] for name in ("about", "why") if data.get(name))
+    return f"{line}  {said}" if said else line
 
 
 @events.command()

@@ -7,8 +7,8 @@ import click
 
 from billing_worker import config
 from billing_worker.clock import SystemClock
+from billing_worker.entrypoints.cli.details import as_words
 from billing_worker.entrypoints.cli.shared import (
-    as_words,
     json_option,
     money_of,
     open_store,

@@ -12,6 +12,7 @@ from billing_worker import config
 from billing_worker.clock import SystemClock
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.entrypoints.cli.bulk import change_all
+from billing_worker.entrypoints.cli.details import in_lines
 from billing_worker.entrypoints.cli.shared import (
     by_option,
     chosen,
@@ -58,11 +59,9 @@ def _do(
         print_json(shown)
         return
     click.echo(f"{reference_id}: {outcome.outcome}, {outcome.status}.")
-    click.echo(f"  next period  {shown['next_billing_at'] or 'none'}")
-    if shown["cancels_at"]:
-        click.echo(f"  cancels at   {shown['cancels_at']}")
-    for name, value in outcome.details.items():
-        click.echo(f"  {name:12} {value}")
+    dates = {"next_period": shown["next_billing_at"] or "none", "cancels_at": shown["cancels_at"]}
+    for line in in_lines({**dates, **outcome.details}):
+        click.echo(line)
     for invoice, follows in open_invoices.items():
         click.echo(f"  {invoice}: {follows}")
 

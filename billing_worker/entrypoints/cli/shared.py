@@ -161,15 +161,6 @@ def print_json(data: Any) -> None:
     click.echo(json.dumps(data, indent=2, ensure_ascii=False))
 
 
-def as_words(data: Mapping[str, Any]) -> str:
-    """Return `name=value, …` of everything that has a value, to show an event's data."""
-    return ", ".join(f"{key}={_word(value)}" for key, value in data.items() if value is not None)
-
-
-def _word(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
 def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
     table = Table(title=title or None, title_justify="left", header_style="bold")
     for column in columns:

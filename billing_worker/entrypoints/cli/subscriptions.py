@@ -22,9 +22,9 @@ from billing_worker.clock import SystemClock
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.domain.subscription import OVER
 from billing_worker.entrypoints.cli import bulk, lifecycle
+from billing_worker.entrypoints.cli.details import as_words
 from billing_worker.entrypoints.cli.dunning import dunning
 from billing_worker.entrypoints.cli.shared import (
-    as_words,
     by_option,
     json_option,
     open_store,

@@ -43,6 +43,7 @@ _ORDERED = frozenset(
         EventKind.SUBSCRIPTION_CHANGED,
         EventKind.SUBSCRIPTION_PAUSED,
         EventKind.SUBSCRIPTION_RESUMED,
+        EventKind.SUBSCRIPTION_FORGIVEN,
         EventKind.SUBSCRIPTION_CANCELLED,
         EventKind.CANCELLATION_SCHEDULED,
         EventKind.CANCELLATION_WITHDRAWN,
@@ -57,6 +58,7 @@ class Decided:
 
     at: datetime
     told_later: bool
+    in_pause: bool = False  # in one that has ended by itself since then
 
 
 def decided_when(
@@ -64,11 +66,14 @@ def decided_when(
     subscription: Subscription,
     decided_at: datetime | None,
     now: datetime,
+    *,
+    is_last: bool = False,
 ) -> Decided:
     """`decided_at`, or now. Raises InvalidInput on `decided_at` where it cannot be meant.
 
     Decisions about one subscription are told of in their order: one that is older than the last
-    would have to undo it. `subscription` is locked.
+    would have to undo it. So would one from a pause that has ended by itself since then, but for the
+    last of all (`is_last`: cancelled, ended), after which no date counts. `subscription` is locked.
     """
     if decided_at is None:
         due = is_due(subscription, now) or rules.pause_is_over(subscription, now)
@@ -76,13 +81,16 @@ def decided_when(
             raise InvalidInput("decided_at", PERIOD_WAITS)
         return Decided(now, told_later=False)
     at = not_in_the_future(decided_at, now)
-    last = last_said(connection, subscription.id, _ORDERED)
+    said = _ordered(connection, subscription.id, _ORDERED)
+    by_itself = [row for row in said if "resumed_at" in row.data] if is_last else []
+    last = max((_made_at(row) for row in said if row not in by_itself), default=None)
     if last is not None and at < last:
         if at < last - CLOCKS_DIFFER:
             reason = f"is before the last decision about it, which is of {last.isoformat()}"
             raise InvalidInput("decided_at", f"{reason}: tell of them in their order")
         at = last
-    return Decided(at, told_later=True)
+    in_pause = any(_made_at(row) > at for row in by_itself)
+    return Decided(at, told_later=True, in_pause=in_pause)
 
 
 def not_in_the_future(decided_at: datetime, now: datetime) -> datetime:
@@ -98,8 +106,17 @@ def last_said(
     connection: Connection, subscription_id: int, kinds: frozenset[EventKind]
 ) -> datetime | None:
     """Return when the newest of these decisions was made."""
+    return max(
+        (_made_at(row) for row in _ordered(connection, subscription_id, kinds)), default=None
+    )
+
+
+def _ordered(
+    connection: Connection, subscription_id: int, kinds: frozenset[EventKind]
+) -> list[Row[Any]]:
+    """Return the decisions whose order matters, oldest first."""
     said = history.of_kinds(connection, subscription_id, kinds)
-    return max((_made_at(row) for row in said if _is_ordered(row)), default=None)
+    return [row for row in said if _is_ordered(row)]
 
 
 def _is_ordered(row: Row[Any]) -> bool:
@@ -162,12 +179,10 @@ def _at_former_price(connection: Connection, subscription: Subscription) -> Subs
     """Return it with the amount that one of the periods taken back has brought agreed for later
     again.
     """
-    said = history.of_kinds(
-        connection, subscription.id, _ORDERED | {EventKind.SUBSCRIPTION_REPRICED}
-    )
-    last = next((row for row in reversed(said) if _is_ordered(row)), None)
-    if last is None or last.kind != EventKind.SUBSCRIPTION_REPRICED:
+    said = _ordered(connection, subscription.id, _ORDERED | {EventKind.SUBSCRIPTION_REPRICED})
+    if not said or said[-1].kind != EventKind.SUBSCRIPTION_REPRICED:
         return subscription
+    last = said[-1]
     if last.data["from_period"] < subscription.next_period:
         return subscription
     return replace(

@@ -183,10 +183,8 @@ def change_where(
         report.changed += 1
         first = f"from {outcome.details['from']}"
         for term, (before, after) in outcome.details["changes"].items():
-            if term == "new_amount":
-                report.show(reference, before or "no new amount", after or "no new amount")
-            else:
-                report.show(reference, str(before), f"{after} {first}")
+            dated = after if term == "new_amount" else f"{after or 'none'} {first}"
+            report.show(reference, before or "none", dated or "none")
     return report
 
 

@@ -270,7 +270,8 @@ def cancel(
         if at_period_end and scheduled:
             asked.details = asked.details | _still_collected(asked)
             return
-        after = rules.cancelling(before) if at_period_end else rules.cancelled(before)
+        at_once = not at_period_end or asked.in_pause
+        after = rules.cancelled(before) if at_once else rules.cancelling(before)
         if after.status is not _S.CANCELLED:
             told = {**_takes_effect(after), **_still_collected(asked)}
             asked.becomes(after, EventKind.CANCELLATION_SCHEDULED, **told)
@@ -279,7 +280,7 @@ def cancel(
         voided += asked.details.get("voided", 0)
         asked.becomes(after, EventKind.SUBSCRIPTION_CANCELLED, voided=voided)
 
-    return _ask(store, clock, reference_id, by, why, decide, decided_at)
+    return _ask(store, clock, reference_id, by, why, decide, decided_at, is_last=True)
 
 
 def _still_collected(asked: _Asked) -> dict[str, Any]:
@@ -399,7 +400,7 @@ def end(
         asked.becomes(rules.ended(before), EventKind.SUBSCRIPTION_ENDED)
         pause_collection.take_up_again(asked.connection, before.id, asked.moment, waited)
 
-    return _ask(store, clock, reference_id, by, why, decide, decided_at, closes=True)
+    return _ask(store, clock, reference_id, by, why, decide, decided_at, closes=True, is_last=True)
 
 
 # --- how it is asked -------------------------------------------------------------------------
@@ -429,6 +430,11 @@ class _Asked:
     def now(self) -> datetime:
         """The time of the decision, from which it takes effect."""
         return self._decided.at
+
+    @property
+    def in_pause(self) -> bool:
+        """Whether it was paused then: a paused subscription has no period's end to wait for."""
+        return self._decided.in_pause
 
     def becomes(self, after: Subscription, kind: EventKind, **details: Any) -> None:
         """Write the change and its event, unless nothing changes."""
@@ -478,9 +484,10 @@ def _ask(
     decided_at: datetime | None,
     *,
     closes: bool = False,
+    is_last: bool = False,
 ) -> Outcome:
     """Lock and prepare a request. `closes`: only open invoices remain, which stay here after a
-    hand-over.
+    hand-over. `is_last`: no date of a period counts after it.
     """
     if not by:
         raise InvalidInput("by", "must name who decides")
@@ -493,7 +500,7 @@ def _ask(
             reason = f"was handed over to another book at {since}: decide there"
             raise InvalidInput("status", reason)
         moment = Moment(clock.now(), by)  # Read only now: the lock may have been waited for.
-        decided = decided_when(connection, subscription, decided_at, moment.now)
+        decided = decided_when(connection, subscription, decided_at, moment.now, is_last=is_last)
         asked = _Asked(connection, TakenBack(subscription), moment, decided, why)
         with suppress(_NothingChanges), Within(connection).transaction():
             before = take_back(connection, subscription, decided.at, moment)

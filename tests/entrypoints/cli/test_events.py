@@ -50,6 +50,14 @@ def test_a_reader_that_follows_is_told_what_comes_later_one_line_each(world, run
     assert [json.loads(line)["data"]["subscription"] for line in lines] == ["sub-1", "sub-2"]
 
 
+def test_the_list_says_what_a_person_has_to_look_at(world, run):
+    world.subscribe("wrong_amount")
+    world.tick()
+    publish(world.store, world.clock)
+    line = next(line for line in run("list").splitlines() if "attention.needed" in line)
+    assert line.endswith("sub-1-p0  attempt.quarantined: amount is 10.99, expected 9.99")
+
+
 def test_every_schema_is_printed(run):
     assert json.loads(run("schema", "invoice.paid"))["title"] == "invoice.paid"
     assert "invoice.failed" in json.loads(run("schema"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 
 import pytest
@@ -9,9 +10,11 @@ from sqlalchemy import select
 
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.domain.subscription import BILLABLE
+from billing_worker.persistence.outbox import feed
 from billing_worker.persistence.schema import tables
 from billing_worker.services.commands.execute import Message, carry_out
 from billing_worker.services.doorbell import ring_due
+from billing_worker.services.outbox.publish import publish
 from tests.support.lifecycle import DAY, do, give_card, history, invoices, row, suspend
 from tests.support.recovery import banks_change_their_mind
 from tests.support.world import START
@@ -202,6 +205,12 @@ def test_a_suspended_one_that_is_forgiven_owes_nothing_and_is_billed_from_its_ne
     banks_change_their_mind(world, "approved")
     answer = send(world, "forgive", reference_id="f-1", subscription="sub-1", why="goodwill")
     assert (answer["status"], answer["subscription"]["status"]) == ("done", "active")
+    publish(world.store, world.clock)
+    with world.store.reading() as connection:
+        told = [json.loads(row.body) for row in feed.after(connection, 0, 100)]
+    of_it = [one for one in told if one["type"].startswith("subscription.")]
+    assert of_it[-1]["data"]["state"]["subscription"]["status"] == "active", "others are not told"
+    assert of_it[-1]["type"] == "subscription.recovered"
     assert {one.status for one in invoices(world, "sub-1")} == {"void"}
     assert "goodwill" in world.explain("sub-1-p0")["why"]
     world.run_for(35 * DAY, step=DAY)

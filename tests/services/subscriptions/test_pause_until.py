@@ -179,3 +179,40 @@ def test_a_pause_that_is_told_of_when_it_is_over_counts_as_if_told_in_time(paid,
     # Without the shift the period of 28 Feb fell into the pause; with it, it begins on 9 Apr.
     assert subscription(paid).status == "active"
     assert paid.debits() == {"sub-1-p0": 1, "sub-1-p1" if shift else "sub-1-p2": 1}
+
+
+@pytest.mark.parametrize(
+    ("decision", "ends_as"),
+    [
+        (("cancel", {"at_period_end": False}), "cancelled"),
+        (("cancel", {"at_period_end": True}), "cancelled"),
+        (("end", {}), "ended"),
+    ],
+    ids=str,
+)
+def test_an_end_that_was_decided_in_a_pause_is_taken_although_the_pause_has_ended_since(
+    paid, decision, ends_as
+):
+    pause(paid, 27)
+    made_at = paid.clock.now() + 9 * DAY
+    paid.transport.unreachable = True
+    paid.run_for(29 * DAY, step=DAY)  # the pause is over, and the period of 28 Feb is open
+    name, how = decision
+    told = getattr(lifecycle, name)(
+        paid.store, paid.clock, "sub-1", by="ann", decided_at=made_at, **how
+    )
+    assert told.status == ends_as
+    paid.transport.unreachable = False
+    paid.run_for(40 * DAY, step=DAY)
+    assert paid.debits() == {"sub-1-p0": 1}
+    assert paid.fate("sub-1-p1") == "void"
+
+
+def test_other_terms_that_were_decided_in_a_pause_are_refused_once_it_has_ended(paid):
+    pause(paid, 27)
+    made_at = paid.clock.now() + 9 * DAY
+    paid.run_for(29 * DAY, step=DAY)
+    with pytest.raises(InvalidInput, match="tell of them in their order"):
+        lifecycle.change(
+            paid.store, paid.clock, "sub-1", amount="5.00", by="ann", decided_at=made_at
+        )
