@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, Subquery, bindparam, case, func, or_, select
+from sqlalchemy import Connection, Row, Select, Subquery, bindparam, case, func, select, text
 
 from billing_worker.domain.events import Event, EventKind
 from billing_worker.domain.invoice import Invoice
@@ -218,7 +218,7 @@ def alerts(connection: Connection, limit: int) -> Sequence[Row[Any]]:
     query = (
         select(events, invoices.c.reference_id.label("invoice_reference"))
         .join(invoices, invoices.c.id == events.c.invoice_id, isouter=True)
-        .where(or_(events.c.alert))
+        .where(text("events.alert"))  # literally the condition of the index `ix_events_alerts`
         .order_by(events.c.id.desc())
         .limit(limit)
     )

@@ -17,6 +17,8 @@ from sqlalchemy import (
     case,
     exists,
     func,
+    literal_column,
+    null,
     or_,
     select,
     update,
@@ -295,10 +297,34 @@ def known_of_submitted(connection: Connection, attempt_id: int) -> str:
 def summary(connection: Connection) -> Sequence[Row[Any]]:
     """Return count and sum of invoices, grouped by everything that decides their state.
 
-    These are the status, the state of the newest attempt, what is known of it while it is
-    submitted, and, for invoices without a next attempt, the reason and whether the wait ends by
-    itself.
+    Of one that is still owed these are the status, the state of the newest attempt, what is known of it
+    while it is submitted, and, without a next attempt, the reason and whether the wait ends by itself.
+    Of the others, which are nearly all, it is the status.
     """
+    return [*_closed(connection), *_owed(connection)]
+
+
+_KEYS = ("status", "attempt_status", "known", "waits", "reason", "patient", "currency")
+
+
+def _closed(connection: Connection) -> Sequence[Row[Any]]:
+    nothing = [null().label(name) for name in _KEYS[1:-1]]
+    query: Select[Any] = (
+        select(
+            invoices.c.status,
+            *nothing,
+            invoices.c.currency,
+            func.count().label("invoices"),
+            func.sum(invoices.c.amount_minor).label("minor"),
+        )
+        .where(invoices.c.status.in_(("paid", "void")))
+        .group_by(invoices.c.status, invoices.c.currency)
+        .order_by(invoices.c.status, invoices.c.currency)
+    )
+    return connection.execute(query).all()
+
+
+def _owed(connection: Connection) -> Sequence[Row[Any]]:
     tries = attempts.alias("tries")
     newest = (
         select(tries.c.id)
@@ -322,10 +348,10 @@ def summary(connection: Connection) -> Sequence[Row[Any]]:
             and_(waits, invoices.c.give_up_at.is_not(None)).label("patient"),
         )
         .select_from(invoices.outerjoin(attempts, attempts.c.id == newest))
+        .where(invoices.c.status.in_(("open", "uncollectible")))
         .subquery()
     )
-    columns = ("status", "attempt_status", "known", "waits", "reason", "patient", "currency")
-    keys = [fate.c[name] for name in columns]
+    keys = [fate.c[name] for name in _KEYS]
     query: Select[Any] = select(
         *keys, func.count().label("invoices"), func.sum(fate.c.amount_minor).label("minor")
     )
@@ -344,7 +370,7 @@ def oldest_unknown(connection: Connection) -> datetime | None:
 def is_unknown() -> ColumnElement[bool]:
     """Of an attempt: its outcome is unknown. An unpaid page is not: it waits for the customer."""
     return or_(
-        and_(attempts.c.status == "submitted", ~_UNTOUCHED_PAGE),
+        and_(attempts.c.status == literal_column("'submitted'"), ~_UNTOUCHED_PAGE),
         attempts.c.undecided_since.is_not(None),
     )
 
@@ -364,7 +390,7 @@ def surplus(connection: Connection) -> Sequence[Row[Any]]:
         )
         .join(invoices, invoices.c.id == attempts.c.invoice_id)
         .where(
-            attempts.c.status == "surplus",
+            attempts.c.status == literal_column("'surplus'"),  # of the index's condition
             attempts.c.outcome.is_distinct_from("refunded"),
             attempts.c.outcome.is_distinct_from("charged_back"),
         )

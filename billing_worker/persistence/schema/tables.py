@@ -221,6 +221,8 @@ invoices = Table(
 
 _LIVE = text("status IN ('prepared', 'submitted')")
 _SUCCEEDED = text("status = 'succeeded'")
+_SURPLUS = text("status = 'surplus'")
+_UNDECIDED = text("undecided_since IS NOT NULL")
 _TO_POLL = text("next_poll_at IS NOT NULL")
 _HAS_PAGE = text("page_digest IS NOT NULL")
 _COUNTED = text("status IN ('prepared', 'submitted', 'declined')")
@@ -294,6 +296,13 @@ attempts = Table(
         postgresql_where=_HAS_PAGE,
         sqlite_where=_HAS_PAGE,
     ),
+    Index(
+        "ix_attempts_undecided",
+        "undecided_since",
+        postgresql_where=_UNDECIDED,
+        sqlite_where=_UNDECIDED,
+    ),
+    Index("ix_attempts_surplus", "id", postgresql_where=_SURPLUS, sqlite_where=_SURPLUS),
     Index("ix_attempts_look", "next_poll_at", postgresql_where=_TO_POLL, sqlite_where=_TO_POLL),
     # Attempts that count towards a card's retry limits, or are about to. `persistence/cards.py`
     # repeats the condition literally: otherwise SQLite does not use the index.
@@ -305,6 +314,8 @@ attempts = Table(
         sqlite_where=_COUNTED,
     ),
 )
+
+_ALERT = text("alert")
 
 events = Table(
     "events",
@@ -322,6 +333,7 @@ events = Table(
     # rows.
     Index("ix_events_subscription_id", "subscription_id"),
     Index("ix_events_invoice_id", "invoice_id"),
+    Index("ix_events_alerts", "id", postgresql_where=_ALERT, sqlite_where=_ALERT),
 )
 
 book = Table(
