@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterable
 from typing import Any, Final
 from urllib.parse import quote
 
-from billing_worker.domain.secret import Secret
+from billing_worker.domain.secret import Secret, passes_luhn
 
 HIDDEN: Final = "***"
 
@@ -176,9 +176,4 @@ def _hide_card_numbers(digits: re.Match[str]) -> str:
 
 def _hide_card_number(match: re.Match[str]) -> str:
     digits = [int(digit) for digit in match[0] if digit.isdigit()]
-    return HIDDEN if _passes_luhn(digits) else match[0]
-
-
-def _passes_luhn(digits: list[int]) -> bool:
-    doubled = [sum(divmod(2 * digit, 10)) for digit in digits[-2::-2]]
-    return sum(digits[-1::-2] + doubled) % 10 == 0
+    return HIDDEN if passes_luhn(digits) else match[0]

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from billing_worker.domain.secret import holds_card_data
+
 _PACKAGE = "billing_worker.entrypoints.cli"
 _COMMANDS = {
     "demo": (
@@ -50,6 +52,12 @@ _COMMANDS = {
 
 
 class _OnDemand(click.Group):
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Refuse card numbers before any command runs: whatever is said here may be stored."""
+        if any(map(holds_card_data, args)):
+            raise click.UsageError("an argument holds a card number or a CVV.")
+        return super().parse_args(ctx, args)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
 

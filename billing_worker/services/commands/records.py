@@ -24,7 +24,8 @@ from marshmallow import (
 from billing_worker.domain.calendar import Unit
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.domain.money import Money
-from billing_worker.gateway.redaction import HIDDEN, legible, redact_body
+from billing_worker.domain.secret import holds_card_data
+from billing_worker.gateway.redaction import HIDDEN, legible, redact, redact_body
 from billing_worker.services.cards.new_card import Scope
 from billing_worker.services.hosted_pages.records import (
     CheckoutSchema,
@@ -473,7 +474,7 @@ def _of_this_version(arguments: Mapping[str, Any]) -> dict[str, Any]:
 def reference_in(arguments: Any) -> str | None:
     """Return the caller's key if it is readable, to find a refused command."""
     reference = arguments.get("reference_id") if isinstance(arguments, Mapping) else None
-    return legible(reference)[:SHOWN_REFERENCE] if isinstance(reference, str) else None
+    return legible(redact(reference))[:SHOWN_REFERENCE] if isinstance(reference, str) else None
 
 
 def shown(task: str, arguments: Any) -> Any:
@@ -484,6 +485,8 @@ def shown(task: str, arguments: Any) -> Any:
     if not isinstance(arguments, Mapping) or is_too_deep(arguments):
         return HIDDEN
     kept = _shown_fields(_SCHEMAS.get(task), arguments)
+    if holds_card_data(json.dumps(kept, ensure_ascii=False)):
+        return HIDDEN
     return kept if len(json.dumps(kept)) <= LONGEST_JSON else {"": "too long to be kept"}
 
 

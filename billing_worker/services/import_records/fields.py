@@ -16,6 +16,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from marshmallow import RAISE, Schema, ValidationError, fields, missing, validate
 
+from billing_worker.domain.secret import holds_card_data
+
 REFERENCE_LENGTH = 100
 """Leaves room for the suffixes of period and attempt in the gateway's reference."""
 
@@ -25,9 +27,18 @@ LONGEST_JSON = 65_536
 DEEPEST = 32
 """Levels of nesting. Deeper JSON may exhaust a reader's stack."""
 
+HOLDS_CARD_DATA = "must not hold a card number or a CVV."
+
+
+def no_card_data(text: str) -> None:
+    if holds_card_data(text):
+        raise ValidationError(HOLDS_CARD_DATA)
+
+
 is_reference = validate.And(
     validate.Length(min=1, max=REFERENCE_LENGTH),
     validate.Regexp(r"^[!-~]+\Z", error="must be printable ASCII without spaces."),
+    no_card_data,
 )
 is_new_reference = validate.And(
     is_reference,
@@ -42,19 +53,25 @@ _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
 def can_be_stored(value: Any) -> None:
-    """Refuse values that JSON allows and a database cannot store: NUL, half a surrogate
-    pair, NaN.
+    """Refuse what JSON allows and a database cannot store (NUL, half a surrogate pair, NaN), and
+    what it must not store: card numbers and card codes.
     """
     if isinstance(value, str):
         if _UNSTORABLE.search(value):
             raise ValidationError("must not contain NUL or lone surrogates.")
+        no_card_data(value)
     elif isinstance(value, Mapping):
         for key, inner in value.items():
             can_be_stored(key)
             can_be_stored(inner)
+            if not isinstance(inner, (Mapping, list)):
+                # The name says what the digits do not: {"cvv": "123"}.
+                no_card_data(f"{key}: {inner}")
     elif isinstance(value, list):
         for inner in value:
             can_be_stored(inner)
+    elif isinstance(value, int):
+        no_card_data(str(value))
     elif isinstance(value, float) and not math.isfinite(value):
         raise ValidationError("must not contain NaN or infinity.")
 
@@ -95,7 +112,7 @@ class Reference(fields.String):
     plain = _PLAIN_REFERENCE
 
     def plainly(self, value: Any) -> str:
-        if type(value) is str and self.plain.fullmatch(value):
+        if type(value) is str and self.plain.fullmatch(value) and not holds_card_data(value):
             return value
         raise NotPlain
 
@@ -123,6 +140,7 @@ class _Text(fields.String):
             type(value) is str
             and self.shortest <= len(value) <= self.longest
             and not _UNSTORABLE.search(value)
+            and not holds_card_data(value)
         ):
             return value
         raise NotPlain
