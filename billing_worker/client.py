@@ -339,8 +339,13 @@ class BillingClient:
         charge: str | None = None,
         invoice: str | None = None,
         customer: str | None = None,
+        at: str | None = None,
     ) -> Sent:
-        """Ask what became of one of these. The answer has its state, in words and data."""
+        """Ask what became of one of these. The answer has its state, in words and data.
+
+        `at`, a day or an instant in ISO 8601: also what was charged then to a subscription or a customer,
+        and why nothing else was.
+        """
         named = {
             "subscription": subscription,
             "charge": charge,
@@ -350,7 +355,7 @@ class BillingClient:
         given = {kind: reference for kind, reference in named.items() if reference is not None}
         if len(given) != 1:
             raise ValueError(f"name exactly one of {', '.join(named)}")
-        return self._send("billing.describe", given)
+        return self._send("billing.describe", given | ({"at": at} if at is not None else {}))
 
     def forgive(
         self,

@@ -72,6 +72,7 @@ from billing_worker.services.import_records.subscription import (
 from billing_worker.services.operators.debts import cancel_charge
 from billing_worker.services.ports import Ports
 from billing_worker.services.reports.describe import Kind, describe
+from billing_worker.services.reports.question import explain_any
 from billing_worker.services.reports.status import ChargeSettings
 from billing_worker.services.subscriptions import lifecycle
 from billing_worker.services.subscriptions.subscribe import (
@@ -172,6 +173,13 @@ def _described(ports: Ports, asked: Describe) -> Answer:
     settings = ChargeSettings(ports.timings, ports.gateway.service)
     with ports.store.reading() as connection:
         told = describe(connection, Kind(asked.kind), asked.reference, settings)
+        if told is not None and asked.at is not None:
+            now = ports.clock.now()
+            try:
+                then = explain_any(connection, asked.reference, now, settings, at=asked.at)
+            except InvalidInput as error:
+                return Answer(REFUSED, (Fault(error.field, error.reason),))
+            told |= {"then": then}
     if told is None:
         return Answer(REFUSED, (Fault(asked.kind, f"there is no {asked.reference!r}"),))
     return Answer(DONE, (), told)

@@ -166,6 +166,7 @@ class Retry:
 class Describe:
     kind: str
     reference: str
+    at: str | None = None  # a day or an instant: what was charged then, and why nothing else was
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,10 +304,11 @@ class _Describe(StrictSchema):
     charge = fields.String(validate=is_reference)
     invoice = fields.String(validate=is_reference)
     customer = fields.String(validate=is_reference)
+    at = text(40)
 
     @validates_schema
     def names_one_thing(self, data: Mapping[str, Any], **_: Any) -> None:
-        kinds = sorted(set(self.fields) - {"reference_id"})
+        kinds = sorted(set(self.fields) - {"reference_id", "at"})
         if len(data.keys() & set(kinds)) != 1:
             raise ValidationError(f"must name exactly one of {', '.join(kinds)}.")
 
@@ -385,8 +387,9 @@ def _named(kind: type[Any]) -> Callable[[dict[str, Any]], Any]:
 
 
 def _described(data: dict[str, Any]) -> Describe:
+    at = data.pop("at", None)
     [(kind, reference)] = ((k, v) for k, v in data.items() if k != "reference_id")
-    return Describe(kind, reference)
+    return Describe(kind, reference, at)
 
 
 DESCRIBE = "billing.describe"

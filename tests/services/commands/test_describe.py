@@ -34,6 +34,22 @@ def test_a_subscription_is_described_with_its_state_and_newest_invoices(world, a
     Draft202012Validator(INVOICE).validate(told["invoices"][0])
 
 
+def test_a_day_of_a_subscription_says_what_was_sent_and_why_nothing_else_was(world, ask):
+    world.subscribe("decline_insufficient_funds")
+    world.run_for(timedelta(minutes=2))
+    told = ask("describe", subscription="sub-1", at="2026-01-31")
+    assert (told["status"], told["then"]["attempts"][0]["became"]) == ("done", "declined")
+    assert told["then"]["reasons"][0]["rule"] == "ladder.step 1"
+    whole = ask("describe", customer="customer-of-sub-1", at="2026-01-31")
+    assert [one["subscription"] for one in whole["then"]["subscriptions"]] == ["sub-1"]
+    for wrong in (
+        {"subscription": "sub-1", "at": "soon"},
+        {"invoice": "sub-1-p0", "at": "2026-01-31"},
+    ):
+        refused = ask("describe", **wrong)
+        assert (refused["status"], refused["errors"][0]["field"]) == ("refused", "at")
+
+
 def test_an_invoice_says_why_it_is_so_and_what_follows(world, ask):
     world.subscribe("decline_insufficient_funds")
     world.tick()
