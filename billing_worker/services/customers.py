@@ -15,6 +15,7 @@ from billing_worker.persistence import customers, history, subscriptions
 from billing_worker.persistence.customers import Updated
 from billing_worker.persistence.history import Entry
 from billing_worker.persistence.store import Store
+from billing_worker.services.import_records.person import check_email, check_name
 from billing_worker.services.import_records.subscription import CustomerRecord
 
 
@@ -38,11 +39,15 @@ def update_customer(
 ) -> dict[str, Any]:  # fmt: skip
     """Give a customer another name or e-mail; None leaves it, an empty text removes it.
 
-    Return {reference_id, outcome, fields}. Raises InvalidInput on `customer` when there is none, or
-    on `name` when nothing is given.
+    Return {reference_id, outcome, fields}. Raises InvalidInput on `customer` when there is none, on
+    `name` when nothing is given, or on what cannot be meant.
     """
     if name is None and email is None:
         raise InvalidInput("name", "give a name or an e-mail")
+    if name:
+        check_name(name)
+    if email:
+        check_email(email)
     now = clock.now()
     with store.transaction() as connection:
         if customers.find(connection, customer) is None:

@@ -18,6 +18,7 @@ from billing_worker.services.import_records.fields import (
     is_new_reference,
     is_reference,
     metadata,
+    phone,
     text,
 )
 from billing_worker.services.import_records.subscription import (
@@ -75,7 +76,7 @@ def _return_url() -> fields.String:
 class TokenisationSchema(StrictSchema):
     reference_id = fields.String(required=True, validate=[is_new_reference, _is_no_attempts])
     customer = fields.Nested(CustomerSchema, required=True)
-    phone = text(32)
+    phone = phone()
     amount = fields.Raw(load_default=None)
     currency = fields.Raw(load_default=None)
     invoice = fields.String(load_default=None, allow_none=True, validate=is_reference)

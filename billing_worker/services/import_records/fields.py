@@ -16,7 +16,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from marshmallow import RAISE, Schema, ValidationError, fields, missing, validate
 
+from billing_worker.domain.errors import InvalidInput
 from billing_worker.domain.secret import holds_card_data
+from billing_worker.services.import_records import person
 
 REFERENCE_LENGTH = 100
 """Leaves room for the suffixes of period and attempt in the gateway's reference."""
@@ -166,6 +168,38 @@ def text(longest: int, *, required: bool = False) -> fields.String:
 def words(longest: int) -> fields.String:
     """Return a field for optional text: absent, null and empty all read as None."""
     return _Said(longest, load_default=None, allow_none=True)
+
+
+class _Checked(_Said):
+    """Text that a rule judges, which raises InvalidInput."""
+
+    def __init__(self, rule: Callable[[str], None], longest: int) -> None:
+        self._rule = rule
+        super().__init__(longest, load_default=None, allow_none=True)
+        self.validators = [*self.validators, _if_said(self._judged)]
+
+    def _judged(self, value: str) -> str:
+        try:
+            self._rule(value)
+        except InvalidInput as error:
+            raise ValidationError(f"{error.reason}.") from None
+        return value
+
+    def plainly(self, value: Any) -> str | None:
+        said = super().plainly(value)
+        return self._judged(said) if said else None
+
+
+def person_name() -> fields.String:
+    return _Checked(person.check_name, person.MAX_NAME)
+
+
+def email() -> fields.String:
+    return _Checked(person.check_email, person.MAX_EMAIL)
+
+
+def phone() -> fields.String:
+    return _Checked(person.check_phone, person.MAX_PHONE)
 
 
 class Zone(fields.String):

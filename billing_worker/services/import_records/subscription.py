@@ -34,8 +34,10 @@ from billing_worker.services.import_records.fields import (
     Reference,
     Whole,
     Zone,
+    email,
     is_too_deep,
     metadata,
+    person_name,
     text,
     words,
 )
@@ -292,8 +294,8 @@ class BadRecord(Exception):
 
 class CustomerSchema(PlainSchema):
     reference_id = Reference()
-    name = words(200)
-    email = words(254)
+    name = person_name()
+    email = email()
 
 
 class CardSchema(PlainSchema):
