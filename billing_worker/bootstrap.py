@@ -24,6 +24,7 @@ from billing_worker.receivers.post import Poster
 from billing_worker.services.attempts.group_commit import GroupCommit
 from billing_worker.services.charging.callbacks import Inbox
 from billing_worker.services.charging.thread_pool import ThreadPool
+from billing_worker.services.circuit_breaker import CircuitBreaker
 from billing_worker.services.outbox.deliver import Outbound
 from billing_worker.services.ports import Bell, Outside, Ports, Unmetered
 
@@ -102,7 +103,8 @@ def build_outbound(settings: Settings, store: Store) -> Outbound:
 def build_ports(settings: Settings, bell: Bell) -> tuple[Ports, ThreadPool]:
     """Return everything that the worker's use cases need, and the thread pool, to stop it."""
     pool = ThreadPool(settings.charge_concurrency)
-    meter = PrometheusMeter() if settings.metrics_port else Unmetered()
+    breaker = CircuitBreaker()
+    meter = PrometheusMeter(breaker) if settings.metrics_port else Unmetered()
     ports = Ports(
         store=build_store(settings),
         gateway=build_gateway(settings, meter.called),
@@ -115,6 +117,7 @@ def build_ports(settings: Settings, bell: Bell) -> tuple[Ports, ThreadPool]:
         test_mode=settings.test_mode,
         commit_group=GroupCommit(),
         outside=build_outside(settings),
+        breaker=breaker,
         meter=meter,
         timekeeper=ClockWatch(SystemClock()),
         needs_synchronous_standby=settings.require_synchronous_standby,

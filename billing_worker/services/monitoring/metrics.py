@@ -129,6 +129,12 @@ METRICS = {
             by_worker=True,
         ),
         Metric(
+            "billing_breaker_open",
+            "gauge",
+            "1 while the worker starts no charges because all of them fail.",
+            by_worker=True,
+        ),
+        Metric(
             "billing_gateway_call_seconds",
             "histogram",
             "Requests to the gateway: answered, refused, unknown or not sent.",

@@ -21,7 +21,7 @@ from tests.support.world import KEY
 
 @pytest.fixture
 def meter(world):
-    meter = PrometheusMeter()
+    meter = PrometheusMeter(world.ports.breaker)
     settings = GatewaySettings(
         api_url="https://gateway.test/api",
         username=world.sandbox.username,
@@ -72,6 +72,12 @@ def test_an_attempt_that_a_rule_forbids_is_counted_by_the_rule(world, meter):
     assert refused >= 1
 
 
+def test_a_worker_that_starts_no_charges_shows_it(world, meter):
+    assert _value(meter, "billing_breaker_open") == 0
+    world.ports.breaker.open(world.clock.monotonic())
+    assert _value(meter, "billing_breaker_open") == 1
+
+
 def test_what_a_worker_shows_is_declared_and_holds_no_secret_and_no_reference(world, meter):
     world.subscribe("approved", "sub-secret-name")
     world.tick()
@@ -79,7 +85,7 @@ def test_what_a_worker_shows_is_declared_and_holds_no_secret_and_no_reference(wo
         port = free.getsockname()[1]
     meter.serve("127.0.0.1", port)
     text = requests.get(f"http://127.0.0.1:{port}/metrics", timeout=5).text
-    shown = set(re.findall(r"^# TYPE (\S+) (?:counter|histogram)$", text, re.MULTILINE))
+    shown = set(re.findall(r"^# TYPE (\S+) (?:counter|gauge|histogram)$", text, re.MULTILINE))
     assert shown == {m.name for m in METRICS.values() if m.by_worker}
     for secret in (world.sandbox.password, KEY, "approved", "sub-secret-name", "cgi_"):
         assert secret not in text
