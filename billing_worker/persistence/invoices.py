@@ -184,6 +184,7 @@ def find(connection: Connection, reference_id: str) -> Row[Any] | None:
             subscriptions.c.reference_id.label("subscription_reference"),
             subscriptions.c.timezone,
             subscriptions.c.handed_over_at,
+            subscriptions.c.dunning_policy,
         )
         .join(subscriptions, subscriptions.c.id == invoices.c.subscription_id)
         .where(or_(*named))

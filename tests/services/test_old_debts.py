@@ -7,6 +7,7 @@ from datetime import timedelta
 import pytest
 
 from billing_worker.services.forecast.preview import preview
+from billing_worker.services.reports.question import explain_any
 from billing_worker.services.subscriptions import lifecycle
 from tests.support.recovery import banks_change_their_mind, events, replace, retry, sold_at
 
@@ -128,3 +129,27 @@ def test_what_waited_behind_an_old_debt_goes_on_without_it(world):
     world.run_for(7 * DAY, step=timedelta(hours=6))
     waits_for_a_person(world)
     assert world.fate("sub-1-p1") == "paid"
+
+
+def test_before_anybody_takes_an_old_debt_up_it_is_said_that_nobody_will(world):
+    world.subscribe("decline_insufficient_funds")
+    world.tick()
+    dated = world.explain()["next"]
+    assert "It is charged at" in dated
+    lifecycle.pause(world.store, world.clock, "sub-1", by="ann")
+    world.clock.advance(300 * DAY)
+    lifecycle.resume(world.store, world.clock, "sub-1", shift_anchor=False, by="ann")
+    told = world.explain()["next"]
+    assert "because its first unpaid attempt is older than 30 days" in told
+    assert "`invoices retry sub-1-p0`" in told
+    world.tick()
+    assert world.fate() == "open, waiting for a person"
+
+
+def test_a_step_that_stopped_workers_did_not_take_is_not_promised_by_explain(world):
+    world.subscribe("decline_insufficient_funds")
+    world.tick()
+    world.clock.advance(100 * DAY)
+    with world.store.reading() as connection:
+        told = explain_any(connection, "sub-1-p0", world.clock.now())
+    assert "older than 30 days" in told["next"]

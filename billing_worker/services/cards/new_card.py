@@ -227,7 +227,7 @@ def _give(connection: Connection, asked: _Asked, given: Given) -> Accepted:
     given_to = sorted((asked.named, *others), key=lambda one: one.id)
     return give(
         connection, given_to, given, given_for={asked.named.id},
-        on_the_old_card=asked.on_the_old_card,
+        on_the_old_card=asked.on_the_old_card if given.card_id != asked.named.card_id else (),
     )  # fmt: skip
 
 

@@ -253,14 +253,15 @@ def _again(connection: Connection, row: dict[str, Any], command: Command) -> Ans
     """Answer a reference that was used before: for the same command, or for another one."""
     known = rows.done(connection, row["task"], row["reference_id"])
     assert known is not None  # noqa: S101 - it kept us from claiming, and rows are never deleted
+    told = _done_before(known.answer)
+    if command.task == SUBSCRIBE:
+        try:
+            told = _subscribed(connection, command.record, UNCHANGED)
+        except InvalidInput as error:
+            return Answer(REFUSED, (Fault(error.field, error.reason),))
     if known.digest != row["digest"]:
         return Answer(REFUSED, _conflict(known.arguments, row["arguments"]))
-    if command.task != SUBSCRIBE:
-        return Answer(UNCHANGED, (), _done_before(known.answer))
-    try:
-        return Answer(UNCHANGED, (), _subscribed(connection, command.record, UNCHANGED))
-    except InvalidInput as error:
-        return Answer(REFUSED, (Fault(error.field, error.reason),))
+    return Answer(UNCHANGED, (), told)
 
 
 def _done_before(told: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def explain_any(
     that of `explain`, that of `why_not`, or {customer, subscriptions: [that of `why_not`]}. None: the
     reference is unknown. Raises InvalidInput on `at`.
     """
-    found = explain(connection, reference, settings)
+    found = explain(connection, reference, settings, now)
     if found is not None:
         if at is not None:
             raise InvalidInput(

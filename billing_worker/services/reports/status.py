@@ -11,12 +11,13 @@ from sqlalchemy import Connection, Row
 
 from billing_worker.domain.attempt import Origin
 from billing_worker.domain.card_setup import CardSetup
+from billing_worker.domain.dunning import comes_too_late, policy_named
 from billing_worker.domain.events import EventKind
 from billing_worker.domain.money import Money
 from billing_worker.domain.outcome import not_before
 from billing_worker.domain.timings import Timings
 from billing_worker.persistence import card_setups, history, invoices, subscriptions, switches
-from billing_worker.persistence.rows import attempt_from
+from billing_worker.persistence.rows import attempt_from, invoice_from
 from billing_worker.services.outbox.states import new_amount
 from billing_worker.services.reports import wording
 from billing_worker.services.reports.wording import ChargedNotBefore, fate_of
@@ -144,17 +145,21 @@ class ChargeSettings:
 
 
 def explain(
-    connection: Connection, reference: str, settings: ChargeSettings | None = None
+    connection: Connection,
+    reference: str,
+    settings: ChargeSettings | None = None,
+    now: datetime | None = None,
 ) -> dict[str, Any] | None:
     """Return one invoice with its states, times, decisions and every gateway call (redacted).
 
     `reference` is the invoice's, an attempt's or the gateway's id. For a card page without an
     invoice the answer has "card_page" in place of "invoice". None: the reference is unknown.
-    `settings`: without them neither the wait for late money nor a paused service is told of.
+    `settings`: without them neither the wait for late money nor a paused service is told of. `now`:
+    without it a step of recovery is taken for one that is made at its date.
     """
     invoice = invoices.find(connection, reference)
     if invoice is not None:
-        return _explained_invoice(connection, invoice, settings)
+        return _explained_invoice(connection, invoice, settings, now)
     page = card_setups.find_by_any(connection, reference)
     return _explained_page(connection, page) if page is not None else None
 
@@ -164,22 +169,38 @@ def _not_before(
     invoice: Row[Any],
     tries: Sequence[Row[Any]],
     settings: ChargeSettings | None,
+    now: datetime | None,
 ) -> ChargedNotBefore:
     """Say what a worker that claims the invoice will find, before any does."""
     switched = switches.read(connection)
     off = None if switched.sales_on else "sales are started again"
+    too_late = _too_late(invoice, tries, now)
     if settings is None:
-        return ChargedNotBefore(off)
+        return ChargedNotBefore(off, too_late=too_late)
     service = settings.service(invoice.currency)
     if off is None and service in switched.paused:
         off = f"`sales start --service {service}`"
     attempts = [attempt_from(row) for row in tries]
     late = not_before(Origin(invoice.next_origin), attempts, settings.timings)
-    return ChargedNotBefore(off, late)
+    return ChargedNotBefore(off, late, too_late)
+
+
+def _too_late(invoice: Row[Any], tries: Sequence[Row[Any]], now: datetime | None) -> str | None:
+    """Return why the next step of recovery is not made, whose date has come too late, or None."""
+    at = invoice.enqueue_at
+    if at is None or invoice.next_attempt_at is None:
+        return None
+    attempts = [attempt_from(row) for row in tries]
+    policy = policy_named(invoice.dunning_policy)
+    over = comes_too_late(policy, invoice_from(invoice), attempts, max(at, now or at))
+    return None if over is None else over.reason
 
 
 def _explained_invoice(
-    connection: Connection, invoice: Row[Any], settings: ChargeSettings | None
+    connection: Connection,
+    invoice: Row[Any],
+    settings: ChargeSettings | None,
+    now: datetime | None,
 ) -> dict[str, Any]:
     tries = invoices.attempts_of(connection, invoice.id)
     newest = tries[-1] if tries else None
@@ -196,7 +217,7 @@ def _explained_invoice(
         reason=invoice.reason,
         patient=invoice.give_up_at is not None,
     )
-    until = _not_before(connection, invoice, tries, settings)
+    until = _not_before(connection, invoice, tries, settings, now)
     payer = next((row for row in tries if row.status == "succeeded"), None)
     events = history.of_invoice(connection, invoice.id)
     told = wording.about_invoice(

@@ -23,6 +23,7 @@ from billing_worker.domain.invoice import (
     LATE_MONEY,
     ONE_A_DAY,
     PAUSED,
+    RECOVERY_ENDED,
     TOO_OLD,
     is_paid_elsewhere,
 )
@@ -115,6 +116,7 @@ class ChargedNotBefore:
 
     switched: str | None = None  # what has to be switched on first
     late_money: datetime | None = None  # until when an earlier attempt may still be paid
+    too_late: str | None = None  # why the next step of recovery is not made any more
 
 
 def about_invoice(
@@ -213,6 +215,10 @@ def _why_charged(newest: Row[Any] | None, reason: str) -> str:
 
 def _when_charged(invoice: Row[Any], until: ChargedNotBefore) -> str:
     at = invoice.enqueue_at or invoice.next_attempt_at
+    if until.too_late is not None:
+        why = until.too_late.removeprefix(RECOVERY_ENDED)
+        person = _NEXT[Fate.FOR_A_PERSON].format(invoice=invoice.reference_id)
+        return person.replace("Nothing by itself", f"Nothing by itself, because {why}", 1)
     switched = f", but not before {until.switched}" if until.switched else ""
     if invoice.reason == AFTER_OLDER:
         when = (

@@ -99,7 +99,7 @@ def subscribe(
 
     Idempotent by reference id: the same record again is `unchanged`, another one under a known
     reference is a `conflict` and changes nothing. The same is what made the subscription, or what
-    `stored_records` says it is now. A record whose subscription is over is REFUSED, unless the record
+    `stored_records` says it is now. Any record whose subscription is over is REFUSED, unless the record
     says so itself: nothing would be billed for it.
     """
     for tries_left in reversed(range(TRIES)):
@@ -127,7 +127,8 @@ def _subscribe(
         outcomes, new = _sorted_out(records, known)
         conflicts = _conflicts(connection, vault, records, outcomes)
         foreign = _with_foreign_tokens(connection, new)
-        refused = _refused(new, now) | _over(records, known)
+        over = _over(records, known)
+        refused = _refused(new, now) | over
         if new and (fault := moved_away(connection)) is not None:
             refused |= {record.reference_id: fault for record in new}
         if not dry_run:
@@ -145,12 +146,14 @@ def _subscribe(
         for record, outcome in zip(records, settled, strict=True)
     ]
     settled = [
-        REFUSED if record.reference_id in refused and outcome != "conflict" else outcome
+        REFUSED
+        if record.reference_id in over or (record.reference_id in refused and outcome != "conflict")
+        else outcome
         for record, outcome in zip(records, settled, strict=True)
     ]
     return Subscribed(
         tuple(settled),
-        {position: found for position, found in conflicts.items() if found},
+        {n: found for n, found in conflicts.items() if found and settled[n] == "conflict"},
         {n: refused[records[n].reference_id] for n, o in enumerate(settled) if o == REFUSED},
         {n: standing[r.reference_id] for n, r in enumerate(records) if r.reference_id in standing},
     )

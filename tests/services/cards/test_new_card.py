@@ -201,6 +201,13 @@ def test_a_card_for_the_subscription_alone_names_the_others_that_stay_on_the_old
     assert card_of(world, "sub-2") == card_of(world, "sub-3") != card_of(world, "sub-1")
 
 
+def test_the_card_that_they_all_have_leaves_none_on_an_old_one(world):
+    three_on_one_card(world)
+    record = {"subscription": "sub-1", "card_id": card_of(world, "sub-1")}
+    answer = send(world, "use_card", reference_id="u-1", **record)
+    assert answer["on_the_old_card"] == []
+
+
 def test_a_card_for_the_customer_reaches_all_that_the_replaced_one_paid_and_lists_them(world):
     three_on_one_card(world)
     given = world.clock.now()

@@ -79,9 +79,10 @@ def test_a_subscribe_answer_tells_whether_and_when_anything_becomes_due(send):
     assert again["subscription"]["cancels_at"] == "2026-02-28T00:00:00+00:00"
 
 
+@pytest.mark.parametrize("other", [{}, {"amount": "12.00"}, {"anchor_at": "2026-03-31T00:00:00Z"}])
 @pytest.mark.parametrize("by_import", [False, True])
 def test_subscribing_again_to_what_is_over_is_refused_and_asks_for_a_new_reference(
-    world, send, by_import
+    world, send, by_import, other
 ):
     record = RECORD | {"anchor_at": "2026-02-28T00:00:00Z"}
     if by_import:
@@ -90,7 +91,7 @@ def test_subscribing_again_to_what_is_over_is_refused_and_asks_for_a_new_referen
         send("subscribe", record)
     cancel(send, 1)
     for _ in range(2):
-        again = send("subscribe", record)
+        again = send("subscribe", record | other)
         assert again["status"] == "refused"
         assert fields_of(again) == {"reference_id"}
         assert "is cancelled" in again["errors"][0]["reason"]
