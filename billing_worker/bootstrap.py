@@ -120,6 +120,7 @@ def build_ports(settings: Settings, bell: Bell) -> tuple[Ports, ThreadPool]:
         breaker=breaker,
         meter=meter,
         timekeeper=ClockWatch(SystemClock()),
+        how_to_cancel=settings.how_to_cancel or None,
         needs_synchronous_standby=settings.require_synchronous_standby,
     )
     return ports, pool

@@ -129,14 +129,15 @@ class BillingClient:
         metadata: Mapping[str, Any] | None = None,
         catch_up: str | None = None,
         dunning: str | None = None,
+        notices: str | None = None,
     ) -> Sent:
         """Add a subscription. `amount` is decimal text in major units: "9.99". Datetimes are aware.
 
-        `catch_up` and `dunning` name policies; None: the worker's default.
+        `catch_up`, `dunning` and `notices` name policies; None: the worker's default.
         """
         optional = {
             "ends_at": _instant(ends_at), "billing_day": billing_day, "catch_up": catch_up,
-            "dunning": dunning,
+            "dunning": dunning, "notices": notices,
         }  # fmt: skip
         return self._send(
             "billing.subscribe",
@@ -171,6 +172,7 @@ class BillingClient:
         interval_count: int | None = None,
         description: str | None = None,
         catch_up: str | None = None,
+        notices: str | None = None,
         ends_at: datetime | Literal[""] | None = None,
         amount_from: datetime | Literal[""] | None = None,
         by: str | None = None,
@@ -192,6 +194,8 @@ class BillingClient:
         }
         if ends_at is not None:
             changes["ends_at"] = _instant(ends_at) if ends_at else ""
+        if notices is not None:
+            changes["notices"] = notices
         if amount_from is not None:
             changes["amount_from"] = _instant(amount_from) if amount_from else ""
         return self._about(
@@ -202,6 +206,30 @@ class BillingClient:
             why,
             decided_at,
             **changes,
+        )
+
+    def notice_sent(
+        self,
+        *,
+        reference_id: str,
+        subscription: str,
+        period: int,
+        amount: str,
+        currency: str,
+        sent_at: datetime | None = None,
+        by: str | None = None,
+        why: str | None = None,
+        decided_at: datetime | None = None,
+    ) -> Sent:
+        """Say that the customer was told of the charge for a period, and of which amount.
+
+        `sent_at`: when, if not now. The answer's `notice` holds `charged_from`.
+        """
+        record: dict[str, Any] = {"period": period, "amount": amount, "currency": currency}
+        if sent_at is not None:
+            record["sent_at"] = _instant(sent_at)
+        return self._about(
+            "billing.notice_sent", reference_id, subscription, by, why, decided_at, **record
         )
 
     def reschedule(

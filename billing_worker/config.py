@@ -11,9 +11,11 @@ from urllib.parse import SplitResult, urlsplit
 
 from cryptography.fernet import Fernet
 
+from billing_worker.domain.errors import InvalidInput
+from billing_worker.domain.outgoing.notice import USUAL_POLICY, NoticePolicy
+from billing_worker.domain.outgoing.webhooks import USUAL_WAITS
 from billing_worker.domain.secret import Secret
 from billing_worker.domain.timings import Timings
-from billing_worker.domain.webhooks import USUAL_WAITS
 
 VARIABLE_PREFIX = "BILLING_"
 _LONGEST_WAIT_SECONDS = 31_536_000
@@ -120,6 +122,22 @@ def _schedule(text: str) -> tuple[timedelta, ...]:
 
 
 _MOST_TRIES = 50
+
+
+def _notices(text: str) -> NoticePolicy:
+    try:
+        return NoticePolicy.parse(text)
+    except InvalidInput as error:
+        raise ValueError(f"{error.reason}.") from None
+
+
+def _short_text(text: str) -> str:
+    if len(text) > _LONGEST_SETTING:
+        raise ValueError(f"must have at most {_LONGEST_SETTING} characters.")
+    return text
+
+
+_LONGEST_SETTING = 500
 
 
 def _tokens(text: str) -> Secret:
@@ -257,6 +275,15 @@ class Settings:
         "how long an event is kept after it was published; empty means for ever",
         None,
     )
+    notices: NoticePolicy = _setting(
+        _notices,
+        "how early customers are told of a charge, and whether it waits for that: `tell`, `require`, "
+        "`require:30` (days), `require:30:7` (and before the end of a trial)",
+        USUAL_POLICY,
+    )
+    how_to_cancel: str = _setting(
+        _short_text, "text or URL in notices and receipts: how a customer cancels", ""
+    )
     webhooks_schedule_seconds: tuple[timedelta, ...] = _setting(
         _schedule,
         "wait before each try of a webhook, comma-separated; afterwards once a day",
@@ -287,6 +314,7 @@ class Settings:
             expired_retry=timedelta(seconds=self.expired_retry_seconds),
             unknown_blocks=timedelta(seconds=self.unknown_blocks_seconds),
             silence=timedelta(seconds=self.silence_seconds),
+            notices=self.notices,
             # Create, sale and poll, each with its connection and its whole deadline.
             longest_charge=timedelta(seconds=3 * (self.gateway_timeout_seconds + 10)),
         )

@@ -79,6 +79,9 @@ class EventKind(StrEnum):
     CARD_ADDED = "card.added"  # stored; as default, or as backup with consent
     CARD_UNUSABLE = "card.unusable"  # refused for good: never charged again
     CARD_EXPIRING = "card.expiring"  # 60 and 15 days ahead
+    RENEWAL_UPCOMING = "renewal.upcoming"  # the customer is told of the next charge
+    TRIAL_ENDING = "trial.ending"  # and of the first one after a trial
+    NOTICE_ACCEPTED = "notice.accepted"  # by a receiver, or another service has sent it
     SERVICE_PAUSED = "service.paused"  # our configuration is refused: no charges through it
     CARD_PAGE_OPENED = "card_page.opened"  # the customer may enter a card on the gateway's page
     CARD_PAGE_UNPAID = "card_page.unpaid"  # ended without a payment

@@ -51,6 +51,9 @@ class PublicType(StrEnum):
     CARD_EXPIRING = "card.expiring"
     CARD_UNUSABLE = "card.unusable"
     CUSTOMER_STEP_NEEDED = "customer.step_needed"
+    RENEWAL_UPCOMING = "renewal.upcoming"
+    TRIAL_ENDING = "trial.ending"
+    PAYMENT_RECEIPT = "payment.receipt"
     ATTENTION_NEEDED = "attention.needed"
 
 
@@ -60,7 +63,7 @@ class Detail:
 
     name: str
     meaning: str
-    kind: str = "text"  # text, integer or instant
+    kind: str = "text"  # text, integer, amount or instant
     sources: tuple[str, ...] = ()  # names in the history's data, first match wins; default: `name`
 
     def taken_from(self, data: Mapping[str, Any]) -> Any:
@@ -81,6 +84,19 @@ class Described:
 
 _WHY = Detail("why", "the reason that was given with the decision")
 _UNTIL = Detail("until", "until when the worker waits for the customer", "instant")
+
+_OF_CHARGE = (
+    Detail("period", "number of the period that is charged", "integer"),
+    Detail("charge", "reference that its invoice has, or will have"),
+    Detail("amount", "what will be charged", "amount"),
+    Detail("currency", "its currency"),
+    Detail("charge_at", "when it is charged at the earliest", "instant"),
+    Detail("edition", "1 for the first notice of this charge; a higher one replaces it", "integer"),
+)
+_FOR_THE_CUSTOMER = (
+    Detail("text", "the merchant's description of what is paid"),
+    Detail("how_to_cancel", "the text of `BILLING_HOW_TO_CANCEL`"),
+)
 
 CATALOGUE: Final[Mapping[PublicType, Described]] = {
     PublicType.SUBSCRIPTION_CREATED: Described("A subscription was added."),
@@ -180,6 +196,23 @@ CATALOGUE: Final[Mapping[PublicType, Described]] = {
         "The customer has to take part. `billing.start_checkout` opens a page for the payment.",
         (Detail("why", "the reason", sources=("reason",)), _UNTIL),
     ),
+    PublicType.RENEWAL_UPCOMING: Described(
+        "A charge comes soon, or its amount or date has changed. Tell the customer.",
+        (*_OF_CHARGE, *_FOR_THE_CUSTOMER),
+    ),
+    PublicType.TRIAL_ENDING: Described(
+        "A trial ends soon, and the first charge follows. Tell the customer.",
+        (*_OF_CHARGE, *_FOR_THE_CUSTOMER),
+    ),
+    PublicType.PAYMENT_RECEIPT: Described(
+        "The invoice was paid. Send the customer a receipt.",
+        (
+            Detail("amount", "what was paid", "amount"),
+            Detail("currency", "its currency"),
+            Detail("paid_at", "when it was paid", "instant"),
+            *_FOR_THE_CUSTOMER,
+        ),
+    ),
     PublicType.ATTENTION_NEEDED: Described(
         "A person at the merchant has to act.",
         (
@@ -235,7 +268,6 @@ _ALWAYS: Final[Mapping[EventKind, PublicType]] = {
     EventKind.SUBSCRIPTION_CANCELLED: _T.SUBSCRIPTION_CANCELLED,
     EventKind.SUBSCRIPTION_ENDED: _T.SUBSCRIPTION_ENDED,
     EventKind.RETRY_ORDERED: _T.INVOICE_REOPENED,
-    EventKind.INVOICE_PAID: _T.INVOICE_PAID,
     EventKind.PAYMENT_FAILED: _T.INVOICE_FAILED,
     EventKind.ATTEMPT_UNDECIDED: _T.INVOICE_UNKNOWN,
     EventKind.ATTEMPT_SURPLUS: _T.PAYMENT_SURPLUS,
@@ -245,6 +277,8 @@ _ALWAYS: Final[Mapping[EventKind, PublicType]] = {
     EventKind.CARD_EXPIRING: _T.CARD_EXPIRING,
     EventKind.CARD_UNUSABLE: _T.CARD_UNUSABLE,
     EventKind.CUSTOMER_STEP_NEEDED: _T.CUSTOMER_STEP_NEEDED,
+    EventKind.RENEWAL_UPCOMING: _T.RENEWAL_UPCOMING,
+    EventKind.TRIAL_ENDING: _T.TRIAL_ENDING,
 }
 
 _BY_STATUS: Final[Mapping[str, PublicType]] = {
@@ -265,6 +299,11 @@ def _opened(data: Mapping[str, Any]) -> Iterator[PublicType]:
     yield _T.INVOICE_OPENED
     if data.get("last_period"):
         yield _T.SUBSCRIPTION_ENDED
+
+
+def _paid(_: Mapping[str, Any]) -> Iterator[PublicType]:
+    yield _T.INVOICE_PAID
+    yield _T.PAYMENT_RECEIPT
 
 
 def _voided(data: Mapping[str, Any]) -> Iterator[PublicType]:
@@ -292,6 +331,7 @@ _SOMETIMES: Final[Mapping[EventKind, Callable[[Mapping[str, Any]], Iterator[Publ
     EventKind.SUBSCRIPTION_MOVED: _moved,
     EventKind.SUBSCRIPTION_FORGIVEN: _moved,
     EventKind.INVOICE_OPENED: _opened,
+    EventKind.INVOICE_PAID: _paid,
     EventKind.INVOICE_VOIDED: _voided,
     EventKind.ATTEMPT_GIVEN_BACK: _given_back,
     EventKind.RECOVERY_ENDED: _recovery_ended,
@@ -319,14 +359,22 @@ class Numbered:
     sequence: int  # 1, 2, 3 … per subscription; events without one have a count of their own
 
 
-def body(event: Numbered, state: Mapping[str, Any]) -> dict[str, Any]:
+def body(
+    event: Numbered, state: Mapping[str, Any], how_to_cancel: str | None = None
+) -> dict[str, Any]:
     """Return the whole event as it is sent. `state`: {customer, subscription, invoice} as of now.
+    `how_to_cancel`: what the merchant tells customers about it.
 
     Shape: {type, timestamp, id, data: {version, number, sequence, customer, subscription, invoice,
     state: {subscription, invoice}, …details}}; the references are texts or None.
     """
     details = dict(event.told.details)
     of_page = details.pop("customer", None)
+    if "how_to_cancel" in details:
+        details |= _for_the_customer(state) | {"how_to_cancel": how_to_cancel}
+    if event.told.type is PublicType.PAYMENT_RECEIPT:
+        paid = state["invoice"] or {}
+        details |= {name: paid.get(name) for name in ("amount", "currency", "paid_at")}
     return {
         "type": str(event.told.type),
         "timestamp": event.told.at.isoformat(),
@@ -342,6 +390,11 @@ def body(event: Numbered, state: Mapping[str, Any]) -> dict[str, Any]:
             **details,
         },
     }
+
+
+def _for_the_customer(state: Mapping[str, Any]) -> dict[str, Any]:
+    described = (state["invoice"] or {}).get("description")
+    return {"text": described or (state["subscription"] or {}).get("description")}
 
 
 def _reference(state: Mapping[str, Any] | None) -> str | None:

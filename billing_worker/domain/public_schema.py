@@ -14,7 +14,7 @@ _TEXT: Final = {"type": "string"}
 _INSTANT: Final = {"type": "string", "format": "date-time"}
 _INTEGER: Final = {"type": "integer"}
 _AMOUNT: Final = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?$"}
-_KINDS: Final = {"text": _TEXT, "integer": _INTEGER, "instant": _INSTANT}
+_KINDS: Final = {"text": _TEXT, "integer": _INTEGER, "amount": _AMOUNT, "instant": _INSTANT}
 
 
 def _or_null(kind: dict[str, Any]) -> dict[str, Any]:

@@ -96,6 +96,7 @@ class Subscription:
     cancels_at: datetime | None = None  # no period that begins then or later becomes due
     catch_up: Policy = DEFAULT_POLICY
     dunning_policy: str | None = None  # None: the default ladder
+    notices: str | None = None  # a policy of domain/outgoing/notice.py; None: the default
     ends_at: datetime | None = None  # agreed end: no period that begins then or later is charged
     handed_over_at: datetime | None = None  # another book bills it; open invoices stay here
     new_amount_minor: int | None = None  # agreed for later, in the currency of `money`

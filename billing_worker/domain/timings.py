@@ -3,6 +3,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 
+from billing_worker.domain.outgoing.notice import USUAL_POLICY, NoticePolicy
+
 _DECLINE_STANDS = timedelta(minutes=10)
 
 
@@ -42,6 +44,9 @@ class Timings:
 
     silence: timedelta = timedelta(minutes=10)
     """How long no sweep has finished before that is reported."""
+
+    notices: NoticePolicy = USUAL_POLICY
+    """How early customers are told of a charge, unless their subscription has a policy of its own."""
 
     @property
     def decline_stands(self) -> timedelta:

@@ -30,9 +30,11 @@ from billing_worker.domain.attempt import LIVE, Attempt, AttemptStatus, Origin
 from billing_worker.domain.errors import ConcurrentChange, InvariantBroken
 from billing_worker.domain.events import EventKind
 from billing_worker.domain.invoice import Invoice, is_near
+from billing_worker.domain.outgoing.notice import Agreement
 from billing_worker.domain.statement import Owner
 from billing_worker.persistence.attempts import CaseKey
 from billing_worker.persistence.book import identity as book
+from billing_worker.persistence.outbox.notices import OF_AGREEMENT, agreement_from
 from billing_worker.persistence.rows import attempt_from, invoice_from, owner_from, trouble_of
 from billing_worker.persistence.schema.columns import Instant
 from billing_worker.persistence.schema.tables import (
@@ -43,6 +45,9 @@ from billing_worker.persistence.schema.tables import (
     invoices,
     subscriptions,
 )
+
+NO_NOTICE = Agreement(None, is_one_off=True, had_trial=False, is_long=False)
+"""Stands for an agreement that needs no notice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,8 @@ class DueInvoice:
     """Until when another book may have billed the subscription: the latest of its import, its
     activation after a held import, and its return from a hand-over. None: never.
     """
+    agreement: Agreement = NO_NOTICE
+    subscription: str = ""  # its reference
     from_prefix: str | None = None  # prefix of the other book's references at the gateway
 
     @property
@@ -147,6 +154,8 @@ _ARMED_AT = (
 OF_SUBSCRIPTION: list[Any] = [
     subscriptions.c.card_id,
     subscriptions.c.dunning_policy,
+    subscriptions.c.reference_id.label("subscription"),
+    *OF_AGREEMENT,
     subscriptions.c.from_prefix,
     subscriptions.c.taken_back_at,
     case(
@@ -259,7 +268,7 @@ def read_with_attempts(
             made = tuple(attempt_from(one) for one in tries.get(row.id, ()))
             item = DueInvoice(
                 invoice_from(row), made, row.card_id, row.dunning_policy, row.older_since,
-                _elsewhere_until(row), row.from_prefix,
+                _elsewhere_until(row), agreement_from(row), row.subscription, row.from_prefix,
             )  # fmt: skip
         except Exception as error:  # noqa: BLE001 - reported by the caller, one row at a time
             unreadable.append(

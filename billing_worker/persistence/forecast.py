@@ -61,7 +61,11 @@ def agreements_of(connection: Connection, customer_ids: Sequence[int]) -> Sequen
     if not customer_ids:
         return []
     query: Any = (
-        select(*_AGREED, customers.c.reference_id.label("customer_reference"))
+        select(
+            *_AGREED,
+            subscriptions.c.trial_end.is_not(None).label("had_trial"),
+            customers.c.reference_id.label("customer_reference"),
+        )
         .join(customers, customers.c.id == subscriptions.c.customer_id)
         .where(subscriptions.c.customer_id.between(customer_ids[0], customer_ids[-1]))
         .order_by(subscriptions.c.customer_id, subscriptions.c.next_billing_at, subscriptions.c.id)

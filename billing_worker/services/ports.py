@@ -144,6 +144,7 @@ class Ports:
     timekeeper: Timekeeper | None = None  # None: not compared with another clock
     needs_synchronous_standby: bool = False
     meter: Meter = field(default_factory=Unmetered)
+    how_to_cancel: str | None = None  # what the merchant tells customers about it
     name_create: Callable[[], str] = random_name
     """Returns a new name for a create. It proves which create made an invoice that is found. Names
     are never repeated, not even in a time that the books have lost.

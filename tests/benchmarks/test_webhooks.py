@@ -22,8 +22,8 @@ from sqlalchemy import func, select
 
 from billing_worker.clock import SystemClock
 from billing_worker.domain.events import Event, EventKind
+from billing_worker.domain.outgoing.webhooks import USUAL_WAITS
 from billing_worker.domain.secret import Secret
-from billing_worker.domain.webhooks import USUAL_WAITS
 from billing_worker.persistence import history
 from billing_worker.persistence.history import Entry
 from billing_worker.persistence.schema.outgoing import public_events

@@ -340,3 +340,23 @@ def test_a_subscription_of_before_has_no_amount_for_later_and_half_of_one_is_ref
     for half in ({"new_amount_minor": 1250}, {"new_amount_from": now}):
         with pytest.raises(IntegrityError), empty_store.transaction() as connection:
             connection.execute(update(tables.subscriptions).values(half))
+
+
+def test_a_subscription_of_before_has_the_default_notices_and_an_acceptance_needs_a_name(
+    empty_store,
+):
+    now = datetime(2026, 1, 31, tzinfo=UTC)
+    with empty_store.transaction() as connection:
+        config = _config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0025")
+        person = {"id": 1, "reference_id": "ann", "created_at": now}
+        connection.execute(insert(tables.customers).values(person))
+        _insert(connection, "subscriptions", _terms(now) | {"id": 1})
+    migrate(empty_store)
+    with empty_store.reading() as connection:
+        assert connection.execute(select(tables.subscriptions.c.notices)).scalars().all() == [None]
+    notice = {"subscription_id": 1, "period_number": 1, "period_start": now, "amount_minor": 999,
+              "currency": "EUR", "edition": 1, "accepted_at": now}  # fmt: skip
+    with pytest.raises(IntegrityError), empty_store.transaction() as connection:
+        connection.execute(insert(tables.notices).values(notice))

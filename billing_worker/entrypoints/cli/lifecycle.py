@@ -97,6 +97,11 @@ _and_void = click.option(
     help="Catch-up policy: collect_latest, collect_all:DAYS, forgive_older_than:DAYS or hold.",
 )
 @click.option(
+    "--notices",
+    help="Notices before a charge: tell, require, require:DAYS or require:DAYS:TRIAL_DAYS. Empty "
+    "text leaves it to the settings.",
+)
+@click.option(
     "--ends-at",
     help="No period begins at or after this time, such as 2027-01-31T00:00:00Z. Empty text removes "
     "it.",

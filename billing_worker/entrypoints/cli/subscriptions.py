@@ -21,7 +21,7 @@ from billing_worker import config
 from billing_worker.clock import SystemClock
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.domain.subscription import OVER
-from billing_worker.entrypoints.cli import bulk, lifecycle
+from billing_worker.entrypoints.cli import bulk, lifecycle, notices
 from billing_worker.entrypoints.cli.details import as_words
 from billing_worker.entrypoints.cli.dunning import dunning
 from billing_worker.entrypoints.cli.shared import (
@@ -64,7 +64,7 @@ def subscriptions() -> None:
     """Import, list, show and change subscriptions."""
 
 
-for _command in (*lifecycle.LIFECYCLE_COMMANDS, bulk.redenominate, dunning):
+for _command in (*lifecycle.LIFECYCLE_COMMANDS, bulk.redenominate, dunning, notices.sent):
     subscriptions.add_command(_command)
 
 

@@ -13,8 +13,8 @@ import click
 from billing_worker import bootstrap, config
 from billing_worker.clock import SystemClock
 from billing_worker.domain.errors import InvalidInput
+from billing_worker.domain.outgoing.webhooks import in_words
 from billing_worker.domain.secret import Secret
-from billing_worker.domain.webhooks import in_words
 from billing_worker.entrypoints.cli.shared import (
     json_option,
     open_store,

@@ -9,6 +9,7 @@ TELL = "billing.publish"
 
 GIVE_UP_EVERY_SECONDS = 300
 PUBLISH_EVERY_SECONDS = 1
+ANNOUNCE_EVERY_SECONDS = 300
 WARN_EVERY_SECONDS = 3600
 """Each warning is sent once, whenever the sweep runs: a beat that restarts daily must not
 miss it.
@@ -30,4 +31,5 @@ def intervals(settings: Settings) -> dict[str, int]:
         "billing.invariants": INSPECT_EVERY_SECONDS,
         "billing.forget_events": WARN_EVERY_SECONDS,
         "billing.warn_expiring": WARN_EVERY_SECONDS,
+        "billing.announce": ANNOUNCE_EVERY_SECONDS,
     }

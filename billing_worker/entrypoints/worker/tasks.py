@@ -23,6 +23,7 @@ from billing_worker.services.hosted_pages.poll import poll_due_pages
 from billing_worker.services.invoicing.renew import renew_due
 from billing_worker.services.monitoring.inspection import inspect
 from billing_worker.services.monitoring.silence import record_run
+from billing_worker.services.notices.announce import announce
 from billing_worker.services.outbox.retention import forget
 from billing_worker.services.outbox.sweep import tell
 
@@ -120,6 +121,12 @@ def give_up() -> int:
 def warn_of_expiring_cards() -> int:
     ports = process.ports()
     return warn_expiring(ports.store, ports.clock)
+
+
+@sweep("billing.announce")
+def announce_charges() -> int:
+    ports = process.ports()
+    return announce(ports.store, ports.clock, ports.timings.notices)
 
 
 @sweep("billing.publish", by_the_clock=False)

@@ -106,6 +106,7 @@ subscriptions = Table(
     Column("ends_at", Instant),  # no period that begins then or later becomes due
     Column("new_amount_minor", BigInteger),  # agreed for later
     Column("new_amount_from", Instant),  # for periods that begin then or later
+    Column("notices", String(16)),  # a policy of domain/outgoing/notice.py; None: the default
     Column("trouble", Text),  # why the sweep cannot plan it; reported once
     Column("plan_again_at", Instant),  # when the sweep tries again, after trouble
     Column("handed_over_at", Instant),  # another book bills it since then; open invoices stay here
@@ -170,6 +171,22 @@ subscriptions = Table(
         postgresql_where=text("status = 'suspended' AND cancels_at IS NOT NULL"),
         sqlite_where=text("status = 'suspended' AND cancels_at IS NOT NULL"),
     ),
+)
+
+notices = Table(
+    "notices",
+    metadata,
+    # What was last told to the customer of the charge for a period, before it.
+    Column("subscription_id", ForeignKey("subscriptions.id"), primary_key=True),
+    Column("period_number", Integer, primary_key=True, autoincrement=False),
+    Column("period_start", Instant, nullable=False),
+    Column("amount_minor", BigInteger, nullable=False),
+    Column("currency", String(3), nullable=False),
+    Column("edition", Integer, nullable=False),  # grows with another amount or date
+    Column("told_at", Instant),  # None: accepted before it was told
+    Column("accepted_at", Instant),
+    Column("accepted_by", Text),
+    CheckConstraint("(accepted_at IS NULL) = (accepted_by IS NULL)", name="accepted_by_somebody"),
 )
 
 invoices = Table(

@@ -39,6 +39,7 @@ from billing_worker.services.guards.lost_memory import Doubt
 from billing_worker.services.invoicing import pause_collection
 from billing_worker.services.invoicing.missed_charges import decide_again
 from billing_worker.services.invoicing.pause_collection import Moment
+from billing_worker.services.notices.gate import hold_back, log_alerts
 from billing_worker.services.ports import Ports
 
 log = structlog.get_logger()
@@ -148,8 +149,13 @@ def _claim_page(ports: Ports, invoice_ids: Sequence[int]) -> ClaimedPage | Doubt
         suspects = [item for item in others if len(invoice_ids) > 1 and _is_suspect(item)]
         retaken = [item for item in others if item not in suspects]
 
-        prepared = _prepare(connection, ports, ready.chargeable, now)
-        beside_unknown = _tell_what_goes_on(connection, ready.chargeable, now)
+        held_back = hold_back(connection, [*ready.chargeable, *retaken], ports.timings.notices, now)
+        early = {one.item.invoice.id for one in held_back}
+        chargeable = [item for item in ready.chargeable if item.invoice.id not in early]
+        retaken = [item for item in retaken if item.invoice.id not in early]
+
+        prepared = _prepare(connection, ports, chargeable, now)
+        beside_unknown = _tell_what_goes_on(connection, chargeable, now)
         taken_over = _take_over(connection, ports.timings, retaken, now)
         _leave_to_a_person(connection, poison, now)
         _end_recovery(connection, ready.too_late, now)
@@ -161,6 +167,7 @@ def _claim_page(ports: Ports, invoice_ids: Sequence[int]) -> ClaimedPage | Doubt
             connection, [*prepared, *taken_over], due, _Memory(switched, records), now
         )
     lost_memory.begin_missing(ports, switched)
+    log_alerts(held_back)
     for item in poison:
         _log_poison(item)
     for item, over in ready.too_late:

@@ -42,6 +42,7 @@ from billing_worker.services.commands.records import (
     Describe,
     End,
     Forgive,
+    NoticeSent,
     OneOff,
     Pause,
     RemoveCard,
@@ -69,6 +70,7 @@ from billing_worker.services.import_records.subscription import (
     SubscriptionRecord,
     digest_of,
 )
+from billing_worker.services.notices.accepted import notice_sent
 from billing_worker.services.operators.debts import cancel_charge
 from billing_worker.services.ports import Ports
 from billing_worker.services.reports.describe import Kind, describe
@@ -333,7 +335,7 @@ def _change(ports: Ports, asked: Change) -> Effect:
         name: getattr(asked, name)
         for name in (
             "amount", "currency", "interval", "interval_count", "description", "catch_up",
-            "ends_at", "amount_from",
+            "notices", "ends_at", "amount_from",
         )
     }  # fmt: skip
     return _moved(ports, lifecycle.change, asked, **terms)
@@ -387,6 +389,15 @@ def _forgive(ports: Ports, asked: Forgive) -> Effect:
     except InvalidInput as error:
         raise _about_subscription(error) from error
     return Effect({"subscription": outcome.as_dict()})
+
+
+def _notice_sent(ports: Ports, asked: NoticeSent) -> Effect:
+    done = notice_sent(
+        ports.store, ports.clock, ports.timings.notices, subscription=asked.subscription,
+        period=asked.period, amount=asked.amount, currency=asked.currency, sent_at=asked.sent_at,
+        by=asked.by, why=asked.why,
+    )  # fmt: skip
+    return Effect({"notice": done})
 
 
 def _remove_card(ports: Ports, asked: RemoveCard) -> Effect:
@@ -468,6 +479,7 @@ _EFFECTS: Mapping[str, Callable[[Ports, Any], Effect]] = {
     "billing.charge_once": _charge_once,
     "billing.cancel_charge": _cancel_charge,
     "billing.forgive": _forgive,
+    "billing.notice_sent": _notice_sent,
     "billing.remove_card": _remove_card,
     "billing.update_customer": _update_customer,
     "billing.replace_card": _replace_card,

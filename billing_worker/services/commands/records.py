@@ -90,6 +90,7 @@ class Change:
     interval_count: int | None
     description: str | None
     catch_up: str | None
+    notices: str | None
     ends_at: str | None
     amount_from: str | None
     by: str
@@ -186,6 +187,18 @@ class Forgive:
 
 
 @dataclass(frozen=True, slots=True)
+class NoticeSent:
+    subscription: str
+    period: int
+    amount: Any
+    currency: Any
+    sent_at: datetime | None
+    by: str
+    why: str | None
+    decided_at: datetime | None = None  # as above
+
+
+@dataclass(frozen=True, slots=True)
 class RemoveCard:
     customer: str
     card_id: int
@@ -255,6 +268,7 @@ class _Change(_ToSubscription):
     interval_count = fields.Integer(load_default=None, allow_none=True, strict=True)
     description = text(500)
     catch_up = text(32)
+    notices = text(16)  # empty leaves it to the settings
     ends_at = text(40)  # empty text removes it
     amount_from = text(40)  # empty text takes back what was agreed for later
 
@@ -311,6 +325,13 @@ class _Describe(StrictSchema):
         kinds = sorted(set(self.fields) - {"reference_id", "at"})
         if len(data.keys() & set(kinds)) != 1:
             raise ValidationError(f"must name exactly one of {', '.join(kinds)}.")
+
+
+class _NoticeSent(_ToSubscription):
+    period = fields.Integer(required=True, strict=True)
+    amount = fields.Raw(required=True)
+    currency = fields.Raw(required=True)
+    sent_at = Aware(load_default=None, allow_none=True)
 
 
 class _ToCustomer(_Command):
@@ -404,6 +425,7 @@ _KINDS: Mapping[str, tuple[Schema, Callable[[dict[str, Any]], Any]]] = {
     "billing.retry": (_Retry(), _named(Retry)),
     DESCRIBE: (_Describe(), _described),
     "billing.forgive": (_ToSubscription(), _named(Forgive)),
+    "billing.notice_sent": (_NoticeSent(), _named(NoticeSent)),
     "billing.remove_card": (_RemoveCard(), _named(RemoveCard)),
     "billing.update_customer": (_UpdateCustomer(), _named(UpdateCustomer)),
     "billing.charge_once": (_OneOff(), _one_off),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, Row
@@ -56,6 +56,7 @@ from billing_worker.services.forecast.line import (
     of_period,
 )
 from billing_worker.services.forecast.missed import Missed, decided_again, missed_of
+from billing_worker.services.forecast.notices import Notices
 
 PREVIEW_BATCH = 500
 """Customers in one batch."""
@@ -75,8 +76,7 @@ def preview(
         with store.reading() as connection:
             forecast.at_one_moment(connection)
             page = forecast.customers_after(connection, last_id, PREVIEW_BATCH)
-            blocks = (timings or Timings()).unknown_blocks
-            expected = list(_Page(connection, page, now, until, blocks).expected())
+            expected = list(_Page(connection, page, now, until, timings or Timings()).expected())
         yield from expected
         if len(page) < PREVIEW_BATCH:
             return
@@ -112,10 +112,10 @@ class _Page:
         customer_ids: Sequence[int],
         now: datetime,
         until: datetime,
-        unknown_blocks: timedelta,
+        timings: Timings,
     ) -> None:
         self._now, self._until = now, until
-        self._unknown_blocks = unknown_blocks
+        self._unknown_blocks = timings.unknown_blocks
         self._sales_on = switches.sales_are_on(connection)
         rows = forecast.agreements_of(connection, customer_ids)
         self._open = forecast.open_invoices_of(connection, customer_ids)
@@ -136,6 +136,7 @@ class _Page:
         self._doubtful = cards.with_a_past(connection, in_use, now, until)
         asked = {row.customer_id for row in self._rows if row.card_id in self._doubtful}
         self._owned = cards.of_customers(connection, asked)
+        self._notices = Notices(connection, self._rows, timings.notices, now)
 
     def _missed_first_charges(self) -> dict[int, Missed]:
         """Return missed first charges by subscription. They stay undecided while sales are off."""
@@ -319,7 +320,10 @@ class _Page:
         reason = self._why_no_card(row, expected.at or self._now)
         if reason is None and not self._sales_on:
             reason = switches.SALES_OFF
-        return replace(expected, reason=reason) if reason else expected
+        if reason is not None:
+            return replace(expected, reason=reason)
+        told = self._notices.after(row, expected)
+        return replace(told, reason=LATER) if told.at and told.at > self._until else told
 
     def _why_no_card(self, row: Row[Any], at: datetime) -> str | None:
         if row.card_id is None:

@@ -68,6 +68,7 @@ def record_from(row: Row[Any], vault: Vault | None) -> SubscriptionRecord:
         state=State(
             catch_up=subscription.catch_up,
             dunning=subscription.dunning_policy,
+            notices=subscription.notices,
             held=row.held,
             first_number=subscription.series_start,
             paused_at=subscription.paused_at,

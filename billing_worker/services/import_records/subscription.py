@@ -18,6 +18,7 @@ from billing_worker.domain.catch_up_policy import Policy, default_policy
 from billing_worker.domain.dunning import POLICIES
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.domain.money import Money
+from billing_worker.domain.outgoing import notice
 from billing_worker.domain.secret import Secret
 from billing_worker.domain.subscription import near_miss
 from billing_worker.gateway.redaction import legible
@@ -78,6 +79,7 @@ class State:
 
     catch_up: Policy | None = None  # None: the default of such an agreement
     dunning: str | None = None
+    notices: str | None = None
     held: bool = False
     first_number: int = 0
     paused_at: datetime | None = None
@@ -108,6 +110,7 @@ class State:
         return {
             "catch_up": str(self.catch_up) if self.catch_up else None,
             "dunning": self.dunning,
+            "notices": self.notices,
             "held": self.held,
             "first_number": self.first_number,
             "paused_at": _instant(self.paused_at),
@@ -327,6 +330,7 @@ class RecordSchema(PlainSchema):
     metadata = metadata()
     catch_up = text(32)
     dunning = Choice(sorted(POLICIES), load_default=None, allow_none=True)
+    notices = text(16)
     held = Flag(load_default=False)
     first_number = Whole(0, MAX_AGREED_PERIODS, load_default=0, strict=True)
     paused_at = Aware(load_default=None, allow_none=True)
@@ -369,6 +373,7 @@ def _state(data: Mapping[str, Any]) -> State:
     return State(
         catch_up=None if data["catch_up"] is None else Policy.parse(data["catch_up"]),
         dunning=data["dunning"],
+        notices=notice.chosen(data["notices"]) if data["notices"] else None,
         held=data["held"],
         first_number=data["first_number"],
         paused_at=data["paused_at"],

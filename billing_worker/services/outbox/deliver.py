@@ -17,15 +17,16 @@ import structlog
 from sqlalchemy import Connection, Row
 
 from billing_worker.clock import Clock
+from billing_worker.domain.outgoing.webhooks import Waits, in_words, next_try
 from billing_worker.domain.public_events import PublicType, Told
 from billing_worker.domain.secret import Secret, webhook_to
-from billing_worker.domain.webhooks import Waits, in_words, next_try
 from billing_worker.persistence.outbox import cursors, deliveries, endpoints, pending
 from billing_worker.persistence.outbox.cursors import Due
 from billing_worker.persistence.outbox.endpoints import ACTIVE, PAUSED, Endpoint
 from billing_worker.persistence.store import Store
 from billing_worker.receivers.post import Answer, Post
 from billing_worker.receivers.signature import signed
+from billing_worker.services.notices import accepted as notices
 from billing_worker.services.ports import Vault
 
 MOST_IN_FLIGHT: Final = 16
@@ -131,6 +132,8 @@ def _apply(
             moves[due.stream] = _moved_on(row, following.get(due.stream), now)
         else:
             moves[due.stream] = _put_off(row, out.waits, answer, now)
+    accepted = [(due.stream, due.body) for due, _ in sent if failures[due.stream] is None]
+    notices.taken(connection, accepted, f"webhook endpoint {endpoint.id}", now)
     deliveries.record(
         connection,
         endpoint.id,

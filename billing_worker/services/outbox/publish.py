@@ -36,21 +36,26 @@ stream only.
 log = structlog.get_logger()
 
 
-def publish(store: Store, clock: Clock) -> int:
-    """Number all committed entries. Returns how many events were published."""
+def publish(store: Store, clock: Clock, how_to_cancel: str | None = None) -> int:
+    """Number all committed entries. Returns how many events were published.
+
+    `how_to_cancel`: what the merchant tells customers about it.
+    """
     with store.reading() as connection:  # each second, and mostly there is nothing: no lock
         if pending.is_empty(connection):
             return 0
     published = 0
     while True:
         with store.transaction() as connection:
-            taken, done = _publish_batch(connection, clock.now())
+            taken, done = _publish_batch(connection, clock.now(), how_to_cancel)
         published += done
         if taken < PUBLISH_BATCH:
             return published
 
 
-def _publish_batch(connection: Connection, now: datetime) -> tuple[int, int]:
+def _publish_batch(
+    connection: Connection, now: datetime, how_to_cancel: str | None
+) -> tuple[int, int]:
     place = feed.lock(connection)
     restored_at = switches.restored_at(connection)
     if restored_at is not None and restored_at != place.restored_at:
@@ -58,7 +63,7 @@ def _publish_batch(connection: Connection, now: datetime) -> tuple[int, int]:
     facts = pending.waiting(connection, now, PUBLISH_BATCH)
     if not facts:
         return 0, 0
-    rendered = _Batch(connection, facts, place, now).rendered()
+    rendered = _Batch(connection, facts, place, now, how_to_cancel).rendered()
     if rendered:
         rows = [row for _, row in rendered]
         feed.publish(connection, rows)
@@ -73,6 +78,7 @@ class _Batch:
     facts: Sequence[Row[Any]]
     place: Place
     now: datetime
+    how_to_cancel: str | None
 
     def rendered(self) -> list[tuple[int, dict[str, Any]]]:
         """Return (id of the entry, row of the event), without streams that are held back."""
@@ -87,7 +93,7 @@ class _Batch:
                 continue
             place = number + 1, max(sequences.get(fact.stream, 0), floor) + 1
             try:
-                row = _row(fact, place, current.of(fact), self.now)
+                row = _row(fact, place, current.of(fact), self.now, self.how_to_cancel)
             except Exception as error:  # noqa: BLE001 - kept and shown; others must not wait for it
                 stuck.add(fact.stream)
                 self._tell_trouble(fact, error)
@@ -123,14 +129,18 @@ class _Current:
 
 
 def _row(
-    fact: Row[Any], place: tuple[int, int], state: Mapping[str, Any], now: datetime
+    fact: Row[Any],
+    place: tuple[int, int],
+    state: Mapping[str, Any],
+    now: datetime,
+    how_to_cancel: str | None,
 ) -> dict[str, Any]:
     number, sequence = place
     told = Told(PublicType(fact.type), fact.at, fact.details)
     # Random: after a restore numbers are used again, and a receiver that drops repeated ids must
     # not drop another event.
     event = Numbered(f"evt_{uuid.uuid4().hex}", told, number, sequence)
-    text = json.dumps(body(event, state), ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps(body(event, state, how_to_cancel), ensure_ascii=False, separators=(",", ":"))
     return {
         "number": number,
         "event_id": event.id,

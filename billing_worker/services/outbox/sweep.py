@@ -23,7 +23,7 @@ def tell(ports: Ports, wake: Callable[[], object], send: Send | None) -> int:
     """
     if not _may_tell(ports):
         return 0
-    published = publish(ports.store, ports.clock)
+    published = publish(ports.store, ports.clock, ports.how_to_cancel)
     if send is not None:
         relay(ports.store, ports.clock, send)
     wake()

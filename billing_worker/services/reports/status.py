@@ -330,6 +330,7 @@ def described(row: Row[Any]) -> dict[str, Any]:
         "next_billing_at": _iso(row.next_billing_at),
         "cancels_at": _iso(row.cancels_at),
         "resumes_at": _iso(row.resumes_at),
+        "notices": row.notices,
         "card": {"mask": row.card_mask, "brand": row.card_brand} if row.card_id else None,
         "description": row.description,
     }

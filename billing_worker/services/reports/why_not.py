@@ -18,6 +18,7 @@ from billing_worker.domain.events import EventKind as K
 from billing_worker.domain.invoice import SUSPENDED
 from billing_worker.domain.money import Money
 from billing_worker.domain.network_rules import RULES
+from billing_worker.domain.outgoing.notice import RULE as NOTICE_RULE
 from billing_worker.persistence import history
 from billing_worker.persistence import invoices as invoice_rows
 from billing_worker.persistence.switches import SALES_OFF
@@ -29,6 +30,7 @@ _CATCH_UP: Final = "docs/lifecycle.md#catch-up-after-an-outage"
 _RECOVERY: Final = "docs/recovery.md"
 _OPERATIONS: Final = "docs/operations.md"
 _CALENDAR: Final = "docs/calendar.md"
+_NOTICES: Final = "docs/notices.md"
 _NETWORKS: Final = {rule.name: rule.source for rule in RULES}
 
 
@@ -257,6 +259,8 @@ def _when(at: str | None) -> str:
 
 
 def _source_of(rule: str, reason: str) -> str:
+    if rule == NOTICE_RULE:
+        return _NOTICES
     if rule in _NETWORKS:
         return _NETWORKS[rule]
     kind, _, resolution = reason.partition(": ")

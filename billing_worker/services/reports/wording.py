@@ -28,6 +28,7 @@ from billing_worker.domain.invoice import (
     is_paid_elsewhere,
 )
 from billing_worker.domain.outcome import PAID_BY_WORD
+from billing_worker.domain.outgoing.notice import ACCEPTED_LATE, NOT_ACCEPTED
 from billing_worker.persistence.claims import AFTER_OLDER
 from billing_worker.persistence.invoices import (
     MISFIT,
@@ -226,6 +227,12 @@ def _when_charged(invoice: Row[Any], until: ChargedNotBefore) -> str:
             "is unknown, BILLING_UNKNOWN_BLOCKS_SECONDS (7 days) after its sale at the latest"
         )
         return when + switched
+    if at is not None and invoice.reason == NOT_ACCEPTED:
+        return (
+            f"It is charged once a notice was accepted early enough: looked at again at "
+            f"{at.isoformat()} (`webhooks deliveries --failed` shows why a receiver refuses it; "
+            f"`subscriptions notice-sent {invoice.subscription_reference}` says that it was sent)"
+        ) + switched
     if at is not None and until.late_money is not None and until.late_money > at:
         return (
             f"It is charged at {until.late_money.isoformat()}, because an earlier attempt may still "
@@ -302,6 +309,9 @@ def reason_in_words(reason: str | None) -> str:
         ONE_A_DAY: "another card was given, and it collects one debt a day, the oldest first",
         TOO_OLD: "it was older than 62 days when another card was given, and is not charged by "
         "itself",
+        NOT_ACCEPTED: "its customer has to be told some days before, and nobody has accepted the notice "
+        "or said that it was sent (docs/notices.md)",
+        ACCEPTED_LATE: "its customer was told, and the days between notice and charge are not over",
         "link_not_paid": "the customer did not pay on the page",
     }.get(reason or "", reason or "")
 

@@ -31,6 +31,7 @@ from billing_worker.domain.catch_up_policy import Policy
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.domain.events import EventKind
 from billing_worker.domain.invoice import Invoice
+from billing_worker.domain.outgoing import notice
 from billing_worker.domain.subscription import Subscription, SubscriptionStatus
 from billing_worker.persistence import claims, history, subscriptions
 from billing_worker.persistence.history import Entry
@@ -77,6 +78,7 @@ def change(
     interval_count: int | None = None,
     description: str | None = None,
     catch_up: str | None = None,
+    notices: str | None = None,
     ends_at: str | None = None,
     amount_from: str | None = None,
     by: str,
@@ -88,7 +90,8 @@ def change(
     `amount` is decimal text in major units and needed with a new currency. With `amount_from`, an
     instant as for `ends_at`, it counts for periods that begin then or later; an empty one takes back
     what was so agreed for later, as another amount, currency or interval does. An empty
-    `description` removes it. `catch_up` ("hold", "collect_all:3") takes effect now. `ends_at` is an
+    `description` removes it. `catch_up` ("hold", "collect_all:3") takes effect now, and so does
+    `notices` ("require:30", "tell"); an empty one leaves it to the settings. `ends_at` is an
     instant in ISO 8601 with its offset, from which on no period begins; an empty one removes it.
     Raises InvalidInput on the argument's own name, on `reference_id`, or on `status` if the
     subscription is over.
@@ -98,7 +101,7 @@ def change(
         before = asked.subscription
         money = terms.money(before.money, amount, currency)
         if amount_from is not None:
-            given = (interval, interval_count, description, catch_up, ends_at)
+            given = (interval, interval_count, description, catch_up, notices, ends_at)
             if any(one is not None for one in given):
                 raise InvalidInput("amount_from", "is of the amount alone: change the rest apart")
             after = terms.repriced(before, amount, money, amount_from, asked.now)
@@ -122,6 +125,7 @@ def change(
             after,
             description=terms.description(before.description, description),
             catch_up=Policy.parse(catch_up) if catch_up is not None else before.catch_up,
+            notices=notice.chosen(notices) if notices is not None else before.notices,
         )
         said = terms.differences(before, after)
         asked.becomes(after, EventKind.SUBSCRIPTION_CHANGED, **said)

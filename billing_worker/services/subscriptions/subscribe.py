@@ -379,6 +379,7 @@ def _row(
         "catch_up": record.catch_up.rule,
         "catch_up_days": record.catch_up.days,
         "dunning_policy": state.dunning,
+        "notices": state.notices,
         "paused_at": state.paused_at if paused else None,
         "paused_from": status if paused else None,
         "resumes_at": state.resumes_at if paused else None,

@@ -92,6 +92,7 @@ def _terms(subscription: Subscription) -> dict[str, Any]:
         "anchor_at": schedule.anchor.isoformat(),
         "description": subscription.description,
         "catch_up": str(subscription.catch_up),
+        "notices": subscription.notices,
         "ends_at": subscription.ends_at.isoformat() if subscription.ends_at else None,
     }
 

@@ -258,7 +258,7 @@ def test_every_documented_task_is_known():
             "subscribe", "change_subscription", "pause", "resume", "cancel", "charge_once",
             "replace_card", "use_card", "start_tokenisation", "start_checkout",
             "cancel_charge", "uncancel", "end", "retry", "describe", "reschedule", "forgive",
-            "remove_card", "update_customer",
+            "remove_card", "update_customer", "notice_sent",
         )
     }  # fmt: skip
 
@@ -555,11 +555,11 @@ def test_an_agreed_end_is_given_and_taken_away_by_command(world, send):
 
 
 def test_policies_may_be_given_with_a_subscribe_command(world, send):
-    asked = RECORD | {"catch_up": "forgive_older_than:7", "dunning": "slow"}
+    asked = RECORD | {"catch_up": "forgive_older_than:7", "dunning": "slow", "notices": "require"}
     assert send("subscribe", asked)["status"] == "done"
     [row] = rows_of(world, tables.subscriptions)
-    assert (row.catch_up, row.catch_up_days, row.dunning_policy) == (
-        "forgive_older_than", 7, "slow",
+    assert (row.catch_up, row.catch_up_days, row.dunning_policy, row.notices) == (
+        "forgive_older_than", 7, "slow", "require",
     )  # fmt: skip
     assert send("subscribe", asked)["status"] == "unchanged"
     assert fields_of(send("subscribe", asked | {"dunning": None})) == {"reference_id", "dunning"}

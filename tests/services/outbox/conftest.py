@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from billing_worker.domain.webhooks import USUAL_WAITS
+from billing_worker.domain.outgoing.webhooks import USUAL_WAITS
 from billing_worker.persistence.outbox import feed
 from billing_worker.services.outbox.deliver import Outbound
 from billing_worker.services.outbox.publish import publish

@@ -13,7 +13,7 @@ from sqlalchemy import func, select
 from standardwebhooks import Webhook
 
 from billing_worker.domain.errors import InvalidInput
-from billing_worker.domain.webhooks import USUAL_WAITS
+from billing_worker.domain.outgoing.webhooks import USUAL_WAITS
 from billing_worker.persistence.outbox import cursors
 from billing_worker.persistence.schema import outgoing
 from billing_worker.persistence.store import CommitUnknown
@@ -32,9 +32,9 @@ def test_a_receiver_verifies_what_comes_with_the_reference_library(world, out, r
     added = add(world)
     world.subscribe()
     world.tick()
-    assert send(out) == 3
+    assert send(out) == 4
     assert [e["type"] for e in receivers.taken[SHOP]] == [
-        "subscription.created", "invoice.opened", "invoice.paid",
+        "subscription.created", "invoice.opened", "invoice.paid", "payment.receipt",
     ]  # fmt: skip
     _, headers, body = receivers.calls[-1]
     assert headers["webhook-id"] == json.loads(body)["id"]
@@ -49,13 +49,13 @@ def test_a_stuck_event_holds_back_its_own_subscription_and_no_other(world, out, 
     world.subscribe(reference="sub-2")
     world.tick()
     send(out)
-    assert receivers.sequences() == {"sub-2": [1, 2, 3]}
+    assert receivers.sequences() == {"sub-2": [1, 2, 3, 4]}
     of_stuck = [told["data"] for told in receivers.tried if told["data"]["subscription"] == "sub-1"]
     assert [one["sequence"] for one in of_stuck] == [1]
     receivers.stuck = None
     world.clock.advance(5)
     send(out)
-    assert receivers.sequences() == {"sub-1": [1, 2, 3], "sub-2": [1, 2, 3]}
+    assert receivers.sequences() == {"sub-1": [1, 2, 3, 4], "sub-2": [1, 2, 3, 4]}
 
 
 def test_a_dead_endpoint_holds_back_no_other(world, out, receivers):
@@ -65,7 +65,7 @@ def test_a_dead_endpoint_holds_back_no_other(world, out, receivers):
     world.subscribe()
     world.tick()
     send(out)
-    assert receivers.sequences(BOOKS) == {"sub-1": [1, 2, 3]}
+    assert receivers.sequences(BOOKS) == {"sub-1": [1, 2, 3, 4]}
     assert receivers.sequences(SHOP) == {}
 
 
@@ -145,7 +145,7 @@ def test_410_pauses_the_endpoint_and_resume_sends_what_was_kept(world, out, rece
     endpoints.resume(world.store, 1)
     world.clock.advance(5)
     send(out)
-    assert receivers.sequences()["sub-1"] == [1, 2, 3]
+    assert receivers.sequences()["sub-1"] == [1, 2, 3, 4]
 
 
 def test_an_endpoint_is_sent_only_the_types_that_it_asked_for(world, out, receivers):
@@ -194,7 +194,7 @@ def test_what_a_lost_claim_reports_moves_nothing(world, out, receivers):
         return Answer(500)
 
     deliver(replace(out, post=slow), 1, AtOnce())
-    assert receivers.sequences()["sub-1"] == [1, 2, 3]
+    assert receivers.sequences()["sub-1"] == [1, 2, 3, 4]
     with world.store.reading() as connection:
         assert cursors.backlog(connection)[1] == (0, 0)
 
@@ -216,7 +216,7 @@ def test_a_replay_sends_a_range_again_in_order_and_goes_on_where_it_was(world, o
     send(out)
     numbers = [event["data"]["number"] for event in receivers.taken[SHOP]]
     newest = len(taken) + 1
-    assert numbers == [2, 3, 4, newest, newest + 1]
+    assert numbers == [2, 3, 4, newest, newest + 1, newest + 2]
     assert [e["id"] for e in receivers.taken[SHOP][:3]] == [e["id"] for e in taken[1:4]]
 
 
@@ -244,7 +244,7 @@ def test_an_endpoint_that_came_later_can_be_told_from_the_beginning(world, out, 
     add(world)
     endpoints.replay(world.store, world.clock, 1, first=1, last=None)
     send(out)
-    assert receivers.sequences() == {"sub-1": [1, 2, 3]}
+    assert receivers.sequences() == {"sub-1": [1, 2, 3, 4]}
 
 
 @pytest.mark.parametrize(

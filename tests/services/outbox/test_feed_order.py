@@ -26,7 +26,7 @@ NOW = datetime(2026, 1, 31, tzinfo=UTC)
 def write(store, writer):
     chance = random.Random(writer)
     for number in range(EACH):
-        event = Event(EventKind.INVOICE_PAID, NOW, f"{writer}-{number}")
+        event = Event(EventKind.CARD_ADDED, NOW, f"{writer}-{number}")
         with store.transaction() as connection:
             history.write(connection, [Entry(event, chance.randrange(1, SUBSCRIPTIONS + 1))])
             if not store.is_sqlite:  # where writers take turns anyway

@@ -26,7 +26,12 @@ DAY = timedelta(days=1)
 def test_a_paid_period_is_told_as_created_opened_and_paid(world, listener):
     world.subscribe()
     world.tick()
-    assert listener.types() == ["subscription.created", "invoice.opened", "invoice.paid"]
+    assert listener.types() == [
+        "subscription.created",
+        "invoice.opened",
+        "invoice.paid",
+        "payment.receipt",
+    ]
     paid = listener.bodies()[-1]
     assert paid["data"]["invoice"] == "sub-1-p0"
     assert paid["data"]["customer"] == "customer-of-sub-1"
@@ -61,13 +66,13 @@ def test_what_people_decide_about_a_subscription_is_told_once_each(world, listen
     lifecycle.cancel(*ask, at_period_end=True, by="ann")
     lifecycle.uncancel(*ask, by="ann")
     lifecycle.cancel(*ask, at_period_end=False, by="ann")
-    assert listener.types()[3:] == [
+    assert listener.types()[4:] == [
         "subscription.paused",
         "subscription.resumed",
         *["subscription.changed"] * 3,
         "subscription.cancelled",
     ]
-    paused = listener.bodies()[3]["data"]
+    paused = listener.bodies()[4]["data"]
     assert paused["why"] == "holiday"
 
 
@@ -171,14 +176,24 @@ def test_an_event_that_cannot_be_rendered_alerts_and_holds_back_its_subscription
     monkeypatch.setattr(publishing, "subscription_state", breaks)
     world.tick()
     assert listener.types("sub-1") == []
-    assert listener.types("sub-2") == ["subscription.created", "invoice.opened", "invoice.paid"]
+    assert listener.types("sub-2") == [
+        "subscription.created",
+        "invoice.opened",
+        "invoice.paid",
+        "payment.receipt",
+    ]
     with world.store.reading() as connection:
         [stuck] = pending.in_trouble(connection, 10)
         assert stuck.trouble == "ValueError: no such currency"
     monkeypatch.undo()
     assert listener.types("sub-1") == []  # not at each sweep
     world.clock.advance(publishing.PUBLISH_AGAIN_AFTER)
-    assert listener.types("sub-1") == ["subscription.created", "invoice.opened", "invoice.paid"]
+    assert listener.types("sub-1") == [
+        "subscription.created",
+        "invoice.opened",
+        "invoice.paid",
+        "payment.receipt",
+    ]
 
 
 def test_publishing_leaves_nothing_in_the_outbox_and_publishes_nothing_twice(world, monkeypatch):

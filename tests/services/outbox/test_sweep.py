@@ -63,7 +63,7 @@ def test_a_copy_of_a_database_tells_nothing(postgres, postgres_url):
         world.subscribe()
         world.tick()
         beat(world)
-        assert numbers(world) == [1, 2, 3]
+        assert numbers(world) == [1, 2, 3, 4]
     with postgres.temporary_database(template=original) as url, Store(url) as copy:
         world.store, world.outside = copy, ()
         world.ports = world.ports_of_a_worker()
@@ -146,18 +146,18 @@ def test_old_events_are_deleted_but_none_that_has_still_to_be_sent(world, out, r
     world.clock.advance(40 * DAY)
     assert forget(world.store, world.clock, None) == 0
     assert forget(world.store, world.clock, 60 * DAY) == 0
-    assert forget(world.store, world.clock, 30 * DAY) == 3  # those of sub-2
+    assert forget(world.store, world.clock, 30 * DAY) == 4  # those of sub-2
     receivers.stuck = None
     send(out)
-    assert receivers.sequences()["sub-1"] == [1, 2, 3]
-    assert forget(world.store, world.clock, 30 * DAY) == 3
+    assert receivers.sequences()["sub-1"] == [1, 2, 3, 4]
+    assert forget(world.store, world.clock, 30 * DAY) == 4
     with world.store.reading() as connection:
-        assert feed.forgotten(connection) == 6
+        assert feed.forgotten(connection) == 8
         left = connection.execute(select(func.count()).select_from(outgoing.deliveries)).scalar()
     assert left == 0
     world.subscribe(reference="sub-3")
     publish(world.store, world.clock)
-    assert numbers(world) == [7]
+    assert numbers(world) == [9]
 
 
 def test_what_the_queue_has_still_to_be_sent_is_kept(world, broker):
