@@ -86,7 +86,7 @@ def test_what_is_no_command_is_kept_answered_and_does_no_harm(installation, clie
         assert malformed.get(timeout=WITHIN)["status"] == "refused"
         eventually(lambda: outcomes(installation) == {"refused": 7}, why="all are kept")
         assert client.charge_once(**order(1)).answer(timeout=WITHIN)["status"] == "done"
-        eventually(lambda: "celery.message_refused" in process.output, why="the stray one is told")
+        eventually(lambda: "queue.message_refused" in process.output, why="the stray one is told")
         assert process.terminate() == 0
     assert queue.llen(COMMANDS) == 0
     assert TOKEN not in process.output

@@ -15,7 +15,6 @@ from typing import Any
 import structlog
 from celery import Celery, bootsteps, signals
 from kombu import Queue
-from kombu.transport.redis import Channel
 
 from billing_worker import bootstrap, logs
 from billing_worker.broker import OwnBroker
@@ -34,6 +33,7 @@ from billing_worker.entrypoints.worker.doorbell import (
     EventsQueue,
     doorbell_only,
 )
+from billing_worker.entrypoints.worker.strict_transport import use_strict_transport
 from billing_worker.entrypoints.worker.sweeps import TELL, intervals
 from billing_worker.metering import PrometheusMeter
 from billing_worker.services.charging.thread_pool import ThreadPool
@@ -49,10 +49,7 @@ TICKS_LIVE_FOR = 3
 """A beat message older than three intervals is useless: newer ones follow it."""
 
 
-# Messages in progress are not returned when Redis is lost: the sweeps send them again. kombu 5.7
-# uses the connection that it has just closed, and the AttributeError ends the worker (seen in a
-# storm test).
-Channel.do_restore = False
+use_strict_transport()
 
 
 def _settings_or_exit() -> Settings:
@@ -107,6 +104,8 @@ def make_app(settings: Settings) -> Celery:
         worker_pool="threads",
         worker_concurrency=_pages_at_once(settings),
         worker_send_task_events=False,
+        # Whoever writes to Redis could stop the consumers or the worker, and read what it runs.
+        worker_enable_remote_control=False,
         worker_soft_shutdown_timeout=0,
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,

@@ -64,7 +64,7 @@ def _too_long(raw: bytes) -> Envelope:
     """Return the message as too long. Its sender gets an answer unless the envelope is too long as
     well.
     """
-    fault = Fault("", f"must have at most {LONGEST_MESSAGE} bytes, and has {len(raw)}.")
+    fault = Fault("", f"must have at most {LONGEST_MESSAGE} bytes.")
     task, id_ = _names(raw) if len(raw) <= LONGEST_ENVELOPE else ("", None)
     message = Message(task, None, id_, (fault,), unreadable=_hidden(raw[:LONGEST_MESSAGE]))
     return Envelope(message, wants_answer=True)

@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 from redis import Redis
+
+from billing_worker.entrypoints.worker.command_message import LONGEST_ENVELOPE
 
 PRIORITIES = ("", "\x06\x163", "\x06\x166", "\x06\x169")
 """Suffixes of the lists that kombu makes of one queue when a sender sets a priority."""
@@ -28,13 +31,23 @@ the same subject.
 """
 
 _BUSY_WAIT_SECONDS = 0.1
+_IDLE_WAIT_SECONDS = 0.05
+"""Between two looks at an empty queue. A blocking read would bring the whole message, of any size."""
+
+_DIGEST_OF = f"""
+local longest = {LONGEST_ENVELOPE + 1}
+local function digest_of(raw)
+  if #raw <= longest then return redis.sha1hex(raw) end
+  return redis.sha1hex(string.sub(raw, 1, longest)) .. '-' .. #raw
+end
+"""
 
 _DIGESTS = """
 local digests = {}
 for place = 1, tonumber(ARGV[1]) do
   local raw = redis.call('LINDEX', KEYS[1], -place)
   if not raw then break end
-  digests[place] = redis.sha1hex(raw)
+  digests[place] = digest_of(raw)
 end
 return digests
 """
@@ -43,11 +56,20 @@ return digests
 _WITH_DIGEST = """
 for place = tonumber(ARGV[2]), 1, -1 do
   local raw = redis.call('LINDEX', KEYS[1], -place)
-  if raw and redis.sha1hex(raw) == ARGV[1] then return raw end
+  if raw and digest_of(raw) == ARGV[1] then return string.sub(raw, 1, longest) end
 end
 return false
 """
-"""A message that was seen at that place. Places move towards the end only, as older ones leave."""
+"""A message that was seen at that place, cut where it is too long to be read in any case. Places move
+towards the end only, as older ones leave.
+"""
+
+_REMOVE = """
+for place = tonumber(ARGV[2]), 1, -1 do
+  local raw = redis.call('LINDEX', KEYS[1], -place)
+  if raw and digest_of(raw) == ARGV[1] then return redis.call('LREM', KEYS[1], -1, raw) end
+end
+"""
 
 Subject = Hashable | None
 """What a message is about; None: it waits for no other."""
@@ -61,6 +83,8 @@ def _of_nothing(_raw: bytes) -> Subject:
 class Taken:
     key: str
     raw: bytes
+    digest: bytes
+    place: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,28 +109,32 @@ class CommandQueue:
         self._subject_of = subject_of
         self._keys = [name + suffix for suffix in PRIORITIES]
         self._polling = threading.Lock()
-        self._digests: Any = client.register_script(_DIGESTS)
-        self._with_digest: Any = client.register_script(_WITH_DIGEST)
+        self._digests: Any = client.register_script(_DIGEST_OF + _DIGESTS)
+        self._with_digest: Any = client.register_script(_DIGEST_OF + _WITH_DIGEST)
+        self._remove: Any = client.register_script(_DIGEST_OF + _REMOVE)
         self._seen: dict[str, dict[bytes, _Seen]] = {key: {} for key in self._keys}
 
     def take(self, wait_seconds: float, leaving: threading.Event) -> Taken | None:
         """Lease the oldest message that waits for nobody; None when there is none for a while.
 
-        Messages may be as large as Redis allows, and nobody is told how large before they have
-        come. So one thread of a process looks at a time, and at one message at a time.
+        Messages may be as large as LONGEST_ENVELOPE. So one thread of a process looks at a time,
+        and at one message at a time.
         """
         with self._polling:
-            if leaving.is_set():
+            if leaving.is_set() or not self._waited_for_one(wait_seconds, leaving):
                 return None
-            # From a list's end to the same end: waits for a message and leaves it where it is.
-            oldest = self._client.blmove(self._name, self._name, wait_seconds, "RIGHT", "RIGHT")
-            if oldest is not None and self._lease(self._name, oldest):
-                return Taken(self._name, oldest)
-            del oldest
             found, waiting = self._find()
         if found is None and waiting:
             leaving.wait(_BUSY_WAIT_SECONDS)
         return found
+
+    def _waited_for_one(self, seconds: float, leaving: threading.Event) -> bool:
+        until = time.monotonic() + seconds
+        while not self._client.exists(*self._keys):
+            left = until - time.monotonic()
+            if left <= 0 or leaving.wait(min(left, _IDLE_WAIT_SECONDS)):
+                return False
+        return True
 
     def _find(self) -> tuple[Taken | None, bool]:
         """Also whether anything waits at all."""
@@ -118,7 +146,7 @@ class CommandQueue:
                     continue
                 raw = self._with_digest(keys=[key], args=[message.digest, message.place])
                 if raw is not None:
-                    return Taken(key, raw), waiting
+                    return Taken(key, raw, message.digest, message.place), waiting
                 self._client.delete(message.lease)  # It was finished between look and lease.
         return None, waiting
 
@@ -144,20 +172,11 @@ class CommandQueue:
 
     def done(self, taken: Taken) -> None:
         """What became of it is committed: only now the message goes."""
-        self._client.lrem(taken.key, -1, taken.raw)
+        self._remove(keys=[taken.key], args=[taken.digest, taken.place])
         self.give_back(taken)
 
     def give_back(self, taken: Taken) -> None:
         self._client.delete(self._lease_of(taken.raw))
-
-    def _lease(self, key: str, raw: bytes) -> bool:
-        lease = self._lease_of(raw)
-        if not self._client.set(lease, b"", nx=True, ex=LEASE_SECONDS):
-            return False
-        if self._client.lpos(key, raw, rank=-1, maxlen=2 * WINDOW) is None:
-            self._client.delete(lease)  # It was finished between our look and our lease.
-            return False
-        return True
 
     def _lease_of(self, raw: bytes) -> str:
         return f"{self._name}.lease:{hashlib.sha256(raw).hexdigest()}"

@@ -41,6 +41,7 @@ EXPECTED = {
     "task_soft_time_limit": None,
     "worker_pool": "threads",
     "worker_send_task_events": False,
+    "worker_enable_remote_control": False,
     "worker_soft_shutdown_timeout": 0,
     "beat_max_loop_interval": 5,
     "beat_scheduler": "celery.beat:Scheduler",

@@ -20,6 +20,7 @@ from billing_worker.entrypoints.worker.command_consumer import (
     subject_of_message,
     takes_commands,
 )
+from billing_worker.entrypoints.worker.command_message import LONGEST_ENVELOPE
 from billing_worker.entrypoints.worker.command_queue import WINDOW, CommandQueue
 from billing_worker.entrypoints.worker.doorbell import COMMANDS, SWEEPS
 from billing_worker.services.commands.execute import Answer, NotKept
@@ -81,8 +82,22 @@ def test_a_taker_that_dies_holds_a_message_for_a_minute_at_most(redis, queue):
 
 
 def test_a_message_that_was_finished_since_the_poll_is_not_taken_again(redis, queue):
-    assert not queue._lease("q", b"finished by another")
+    redis.lpush("q", b"one")
+    other = CommandQueue(redis, "q")
+    seen = list(queue._oldest("q"))
+    other.done(other.take(QUICKLY, STAY))
+    queue._oldest = lambda key: seen if key == "q" else []
+    assert queue._find() == (None, True)
     assert redis.keys() == []
+
+
+def test_of_a_message_that_is_too_long_only_a_part_is_fetched_and_all_of_it_removed(redis, queue):
+    redis.lpush("q", b"x" * (LONGEST_ENVELOPE + 9), b"x" * (LONGEST_ENVELOPE + 10), b"next")
+    for _ in range(2):
+        taken = queue.take(QUICKLY, STAY)
+        assert len(taken.raw) == LONGEST_ENVELOPE + 1
+        queue.done(taken)
+    assert redis.lrange("q", 0, -1) == [b"next"]
 
 
 def test_equal_messages_are_done_one_at_a_time(redis, queue):
