@@ -127,7 +127,10 @@ _SAID = (
     .where(
         events.c.invoice_id == invoices.c.id,
         or_(
-            and_(invoices.c.status == "void", events.c.kind == EventKind.INVOICE_VOIDED),
+            and_(
+                invoices.c.status == "void",
+                events.c.kind.in_((EventKind.INVOICE_VOIDED, EventKind.CATCH_UP_DECIDED)),
+            ),
             and_(invoices.c.status == "uncollectible", events.c.kind == EventKind.RECOVERY_ENDED),
         ),
     )

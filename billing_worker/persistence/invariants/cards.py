@@ -4,12 +4,14 @@ often than its network allows.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, and_, func, or_, select, text
 
 from billing_worker.domain.attempt import Origin
+from billing_worker.domain.card import died_of_age
 from billing_worker.domain.declines import DECLINES, DeclineClass
 from billing_worker.domain.network_rules import RULES
 from billing_worker.persistence.invariants.asking import DAY_AGO, MONTH_AGO, Question, sliced
@@ -43,25 +45,35 @@ PAYS_WITH_CARD_OF_ANOTHER = Question(
     by=subscriptions.c.id,
 )
 
-_HARD = sorted(code for code, one in DECLINES.items() if one.kind is DeclineClass.HARD)
 _alike = cards.alias("alike")
-REFUSED_CARD_USABLE = Question(
-    sliced(
-        attempts.c.id,
-        attempts.c.reference_id,
-        attempts.c.status == "declined",
-        attempts.c.outcome.in_(_HARD),
-        attempts.c.origin != Origin.LINK,  # a page takes any card
-        attempts.c.card_id == cards.c.id,
-        select(_alike.c.id)
-        .where(
-            or_(_alike.c.id == cards.c.id, _alike.c.fingerprint == cards.c.fingerprint),
-            _alike.c.unusable_reason.is_(None),
-        )
-        .exists(),
-    ),
-    by=attempts.c.id,
-)
+
+
+def usable_after(codes: Iterable[str]) -> Question:
+    """Find declines with these codes whose card, or an equal one, may be charged again."""
+    return Question(
+        sliced(
+            attempts.c.id,
+            attempts.c.reference_id,
+            attempts.c.status == "declined",
+            attempts.c.outcome.in_(sorted(codes)),
+            attempts.c.origin != Origin.LINK,  # a page takes any card
+            attempts.c.card_id == cards.c.id,
+            select(_alike.c.id)
+            .where(
+                or_(_alike.c.id == cards.c.id, _alike.c.fingerprint == cards.c.fingerprint),
+                _alike.c.unusable_reason.is_(None),
+            )
+            .exists(),
+        ),
+        by=attempts.c.id,
+    )
+
+
+_HARD = {code for code, one in DECLINES.items() if one.kind is DeclineClass.HARD}
+OF_AGE = frozenset(code for code in _HARD if died_of_age(code))
+"""A bank renews such a card, and then it is charged again under the same token."""
+
+REFUSED_CARD_USABLE = usable_after(_HARD - OF_AGE)
 
 # Literally the condition of the index `ix_attempts_budget`.
 _COUNTED = text("attempts.status IN ('prepared', 'submitted', 'declined')")

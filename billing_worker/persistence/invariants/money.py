@@ -105,6 +105,7 @@ MODE_OF_ANOTHER = Question(
     sliced(
         attempts.c.id,
         attempts.c.reference_id,
+        attempts.c.submitted_at.is_not(None),  # before the first charge the book has no mode
         attempts.c.test_mode != book.c.test_mode,
     ),
     by=attempts.c.id,

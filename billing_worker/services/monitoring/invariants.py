@@ -110,7 +110,7 @@ INVARIANTS: Final = (
     ),
     Invariant(
         "one_mode",
-        "All attempts of a book are of its mode: test or live.",
+        "Everything that was submitted from a book is of its mode: test or live.",
         money.MODE_OF_ANOTHER,
     ),
     Invariant(
@@ -154,7 +154,7 @@ INVARIANTS: Final = (
     ),
     Invariant(
         "refused_card_is_dead",
-        "A card that was refused for good, and every equal one, is not charged again.",
+        "A card that was refused for good, not for its age, is dead, and so is every equal one.",
         cards.REFUSED_CARD_USABLE,
     ),
     Invariant(

@@ -45,7 +45,7 @@ def book(database_url):
     with Store(database_url) as store:
         world = World(store)
         world.subscribe("approved", "paid")
-        world.subscribe("decline_card_expired", "dead-card")
+        world.subscribe("decline_card_is_stolen", "dead-card")
         world.subscribe("decline_insufficient_funds", "declined")
         world.subscribe("approved", "paused")
         world.subscribe("approved", "cancelled")
