@@ -225,6 +225,17 @@ def opened_after(
     return connection.execute(query).all()
 
 
+def paid_after(connection: Connection, subscription_id: int, instant: datetime) -> list[str]:
+    """Return references of what was paid after `instant` for periods that had begun by then."""
+    c = invoices.c
+    query = (
+        select(c.reference_id)
+        .where(c.subscription_id == subscription_id, c.paid_at > instant, c.period_start <= instant)
+        .order_by(c.period_number)
+    )
+    return list(connection.execute(query).scalars())
+
+
 def take_back_waived(connection: Connection, ids: Sequence[int]) -> None:
     """Allow waived periods to be opened again if they become due again."""
     connection.execute(

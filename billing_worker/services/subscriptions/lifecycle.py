@@ -34,6 +34,7 @@ from billing_worker.domain.invoice import Invoice
 from billing_worker.domain.outgoing import notice
 from billing_worker.domain.subscription import Subscription, SubscriptionStatus
 from billing_worker.persistence import claims, history, subscriptions
+from billing_worker.persistence import invoices as invoice_rows
 from billing_worker.persistence.history import Entry
 from billing_worker.persistence.store import Store, Within
 from billing_worker.services.invoicing import pause_collection
@@ -280,6 +281,7 @@ def cancel(
             told = {**_takes_effect(after), **_still_collected(asked)}
             asked.becomes(after, EventKind.CANCELLATION_SCHEDULED, **told)
             return
+        asked.name_debts_paid_since()
         voided = pause_collection.give_up(asked.connection, before.id, asked.moment)
         voided += asked.details.get("voided", 0)
         asked.becomes(after, EventKind.SUBSCRIPTION_CANCELLED, voided=voided)
@@ -326,6 +328,7 @@ _NAMED = 5
 
 def _voided(asked: _Asked, why: str | None) -> dict[str, Any]:
     """Void open invoices. One with a charge in flight becomes void if the charge ends unpaid."""
+    asked.name_debts_paid_since()
     reason = f"{invoices.VOIDED}{why or 'with the subscription'}"
     return pause_collection.void_what_is_open(
         asked.connection, asked.subscription.id, reason, asked.moment
@@ -457,6 +460,12 @@ class _Asked:
         )
         said = replace(said, alert=bool(self._charged))
         history.write(self.connection, [Entry(said, after.id)])
+
+    def name_debts_paid_since(self) -> None:
+        """Name what was owed at the decision, would be void by it, and was paid since."""
+        if self._decided.told_later:
+            paid = invoice_rows.paid_after(self.connection, self.subscription.id, self.now)
+            self._charged += [name for name in paid if name not in self._charged]
 
     def refuse_numbers_in_use(self) -> None:
         """Refuse another interval where two or more periods were charged since the decision.

@@ -21,6 +21,7 @@ from billing_worker.services.invoicing.catch_up import Answer, Caps
 from billing_worker.services.reports import status as report
 from billing_worker.services.subscriptions import lifecycle
 from tests.support.backup import backup, restore
+from tests.support.recovery import banks_change_their_mind
 from tests.support.world import World
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -525,3 +526,31 @@ class _Story:
         with self.world.store.reading() as connection:
             found = [connection.execute(select(func.min(column))).scalar() for column in columns]
         return min((at for at in found if at), default=self.ends)
+
+
+@pytest.mark.parametrize(
+    ("how", "named"),
+    [
+        (("cancel", {"at_period_end": False}), ["sub-1-p0"]),
+        (("cancel", {"at_period_end": False, "void_open": True}), ["sub-1-p0"]),
+        (("cancel", {"at_period_end": True}), None),
+        (("cancel", {"at_period_end": True, "void_open": True}), ["sub-1-p0"]),
+        (("end", {}), None),
+        (("end", {"void_open": True}), ["sub-1-p0"]),
+    ],
+    ids=str,
+)
+def test_a_debt_that_a_decision_would_have_made_void_and_that_was_paid_since_is_to_be_given_back(
+    world, how, named
+):
+    world.subscribe("decline_insufficient_funds")
+    world.tick()
+    world.clock.advance(HOUR)
+    decided_at = world.clock.now()
+    banks_change_their_mind(world, "approved")
+    world.run_for(4 * DAY, step=HOUR)
+    assert world.fate() == "paid"
+    what, options = how
+    told = decide(world, what, decided_at=decided_at, **options)
+    assert told.details.get("charged_since") == named
+    assert any("sub-1-p0" in one for one in world.alerts()) is (named is not None)
