@@ -59,7 +59,7 @@ class Life:
         self._rng = random.Random(seed)
         self._intervals = intervals
         references = [self._subscribe(number, tokens) for number in range(12)]
-        self._staff = staff(self._rng, references)
+        self._staff = staff(self._rng, references, random.Random(~seed))
 
     def _subscribe(self, number, tokens):
         rng = self._rng
@@ -151,7 +151,7 @@ def compared(world, made_at, lines):
     return found, comparison
 
 
-SEEDS = [14, *(pytest.param(seed, marks=pytest.mark.benchmark) for seed in range(100, 120))]
+SEEDS = [100, *(pytest.param(seed, marks=pytest.mark.benchmark) for seed in range(101, 120))]
 
 
 @pytest.mark.timeout(300)
