@@ -130,8 +130,9 @@ def test_an_agreed_end_and_policies_reach_the_worker(sent):
 @pytest.mark.parametrize(
     ("given", "sent_as"), [(NOW, "2026-02-01T00:00:00+00:00"), ("", "")], ids=["given", "removed"]
 )
-def test_an_agreed_end_is_changed_or_removed(sent, given, sent_as):
-    assert read_again(sent, "change_subscription", ends_at=given)["ends_at"] == sent_as
+@pytest.mark.parametrize("date", ["ends_at", "amount_from"])
+def test_an_agreed_end_or_price_is_changed_or_removed(sent, given, sent_as, date):
+    assert read_again(sent, "change_subscription", **{date: given})[date] == sent_as
 
 
 @pytest.mark.parametrize(
