@@ -7,6 +7,8 @@ from typing import Any
 from celery import Celery
 from kombu import Connection
 
+from billing_worker.redis_url import verified
+
 
 class OwnBroker(Celery):
     """Celery with this broker and this result backend, and no other.
@@ -19,6 +21,7 @@ class OwnBroker(Celery):
     def __init__(
         self, name: str, *, broker: str | None, results: str | None, **options: Any
     ) -> None:
+        broker, results = broker and verified(broker), results and verified(results)
         self._broker = broker
         super().__init__(name, **options)
         self.conf.update(broker_url=broker, result_backend=results)

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import re
+import stat
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
 
 from cryptography.fernet import Fernet
 
+from billing_worker.addresses import (
+    cardgate_url,
+    database_url,
+    http_url,
+    is_cleartext,
+    redis_url,
+)
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.domain.outgoing.notice import USUAL_POLICY, NoticePolicy
 from billing_worker.domain.outgoing.webhooks import USUAL_WAITS
@@ -33,47 +41,10 @@ class BadSettings(Exception):
 # --- readers: text to value. A ValueError says what the text must be and never repeats the text ---
 
 
-def _http_url(text: str) -> str:
-    parts = urlsplit(text)
-    if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc:
-        raise ValueError("must be an http(s) URL without credentials in it.")
-    return text
-
-
-def _cardgate_url(text: str) -> str:
-    if urlsplit(text).path.rstrip("/").endswith("/payment/sale"):
-        raise ValueError("must be without /payment/sale, which is added to it.")
-    return _http_url(text)
-
-
 def _username(text: str) -> str:
     if ":" in text:
         raise ValueError("must not contain a colon: Basic authentication cannot carry it.")
     return text
-
-
-def _database_url(text: str) -> str:
-    parts = _split_url(text, {"postgresql", "postgresql+psycopg", "sqlite"})
-    if parts.scheme == "sqlite" and parts.netloc:
-        raise ValueError("needs three slashes before a relative path: sqlite:///billing.db.")
-    # `postgresql://` means psycopg 3 here; SQLAlchemy would look for psycopg2.
-    return text.replace("postgresql://", "postgresql+psycopg://", 1)
-
-
-def _redis_url(text: str) -> str:
-    _split_url(text, {"redis", "rediss"})
-    return text
-
-
-def _split_url(text: str, schemes: set[str]) -> SplitResult:
-    try:
-        parts = urlsplit(text)
-        parts.port  # noqa: B018 - reading it checks it
-    except ValueError as error:
-        raise ValueError(f"is not a URL: {error}.") from None
-    if parts.scheme not in schemes:
-        raise ValueError(f"must begin with one of {', '.join(sorted(schemes))}, then ://")
-    return parts
 
 
 def _fernet_keys(text: str) -> Secret:
@@ -85,6 +56,29 @@ def _fernet_keys(text: str) -> Secret:
             "must be comma-separated Fernet keys; make one with `billing-worker new-key`."
         ) from None
     return Secret(text)
+
+
+def _service(text: str) -> str:
+    """Of all fields only {currency} is filled in; the code becomes part of a request."""
+    if not re.fullmatch(r"[\w-]*(?:\{currency\}[\w-]*)?", text, re.ASCII):
+        raise ValueError("must be letters, digits, _ and -, and {currency} at most once.")
+    return text
+
+
+def _cleartext(text: str) -> frozenset[str]:
+    named = frozenset(name.strip() for name in text.split(","))
+    if not named <= CLEARTEXT.keys():
+        raise ValueError(f"must name some of {', '.join(CLEARTEXT)}, comma-separated.")
+    return named
+
+
+CLEARTEXT = {
+    "gateway": "GATEWAY_URL",
+    "cardgate": "CARDGATE_URL",
+    "callback": "CALLBACK_URL",
+    "database": "DATABASE_URL",
+    "redis": "REDIS_URL",
+}
 
 
 def _true_or_false(text: str) -> bool:
@@ -183,21 +177,21 @@ class Settings:
     """All settings as typed values: field `x` is the variable `BILLING_X`."""
 
     database_url: str = _required(
-        _database_url,
+        database_url,
         "SQLAlchemy URL; PostgreSQL for more than one machine, an SQLite file for one",
         secret=True,
     )
-    redis_url: str = _required(_redis_url, "broker and rate limiter", secret=True)
+    redis_url: str = _required(redis_url, "broker and rate limiter", secret=True)
     gateway_url: str = _required(
-        _http_url, "Private API base, with or without `/api`, e.g. `https://api.example.com/api`"
+        http_url, "Private API base, with or without `/api`, e.g. `https://api.example.com/api`"
     )
     gateway_username: str = _required(_username, "commerce account id (Basic auth)")
     gateway_password: Secret = _required(Secret, "API key (Basic auth)", _NONE, secret=True)
     cardgate_url: str = _required(
-        _cardgate_url, "Cardgate base, e.g. `https://cardgate.example.com`"
+        cardgate_url, "Cardgate base, e.g. `https://cardgate.example.com`"
     )
     gateway_service: str = _setting(
-        str, "template of the service code", "payment_card_{currency}_hpp"
+        _service, "template of the service code", "payment_card_{currency}_hpp"
     )
     test_mode: bool = _required(
         _true_or_false,
@@ -210,7 +204,7 @@ class Settings:
         _NONE,
         secret=True,
     )
-    callback_url: str = _setting(_http_url, "where the gateway calls back", "")
+    callback_url: str = _setting(http_url, "where the gateway calls back", "")
     callback_secret: Secret = _setting(
         Secret, "key that a callback's signature is checked with", _NONE, secret=True
     )
@@ -294,6 +288,12 @@ class Settings:
         "`true` lets webhooks go to private addresses, and without TLS",
         default=False,
     )
+    allow_cleartext: frozenset[str] = _setting(
+        _cleartext,
+        "what may go to another machine without TLS although cards are charged for real: some of "
+        "`gateway`, `cardgate`, `callback`, `database`, `redis`",
+        frozenset(),
+    )
     require_synchronous_standby: bool = _setting(
         _true_or_false,
         "`true` sells nothing while a fail-over of PostgreSQL could lose commits",
@@ -341,6 +341,8 @@ class Setting:
 def _as_text(value: Any) -> str:
     if value is None or value is _NONE:
         return ""
+    if isinstance(value, frozenset):
+        return ",".join(sorted(value))
     if isinstance(value, tuple):
         return ",".join(str(int(wait.total_seconds())) for wait in value)
     return str(value).lower() if isinstance(value, bool) else str(value)
@@ -378,7 +380,7 @@ def load(environ: Mapping[str, str], needs: Iterable[str] = EVERYTHING) -> Setti
     for setting in SETTINGS:
         variable = setting.variable
         try:
-            text = _text(environ, variable)
+            text = _text(environ, variable, is_secret=setting.secret)
             if text:
                 values[setting.name.lower()] = setting.read(text)
             elif setting.name in needs:
@@ -387,9 +389,24 @@ def load(environ: Mapping[str, str], needs: Iterable[str] = EVERYTHING) -> Setti
             faults[f"{variable}_FILE"] = str(error)
         except ValueError as error:
             faults[variable] = str(error)
+    if not faults and values.get("test_mode") is False:
+        faults = _in_cleartext(values, environ)
     if faults:
         raise BadSettings(faults)
     return Settings(**values)
+
+
+def _in_cleartext(values: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the addresses of a live installation that would send secrets in clear text."""
+    allowed = values.get("allow_cleartext", frozenset())
+    return {
+        VARIABLE_PREFIX
+        + name: "has no TLS and leads to another machine, and cards are charged for "
+        f"real: use https, rediss or sslmode=verify-full, or put {called} into "
+        "BILLING_ALLOW_CLEARTEXT."
+        for called, name in CLEARTEXT.items()
+        if called not in allowed and is_cleartext(values.get(name.lower(), ""), environ)
+    }
 
 
 def sources(environ: Mapping[str, str]) -> dict[str, str]:
@@ -407,7 +424,7 @@ class _BadFile(Exception):
     """The file of a `BILLING_X_FILE` variable cannot be read as text."""
 
 
-def _text(environ: Mapping[str, str], variable: str) -> str:
+def _text(environ: Mapping[str, str], variable: str, *, is_secret: bool) -> str:
     """Return the text of a variable or of its file; empty if neither is given."""
     value = environ.get(variable, "").strip()
     file = environ.get(f"{variable}_FILE", "").strip()
@@ -416,8 +433,17 @@ def _text(environ: Mapping[str, str], variable: str) -> str:
     if value:
         raise ValueError(f"is given twice, also as {variable}_FILE.")
     try:
+        if is_secret and _is_open_to_all(Path(file)):
+            raise _BadFile("can be read by every user of this machine: chmod o-r it.")
         return Path(file).read_text(encoding="utf-8").strip()
     except OSError as error:
         raise _BadFile(f"cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError:
         raise _BadFile("is not text.") from None
+
+
+def _is_open_to_all(file: Path) -> bool:
+    """Return whether any user of the machine can read it. A folder may keep them out."""
+    path = file.resolve(strict=True)
+    folders = all(folder.stat().st_mode & stat.S_IXOTH for folder in path.parents)
+    return bool(path.stat().st_mode & stat.S_IROTH) and folders

@@ -3,12 +3,12 @@ from __future__ import annotations
 import click
 
 from billing_worker import config
+from billing_worker.addresses import shown
 from billing_worker.entrypoints.cli.shared import (
     json_option,
     open_store,
     print_json,
     settings_for,
-    shown_url,
 )
 from billing_worker.persistence.schema import migrate as schema
 
@@ -28,6 +28,6 @@ def migrate(*, as_json: bool) -> None:
     if as_json:
         print_json({"before": before, "after": after})
     elif before == after:
-        click.echo(f"{shown_url(settings.database_url)} is already at {after}.")
+        click.echo(f"{shown(settings.database_url)} is already at {after}.")
     else:
-        click.echo(f"{shown_url(settings.database_url)}: {before or 'empty'} -> {after}.")
+        click.echo(f"{shown(settings.database_url)}: {before or 'empty'} -> {after}.")

@@ -14,9 +14,9 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.table import Table
-from sqlalchemy.engine import make_url
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
+from billing_worker.addresses import shown
 from billing_worker.clock import ClockWatch, SystemClock
 from billing_worker.config import DATABASE, Settings, load
 from billing_worker.entrypoints import unique_json
@@ -119,17 +119,12 @@ def _revision(store: Store, url: str) -> str | None:
         except SQLAlchemyError as error:
             trouble = _first_line(error)
             break
-    raise click.ClickException(f"database unreachable: {shown_url(url)}: {trouble}")
+    raise click.ClickException(f"database unreachable: {shown(url)}: {trouble}")
 
 
 def _first_line(error: SQLAlchemyError) -> str:
     cause = getattr(error, "orig", None) or error
     return str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
-
-
-def shown_url(url: str) -> str:
-    """Return a database or broker URL without its password."""
-    return make_url(url).render_as_string(hide_password=True)
 
 
 def chosen(_: click.Context, option: click.Parameter, value: bool | None) -> bool:  # noqa: FBT001 - click's form

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import click
 
+from billing_worker.addresses import shown
 from billing_worker.config import EVERYTHING, SETTINGS, Settings, load
 from billing_worker.entrypoints.book_checks import why_nothing_is_sold
 from billing_worker.entrypoints.checks import redis_trouble
-from billing_worker.entrypoints.cli.shared import open_store, shown_url
+from billing_worker.entrypoints.cli.shared import open_store
 from billing_worker.entrypoints.local.stack import PROVIDED, LocalStack
 from billing_worker.persistence.schema.migrate import migrate
 
@@ -64,7 +65,7 @@ def _redis_answers(settings: Settings, stopping: threading.Event) -> bool:
     told = False
     while trouble := redis_trouble(settings.redis_url):
         if not told:
-            url = shown_url(settings.redis_url)
+            url = shown(settings.redis_url)
             click.echo(f"Redis {url} is unreachable, trying again: {trouble}", err=True)
             told = True
         if stopping.wait(_REDIS_AGAIN_SECONDS):
@@ -73,16 +74,16 @@ def _redis_answers(settings: Settings, stopping: threading.Event) -> bool:
 
 
 def _announce(stack: LocalStack, settings: Settings) -> None:
-    shown = {
-        "BILLING_DATABASE_URL": shown_url(settings.database_url),
-        "BILLING_REDIS_URL": shown_url(settings.redis_url),
+    addresses = {
+        "BILLING_DATABASE_URL": shown(settings.database_url),
+        "BILLING_REDIS_URL": shown(settings.redis_url),
     }
     click.echo(f"Running on {stack.folder}; logs are there. Ctrl-C stops. Settings:")
     for info in SETTINGS:
         source = stack.sources.get(info.variable)
         if source is not None:
             hidden = "***" if info.secret else stack.environ.get(info.variable, "")
-            click.echo(f"  {info.variable}={shown.get(info.variable, hidden)}  ({source})")
+            click.echo(f"  {info.variable}={addresses.get(info.variable, hidden)}  ({source})")
     if stack.sandbox:
         click.echo("The gateway is the sandbox; it forgets its ledger when this process ends.")
     elif not settings.test_mode:

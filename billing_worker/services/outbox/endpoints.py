@@ -69,8 +69,8 @@ def _refuse_bad_url(url: str, *, allow_private: bool) -> None:
     try:
         parts = urlsplit(url)
         parts.port  # noqa: B018 - reading it checks it
-    except ValueError as error:
-        raise InvalidInput("url", f"is not a URL: {error}") from None
+    except ValueError:
+        raise InvalidInput("url", "is not a URL") from None
     if parts.scheme != "https" and not (allow_private and parts.scheme == "http"):
         raise InvalidInput("url", "must begin with https://")
     if not parts.hostname or "@" in parts.netloc or parts.fragment:
