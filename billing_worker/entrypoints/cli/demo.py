@@ -163,12 +163,13 @@ def _watch(store: Store, stack: LocalStack, *, quiet: bool) -> bool:
 
 
 def _decided(store: Store) -> int:
-    """Count invoices whose newest attempt has ended, or that wait without one."""
+    """Count invoices that are closed, whose newest attempt has ended, or that wait without one."""
     with store.reading() as connection:
         return sum(
             row.invoices
             for row in invoices.summary(connection)
-            if row.attempt_status not in {None, "prepared", "submitted"}
+            if row.status != "open"
+            or row.attempt_status not in {None, "prepared", "submitted"}
             or (row.attempt_status is None and row.waits)
         )
 
