@@ -11,6 +11,7 @@ from billing_worker.domain.calendar import Interval, Schedule
 from billing_worker.domain.catch_up_policy import DEFAULT_POLICY, Policy
 from billing_worker.domain.errors import IllegalTransition, InvalidInput
 from billing_worker.domain.money import Money
+from billing_worker.domain.outgoing.notice import NoticePolicy
 
 
 class SubscriptionStatus(StrEnum):
@@ -96,7 +97,7 @@ class Subscription:
     cancels_at: datetime | None = None  # no period that begins then or later becomes due
     catch_up: Policy = DEFAULT_POLICY
     dunning_policy: str | None = None  # None: the default ladder
-    notices: str | None = None  # a policy of domain/outgoing/notice.py; None: the default
+    notices: NoticePolicy | None = None  # None: the default of the settings
     ends_at: datetime | None = None  # agreed end: no period that begins then or later is charged
     handed_over_at: datetime | None = None  # another book bills it; open invoices stay here
     new_amount_minor: int | None = None  # agreed for later, in the currency of `money`

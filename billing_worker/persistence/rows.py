@@ -15,6 +15,7 @@ from billing_worker.domain.calendar import Schedule, Unit
 from billing_worker.domain.catch_up_policy import CatchUp, Policy
 from billing_worker.domain.invoice import Invoice, InvoiceStatus
 from billing_worker.domain.money import Money
+from billing_worker.domain.outgoing.notice import NoticePolicy
 from billing_worker.domain.statement import Owner
 from billing_worker.domain.subscription import Subscription, SubscriptionStatus
 from billing_worker.persistence.schema.mapping import Objects, Part
@@ -43,6 +44,11 @@ SUBSCRIPTIONS = Objects(
         ("anchor_at", "interval", "interval_count", "timezone", "billing_day"),
         lambda anchor, unit, count, tz, day: Schedule(anchor, Unit(unit), count, tz, day),
         attrgetter("anchor", "unit", "count", "tz", "day"),
+    ),
+    notices=Part(
+        ("notices",),
+        lambda policy: NoticePolicy.parse(policy) if policy else None,
+        lambda policy: (str(policy) if policy else None,),
     ),
     catch_up=Part(
         ("catch_up", "catch_up_days"),

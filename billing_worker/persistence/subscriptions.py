@@ -155,7 +155,7 @@ _SAVE = Update(
     [
         "status", "money", "schedule", "series_start", "next_period", "next_billing_at",
         "description", "paused_at", "paused_from", "resumes_at", "resumes_shifted", "cancels_at", "catch_up", "dunning_policy",
-                "notices",
+        "notices",
         "ends_at", "new_amount_minor", "new_amount_from",
     ],
 )  # fmt: skip

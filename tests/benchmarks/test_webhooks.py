@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
+from statistics import median
 
 import pytest
 import requests
@@ -36,7 +37,6 @@ from billing_worker.services.outbox.deliver import MOST_IN_FLIGHT, Outbound, del
 from billing_worker.services.outbox.publish import publish
 from billing_worker.services.subscriptions.subscribe import subscribe
 from tests.benchmarks.test_throughput import (
-    CHARGES,
     PROCESSES,
     sandbox,
     settled,
@@ -52,6 +52,9 @@ pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(600)]
 
 EVENTS = 2_000
 PER_SECOND, SECONDS = 100, 20
+SHORT_ROUND = 400
+SETUPS = (0, 2)
+"""How many endpoints there are."""
 
 
 @contextmanager
@@ -165,7 +168,7 @@ def _tell(store, second):
         with store.transaction() as connection:
             entries = [
                 Entry(
-                    Event(EventKind.INVOICE_PAID, now, "benchmark"),
+                    Event(EventKind.SUBSCRIPTION_CHANGED, now, "benchmark"),
                     1 + (second * PER_SECOND + tenth * 10 + n) % 1_000,
                 )
                 for n in range(PER_SECOND // 10)
@@ -174,18 +177,22 @@ def _tell(store, second):
         time.sleep(max(0, 0.1 - (time.monotonic() - began)))
 
 
-@pytest.mark.parametrize("pairs", [2])
-def test_charges_per_second_with_and_without_two_endpoints(postgres, tmp_path, pairs):
-    rates = {0: [], 2: []}
-    for pair in range(pairs):
-        for count in (0, 2):
-            folder = tmp_path / f"{pair}-{count}"
+@pytest.mark.timeout(1_200)
+@pytest.mark.parametrize("rounds", [5])
+def test_charges_per_second_with_and_without_two_endpoints(postgres, tmp_path, rounds):
+    """Short rounds in turn, as ABBA, so that a slow minute of the machine falls on both."""
+    rates = {count: [] for count in SETUPS}
+    for number in range(rounds):
+        for count in SETUPS if number % 2 else reversed(SETUPS):
+            folder = tmp_path / f"{number}-{count}"
             folder.mkdir()
             rates[count].append(_charging_rate(postgres, folder, count))
-    best = {count: max(found) for count, found in rates.items()}
-    print(f"\n{CHARGES} charges, {PROCESSES} workers, best of {pairs}: "
-          f"{best[0]:.1f}/s without endpoints, {best[2]:.1f}/s with two, "
-          f"ratio {best[2] / best[0]:.2f}")  # fmt: skip
+    middle = {count: median(found) for count, found in rates.items()}
+    ratios = [after / before for before, after in zip(rates[0], rates[2], strict=True)]
+    print(f"\n{SHORT_ROUND} charges in each of {rounds} rounds, {PROCESSES} workers, medians: "
+          f"{middle[0]:.1f}/s without endpoints, {middle[2]:.1f}/s with two, "
+          f"ratio {median(ratios):.2f} (from {min(ratios):.2f} to {max(ratios):.2f}), "
+          f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")  # fmt: skip
 
 
 def _charging_rate(postgres, folder, count):
@@ -197,7 +204,7 @@ def _charging_rate(postgres, folder, count):
         for number in range(count):
             url = stack.enter_context(fast_receiver(folder))
             _outbound(store, f"{url}{number}")
-        subscribe_many(store)
+        subscribe_many(store, SHORT_ROUND)
         settings = _settings(database, redis.url) | {
             "BILLING_GATEWAY_URL": f"{gateway}/api",
             "BILLING_CARDGATE_URL": gateway,
@@ -209,8 +216,8 @@ def _charging_rate(postgres, folder, count):
         for number in range(PROCESSES):
             stack.enter_context(worker(settings, folder, f"worker-{number}"))
         stack.enter_context(beat(settings, folder))
-        eventually(lambda: settled(store) == CHARGES, 300, why="all paid")
+        eventually(lambda: settled(store) == SHORT_ROUND, 300, why="all paid")
         with store.reading() as connection:
             span = select(func.min(attempts.c.created_at), func.max(attempts.c.settled_at))
             begun, ended = connection.execute(span).one()
-    return CHARGES / (ended - begun).total_seconds()
+    return SHORT_ROUND / (ended - begun).total_seconds()

@@ -13,6 +13,7 @@ from billing_worker.domain.calendar import Schedule, Unit
 from billing_worker.domain.catch_up_policy import CatchUp, Policy
 from billing_worker.domain.errors import ConcurrentChange, InvariantBroken
 from billing_worker.domain.money import Money
+from billing_worker.domain.outgoing.notice import NoticePolicy
 from billing_worker.persistence import attempts, subscriptions
 from billing_worker.persistence.rows import ATTEMPTS, INVOICES, SUBSCRIPTIONS
 from billing_worker.persistence.schema import tables
@@ -22,6 +23,7 @@ SAMPLES = {str: "x", int: 1, bool: True, bytes: b"x"}
 KNOWN = {
     "metadata": {}, "billing_day": None, "currency": "USD", "interval": "month", "timezone": "UTC", "catch_up": "collect_all",
     "origin": "scheduled", "next_origin": "scheduled", "paused_from": "active",
+    "notices": "require",
 }  # fmt: skip
 STATUS = {"attempts": "submitted", "invoices": "open", "subscriptions": "active"}
 UPDATES = {
@@ -59,6 +61,7 @@ def another(value):
         Money: lambda: Money.from_minor(value.minor + 1, "EUR"),
         Schedule: lambda: Schedule(NOW + timedelta(days=1), Unit.DAY, 2, "Europe/Berlin"),
         Policy: lambda: Policy(CatchUp.FORGIVE_OLDER_THAN, 2),
+        NoticePolicy: lambda: NoticePolicy.parse("tell:30"),
     }
     return changes[type(value)]()
 

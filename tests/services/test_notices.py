@@ -374,7 +374,7 @@ def test_what_another_book_or_a_backup_forgot_is_told_again_and_nothing_is_charg
 
 
 def test_a_one_off_charge_and_a_customer_on_a_page_wait_for_no_notice():
-    one_off = Agreement("require", is_one_off=True, had_trial=True, is_long=True)
+    one_off = Agreement(REQUIRE, is_one_off=True, had_trial=True, is_long=True)
     assert needed(one_off, 0, REQUIRE) is None
 
 
@@ -430,3 +430,18 @@ def test_a_command_says_that_the_customer_was_told_once_by_its_key(strict, live)
     assert [one.field for one in refused.errors] == ["amount"]
     live(MONTH)
     assert paid(strict)[:10] == "2026-02-28"
+
+
+def test_a_policy_of_a_later_version_stops_its_own_subscription_and_no_other(
+    strict, live, receivers
+):
+    add(strict)
+    for reference in ("sub-0", "sub-1"):
+        strict.subscribe(reference=reference, notices="require")
+    with strict.store.transaction() as connection:
+        c = tables.subscriptions.c
+        later = tables.subscriptions.update().where(c.reference_id == "sub-0")
+        connection.execute(later.values(notices="ask"))
+    live(MONTH + DAY)
+    assert paid(strict)[:10] == "2026-02-28"
+    assert {one["subscription"] for one in told(receivers)} == {"sub-1"}

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from functools import cache
 from typing import Final
 
 from billing_worker.domain.errors import InvalidInput
@@ -86,19 +87,22 @@ class NoticePolicy:
 
 USUAL_POLICY: Final = NoticePolicy()
 
+_read = cache(NoticePolicy.parse)
+"""There are few policies, and a claim reads one for each of its invoices."""
 
-def chosen(text: str) -> str | None:
-    """Return a subscription's own policy as it is kept. Empty text: None, the default of the
-    settings. Raises InvalidInput on `notices`.
+
+def chosen(text: str | None) -> NoticePolicy | None:
+    """Return a subscription's own policy. Empty text: None, the default of the settings. Raises
+    InvalidInput on `notices`.
     """
-    return str(NoticePolicy.parse(text)) if text else None
+    return _read(text) if text else None
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
     """What of a subscription decides about its notices."""
 
-    policy: str | None  # its own; None: the default
+    policy: NoticePolicy | None  # its own; None: the default
     is_one_off: bool
     had_trial: bool
     is_long: bool  # its interval is half a year or longer
@@ -125,7 +129,7 @@ def needed(agreement: Agreement, number: int, default: NoticePolicy) -> Needed |
     """
     if agreement.is_one_off or (number == 0 and not agreement.had_trial):
         return None
-    policy = default if agreement.policy is None else NoticePolicy.parse(agreement.policy)
+    policy = default if agreement.policy is None else agreement.policy
     required = policy.mode is Mode.REQUIRE
     if number == 0:
         days = TRIAL_DAYS if policy.trial_days is None else policy.trial_days

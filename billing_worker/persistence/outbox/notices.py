@@ -26,6 +26,7 @@ from billing_worker.domain.outgoing.notice import (
     MOST_NOTICE_DAYS,
     Agreement,
     Notice,
+    chosen,
     is_long,
 )
 from billing_worker.domain.subscription import ONE_OFF, Subscription
@@ -45,8 +46,9 @@ OF_AGREEMENT: Final[list[Any]] = [
 
 
 def agreement_from(row: Row[Any]) -> Agreement:
+    """Raises InvalidInput or KeyError for a row that this version cannot read."""
     long = is_long(row.interval, row.interval_count)
-    return Agreement(row.notices, row.kind == ONE_OFF, bool(row.had_trial), long)
+    return Agreement(chosen(row.notices), row.kind == ONE_OFF, bool(row.had_trial), long)
 
 
 def of_subscriptions(connection: Connection, ids: Collection[int]) -> dict[tuple[int, int], Notice]:
@@ -155,6 +157,29 @@ _IS_LONG = or_(
 )
 
 
+_NOW, _NEAR, _NEAR_OF_LONG, _NEAR_OF_OWN = (
+    bindparam(name, type_=_S.next_billing_at.type) for name in ("now", "near", "long", "own")
+)
+_COMING: Any = (
+    select(*TERMS, _S.trial_end.is_not(None).label("had_trial"))
+    .where(
+        _S.kind != ONE_OFF,
+        _S.id > bindparam("after_id"),
+        _S.next_billing_at > _NOW,
+        _S.next_billing_at <= _NEAR_OF_OWN,
+        or_(
+            and_(_S.notices.is_(None), ~_IS_LONG, _S.next_billing_at <= _NEAR),
+            and_(_S.notices.is_(None), _IS_LONG, _S.next_billing_at <= _NEAR_OF_LONG),
+            _S.notices.is_not(None),
+        ),
+        ~_IS_TOLD,
+    )
+    .order_by(_S.id)
+    .limit(bindparam("most"))
+    .with_for_update(skip_locked=True, of=subscriptions)
+)
+
+
 def lock_coming(
     connection: Connection,
     now: datetime,
@@ -169,26 +194,12 @@ def lock_coming(
     them.
     """
     own = timedelta(days=MOST_NOTICE_DAYS + 1)
-    query: Any = (
-        select(*TERMS, _S.trial_end.is_not(None).label("had_trial"))
-        .where(
-            _S.kind != ONE_OFF,
-            _S.id > after_id,
-            _S.next_billing_at > now,
-            _S.next_billing_at <= now + own,
-            or_(
-                and_(_S.notices.is_(None), ~_IS_LONG, _S.next_billing_at <= now + ahead[False]),
-                and_(_S.notices.is_(None), _IS_LONG, _S.next_billing_at <= now + ahead[True]),
-                _S.notices.is_not(None),
-            ),
-            ~_IS_TOLD,
-        )
-        .order_by(_S.id)
-        .limit(limit)
-        .with_for_update(skip_locked=True, of=subscriptions)
-    )
-    rows = connection.execute(query).all()
-    agreed, _ = readable(rows)
-    by_id = {row.id: agreement_from(row) for row in rows}
+    given = {
+        "now": now, "near": now + ahead[False], "long": now + ahead[True], "own": now + own,
+        "after_id": after_id, "most": limit,
+    }  # fmt: skip
+    rows = connection.execute(_COMING, given).all()
+    agreed, _ = readable(rows)  # the sweep that opens periods reports the others
+    by_id = {row.id: row for row in rows}
     last = rows[-1].id if len(rows) == limit else None
-    return [Coming(one, by_id[one.id]) for one in agreed], last
+    return [Coming(one, agreement_from(by_id[one.id])) for one in agreed], last

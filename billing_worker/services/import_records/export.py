@@ -68,7 +68,7 @@ def record_from(row: Row[Any], vault: Vault | None) -> SubscriptionRecord:
         state=State(
             catch_up=subscription.catch_up,
             dunning=subscription.dunning_policy,
-            notices=subscription.notices,
+            notices=str(subscription.notices) if subscription.notices else None,
             held=row.held,
             first_number=subscription.series_start,
             paused_at=subscription.paused_at,

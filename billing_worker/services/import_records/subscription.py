@@ -373,7 +373,7 @@ def _state(data: Mapping[str, Any]) -> State:
     return State(
         catch_up=None if data["catch_up"] is None else Policy.parse(data["catch_up"]),
         dunning=data["dunning"],
-        notices=notice.chosen(data["notices"]) if data["notices"] else None,
+        notices=str(own) if (own := notice.chosen(data["notices"])) else None,
         held=data["held"],
         first_number=data["first_number"],
         paused_at=data["paused_at"],

@@ -92,7 +92,7 @@ def _terms(subscription: Subscription) -> dict[str, Any]:
         "anchor_at": schedule.anchor.isoformat(),
         "description": subscription.description,
         "catch_up": str(subscription.catch_up),
-        "notices": subscription.notices,
+        "notices": str(subscription.notices) if subscription.notices else None,
         "ends_at": subscription.ends_at.isoformat() if subscription.ends_at else None,
     }
 
