@@ -26,6 +26,7 @@ from greenlet import greenlet
 from sqlalchemy import bindparam, func, select
 
 from billing_worker.domain.attempt import Origin
+from billing_worker.domain.errors import InvalidInput
 from billing_worker.domain.events import EventKind
 from billing_worker.domain.invoice import KEEPS_CRASHING
 from billing_worker.gateway.http import Request, Response
@@ -309,14 +310,19 @@ class Simulation:
             self._violated(f"{problems}")
 
     def _retry_what_kept_crashing(self) -> None:
-        """It waits for a person, whom nothing may stand in the way of."""
+        """It waits for a person, whom nothing may stand in the way of but a card that has died since."""
         with self.store.reading() as connection:
             held = list(connection.execute(_KEPT_CRASHING).scalars())
         for reference in held:
             self._say(f"somebody retries {reference}")
-            dunning.retry_invoice(
-                self.store, self.world.clock, reference=reference, by="calm", why="mended"
-            )
+            try:
+                dunning.retry_invoice(
+                    self.store, self.world.clock, reference=reference, by="calm", why="mended"
+                )
+            except InvalidInput as error:
+                if not error.reason.startswith("card.usable"):
+                    raise
+                self._say(f"told: {error}")
 
     def _problems(self) -> list[str]:
         return self.world.discrepancies() + self._stuck() + self._untold() + self._broken()
