@@ -9,6 +9,7 @@ from sqlalchemy import make_url
 from billing_worker.persistence.schema.migrate import migrate
 from billing_worker.persistence.store import Store
 from tests.support.books import name_book
+from tests.support.contradictions import contradictions
 from tests.support.lent_store import Lent
 from tests.support.postgres import EmbeddedPostgres
 from tests.support.world import World
@@ -88,8 +89,12 @@ def store(database_url, stores):
 
 
 @pytest.fixture
-def world(store):
-    """A billing world whose books are compared with the gateway's ledger after the test."""
+def world(request, store):
+    """A billing world whose books are compared with the gateway's ledger after the test, and asked
+    whether they contradict themselves.
+    """
     world = World(store)
     yield world
     assert world.discrepancies() == []
+    if request.node.get_closest_marker("by_hand") is None:
+        assert contradictions(store, world.clock.now(), at_rest=False) == []

@@ -39,7 +39,6 @@ from billing_worker.services.charging.charge import charge_batch
 from billing_worker.services.charging.reconcile import poll_batch
 from billing_worker.services.doorbell import poll_due, ring_due
 from billing_worker.services.invoicing.renew import renew_due
-from tests.simulation.contradictions import contradictions
 from tests.simulation.memory import MemoryStore
 from tests.simulation.moments import (
     Died,
@@ -55,6 +54,7 @@ from tests.simulation.people import (
 )
 from tests.simulation.rare import IN_EVERY_LIFE, reached
 from tests.simulation.witness import Waits, Witness, period_of
+from tests.support.contradictions import contradictions
 from tests.support.world import TwinTransport, World
 
 TOKENS = (

@@ -11,9 +11,9 @@ from sqlalchemy import func, select
 from billing_worker.persistence.schema import tables
 from billing_worker.sandbox.gateway import Behaviour
 from billing_worker.services.subscriptions.subscribe import subscribe
-from tests.simulation.contradictions import contradictions
 from tests.simulation.memory import MemoryStore
 from tests.support.cohort import Cohort
+from tests.support.contradictions import contradictions
 from tests.support.records import monthly
 from tests.support.world import World
 

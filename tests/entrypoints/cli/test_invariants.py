@@ -19,6 +19,7 @@ def run(database_url, world, monkeypatch):
     return lambda *arguments: CliRunner().invoke(cli, ["invariants", *arguments])
 
 
+@pytest.mark.by_hand
 def test_a_book_in_order_passes_and_a_broken_one_names_the_row_and_the_command(world, run):
     world.subscribe("approved")
     world.tick()

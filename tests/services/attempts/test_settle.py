@@ -176,6 +176,7 @@ def test_a_subscription_stays_past_due_until_the_last_of_its_debts_is_paid(world
     assert subscription(world).status == "active"
 
 
+@pytest.mark.by_hand
 def test_two_debts_that_are_paid_in_one_transaction_end_the_arrears(world):
     world.subscribe("decline_duplicated_transaction", interval="week")
     world.run_for(8 * DAY, step=DAY)

@@ -154,6 +154,7 @@ def test_after_a_pause_of_the_sweep_only_the_nearer_warning_is_told():
     assert warning_due(card, 15, now) is None
 
 
+@pytest.mark.by_hand
 def test_nobody_is_warned_about_a_card_that_pays_for_nothing_any_more(world):
     world.subscribe(card=expiring_card(month=2, year=2026))
     with world.store.transaction() as connection:

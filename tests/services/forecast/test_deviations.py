@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+import pytest
 from sqlalchemy import update
 
 from billing_worker.domain.secret import Secret
@@ -76,6 +77,7 @@ def test_a_charge_in_flight_is_unknown_and_says_so(world):
     assert (deviations["sub-1-p0"].kind, comparison.unexplained) == ("unknown", 0)
 
 
+@pytest.mark.by_hand
 def test_what_nobody_decided_is_unexplained(world):
     for name in ("never-opened", "never-charged", "other-amount", "uninvited"):
         world.subscribe("approved", name)

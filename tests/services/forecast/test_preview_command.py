@@ -41,6 +41,7 @@ def run(world, database_url, monkeypatch):
     return run
 
 
+@pytest.mark.by_hand
 def test_the_command_prints_the_same_as_json_csv_and_file_and_compares_it_later(
     world, run, tmp_path
 ):

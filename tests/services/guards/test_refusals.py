@@ -77,6 +77,7 @@ def test_a_charge_that_was_claimed_before_the_first_live_one_is_not_submitted(wo
     assert "live mode" in world.explain()["reason"]
 
 
+@pytest.mark.by_hand
 def test_no_page_opens_in_another_mode(world):
     world.subscribe("decline_insufficient_funds")
     world.tick()

@@ -161,6 +161,7 @@ def test_a_link_whose_card_is_dead_by_now_is_not_given_again(declined):
         checkout(declined)
 
 
+@pytest.mark.by_hand
 def test_a_link_given_again_is_no_second_try_on_its_card(declined):
     """The last one that a network allows may still be asked for twice."""
     _decline_elsewhere(declined, 8)

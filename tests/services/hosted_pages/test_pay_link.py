@@ -112,6 +112,7 @@ def test_a_second_live_attempt_is_refused_by_the_database_itself(declined):
         )
 
 
+@pytest.mark.by_hand
 @pytest.mark.parametrize("status", ["paid", "void"])
 def test_there_is_no_link_for_an_invoice_that_is_not_open(world, status):
     world.subscribe("approved")

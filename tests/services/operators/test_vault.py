@@ -64,6 +64,7 @@ def test_a_token_that_was_copied_to_another_customers_card_charges_nobody(world)
     assert "was stored for another customer" in why(world)
 
 
+@pytest.mark.by_hand
 def test_a_subscription_that_was_turned_to_another_customers_card_charges_nobody(world):
     world.subscribe("approved.of-ann", "sub-1")
     world.subscribe("approved.of-bob", "sub-2")

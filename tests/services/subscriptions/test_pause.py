@@ -178,6 +178,7 @@ def test_what_comes_before_the_arming_commit_wins_and_no_sale_is_sent(world, wha
     assert world.attempts() == ["not_charged"]
 
 
+@pytest.mark.by_hand
 @pytest.mark.parametrize("status", ["paused", "cancelled", "suspended"])
 def test_arming_refuses_by_the_status_alone(world, status):
     """The second lock: even if the attempt had been left as it was."""
