@@ -548,7 +548,7 @@ def test_a_debt_that_a_decision_would_have_made_void_and_that_was_paid_since_is_
     world.clock.advance(HOUR)
     decided_at = world.clock.now()
     banks_change_their_mind(world, "approved")
-    world.run_for(4 * DAY, step=HOUR)
+    world.run_for(4 * DAY, step=6 * HOUR)
     assert world.fate() == "paid"
     what, options = how
     told = decide(world, what, decided_at=decided_at, **options)

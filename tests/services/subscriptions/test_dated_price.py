@@ -287,3 +287,17 @@ def test_a_command_agrees_on_it_and_takes_it_back(paid):
     assert row(paid).new_amount_minor == 1250
     assert command("c2", amount_from="").status == "done"
     assert row(paid).new_amount_minor is None
+
+
+def test_a_withdrawal_that_comes_after_the_first_charge_names_it_and_the_next_one_is_of_the_old_amount(
+    paid,
+):
+    agree(paid)
+    when = paid.clock.now() + 2 * DAY
+    paid.run_for(60 * DAY, step=DAY / 2)
+    assert amounts(paid) == [999, 999, 1250]
+    done = do(paid, "change", amount_from="", decided_at=when)
+    assert done.details["charged_since"] == ["sub-1-p1", "sub-1-p2"]
+    paid.run_for(40 * DAY, step=DAY / 2)
+    assert amounts(paid) == [999, 999, 1250, 999]
+    assert len(events(paid, "subscription.repriced")) == 1
