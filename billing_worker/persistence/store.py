@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, Self
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
@@ -114,7 +115,24 @@ def _engine(url: str) -> Engine:
     )
 
 
+def _close_to_others(file: str | None) -> None:
+    """Make the file readable for its owner only, or take it from all users of the machine.
+
+    SQLite gives its own files beside it the same rights.
+    """
+    if not file or file == ":memory:" or file.startswith("file:"):
+        return
+    path = Path(file)
+    with suppress(OSError):  # SQLite says better what is wrong with it
+        path.touch(mode=0o600, exist_ok=False)
+    with suppress(OSError):
+        mode = path.stat().st_mode
+        if mode & 0o007:
+            path.chmod(mode & ~0o007)
+
+
 def _sqlite_engine(url: str) -> Engine:
+    _close_to_others(make_url(url).database)
     engine = create_engine(
         url,
         poolclass=QueuePool,

@@ -130,7 +130,7 @@ SENDER_ACL = re.search(
 def test_the_documented_rights_of_a_sender_are_enough_for_the_client_and_no_more(installation):
     with Redis.from_url(installation.redis.url) as admin:
         admin.execute_command("ACL", "SETUSER", "shop", "on", ">sesame", *SENDER_ACL[1].split())
-        url = installation.redis.url.replace("redis://", "redis://shop:sesame@")
+        url = f"redis://shop:sesame@127.0.0.1:{installation.redis.port}/0"
         with worker(installation.settings, installation.folder):
             sent = BillingClient(url).describe(customer="nobody")
             assert sent.answer(timeout=60)["status"] == "refused"

@@ -88,7 +88,7 @@ class TestRedis:
             yield client
 
     def test_answers_on_the_loopback_interface(self, server, client):
-        assert server.url == f"redis://127.0.0.1:{server.port}/0"
+        assert server.url.endswith(f"@127.0.0.1:{server.port}/0")
         assert client.ping()
         assert client.info("server")["process_id"] == server.pid
 

@@ -88,6 +88,10 @@ def _announce(stack: LocalStack, settings: Settings) -> None:
         click.echo("The gateway is the sandbox; it forgets its ledger when this process ends.")
     elif not settings.test_mode:
         click.echo("LIVE: BILLING_TEST_MODE is false, cards are charged for real.")
+    if stack.sources["BILLING_REDIS_URL"] == PROVIDED:
+        click.echo(
+            f"Senders of commands find Redis by BILLING_REDIS_URL_FILE={stack.folder}/redis.url"
+        )
     click.echo("In another terminal:")
     for variable, source in stack.sources.items():
         if source == PROVIDED:

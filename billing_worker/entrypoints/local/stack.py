@@ -24,6 +24,8 @@ from billing_worker.domain.errors import BillingError
 from billing_worker.entrypoints.local.child_processes import (
     FolderInUseError,
     dying_with_us,
+    only_for_us,
+    private_file,
     sole_use_of,
     spawn_from_lasting_thread,
     write_owner,
@@ -69,7 +71,7 @@ class LocalStack:
         self._open = ExitStack()
 
     def __enter__(self) -> Self:
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        only_for_us(self.folder)
         try:
             self._take_folder()
             self._provide()
@@ -107,6 +109,8 @@ class LocalStack:
         if "BILLING_REDIS_URL" not in self.sources:
             redis = self._open.enter_context(EmbeddedRedis(self.folder / "redis"))
             self._set("BILLING_REDIS_URL", redis.url)
+            with private_file(self.folder / "redis.url") as file:
+                file.write(redis.url.encode())
         if not _OF_THE_GATEWAY & self.sources.keys():
             self._provide_sandbox()
 
@@ -175,10 +179,6 @@ def _vault_key_file(folder: Path) -> Path:
     """Return the folder's key file, created once: without it the stored card tokens are lost."""
     path = folder / "vault.key"
     if not path.exists():
-        new = path.with_suffix(".new")
-        new.unlink(missing_ok=True)
-        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
+        with private_file(path) as file:
             file.write(Fernet.generate_key())
-        new.rename(path)  # atomic
     return path
