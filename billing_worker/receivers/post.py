@@ -20,7 +20,11 @@ from billing_worker.receivers.address import PUBLIC_POOLS, AddressRefusedError
 DEADLINE_SECONDS: Final = 15.0
 CONNECT_SECONDS: Final = 5.0
 LONGEST_REPLY: Final = 64 * 1024
-"""Bytes that are read of an answer. A longer answer closes the connection."""
+"""Bytes that are read of an answer. A longer answer closes the connection and is a failed try: it
+is a page of a website rather than the word of a receiver.
+"""
+
+TOO_LONG: Final = "its answer is longer than 64 kB"
 
 KEPT_HOSTS: Final = 100
 KEPT_CONNECTIONS: Final = 32
@@ -33,7 +37,7 @@ PRIVATE: Final = "refused: not a public address"
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The answer. `status` None: no complete answer, and `reason` says why."""
+    """The answer. `status` None: there is none. `reason`: why this is no complete answer."""
 
     status: int | None
     reason: str | None = None
@@ -86,11 +90,13 @@ class Poster:
         )
         try:
             answer.read(LONGEST_REPLY, decode_content=False)
-            if answer.closed:  # complete: the connection can be reused
+            is_whole = not answer.read(1, decode_content=False)
+            if is_whole:  # the connection can be reused
                 answer.release_conn()
         finally:
             answer.close()
-        return Answer(answer.status, retry_after=answer.headers.get("Retry-After"))
+        reason = None if is_whole else TOO_LONG
+        return Answer(answer.status, reason, answer.headers.get("Retry-After"))
 
     def _connections(self) -> PoolManager:
         """Return this process's connections: a forked child must not write to its parent's

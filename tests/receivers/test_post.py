@@ -9,7 +9,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from billing_worker.receivers.post import LONGEST_REPLY, Poster
+from billing_worker.domain.outgoing.webhooks import in_words
+from billing_worker.receivers.post import LONGEST_REPLY, Answer, Poster
+from tests.support.tls_proxy import TlsProxy
 
 
 @contextmanager
@@ -60,14 +62,21 @@ def test_a_redirect_is_not_followed():
         assert post(url).status == 302
 
 
-def test_an_endless_body_is_cut():
+def test_an_endless_body_is_cut_and_is_no_answer():
     head = b"HTTP/1.1 200 ok\r\nContent-Length: 3000000000\r\n\r\n"
     with receiver(head, ever=True) as (url, _, sent):
         started = time.monotonic()
-        assert post(url).status == 200
+        answer = post(url)
         assert time.monotonic() - started < 2
     assert sum(sent) < 3_000_000_000 / 100
-    assert LONGEST_REPLY == 64 * 1024
+    assert in_words(answer.status, answer.reason) == "its answer is longer than 64 kB"
+
+
+@pytest.mark.parametrize("length", [0, 1, LONGEST_REPLY])
+def test_an_answer_of_64_kb_is_one(length):
+    head = f"HTTP/1.1 200 ok\r\nContent-Length: {length}\r\n\r\n".encode()
+    with receiver(head, b"x" * length) as (url, _, _):
+        assert post(url) == Answer(200)
 
 
 def test_a_receiver_that_drips_is_left_at_the_deadline():
@@ -90,12 +99,12 @@ def test_what_is_no_answer_says_why(pieces, words):
     assert words in answer.reason
 
 
-def test_a_certificate_that_is_not_valid_is_a_failed_try():
-    with receiver() as (url, got, _):
-        got.extend(b"\r\n\r\n{}")  # it answers the handshake by hanging up
-        answer = post(url.replace("http:", "https:"))
-    assert answer.status is None
-    assert answer.reason
+def test_a_certificate_that_nobody_vouches_for_is_a_failed_try_and_gets_nothing(tmp_path):
+    proxy = TlsProxy(tmp_path, target_port=1)
+    answer = post(f"https://localhost:{proxy.port}/hook")
+    proxy.close()
+    assert answer == Answer(None, "TLS failure (SSLCertVerificationError)")
+    assert proxy.heard == b""
 
 
 def test_nobody_there_is_a_failed_try():

@@ -96,14 +96,19 @@ has_node = shutil.which("node") is not None and (Path(NODE_MODULES) / "standardw
 @pytest.mark.node
 @pytest.mark.skipif(not has_node, reason=WHY_NO_NODE)
 @pytest.mark.parametrize(
-    ("body", "age", "said"),
-    [(BODY, 0, "invoice.paid"), (BODY + b" ", 0, "refused"), (BODY, 301, "refused")],
-    ids=["as signed", "tampered", "old"],
+    ("body", "age", "change", "said"),
+    [
+        (BODY, 0, {}, "invoice.paid"),
+        (BODY + b" ", 0, {}, "refused"),
+        (BODY, 301, {}, "refused"),
+        (BODY, 0, {"webhook-signature": ""}, "refused"),
+    ],
+    ids=["as signed", "tampered", "old", "unsigned"],
 )
-def test_the_npm_library_takes_and_refuses_the_same(body, age, said):
+def test_the_npm_library_takes_and_refuses_the_same(body, age, change, said):
     secret, old = new_secret(), new_secret()
     headers = signed([old, secret], "evt_1", int(SystemClock().now().timestamp()) - age, BODY)
-    given = {"secret": secret.reveal(), "headers": headers, "body": body.decode()}
+    given = {"secret": secret.reveal(), "headers": headers | change, "body": body.decode()}
     script = Path(__file__).parent / "node" / "verify.cjs"
     done = subprocess.run(
         ["node", str(script)], input=json.dumps(given), capture_output=True, text=True, check=True,

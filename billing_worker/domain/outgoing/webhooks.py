@@ -56,7 +56,7 @@ def _asked_for(header: str | None, now: datetime) -> timedelta:
 def in_words(status: int | None, reason: str | None) -> str | None:
     """Why a try counts as failed; None: it was delivered."""
     if is_delivered(status):
-        return None
+        return reason
     if status is None:
         return reason or "no answer"
     if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:

@@ -14,7 +14,7 @@ from standardwebhooks import Webhook
 
 from billing_worker.domain.errors import InvalidInput
 from billing_worker.domain.outgoing.webhooks import USUAL_WAITS
-from billing_worker.persistence.outbox import cursors
+from billing_worker.persistence.outbox import cursors, deliveries
 from billing_worker.persistence.schema import outgoing
 from billing_worker.persistence.store import CommitUnknown
 from billing_worker.receivers.post import Answer
@@ -129,6 +129,27 @@ def _wait(world):
         c = outgoing.webhook_cursors.c
         at = connection.execute(select(c.next_at).where(c.stream != 0)).scalar_one()
     return at - world.clock.now()
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (Answer(302), "302: a redirect, not followed"),
+        (Answer(200, "its answer is longer than 64 kB"), "its answer is longer than 64 kB"),
+        (Answer(None, "TLS: certificate verify failed"), "TLS: certificate verify failed"),
+        (Answer(None), "no answer"),
+        (Answer(500), "answered 500"),
+    ],
+)
+def test_a_failed_try_is_listed_with_its_reason_and_made_again(world, out, answer, why):
+    add(world)
+    world.subscribe()
+    send(replace(out, post=lambda *_: answer))
+    with world.store.reading() as connection:
+        [failed] = deliveries.listed(connection, failed=True, endpoint_id=1, limit=9)
+    assert (failed.reason, failed.delivered_at) == (why, None)
+    world.clock.advance(HOUR)
+    assert send(out) == 1
 
 
 def test_410_pauses_the_endpoint_and_resume_sends_what_was_kept(world, out, receivers):
