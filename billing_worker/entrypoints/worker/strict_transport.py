@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -29,6 +30,9 @@ LONGEST_ID: Final = 255
 LARGEST_ID: Final = 2**63 - 1
 
 OURS: Final = "billing."
+
+_TRACE_PARENT: Final = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+"""https://www.w3.org/TR/trace-context/#traceparent-header"""
 
 _EXPIRES_IN_YEARS: Final = range(1971, 9000)
 
@@ -129,6 +133,12 @@ def _expiry(text: Any) -> str | None:
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).isoformat()
 
 
+def _trace(parent: Any) -> dict[str, str]:
+    """Return the header by which OpenTelemetry joins the trace of the sender, if it is one."""
+    is_one = isinstance(parent, str) and _TRACE_PARENT.fullmatch(parent)
+    return {"traceparent": parent} if is_one else {}
+
+
 def _written_anew(
     headers: Mapping[str, Any], task: str, args: list[Any], kwargs: Mapping[str, Any], queue: str
 ) -> dict[str, Any]:
@@ -152,6 +162,7 @@ def _written_anew(
             "retries": 0,
             "timelimit": [None, None],
             "ignore_result": wants if isinstance(wants, bool) else None,
+            **_trace(headers.get("traceparent")),
         },
         "properties": {
             "correlation_id": task_id,
