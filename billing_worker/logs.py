@@ -3,10 +3,29 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
-from typing import Any
+from collections.abc import MutableMapping
+from typing import Any, Final
 
 import structlog
+
+# Whoever knows the name of a pay page can pay there. Web servers log paths when a request fails.
+_PAGE_NAME: Final = re.compile(r"(/pay/)[\w-]+", re.ASCII)
+# A terminal executes them, and a line end forges a second log line.
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_CONTROL_IN_TRACEBACK: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def _without_what_must_not_be_shown(
+    _logger: Any, _method: str, line: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    for name, value in line.items():
+        if isinstance(value, str):
+            control = _CONTROL_IN_TRACEBACK if name == "exception" else _CONTROL
+            legible = control.sub("\N{REPLACEMENT CHARACTER}", value)
+            line[name] = _PAGE_NAME.sub(r"\1***", legible)
+    return line
 
 
 def configure(*, level: int = logging.INFO, as_json: bool | None = None) -> None:
@@ -28,11 +47,10 @@ def configure(*, level: int = logging.INFO, as_json: bool | None = None) -> None
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
-    final: list[Any] = (
-        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-        if as_json
-        else [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
+    renderer: Any = (
+        structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer()
     )
+    final = [structlog.processors.format_exc_info, _without_what_must_not_be_shown, renderer]
     handler = logging.StreamHandler()
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(

@@ -112,6 +112,7 @@ def _engine(url: str) -> Engine:
         pool_use_lifo=True,  # Few connections: each keeps its prepared statements warm.
         pool_pre_ping=True,  # A restart of the server costs a reconnect, not a failed batch.
         connect_args=dict(postgres.CONNECT),
+        hide_parameters=True,  # An error message would hold names, e-mails and digests.
     )
 
 
@@ -139,6 +140,7 @@ def _sqlite_engine(url: str) -> Engine:
         pool_size=_POOL_SIZE,
         max_overflow=_POOL_OVERFLOW,
         connect_args={"timeout": _SQLITE_BUSY_SECONDS, "check_same_thread": False},
+        hide_parameters=True,
     )
 
     @event.listens_for(engine, "connect")

@@ -139,10 +139,18 @@ def _show(
         writer = csv.DictWriter(sys.stdout, CSV_COLUMNS)
         writer.writeheader()
         for line in lines:
-            writer.writerow(line.as_dict())
+            writer.writerow({name: _no_formula(cell) for name, cell in line.as_dict().items()})
         click.echo(json.dumps(totals.as_dict()), err=True)
     else:
         _print(lines, header, totals)
+
+
+def _no_formula(cell: object) -> object:
+    """A spreadsheet runs a cell that begins like this. An apostrophe makes it text (OWASP)."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
+
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def _print_json(lines: Iterable[Expected], header: dict[str, str], totals: Totals) -> None:
