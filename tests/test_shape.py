@@ -5,8 +5,11 @@ from __future__ import annotations
 import ast
 import re
 import statistics
+import sys
+import tomllib
 from collections import defaultdict
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 from tests.support.processes import ROOT
@@ -125,3 +128,28 @@ def test_no_file_is_longer_than_one_subject_needs():
 
 def test_the_readme_is_read_in_ten_minutes():
     assert len((ROOT / "README.md").read_text().split()) <= MOST_README_WORDS
+
+
+def test_every_library_that_is_imported_is_declared():
+    """One that only comes along with another may be gone, or another one, with its next version."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {_name(re.split(r"[^\w-]", one)[0]) for one in project["dependencies"]}
+    imported = set()
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(str(node.module).partition(".")[0])
+    theirs = imported - sys.stdlib_module_names - {"billing_worker"}
+    distributions = packages_distributions()
+    assert {
+        name
+        for name in theirs
+        if not declared & {_name(one) for one in distributions.get(name, [name])}
+    } == set()
+
+
+def _name(distribution: str) -> str:
+    """As package indexes compare them (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
