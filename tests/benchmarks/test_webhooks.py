@@ -13,6 +13,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from statistics import median
@@ -53,8 +54,8 @@ pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(600)]
 EVENTS = 2_000
 PER_SECOND, SECONDS = 100, 20
 SHORT_ROUND = 400
-SETUPS = (0, 2)
-"""How many endpoints there are."""
+LOWEST = "19"
+"""Priority of what stands for other machines, or gives way to charges."""
 
 
 @contextmanager
@@ -65,9 +66,16 @@ def fast_receiver(folder):
     url = f"http://127.0.0.1:{port}/"
     try:
         eventually(lambda: _answers(url), why="the receiver listens")
+        _give_way(process)
         yield url
     finally:
         process.kill()
+
+
+def _give_way(process):
+    """Let it run when nobody else wants the processor. Linux compares the priorities of sessions."""
+    Path(f"/proc/{process.pid}/autogroup").write_text(LOWEST)
+    os.setpriority(os.PRIO_PGRP, process.pid, int(LOWEST))
 
 
 def _answers(url):
@@ -177,31 +185,48 @@ def _tell(store, second):
         time.sleep(max(0, 0.1 - (time.monotonic() - began)))
 
 
+@dataclass(frozen=True)
+class Setup:
+    """Where two endpoints that want everything are sent to from."""
+
+    words: str
+    endpoints: int = 2
+    by: tuple[str, ...] = ()  # options of the workers that charge
+    own_process: bool = False  # webhooks have one, of the lowest priority
+
+
+SETUPS = (
+    Setup("no endpoint", endpoints=0),
+    Setup("sent by the workers that charge"),
+    Setup("sent by a process that gives way", by=("-X", "billing.webhooks"), own_process=True),
+)
+
+
 @pytest.mark.timeout(1_200)
 @pytest.mark.parametrize("rounds", [5])
 def test_charges_per_second_with_and_without_two_endpoints(postgres, tmp_path, rounds):
-    """Short rounds in turn, as ABBA, so that a slow minute of the machine falls on both."""
-    rates = {count: [] for count in SETUPS}
+    """Short rounds in turn, forwards and backwards, so that a slow minute falls on all setups."""
+    rates = {setup: [] for setup in SETUPS}
     for number in range(rounds):
-        for count in SETUPS if number % 2 else reversed(SETUPS):
-            folder = tmp_path / f"{number}-{count}"
+        for setup in SETUPS if number % 2 else reversed(SETUPS):
+            folder = tmp_path / f"{number}-{SETUPS.index(setup)}"
             folder.mkdir()
-            rates[count].append(_charging_rate(postgres, folder, count))
-    middle = {count: median(found) for count, found in rates.items()}
-    ratios = [after / before for before, after in zip(rates[0], rates[2], strict=True)]
-    print(f"\n{SHORT_ROUND} charges in each of {rounds} rounds, {PROCESSES} workers, medians: "
-          f"{middle[0]:.1f}/s without endpoints, {middle[2]:.1f}/s with two, "
-          f"ratio {median(ratios):.2f} (from {min(ratios):.2f} to {max(ratios):.2f}), "
+            rates[setup].append(_charging_rate(postgres, folder, setup))
+    print(f"\n{SHORT_ROUND} charges a round, {rounds} rounds, {PROCESSES} workers, medians, "
           f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")  # fmt: skip
+    for setup, found in rates.items():
+        ratios = [one / bare for bare, one in zip(rates[SETUPS[0]], found, strict=True)]
+        print(f"  {setup.words:34s} {median(found):6.1f}/s, ratio {median(ratios):.2f} "
+              f"(from {min(ratios):.2f} to {max(ratios):.2f})")  # fmt: skip
 
 
-def _charging_rate(postgres, folder, count):
+def _charging_rate(postgres, folder, setup):
     with ExitStack() as stack:
         database = stack.enter_context(postgres.temporary_database(template="template_billing"))
         store = stack.enter_context(Store(database))
         redis = stack.enter_context(RedisServer(folder / "redis"))
         gateway = stack.enter_context(sandbox(folder, 0))
-        for number in range(count):
+        for number in range(setup.endpoints):
             url = stack.enter_context(fast_receiver(folder))
             _outbound(store, f"{url}{number}")
         subscribe_many(store, SHORT_ROUND)
@@ -214,7 +239,11 @@ def _charging_rate(postgres, folder, count):
             "BILLING_CHARGE_CONCURRENCY": "16",
         }
         for number in range(PROCESSES):
-            stack.enter_context(worker(settings, folder, f"worker-{number}"))
+            stack.enter_context(worker(settings, folder, f"worker-{number}", *setup.by))
+        if setup.own_process:
+            _give_way(
+                stack.enter_context(worker(settings, folder, "webhooks", "-Q", "billing.webhooks"))
+            )
         stack.enter_context(beat(settings, folder))
         eventually(lambda: settled(store) == SHORT_ROUND, 300, why="all paid")
         with store.reading() as connection:

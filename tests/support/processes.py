@@ -104,10 +104,12 @@ def eventually(condition: Callable[[], Any], seconds: float = WITHIN, *, why: st
 
 
 @contextmanager
-def worker(settings: Mapping[str, str], folder: Path, name: str = "worker") -> Iterator[Process]:
+def worker(
+    settings: Mapping[str, str], folder: Path, name: str = "worker", *options: str
+) -> Iterator[Process]:
     """A real worker, ready for messages; killed at the end if it still runs."""
     arguments = [*CELERY, "worker", "-n", f"{name}@test", "--without-gossip", "--without-mingle"]
-    process = Process([*arguments, "-l", "INFO"], settings, folder / f"{name}.log")
+    process = Process([*arguments, *options, "-l", "INFO"], settings, folder / f"{name}.log")
     try:
         process.says("ready.")
         yield process
