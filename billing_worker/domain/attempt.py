@@ -53,6 +53,11 @@ LIVE = frozenset({AttemptStatus.PREPARED, AttemptStatus.SUBMITTED})
 PAID = frozenset({AttemptStatus.SUCCEEDED, AttemptStatus.SURPLUS})
 
 
+SUSPECTED = "looked for: a time that the books have lost may have made it"
+"""Outcome of an attempt that this book has not made. It was written down so that the gateway is
+polled under its reference."""
+
+
 def move(current: AttemptStatus, to: AttemptStatus) -> AttemptStatus:
     """Return `to`. Raises IllegalTransition when TRANSITIONS does not allow the change."""
     if to not in TRANSITIONS[current]:

@@ -20,7 +20,7 @@ from enum import StrEnum
 from billing_worker.domain import lifecycle
 from billing_worker.domain.attempt import Attempt, Origin
 from billing_worker.domain.catch_up_policy import CatchUp, Policy
-from billing_worker.domain.invoice import Invoice
+from billing_worker.domain.invoice import WAIVED, Invoice
 from billing_worker.domain.subscription import BILLABLE, DuePeriod, Subscription, open_next_period
 
 LATE_AFTER = timedelta(hours=1)
@@ -37,9 +37,6 @@ SHORTEST_GAP = timedelta(days=1)
 
 CATCH_UP_RULE = "catch_up."
 """Prefix of every rule here, and so of the reason of an open invoice that waits for a person."""
-
-WAIVED_BY = "waived by "
-"""Prefix of the reason of an invoice that one of these rules has waived."""
 
 MAX_PLANNED_PERIODS = 1_000
 """Most periods of one subscription in one plan; the next sweep continues."""
@@ -240,10 +237,10 @@ def decide(
     if policy.rule is CatchUp.HOLD:
         return Planned(period, Action.HOLD, rule, f"{rule}: late; a person decides about it")
     if policy.rule is CatchUp.COLLECT_LATEST and not is_latest:
-        reason = f"{WAIVED_BY}{rule}: missed, and a later period is collected"
+        reason = f"{WAIVED}{rule}: missed, and a later period is collected"
         return Planned(period, Action.WAIVE, rule, reason)
     if policy.rule is CatchUp.FORGIVE_OLDER_THAN and age > timedelta(days=policy.days or 0):
-        reason = f"{WAIVED_BY}{rule}: older than {policy.days} days"
+        reason = f"{WAIVED}{rule}: older than {policy.days} days"
         return Planned(period, Action.WAIVE, rule, reason)
     if age > age_cap:
         return _too_old(period, age_cap)

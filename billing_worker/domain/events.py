@@ -49,6 +49,7 @@ class EventKind(StrEnum):
     ATTEMPT_CONTRADICTED = "attempt.contradicted"  # a statement that contradicts a final state
     ATTEMPT_RESOLVED = "attempt.resolved"  # by a named person: an unknown one was paid, or was not
     ATTEMPT_UNDECIDED = "attempt.undecided"  # prepared or submitted for a day; written once
+    ATTEMPT_SUSPECTED = "attempt.suspected"  # a time that was lost may have made it: looked for
     ATTEMPT_LEFT_TO_PERSON = (
         "attempt.left_to_person"  # may be sold, pending for 30 days: polled no more
     )

@@ -29,7 +29,8 @@ TRANSITIONS: Mapping[InvoiceStatus, frozenset[InvoiceStatus]] = {
         {InvoiceStatus.PAID, InvoiceStatus.OPEN, InvoiceStatus.VOID}
     ),
     InvoiceStatus.PAID: frozenset(),
-    InvoiceStatus.VOID: frozenset(),
+    # A waived period was not charged by this book. A time that it has lost may have charged it.
+    InvoiceStatus.VOID: frozenset({InvoiceStatus.PAID}),
 }
 
 
@@ -71,6 +72,19 @@ def is_near(invoice: Invoice, instant: datetime) -> bool:
     """Whether the invoice's period begins at most one period length after `instant`."""
     one_earlier = invoice.period_start - (invoice.period_end - invoice.period_start)
     return one_earlier <= instant
+
+
+WAIVED = "waived by "
+"""Prefix of the reason of an invoice that the catch-up policy has voided; the rule follows."""
+
+
+def takes_money(invoice: Invoice) -> bool:
+    """Return whether a payment pays it: it is a debt, or a period that nobody was known to have
+    charged in time. Other money is surplus.
+    """
+    if invoice.status is InvoiceStatus.VOID:
+        return (invoice.reason or "").startswith(WAIVED)
+    return invoice.status in OWED
 
 
 PAUSED = "paused"

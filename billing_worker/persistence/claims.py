@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy import (
     BindParameter,
+    ColumnElement,
     Connection,
     Row,
     Select,
@@ -195,14 +196,8 @@ def lock_open(connection: Connection, *subscription_ids: int) -> list[DueInvoice
 
     Skips unreadable ones: they cannot be charged, and the claim reports them.
     """
-    query = (
-        _WITH_TERMS.where(
-            invoices.c.subscription_id.in_(subscription_ids), invoices.c.status == "open"
-        )
-        .order_by(invoices.c.id)
-        .with_for_update(of=invoices)
-    )
-    return _with_attempts(connection, query)[0]
+    ours = invoices.c.subscription_id.in_(subscription_ids)
+    return _locked(connection, ours, invoices.c.status == "open")[0]
 
 
 def lock_one(connection: Connection, invoice_id: int) -> DueInvoice | None:
@@ -210,8 +205,7 @@ def lock_one(connection: Connection, invoice_id: int) -> DueInvoice | None:
 
     Raises InvariantBroken if it cannot be read.
     """
-    query = _WITH_TERMS.where(invoices.c.id == invoice_id).with_for_update(of=invoices)
-    found, unreadable = _with_attempts(connection, query)
+    found, unreadable = _locked(connection, invoices.c.id == invoice_id)
     if unreadable:
         raise InvariantBroken(
             f"{unreadable[0].reference_id} cannot be read: {unreadable[0].reason}"
@@ -219,16 +213,24 @@ def lock_one(connection: Connection, invoice_id: int) -> DueInvoice | None:
     return next(iter(found), None)
 
 
+def lock_these(connection: Connection, invoice_ids: Sequence[int]) -> list[DueInvoice]:
+    """Lock invoices in any state, but those that this version cannot read. The caller has locked
+    their subscriptions.
+    """
+    return _locked(connection, invoices.c.id.in_(invoice_ids))[0]
+
+
 def lock_given_up(connection: Connection, subscription_id: int) -> list[DueInvoice]:
     """Lock the uncollectible invoices of a locked subscription, as `lock_open` does the open ones."""
-    query = (
-        _WITH_TERMS.where(
-            invoices.c.subscription_id == subscription_id, invoices.c.status == "uncollectible"
-        )
-        .order_by(invoices.c.id)
-        .with_for_update(of=invoices)
-    )
-    return _with_attempts(connection, query)[0]
+    ours = invoices.c.subscription_id == subscription_id
+    return _locked(connection, ours, invoices.c.status == "uncollectible")[0]
+
+
+def _locked(
+    connection: Connection, *conditions: ColumnElement[bool]
+) -> tuple[list[DueInvoice], list[UnreadableInvoice]]:
+    query = _WITH_TERMS.where(*conditions).order_by(invoices.c.id)
+    return _with_attempts(connection, query.with_for_update(of=invoices))
 
 
 def overdue(connection: Connection, now: datetime, limit: int) -> list[tuple[int, str]]:
@@ -300,35 +302,35 @@ def prepare(
     if not due:
         return []
     prefix = book.read(connection).prefix
+    prepared = {"status": AttemptStatus.PREPARED, "claims": 1, "lease_until": lease_until}
     rows = [
-        {
-            "reference_id": attempt_rules.reference_for(
-                item.invoice.reference_id,
-                len(item.attempts) + 1,
-                # A moved subscription keeps the other book's prefix there, to find what it may have
-                # charged.
-                prefix if item.from_prefix is None else item.from_prefix,
-            ),
-            "invoice_id": item.invoice.id,
-            "number": len(item.attempts) + 1,
-            "status": AttemptStatus.PREPARED,
-            "origin": origin,
-            "card_id": item.card_id,
-            "amount_minor": item.invoice.money.minor,
-            "currency": item.invoice.money.currency,
-            "test_mode": test_mode,
-            "fence": 1,
-            "claims": 1,
-            "rechecks": 0,
-            "created_at": now,
-            "lease_until": lease_until,
-        }
+        next_attempt(item, prefix, test_mode=test_mode, now=now) | prepared | {"origin": origin}
         for item, origin in due
     ]
     result = connection.execute(
         insert(attempts).returning(attempts, sort_by_parameter_order=True), rows
     )
     return [attempt_from(row) for row in result]
+
+
+def next_attempt(
+    item: DueInvoice, prefix: str, *, test_mode: bool, now: datetime
+) -> dict[str, Any]:
+    number = len(item.attempts) + 1
+    # A moved subscription keeps the other book's prefix there, to find what it may have charged.
+    there = prefix if item.from_prefix is None else item.from_prefix
+    return {
+        "reference_id": attempt_rules.reference_for(item.invoice.reference_id, number, there),
+        "invoice_id": item.invoice.id,
+        "number": number,
+        "card_id": item.card_id,
+        "amount_minor": item.invoice.money.minor,
+        "currency": item.invoice.money.currency,
+        "test_mode": test_mode,
+        "fence": 1,
+        "rechecks": 0,
+        "created_at": now,
+    }
 
 
 _TAKE_OVER = (

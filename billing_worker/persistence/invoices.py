@@ -28,7 +28,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from billing_worker.domain import attempt as attempt_rules
 from billing_worker.domain import invoice as invoice_rules
 from billing_worker.domain.attempt import Origin
-from billing_worker.domain.catch_up import WAIVED_BY, Action, Planned
+from billing_worker.domain.catch_up import Action, Planned
 from billing_worker.domain.events import EventKind
 from billing_worker.domain.statement import MODERATION, UNSOLD_STATUSES
 from billing_worker.domain.subscription import Subscription
@@ -243,7 +243,7 @@ def take_back_waived(connection: Connection, ids: Sequence[int]) -> None:
         .where(
             invoices.c.id.in_(ids),
             invoices.c.status == "void",
-            invoices.c.reason.startswith(WAIVED_BY),
+            invoices.c.reason.startswith(invoice_rules.WAIVED),
         )
         .values(reason=invoice_rules.TAKEN_BACK)
     )

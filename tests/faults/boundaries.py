@@ -28,8 +28,8 @@ from billing_worker.persistence.schema import tables
 from billing_worker.persistence.store import CommitUnknown, Store
 from billing_worker.sandbox.gateway import Behaviour
 from billing_worker.services.charging.charge import charge_batch
-from billing_worker.services.charging.reconcile import poll_batch
-from billing_worker.services.doorbell import poll_due, ring_due
+from billing_worker.services.charging.reconcile import poll_batch, reconcile_due
+from billing_worker.services.doorbell import ring_due
 from billing_worker.services.invoicing.renew import renew_due
 from billing_worker.services.ports import Ports
 from tests.faults.killing_worker import use_case_of
@@ -438,7 +438,7 @@ class Run:
         self._ticks += 1
         if self._ticks > MOST_TICKS:
             raise RuntimeError("the world never comes to rest")
-        for sweep in (renew_due, ring_due, poll_due):
+        for sweep in (renew_due, ring_due, reconcile_due):
             self._task(sweep)
         messages = self.world.bell.messages
         while messages:

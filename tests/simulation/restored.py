@@ -126,7 +126,3 @@ class Restored(Simulation):
                 continue
             if was.until is None or ask.at < was.until:
                 self._violated(f"{ask.period} was sold, which a forgotten decision had prevented")
-
-    def _problems(self) -> list[str]:
-        """Nobody compares the lists here: what was voided meanwhile is not looked for."""
-        return self._stuck() + self._untold() + self._broken()

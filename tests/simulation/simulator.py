@@ -36,8 +36,8 @@ from billing_worker.persistence.switches import turn_sales
 from billing_worker.sandbox.gateway import Behaviour
 from billing_worker.services import dunning
 from billing_worker.services.charging.charge import charge_batch
-from billing_worker.services.charging.reconcile import poll_batch
-from billing_worker.services.doorbell import poll_due, ring_due
+from billing_worker.services.charging.reconcile import poll_batch, reconcile_due
+from billing_worker.services.doorbell import ring_due
 from billing_worker.services.invoicing.renew import renew_due
 from tests.simulation.memory import MemoryStore
 from tests.simulation.moments import (
@@ -53,6 +53,7 @@ from tests.simulation.people import (
     forgive_whom_it_may_concern,
 )
 from tests.simulation.rare import IN_EVERY_LIFE, reached
+from tests.simulation.searches import Searches
 from tests.simulation.witness import Waits, Witness, period_of
 from tests.support.contradictions import contradictions
 from tests.support.world import TwinTransport, World
@@ -207,6 +208,7 @@ class Simulation:
         """Second debits that no client could know of, and why."""
         self.checked: dict[World, tuple[int, int]] = {}
         self.start = self.world.clock.now()
+        self.searches = Searches(self.start)
         references = [f"sub-{number}" for number in range(self.subscriptions)]
         self.people = People(self.rng, references, self.rarely)
 
@@ -269,7 +271,7 @@ class Simulation:
             (1, self._wipe_broker),
             (9, lambda: self._begin("renew", renew_due)),
             (9, lambda: self._begin("ring", ring_due)),
-            (9, lambda: self._begin("poll", poll_due)),
+            (9, lambda: self._begin("poll", reconcile_due)),
             (14, self._let_time_pass),
             (2, self._toggle_gateway),
             (3, self._storm_of_callbacks),
@@ -299,7 +301,7 @@ class Simulation:
             self.world.sweep(opens=number <= LAST_OPENING)
             self.world.deliver()
             self._check_money()
-            due = self._next_due()
+            due = self._next_due() or self.searches.next(self.store)
             states = self._states()
             quiet = least_seconds == DAY and states == before and not self._has_dates()
             if due is None or quiet:

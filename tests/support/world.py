@@ -31,8 +31,8 @@ from billing_worker.persistence.store import Store
 from billing_worker.persistence.vault import FernetVault
 from billing_worker.sandbox.gateway import Behaviour, Delivery, SandboxGateway
 from billing_worker.services.charging.charge import charge_batch, charge_on_probation
-from billing_worker.services.charging.reconcile import poll_batch
-from billing_worker.services.doorbell import poll_due, ring_due
+from billing_worker.services.charging.reconcile import poll_batch, reconcile_due
+from billing_worker.services.doorbell import ring_due
 from billing_worker.services.hosted_pages.poll import poll_due_pages
 from billing_worker.services.import_records.subscription import parse_record
 from billing_worker.services.invoicing.renew import renew_due
@@ -180,7 +180,7 @@ class World:
             renew_due(self.ports)
         charge_on_probation(self.ports)
         ring_due(self.ports)
-        poll_due(self.ports)
+        reconcile_due(self.ports)
         poll_due_pages(self.ports)
 
     def deliver(self, ports: Ports | None = None) -> None:

@@ -28,7 +28,7 @@ def pay(case: Case, finding: Finding, context: Context) -> Conclusion:
         case, sold = sold_elsewhere(case, context)
         before.append(sold)
     attempt = case.attempt
-    wanted = case.invoice.status in {InvoiceStatus.OPEN, InvoiceStatus.UNCOLLECTIBLE}
+    wanted = invoices.takes_money(case.invoice)
     status = AttemptStatus.SUCCEEDED if wanted else AttemptStatus.SURPLUS
     kind = EventKind.ATTEMPT_SUCCEEDED if wanted else EventKind.ATTEMPT_SURPLUS
     attempt = replace(
@@ -63,7 +63,7 @@ def pay(case: Case, finding: Finding, context: Context) -> Conclusion:
 
 def _no_longer_surplus(case: Case, finding: Finding) -> Case:
     """Let surplus money pay the invoice after a person has withdrawn that another attempt did."""
-    is_owed = case.invoice.status in {InvoiceStatus.OPEN, InvoiceStatus.UNCOLLECTIBLE}
+    is_owed = case.invoice.status in invoices.OWED
     is_surplus = case.attempt.status is AttemptStatus.SURPLUS
     if not (is_surplus and is_owed) or finding.reason in GIVEN_BACK_STATUSES:
         return case

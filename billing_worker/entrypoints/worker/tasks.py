@@ -14,9 +14,9 @@ from billing_worker.entrypoints.worker.sweeps import intervals
 from billing_worker.persistence.store import CommitUnknown
 from billing_worker.services.cards.expiry import warn_expiring
 from billing_worker.services.charging.charge import charge_batch, charge_on_probation
-from billing_worker.services.charging.reconcile import poll_batch
+from billing_worker.services.charging.reconcile import poll_batch, reconcile_due
 from billing_worker.services.commands.records import TASKS
-from billing_worker.services.doorbell import poll_due, ring_due
+from billing_worker.services.doorbell import ring_due
 from billing_worker.services.dunning import give_up_overdue
 from billing_worker.services.guards.lost_memory import clock_is_wrong
 from billing_worker.services.hosted_pages.poll import poll_due_pages
@@ -103,7 +103,7 @@ def ring() -> int:
 
 @sweep("billing.reconcile")
 def reconcile() -> int:
-    return poll_due(process.ports())
+    return reconcile_due(process.ports())
 
 
 @sweep("billing.card_pages")

@@ -65,7 +65,7 @@ from billing_worker.services.charging.find_by_reference import (
     Foreign,
     Found,
     by_reference,
-    knows_later,
+    later_number,
 )
 from billing_worker.services.charging.previous_attempts import Obstacle, TooEarly, why_no_other
 from billing_worker.services.charging.session import ChargeSession, card_token
@@ -222,7 +222,7 @@ def _sought(session: ChargeSession) -> Statement | News | None:
         return NothingSent(found.whose, hold=True)
     if found is not None:
         return _believed(session, found)
-    if claimed.may_be_forgotten and knows_later(session, claimed.key, claimed.attempt):
+    if claimed.may_be_forgotten and later_number(session, claimed.key, claimed.attempt):
         return NothingSent(LATER_KNOWN)
     return None if session.is_our_mode else NothingSent(OTHER_MODE)
 

@@ -115,17 +115,17 @@ def _read(session: GatewaySession, listed: Statement) -> Statement:
     return session.poll(listed.gateway_id)
 
 
-def knows_later(session: GatewaySession, key: CaseKey, attempt: Attempt) -> bool:
-    """Return whether the gateway has an attempt of the same invoice with a higher number. Raises
-    GatewayError.
+def later_number(session: GatewaySession, key: CaseKey, attempt: Attempt) -> int | None:
+    """Return the next higher number under which the gateway has an attempt of the same invoice, or
+    None. Raises GatewayError.
 
     Restored books number attempts again; a lost one may stand behind a gap.
     """
     invoice = attempt.reference_id.removesuffix(reference_for("", attempt.number))
     for number in range(attempt.number + 1, attempt.number + 1 + POLL_AHEAD):
         if _listed(session, key, reference_for(invoice, number)):
-            return True
-    return False
+            return number
+    return None
 
 
 def _tell_if_paid_twice(

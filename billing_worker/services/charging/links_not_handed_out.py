@@ -8,7 +8,7 @@ ended, but may have been sold in a time that these books have lost.
 
 from __future__ import annotations
 
-from billing_worker.domain.attempt import Attempt, AttemptStatus, Origin
+from billing_worker.domain.attempt import SUSPECTED, Attempt, AttemptStatus, Origin
 from billing_worker.domain.errors import ConcurrentChange, GatewayError
 from billing_worker.domain.outcome import (
     LINK_NEVER_HANDED_OUT,
@@ -29,7 +29,9 @@ from billing_worker.services.charging.find_by_reference import (
     Foreign,
     Found,
     by_reference,
+    later_number,
 )
+from billing_worker.services.charging.forgotten_charges import suspect_up_to
 from billing_worker.services.charging.session import GatewaySession
 from billing_worker.services.ports import Ports
 
@@ -51,6 +53,9 @@ def ask_by_reference(ports: Ports, key: CaseKey) -> str:
     session = GatewaySession(ports=ports, by=BY, owner=case.owner, forgetful=forgetful)
     try:
         found = by_reference(session, key, case.attempt)
+        if found is None and case.attempt.outcome == SUSPECTED:
+            # The time that was lost may have given up this attempt, and charged a later one.
+            suspect_up_to(ports, key, later_number(session, key, case.attempt))
         news = _news(case.attempt, found, forgetful=forgetful)
     except GatewayError as error:
         news = NoAnswer(error.reason)

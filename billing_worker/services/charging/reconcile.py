@@ -17,7 +17,9 @@ from billing_worker.persistence.attempts import CaseKey
 from billing_worker.persistence.store import AWAY
 from billing_worker.services.attempts.commit import settle
 from billing_worker.services.attempts.settle import Settle
+from billing_worker.services.charging.forgotten_charges import suspect_forgotten_charges
 from billing_worker.services.charging.links_not_handed_out import ask_by_reference
+from billing_worker.services.doorbell import poll_due
 from billing_worker.services.ports import Ports
 
 BY = "reconcile"
@@ -25,6 +27,12 @@ BY = "reconcile"
 AFTER_A_CRASH = timedelta(minutes=10)
 
 log = structlog.get_logger()
+
+
+def reconcile_due(ports: Ports) -> int:
+    """Wake workers for attempts that are due for polling. Returns how many were found."""
+    suspect_forgotten_charges(ports)
+    return poll_due(ports)
 
 
 def poll_batch(ports: Ports, attempt_ids: Sequence[int]) -> dict[str, int]:

@@ -42,7 +42,7 @@ from billing_worker.services.charging.find_by_reference import (
     MAYBE_SOLD,
     Foreign,
     by_reference,
-    knows_later,
+    later_number,
 )
 from billing_worker.services.charging.previous_attempts import why_no_other
 from billing_worker.services.charging.session import GatewaySession
@@ -184,7 +184,7 @@ def _require_unknown(session: GatewaySession, slot: Slot) -> None:
         if not found.maybe_sold:
             _tell(session, slot, Stated(found.statement))
         raise NotPayable(MAYBE_SOLD)
-    if knows_later(session, slot.key, slot.attempt):
+    if later_number(session, slot.key, slot.attempt):
         raise NotPayable(LATER_KNOWN)
 
 

@@ -248,7 +248,7 @@ def test_a_forgotten_sale_that_only_the_gateway_remembers_expired_is_waited_for(
     world.clock.advance(2 * HOUR)
     world.run_for(2 * DAY, step=HOUR)
     assert world.debits() == {"sub-1-p0": 1}
-    assert world.attempts() == ["succeeded"]
+    assert world.attempts() == ["succeeded", "not_charged"]
     assert world.fate() == "paid"
 
 
