@@ -14,11 +14,14 @@ from billing_worker.persistence.rows import attempt_from
 from billing_worker.persistence.schema.tables import attempts, invoices
 
 
-def left_without_a_look(connection: Connection, lost_at: datetime, since: datetime) -> list[int]:
+def left_without_a_look(
+    connection: Connection, lost_at: datetime, first_lost_at: datetime, since: datetime
+) -> list[int]:
     """Return the invoices since `since` that no charge is planned for (closed, paused, held), and
     whose next reference was not looked for at the gateway after the loss of `lost_at`.
 
-    One that was paid before it is left out: its payment is in the books. So is one whose sale this
+    `first_lost_at`: the earliest loss that nobody has searched after. What was paid before it is left
+    out: its payment is in the books. So is one whose sale this
     book has sent since: later references are looked for before a create.
     """
     live = and_(attempts.c.invoice_id == invoices.c.id, attempts.c.status.in_(LIVE))
@@ -33,7 +36,7 @@ def left_without_a_look(connection: Connection, lost_at: datetime, since: dateti
         .where(
             or_(invoices.c.status != "open", waits),
             invoices.c.created_at >= since,
-            or_(invoices.c.paid_at.is_(None), invoices.c.paid_at >= lost_at),
+            or_(invoices.c.paid_at.is_(None), invoices.c.paid_at >= first_lost_at),
             ~exists().where(after_it),
         )
         .order_by(invoices.c.id)

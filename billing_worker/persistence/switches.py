@@ -26,6 +26,7 @@ from billing_worker.persistence.schema.tables import book, invoices, switches
 SALES = "sales"
 _SERVICE = "service:"
 _RESTORED = "restored"
+_UNSEARCHED = "unsearched"
 _WAITS = "decisions"
 _HANDED_OVER = "handed_over"
 
@@ -120,6 +121,23 @@ def read(connection: Connection) -> Switches:
 def mark_restored(connection: Connection, *, by: str, reason: str | None, now: datetime) -> None:
     """Mark the book as restored: whatever is due now may have been charged in the lost time."""
     _mark(connection, _RESTORED, by=by, reason=reason, now=now)
+    _begin_search(connection, by=by, reason=reason, now=now)
+
+
+def _begin_search(connection: Connection, *, by: str, reason: str | None, now: datetime) -> None:
+    """Note since when nobody has searched for forgotten charges. A second loss keeps the first date."""
+    if unsearched_since(connection) is None:
+        _mark(connection, _UNSEARCHED, by=by, reason=reason, now=now)
+
+
+def unsearched_since(connection: Connection) -> datetime | None:
+    """Return when the first loss was noticed after which no search has found nothing more, or None."""
+    query = select(switches.c.changed_at).where(switches.c.name == _UNSEARCHED)
+    return connection.execute(query).scalar()
+
+
+def end_search(connection: Connection) -> None:
+    connection.execute(delete(switches).where(switches.c.name == _UNSEARCHED))
 
 
 def _mark(connection: Connection, name: str, *, by: str, reason: str | None, now: datetime) -> None:
@@ -131,6 +149,7 @@ def _mark(connection: Connection, name: str, *, by: str, reason: str | None, now
 def await_decisions(connection: Connection, *, by: str, reason: str | None, now: datetime) -> None:
     """Let no period become due until lost decisions are repeated."""
     _mark(connection, _WAITS, by=by, reason=reason, now=now)
+    _begin_search(connection, by=by, reason=reason, now=now)
 
 
 def await_no_more(connection: Connection) -> None:

@@ -21,7 +21,10 @@ class Searches:
         """When the next search may find something, or None."""
         with store.reading() as connection:
             lost_at = switches.restored_at(connection)
-            if lost_at is None or not left_without_a_look(connection, lost_at, self.start):
+            if lost_at is None:
+                return None
+            first = switches.unsearched_since(connection) or lost_at
+            if not left_without_a_look(connection, lost_at, first, self.start):
                 return None
             searched_at = last_counted(connection, "forgotten_charges")
         if searched_at == self.last:

@@ -46,6 +46,7 @@ KNOWN = {
     4010089: "a person called a charge unpaid, a page was paid, and the books forgot both",
     4013418: "a page was opened beside a sale that no sweep had noticed to be forgotten",
     4040810: "a decline flipped to paid after the books had forgotten a page that was paid",
+    5005681: "a person marked a forgotten charge as paid, and a second loss was noticed",
     910242: "a card was replaced, the next attempt sold, and the books that forgot it were paused",
 }
 """Found by campaigns."""

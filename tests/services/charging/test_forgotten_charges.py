@@ -14,7 +14,7 @@ from billing_worker.services.cards.new_card import Scope, replace_card
 from billing_worker.services.hosted_pages.pay_link import start_checkout
 from billing_worker.services.import_records.subscription import CardRecord
 from billing_worker.services.invoicing.renew import renew_due
-from billing_worker.services.operators.debts import IfCharged, void_invoice
+from billing_worker.services.operators.debts import IfCharged, mark_paid, void_invoice
 from billing_worker.services.operators.resolve import resolve_unknown
 from billing_worker.services.subscriptions import lifecycle
 from tests.services.charging.test_restored_books import go_back, start_again
@@ -104,6 +104,21 @@ def test_a_second_payment_that_only_the_lost_time_knew_is_surplus(world):
     assert sorted(world.attempts()) == ["not_charged", "succeeded", "surplus"]
 
 
+def test_what_is_paid_between_two_losses_is_still_looked_for(world):
+    """A second loss is noticed before anybody has searched after the first one."""
+    world.subscribe("approved")
+    renew_due(world.ports)
+    kept = backup(world.store)
+    world.tick()
+    restored(world, kept)
+    mark_paid(world.store, world.clock, reference="sub-1-p0", evidence="cash", by="ann", why="asked",
+              if_charged=IfCharged.REFUSE)  # fmt: skip
+    world.clock.advance(MINUTE)
+    start_again(world)
+    world.run_for(2 * HOUR, step=10 * MINUTE)
+    assert world.attempts() == ["surplus", "not_charged"]
+
+
 def test_a_charge_behind_an_attempt_that_was_given_up_is_found(world):
     """The first attempt left nothing at the gateway. The second one, with another card, was sold."""
     world.subscribe("create_error_500")
@@ -138,4 +153,4 @@ def test_an_invoice_is_looked_for_once_and_not_again_by_each_sweep(world):
     assert len(suspected(world)) == 2, "two waived months"
     with world.store.reading() as connection:
         since = world.clock.now() - 400 * DAY
-        assert left_without_a_look(connection, since, since) == []
+        assert left_without_a_look(connection, since, since, since) == []
