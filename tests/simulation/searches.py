@@ -9,13 +9,15 @@ from billing_worker.persistence import switches
 from billing_worker.persistence.counters import last_counted
 from billing_worker.persistence.forgotten_charges import left_without_a_look
 from billing_worker.persistence.store import Store
-from billing_worker.services.charging.forgotten_charges import EVERY
+from billing_worker.services.charging.forgotten_charges import EVERY_LATER
 
 
 @dataclass(slots=True)
 class Searches:
     start: datetime
-    last: datetime | None = None
+    searched_at: datetime | None = None
+    left: tuple[int, ...] = ()
+    is_over: bool = False
 
     def next(self, store: Store) -> datetime | None:
         """When the next search may find something, or None."""
@@ -24,10 +26,12 @@ class Searches:
             if lost_at is None:
                 return None
             first = switches.unsearched_since(connection) or lost_at
-            if not left_without_a_look(connection, lost_at, first, self.start):
-                return None
+            left = tuple(left_without_a_look(connection, lost_at, first, self.start))
             searched_at = last_counted(connection, "forgotten_charges")
-        if searched_at == self.last:
-            return None  # The last search has left what was not near the loss.
-        self.last = searched_at
-        return searched_at and searched_at + EVERY
+        # A search that leaves what the one before has left has found it to be not near the loss.
+        is_the_same = left == self.left
+        self.is_over = is_the_same and (self.is_over or searched_at != self.searched_at)
+        self.searched_at, self.left = searched_at, left
+        if not left or self.is_over:
+            return None
+        return (searched_at or lost_at) + EVERY_LATER

@@ -301,13 +301,17 @@ class Simulation:
             self.world.sweep(opens=number <= LAST_OPENING)
             self.world.deliver()
             self._check_money()
-            due = self._next_due() or self.searches.next(self.store)
+            search = self.searches.next(self.store)
+            due = self._next_due() or search
             states = self._states()
             quiet = least_seconds == DAY and states == before and not self._has_dates()
-            if due is None or quiet:
+            if due is None or (quiet and search is None):
                 break
             wait = max(due - self.world.clock.now(), timedelta(seconds=least_seconds))
             self.world.clock.advance(wait)
+        else:
+            self.world.sweep(opens=False)
+            self.world.deliver()
         if problems := self._problems():
             self._violated(f"{problems}")
 
