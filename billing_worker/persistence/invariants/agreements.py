@@ -27,6 +27,7 @@ def _last_decision(kind: EventKind, status: str) -> ScalarSelect[int]:
             _decisions.c.kind == kind,
             or_(_before.is_(None), _before != status),
         )
+        .correlate(subscriptions)  # Two levels up: by itself it would ask about all of them.
         .scalar_subquery()
     )
 

@@ -15,12 +15,15 @@ from billing_worker.persistence.invariants import breaches
 from billing_worker.persistence.invariants.asking import Question
 from billing_worker.persistence.schema import tables
 from billing_worker.persistence.store import Store
+from billing_worker.services.dunning import choose_policy
 from billing_worker.services.monitoring import inspection
 from billing_worker.services.monitoring.inspection import inspect
 from billing_worker.services.monitoring.invariants import INVARIANTS, Invariant
 from billing_worker.services.monitoring.silence import RESUMED
 from billing_worker.services.outbox.publish import publish
+from billing_worker.services.subscriptions import lifecycle
 from tests.entrypoints.test_config import GOOD
+from tests.support.contradictions import contradictions
 from tests.support.world import START
 
 SWEEPS = intervals(load(GOOD))
@@ -128,3 +131,16 @@ def test_a_question_reads_no_whole_table(sqlite_url, invariant):
     scans = [row[-1] for row in plan if row[-1].startswith("SCAN")]
     # An index of unfinished rows may be read whole; of the book there is one row.
     assert set(scans) <= {"SCAN attempts USING INDEX uq_attempts_one_live", "SCAN book"}
+
+
+def test_a_cancellation_of_another_subscription_raises_no_alarm(world):
+    """The end of the ladder cancels sub-2, which leaves no entry of a person's cancellation."""
+    world.subscribe("approved")
+    world.subscribe("decline_insufficient_funds", "sub-2")
+    choose_policy(world.store, world.clock, subscription_reference="sub-2", policy="classic",
+                  by="ann", why="asked")  # fmt: skip
+    world.tick()
+    lifecycle.cancel(world.store, world.clock, "sub-1", at_period_end=False, by="ann")
+    world.run_for(timedelta(days=25), step=timedelta(hours=12))
+    assert world.fate("sub-2-p0") == "uncollectible"
+    assert contradictions(world.store, world.clock.now(), at_rest=False) == []
