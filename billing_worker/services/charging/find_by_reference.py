@@ -12,7 +12,9 @@ from billing_worker.domain.attempt import Attempt, reference_for
 from billing_worker.domain.errors import LookUpUnreliable
 from billing_worker.domain.events import Event, EventKind
 from billing_worker.domain.statement import (
+    DECLINED_STATUSES,
     PAID_STATUSES,
+    UNPAID_FINAL_STATUSES,
     UNSOLD_STATUSES,
     Expected,
     Statement,
@@ -38,6 +40,8 @@ LATER_KNOWN = "the gateway knows a later attempt, which restored books (or moved
 KNOWN_THERE = "the gateway knows an invoice under a reference that this book has not used yet"
 UNPROVEN = "found at the gateway, and nothing proves that it was not sold: it is left to end"
 
+_UNPAID = DECLINED_STATUSES | UNPAID_FINAL_STATUSES
+
 log = structlog.get_logger()
 
 
@@ -58,6 +62,7 @@ class Foreign:
     """An invoice of another book or customer has our reference."""
 
     whose: str
+    may_be_paid: bool
 
 
 def by_reference(session: GatewaySession, key: CaseKey, attempt: Attempt) -> Found | Foreign | None:
@@ -76,7 +81,7 @@ def by_reference(session: GatewaySession, key: CaseKey, attempt: Attempt) -> Fou
     whose = next(filter(None, (foreign(one, expected) for one in read)), None)
     ours = [one for one in read if foreign(one, expected) is None]
     if not ours:
-        return Foreign(whose or "")
+        return Foreign(whose or "", any(one.status not in _UNPAID for one in read))
     chosen = most_telling(ours)
     _tell_if_paid_twice(session, key, chosen, ours)
     if whose is not None:

@@ -37,6 +37,7 @@ class Obstacle(StrEnum):
 
     PAID = "an earlier attempt turned out paid"
     UNDECIDED = "an earlier attempt is undecided again"
+    ELSEWHERE = "the other book that billed this subscription may have been paid for it"
     OPEN = "what an earlier attempt may have left at the gateway has not ended yet"
 
 
@@ -96,7 +97,10 @@ def _heard(
         return Stated(session.poll(one.gateway_id), asked_at)
     asked_at = session.ports.clock.now()
     found = by_reference(session, key, one)
-    if found is None or isinstance(found, Foreign):
+    if isinstance(found, Foreign):
+        # Under a reference without a prefix the other book bills the very same debt.
+        return Obstacle.ELSEWHERE if session.forgetful and found.may_be_paid else None
+    if found is None:
         return None
     if found.statement.status in UNSOLD_STATUSES:
         may_be_paid = patient or session.forgetful or found.count > one.fence

@@ -15,6 +15,7 @@ from billing_worker.persistence.store import Store
 from billing_worker.services import kill_switch
 from billing_worker.services.cards.new_card import replace_card
 from billing_worker.services.commands.execute import Message, carry_out
+from billing_worker.services.dunning import retry_invoice
 from billing_worker.services.import_records.export import leaving
 from billing_worker.services.import_records.subscription import CardRecord
 from billing_worker.services.subscriptions import hand_over as moving
@@ -157,6 +158,28 @@ def test_a_book_whose_references_have_no_prefix_stops_and_tells_a_person(world, 
     assert debits(world)["sub-1-p1"] == 1
     assert world.fate("sub-1-p1") == "open, waiting for a person"
     assert any("belongs to another book: anotherbook" in alert for alert in world.alerts())
+
+
+@pytest.mark.parametrize(
+    ("token", "fate"), [("approved", "open"), ("decline_insufficient_funds", "paid")]
+)
+def test_a_retry_without_prefix_sells_only_what_the_other_book_was_not_paid_for(
+    world, other, token, fate
+):
+    name_book(world.store, prefix="")
+    world.subscribe("approved", interval="week")
+    world.tick()
+    hand_over(world, other)
+    world.clock.advance(7 * DAY)
+    give_card(other, token)
+    other.tick()
+    fence(other)
+    take_back(world)
+    world.run_for(2 * HOUR, step=HOUR)
+    retry_invoice(world.store, world.clock, reference="sub-1-p1", by="operator:ann", why="x")
+    world.run_for(DAY, step=HOUR)
+    assert debits(world)["sub-1-p1"] == 1
+    assert world.fate("sub-1-p1").startswith(fate)
 
 
 def test_a_cancellation_that_was_made_in_the_other_book_and_is_said_again_is_not_debited(
