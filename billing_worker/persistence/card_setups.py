@@ -69,9 +69,15 @@ def of_attempt(connection: Connection, attempt_id: int) -> CardSetup | None:
 
 
 def lock(connection: Connection, setup_id: int) -> CardSetup:
-    """Lock a card set-up: always the last lock, after subscriptions, invoices and attempts."""
+    """Lock a card set-up: always the last lock, after subscriptions, invoices and attempts.
+
+    Raises ConcurrentChange if the books have forgotten it.
+    """
     query = _setups().where(card_setups.c.id == setup_id)
-    return setup_from(connection.execute(query.with_for_update(of=card_setups)).one())
+    row = connection.execute(query.with_for_update(of=card_setups)).one_or_none()
+    if row is None:
+        raise ConcurrentChange(f"card set-up {setup_id} is not in the books any more")
+    return setup_from(row)
 
 
 def add(connection: Connection, values: Mapping[str, Any]) -> int:

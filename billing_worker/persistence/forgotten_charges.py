@@ -15,13 +15,13 @@ from billing_worker.persistence.schema.tables import attempts, invoices
 
 
 def left_without_a_look(
-    connection: Connection, lost_at: datetime, first_lost_at: datetime, since: datetime
+    connection: Connection, lost_at: datetime, searched_until: datetime, since: datetime
 ) -> list[int]:
     """Return the invoices since `since` that no charge is planned for (closed, paused, held), and
     whose next reference was not looked for at the gateway after the loss of `lost_at`.
 
-    `first_lost_at`: the earliest loss that nobody has searched after. What was paid before it is left
-    out: its payment is in the books. So is one whose sale this
+    `searched_until`: when the last search was made, or the first loss after it. What was paid before it
+    is left out: its payment is in the books. So is one whose sale this
     book has sent since: later references are looked for before a create.
     """
     live = and_(attempts.c.invoice_id == invoices.c.id, attempts.c.status.in_(LIVE))
@@ -36,7 +36,7 @@ def left_without_a_look(
         .where(
             or_(invoices.c.status != "open", waits),
             invoices.c.created_at >= since,
-            or_(invoices.c.paid_at.is_(None), invoices.c.paid_at >= first_lost_at),
+            or_(invoices.c.paid_at.is_(None), invoices.c.paid_at >= searched_until),
             ~exists().where(after_it),
         )
         .order_by(invoices.c.id)

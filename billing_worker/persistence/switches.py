@@ -26,7 +26,7 @@ from billing_worker.persistence.schema.tables import book, invoices, switches
 SALES = "sales"
 _SERVICE = "service:"
 _RESTORED = "restored"
-_UNSEARCHED = "unsearched"
+_SEARCHED = "searched"
 _WAITS = "decisions"
 _HANDED_OVER = "handed_over"
 
@@ -125,19 +125,23 @@ def mark_restored(connection: Connection, *, by: str, reason: str | None, now: d
 
 
 def _begin_search(connection: Connection, *, by: str, reason: str | None, now: datetime) -> None:
-    """Note since when nobody has searched for forgotten charges. A second loss keeps the first date."""
-    if unsearched_since(connection) is None:
-        _mark(connection, _UNSEARCHED, by=by, reason=reason, now=now)
+    """Note what is to be searched. What was closed since the last search is still to be searched too."""
+    since = searched_until(connection)
+    if since is None or since < now - books.SAID_AGAIN_WITHIN:
+        _mark(connection, _SEARCHED, by=by, reason=reason, now=now)
 
 
-def unsearched_since(connection: Connection) -> datetime | None:
-    """Return when the first loss was noticed after which no search has found nothing more, or None."""
-    query = select(switches.c.changed_at).where(switches.c.name == _UNSEARCHED)
+def searched_until(connection: Connection) -> datetime | None:
+    """Return until when closed invoices have been searched for forgotten charges; None: the book has
+    lost nothing.
+    """
+    query = select(switches.c.changed_at).where(switches.c.name == _SEARCHED)
     return connection.execute(query).scalar()
 
 
-def end_search(connection: Connection) -> None:
-    connection.execute(delete(switches).where(switches.c.name == _UNSEARCHED))
+def end_search(connection: Connection, *, by: str, now: datetime) -> None:
+    """Note that a search which was begun at `now` has found nothing more."""
+    _mark(connection, _SEARCHED, by=by, reason=None, now=now)
 
 
 def _mark(connection: Connection, name: str, *, by: str, reason: str | None, now: datetime) -> None:

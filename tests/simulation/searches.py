@@ -25,8 +25,8 @@ class Searches:
             lost_at = switches.restored_at(connection)
             if lost_at is None:
                 return None
-            first = switches.unsearched_since(connection) or lost_at
-            left = tuple(left_without_a_look(connection, lost_at, first, self.start))
+            since = switches.searched_until(connection) or lost_at
+            left = tuple(left_without_a_look(connection, lost_at, since, self.start))
             searched_at = last_counted(connection, "forgotten_charges")
         # A search that leaves what the one before has left has found it to be not near the loss.
         is_the_same = left == self.left

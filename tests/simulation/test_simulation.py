@@ -47,6 +47,8 @@ KNOWN = {
     4013418: "a page was opened beside a sale that no sweep had noticed to be forgotten",
     4040810: "a decline flipped to paid after the books had forgotten a page that was paid",
     5005681: "a person marked a forgotten charge as paid, and a second loss was noticed",
+    6003725: "a forgotten charge was marked as paid, and nobody searched before a second loss",
+    6004490: "a card page was refused after the books had forgotten it",
     910242: "a card was replaced, the next attempt sold, and the books that forgot it were paused",
 }
 """Found by campaigns."""

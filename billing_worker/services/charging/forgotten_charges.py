@@ -51,15 +51,15 @@ def suspect_forgotten_charges(ports: Ports) -> int:
             return 0  # The search begins when sales do: until then the loss is not over.
         if not counters.add_unless_recent(connection, "forgotten_charges", now, now - every):
             return 0
-        first = switches.unsearched_since(connection) or lost_at
-        left = rows.left_without_a_look(connection, lost_at, first, first - _BACK)
+        since = switches.searched_until(connection) or lost_at
+        left = rows.left_without_a_look(connection, lost_at, since, since - _BACK)
     suspected = sum(
         _suspect(ports, left[start : start + _BATCH]) for start in range(0, len(left), _BATCH)
     )
     if not suspected:
         with ports.store.transaction() as connection:
             if switches.restored_at(connection) == lost_at:
-                switches.end_search(connection)
+                switches.end_search(connection, by=BY, now=now)
     return suspected
 
 

@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import select
 
-from billing_worker.domain.errors import ConcurrentChange, NotPayable
+from billing_worker.domain.errors import ConcurrentChange, NotPayable, Refused
 from billing_worker.domain.outcome import NoAnswer
 from billing_worker.persistence import switches
 from billing_worker.persistence.attempts import CaseKey
@@ -77,6 +77,23 @@ def test_a_page_whose_row_is_forgotten_is_not_handed_out(world):
     world.transport.before_send = forget
     with pytest.raises(ConcurrentChange, match="not in the books any more"):
         start_checkout(world.ports, {"invoice": "sub-1-p0"})
+
+
+def test_a_card_page_whose_row_is_forgotten_is_not_handed_out(world):
+    kept = backup(world.store)
+
+    def forget(request):
+        if request.method == "POST":
+            world.transport.before_send = lambda _: None
+            restore(world.store, kept)
+            raise Refused("no such currency", http_status=422)
+
+    world.transport.before_send = forget
+    with pytest.raises(ConcurrentChange, match="not in the books any more"):
+        start_tokenisation(world.ports, {
+            "reference_id": "card-1", "customer": {"reference_id": "ann"}, "amount": "1.00",
+            "currency": "USD",
+        })  # fmt: skip
 
 
 def test_a_row_that_is_forgotten_costs_its_neighbours_nothing(world):
