@@ -422,7 +422,8 @@ def test_late_money_of_a_forgotten_sale_is_found_although_its_attempt_was_withdr
     end(world, if_charged=IfCharged.ALL_THE_SAME)
     assert world.attempts() == ["not_charged"]
     world.run_for(2 * DAY, step=HOUR)
-    assert world.attempts() == ["surplus", "not_charged"]
+    found = [status for status in world.attempts() if status != "not_charged"]
+    assert found == ["surplus"], "whether the next reference is looked for too depends on the end"
 
 
 def test_a_withdrawn_attempt_that_may_be_sold_is_polled_on_a_ladder_and_then_left_to_a_person(
