@@ -154,3 +154,18 @@ def test_an_invoice_is_looked_for_once_and_not_again_by_each_sweep(world):
     with world.store.reading() as connection:
         since = world.clock.now() - 400 * DAY
         assert left_without_a_look(connection, since, since, since) == []
+
+
+def test_a_charge_planned_at_the_first_search_and_held_as_too_old_is_found_paid(world):
+    """The search ends with nothing found, and the worker is away until the age cap holds it."""
+    world.subscribe("approved", ends_after_periods=1)
+    renew_due(world.ports)
+    kept = backup(world.store)
+    world.tick()
+    restored(world, kept)
+    world.sweep()
+    world.bell.messages.clear()
+    world.clock.advance(70 * DAY)
+    world.run_for(2 * DAY, step=HOUR)
+    assert world.fate() == "paid"
+    assert world.debits() == {"sub-1-p0": 1}
