@@ -20,9 +20,9 @@ def left_without_a_look(
     """Return the invoices since `since` that no charge is planned for (closed, paused, held), and
     whose next reference was not looked for at the gateway after the loss of `lost_at`.
 
-    `searched_until`: when the last search was made, or the first loss after it. What was paid before it
-    is left out: its payment is in the books. So is one whose sale this
-    book has sent since: later references are looked for before a create.
+    `searched_until`: when the last search was made, or the first loss after it. What was paid before
+    is left out: its payment is in the books. So is what this book itself has sold since the loss: it
+    has looked for later references before it created one.
     """
     live = and_(attempts.c.invoice_id == invoices.c.id, attempts.c.status.in_(LIVE))
     waits = and_(invoices.c.enqueue_at.is_(None), ~exists().where(live))

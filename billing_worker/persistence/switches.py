@@ -27,6 +27,7 @@ SALES = "sales"
 _SERVICE = "service:"
 _RESTORED = "restored"
 _SEARCHED = "searched"
+_FIRST_LOSS = "first_loss"
 _WAITS = "decisions"
 _HANDED_OVER = "handed_over"
 
@@ -118,6 +119,10 @@ def read(connection: Connection) -> Switches:
     )
 
 
+_SEARCH = select(switches.c.is_on, switches.c.changed_at).where(switches.c.name == _SEARCHED)
+"""`is_on`: searched until then. Otherwise a loss is to be searched from then on."""
+
+
 def mark_restored(connection: Connection, *, by: str, reason: str | None, now: datetime) -> None:
     """Mark the book as restored: whatever is due now may have been charged in the lost time."""
     _mark(connection, _RESTORED, by=by, reason=reason, now=now)
@@ -125,17 +130,28 @@ def mark_restored(connection: Connection, *, by: str, reason: str | None, now: d
 
 
 def _begin_search(connection: Connection, *, by: str, reason: str | None, now: datetime) -> None:
-    """Note what is to be searched. What was closed since the last search is still to be searched too."""
-    since = searched_until(connection)
-    if since is None or since < now - books.SAID_AGAIN_WITHIN:
-        _mark(connection, _SEARCHED, by=by, reason=reason, now=now)
+    """Note since when closed invoices are to be searched: since the last search, if that is recent, or
+    since an older loss that nobody has searched after.
+    """
+    row = connection.execute(_SEARCH).one_or_none()
+    goes_on = row is not None and (not row.is_on or row.changed_at >= now - books.SAID_AGAIN_WITHIN)
+    since = row.changed_at if row is not None and goes_on else now
+    _mark(connection, _SEARCHED, by=by, reason=reason, now=since, is_on=False)
+    if not goes_on:
+        _mark(connection, _FIRST_LOSS, by=by, reason=reason, now=now)
 
 
 def searched_until(connection: Connection) -> datetime | None:
     """Return until when closed invoices have been searched for forgotten charges; None: the book has
     lost nothing.
     """
-    query = select(switches.c.changed_at).where(switches.c.name == _SEARCHED)
+    row = connection.execute(_SEARCH).one_or_none()
+    return None if row is None else row.changed_at
+
+
+def first_loss(connection: Connection) -> datetime | None:
+    """Return the first of the losses that are searched together, or None."""
+    query = select(switches.c.changed_at).where(switches.c.name == _FIRST_LOSS)
     return connection.execute(query).scalar()
 
 
@@ -144,9 +160,17 @@ def end_search(connection: Connection, *, by: str, now: datetime) -> None:
     _mark(connection, _SEARCHED, by=by, reason=None, now=now)
 
 
-def _mark(connection: Connection, name: str, *, by: str, reason: str | None, now: datetime) -> None:
+def _mark(
+    connection: Connection,
+    name: str,
+    *,
+    by: str,
+    reason: str | None,
+    now: datetime,
+    is_on: bool = True,
+) -> None:
     connection.execute(delete(switches).where(switches.c.name == name))
-    row = {"name": name, "is_on": True, "by": by, "reason": reason, "changed_at": now}
+    row = {"name": name, "is_on": is_on, "by": by, "reason": reason, "changed_at": now}
     connection.execute(insert(switches), row)
 
 

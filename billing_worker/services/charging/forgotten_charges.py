@@ -52,7 +52,8 @@ def suspect_forgotten_charges(ports: Ports) -> int:
         if not counters.add_unless_recent(connection, "forgotten_charges", now, now - every):
             return 0
         since = switches.searched_until(connection) or lost_at
-        left = rows.left_without_a_look(connection, lost_at, since, min(since, lost_at) - _BACK)
+        first = switches.first_loss(connection) or lost_at
+        left = rows.left_without_a_look(connection, lost_at, since, first - _BACK)
     suspected = sum(
         _suspect(ports, left[start : start + _BATCH]) for start in range(0, len(left), _BATCH)
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+import pytest
 from sqlalchemy import select
 
 from billing_worker.domain.events import EventKind
@@ -11,6 +12,7 @@ from billing_worker.domain.secret import Secret
 from billing_worker.persistence.forgotten_charges import left_without_a_look
 from billing_worker.persistence.schema.tables import events
 from billing_worker.services.cards.new_card import Scope, replace_card
+from billing_worker.services.charging import forgotten_charges
 from billing_worker.services.hosted_pages.pay_link import start_checkout
 from billing_worker.services.import_records.subscription import CardRecord
 from billing_worker.services.invoicing.renew import renew_due
@@ -156,16 +158,45 @@ def test_an_invoice_is_looked_for_once_and_not_again_by_each_sweep(world):
         assert left_without_a_look(connection, since, since, since) == []
 
 
-def test_a_charge_planned_at_the_first_search_and_held_as_too_old_is_found_paid(world):
-    """The search ends with nothing found, and the worker is away until the age cap holds it."""
+@pytest.mark.parametrize("is_searched_first", [True, False])
+def test_a_forgotten_charge_is_found_by_a_worker_that_was_away_until_it_is_too_old(
+    world, is_searched_first
+):
+    """The worker is away until the age cap holds the invoice, and may have searched before or not."""
     world.subscribe("approved", ends_after_periods=1)
     renew_due(world.ports)
     kept = backup(world.store)
     world.tick()
     restored(world, kept)
-    world.sweep()
+    if is_searched_first:
+        world.sweep()
     world.bell.messages.clear()
     world.clock.advance(70 * DAY)
     world.run_for(2 * DAY, step=HOUR)
+    assert world.fate() == "paid"
+    assert world.debits() == {"sub-1-p0": 1}
+
+
+@pytest.mark.parametrize("step", ["counted", "suspected"])
+def test_a_search_that_dies_is_made_again(world, monkeypatch, step):
+    """Dead before the attempts are written, or after it and before they are asked about."""
+    world.subscribe("approved")
+    renew_due(world.ports)
+    kept = backup(world.store)
+    world.tick()
+    restored(world, kept)
+    lifecycle.pause(world.store, world.clock, "sub-1", by="test")
+    real = forgotten_charges._suspect
+
+    def dies(*given):
+        if step == "suspected":
+            real(*given)
+        monkeypatch.setattr(forgotten_charges, "_suspect", real)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(forgotten_charges, "_suspect", dies)
+    with pytest.raises(KeyboardInterrupt):
+        world.sweep()
+    world.run_for(3 * HOUR, step=10 * MINUTE)
     assert world.fate() == "paid"
     assert world.debits() == {"sub-1-p0": 1}
