@@ -312,6 +312,28 @@ def test_a_policy_that_becomes_strict_holds_back_a_charge_that_was_prepared_and_
     assert strict.explain("sub-1-p1")["reason"] == "notice_not_accepted"
 
 
+@pytest.mark.parametrize("policy", ["tell", "require:1", ""])
+def test_a_policy_that_becomes_looser_lets_a_charge_go_that_waited(strict, live, policy):
+    add(strict)
+    strict.subscribe()
+    of(strict, "require:90")
+    live(MONTH + DAY)
+    assert strict.explain("sub-1-p1")["reason"] == "notice_accepted_late"
+    of(strict, policy)
+    live(DAY)
+    assert paid(strict)[:10] == "2026-03-01"
+
+
+def test_a_policy_that_stays_strict_does_not_let_a_charge_go_when_it_changes(strict, live):
+    add(strict)
+    strict.subscribe()
+    of(strict, "require:90")
+    live(MONTH + DAY)
+    of(strict, "require:80")
+    live(2 * DAY)
+    assert paid(strict) is None
+
+
 def test_late_periods_wait_each_for_its_notice_and_are_collected_on_days_of_their_own(strict, live):
     add(strict)
     strict.subscribe(interval="week", catch_up="collect_all:2", notices="require:2")

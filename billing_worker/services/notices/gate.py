@@ -83,6 +83,21 @@ def hold_back(
     return held
 
 
+def decide_again(connection: Connection, items: Sequence[DueInvoice], now: datetime) -> None:
+    """Date those of the locked invoices that wait for a notice to now: their policy has changed, and
+    the next claim decides anew.
+    """
+    waits = {rules.NOT_ACCEPTED, rules.ACCEPTED_LATE}
+    claims.date(
+        connection,
+        [
+            (invoice.id, invoice.reason or "", now)
+            for invoice in (item.invoice for item in items)
+            if invoice.reason in waits and invoice.next_attempt_at is not None
+        ],
+    )
+
+
 def log_alerts(held: Sequence[HeldBack]) -> None:
     for one in held:
         if one.alerts:

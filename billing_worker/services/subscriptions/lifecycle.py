@@ -41,6 +41,7 @@ from billing_worker.services.invoicing import pause_collection
 from billing_worker.services.invoicing.decided_at import Decided, TakenBack, decided_when, take_back
 from billing_worker.services.invoicing.pause_collection import Moment
 from billing_worker.services.invoicing.renew import open_planned, plans_for
+from billing_worker.services.notices.gate import decide_again
 from billing_worker.services.subscriptions import terms
 
 _S = SubscriptionStatus
@@ -128,6 +129,9 @@ def change(
             catch_up=Policy.parse(catch_up) if catch_up is not None else before.catch_up,
             notices=notice.chosen(notices) if notices is not None else before.notices,
         )
+        if after.notices != before.notices:
+            waiting = claims.lock_open(asked.connection, before.id)
+            decide_again(asked.connection, waiting, asked.moment.now)
         said = terms.differences(before, after)
         asked.becomes(after, EventKind.SUBSCRIPTION_CHANGED, **said)
 
